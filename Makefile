@@ -1,0 +1,41 @@
+# Each target makes what it needs. PYTHON= chooses the interpreter, VENV= where it lives.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+export JAX_PLATFORMS ?= cpu
+
+.PHONY: quickstart test test-slow lint notebooks bench clean
+
+quickstart: $(STAMP)  ## train sparse networks on real data and show the result
+	$(BIN)/python -m sparsejax
+
+test: lint  ## lint, type check, floors, tests, doctests and notebooks
+	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu and not tpu and not aot" --durations=15
+
+test-slow: $(STAMP)  ## the tests that take minutes
+	$(BIN)/python -m pytest -n 2 -m slow
+
+lint: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports
+
+notebooks: $(STAMP)  ## run the notebooks anew and keep their outputs
+	$(BIN)/python notebooks/run.py
+
+bench: $(STAMP)  ## every benchmark: tables of ratios, kept in benchmarks/results
+	$(BIN)/pip install --quiet ".[bench]"
+	for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .import_linter_cache
+
+# A stamp for another Python version means another interpreter: start over.
+$(STAMP): pyproject.toml
+	rm -rf $(VENV)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --editable ".[examples]" --group dev
+	touch $@

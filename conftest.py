@@ -1,0 +1,13 @@
+"""Every test runs with the shapes and types of the signatures checked, on eight devices."""
+
+import os
+
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+from jaxtyping import install_import_hook  # noqa: E402
+
+# Before anything imports sparsejax, so that every annotated function is checked at run time.
+install_import_hook("sparsejax", "beartype.beartype")

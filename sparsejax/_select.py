@@ -1,0 +1,213 @@
+"""Exact selection without sorting: the k-th largest by bisection on the integer image of floats."""
+
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, Shaped, UInt
+
+# Rows of this many booleans are added up in uint8, which vectorises: 3x faster than a plain sum.
+_ROWS = (128, 64, 32)
+
+
+def topk_mask(scores: Float[Array, "..."], k: int | Shaped[Array, ""]) -> Bool[Array, "..."]:
+    """Exactly `k` ones at the largest scores; the lowest flat index wins ties, NaN ranks last.
+
+    Bisection over the bits of the scores: 32 counting passes for float32, no sort. `k` may be
+    traced; k <= 0 keeps nothing and k >= n everything.
+    """
+    return topk_masks([scores], k)[0]
+
+
+def topk_masks(
+    scores: Sequence[Float[Array, "..."]], k: int | Shaped[Array, ""]
+) -> list[Bool[Array, "..."]]:
+    """`topk_mask` over several arrays together: earlier arrays have the lower indices."""
+    total = sum(math.prod(s.shape) for s in scores)
+    if total == 0:
+        return [jnp.zeros(s.shape, bool) for s in scores]
+    dtype = _count_dtype(total)
+    k = max(k, 0) if isinstance(k, int) else jnp.maximum(k, 0).astype(dtype)
+    k = jnp.minimum(jnp.asarray(k, dtype), jnp.asarray(total, dtype))
+    wide = jnp.result_type(*scores)
+    keys = [sortable(s.astype(wide)) for s in scores]
+
+    def at_least(cut):
+        return sum(_count(key >= cut, dtype) for key in keys)
+
+    cut = _largest(at_least, k, keys[0].dtype)
+    above = sum(_count(key > cut, dtype) for key in keys)
+
+    def ties(_):
+        return _lowest_indices([key == cut for key in keys], k - above, total, dtype)
+
+    def no_ties(_):
+        return [key == cut for key in keys]
+
+    tied = lax.cond(at_least(cut) == k, no_ties, ties, None)
+    return [(key > cut) | tie for key, tie in zip(keys, tied)]
+
+
+def nm_mask(
+    scores: Float[Array, "... k n"], n: int | Shaped[Array, ""], m: int
+) -> Bool[Array, "... k n"]:
+    """The `n` largest of every `m` consecutive scores along the axis before the last.
+
+    By rank: an entry stays if fewer than `n` of its group beat it. The lowest index wins ties,
+    NaN ranks last, `n` may be traced.
+    """
+    *lead, k, columns = scores.shape
+    if k % m:
+        raise ValueError(f"groups of {m} do not divide the contraction length {k}.")
+    s = jnp.where(jnp.isnan(scores), -jnp.inf, scores).reshape(*lead, k // m, m, columns)
+    slots = [s[..., i, :] for i in range(m)]
+    ranks = [jnp.zeros(slots[0].shape, jnp.int8) for _ in range(m)]
+    for j in range(m):
+        for i in range(j):
+            wins = slots[i] >= slots[j]
+            ranks[j] += wins.astype(jnp.int8)
+            ranks[i] += (~wins).astype(jnp.int8)
+    keep = jnp.stack([rank < n for rank in ranks], axis=-2)
+    return keep.reshape(scores.shape)
+
+
+def fraction_of(fraction: ArrayLike, total: int) -> int | UInt[Array, ""]:
+    """`round(fraction * total)`, half to even, exact for every total below 2**32.
+
+    A Python fraction gives a Python int. A traced float32 is multiplied in integers, since the
+    product needs up to 56 bits: in float32 arithmetic 0.9 * 4e7 is already off by one.
+    """
+    if isinstance(fraction, int | float):
+        return round(min(max(fraction, 0.0), 1.0) * total)
+    fraction = jnp.clip(jnp.asarray(fraction), 0, 1)
+    if fraction.dtype == jnp.float64:
+        return jnp.round(fraction * total).astype(jnp.uint64)
+    return _round_product(fraction.astype(jnp.float32), total)
+
+
+def kept_at(fraction: ArrayLike, units: int, zeros: int) -> int | UInt[Array, ""]:
+    """How many of `units` stay at a fraction of the way to `zeros` zeros."""
+    gone = fraction_of(fraction, zeros)
+    return units - gone if isinstance(gone, int) else jnp.asarray(units, gone.dtype) - gone
+
+
+def sortable(x: Float[Array, "..."]) -> UInt[Array, "..."]:
+    """The unsigned integers in the order of the floats: NaN lowest, -0 equal to +0."""
+    bits = jnp.finfo(x.dtype).bits
+    signed = jnp.dtype(f"int{bits}")
+    unsigned = jnp.dtype(f"uint{bits}")
+    image = lax.bitcast_convert_type(jnp.where(x == 0, jnp.zeros_like(x), x), signed)
+    top = jnp.array(jnp.iinfo(signed).min, signed)
+    key = lax.bitcast_convert_type(jnp.where(image < 0, ~image, image | top), unsigned)
+    return jnp.where(jnp.isnan(x), jnp.zeros_like(key), key)
+
+
+def _count_dtype(total: int) -> jnp.dtype:
+    if total < 2**32:
+        return jnp.dtype(jnp.uint32)
+    if jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
+        return jnp.dtype(jnp.uint64)
+    raise ValueError(
+        f"selecting among {total} entries together needs 64-bit counts: set jax_enable_x64, or "
+        "select per leaf instead of globally."
+    )
+
+
+def _count(keep: Bool[Array, "..."], dtype: jnp.dtype) -> UInt[Array, ""]:
+    width = keep.shape[-1] if keep.ndim else 1
+    row = next((r for r in _ROWS if width % r == 0), None)
+    if row is None:
+        return jnp.sum(keep, dtype=dtype)
+    rows = keep.astype(jnp.uint8).reshape(*keep.shape[:-1], width // row, row)
+    return jnp.sum(jnp.sum(rows, axis=-1, dtype=jnp.uint8), dtype=dtype)
+
+
+def _largest(at_least, k: UInt[Array, ""], dtype: jnp.dtype) -> UInt[Array, ""]:
+    """The largest `cut` of which at least `k` entries are `>= cut`, bit by bit from the top."""
+    bits = jnp.iinfo(dtype).bits
+
+    def set_bit(i, cut):
+        candidate = cut | (jnp.ones((), dtype) << (bits - 1 - i).astype(dtype))
+        return jnp.where(at_least(candidate) >= k, candidate, cut)
+
+    return lax.fori_loop(0, bits, set_bit, jnp.zeros((), dtype))
+
+
+def _lowest_indices(
+    marked: list[Bool[Array, "..."]], k: UInt[Array, ""], total: int, dtype: jnp.dtype
+) -> list[Bool[Array, "..."]]:
+    """The first `k` marked entries, by bisection on the index: a cumulative sum would not shard."""
+    indices, offset = [], 0
+    for m in marked:
+        indices.append(_flat_index(m.shape, dtype) + jnp.asarray(offset, dtype))
+        offset += math.prod(m.shape)
+
+    def below(end):
+        return sum(_count(m & (i < end), dtype) for m, i in zip(marked, indices))
+
+    def set_bit(i, end):
+        candidate = end | (jnp.ones((), dtype) << (bits - 1 - i).astype(dtype))
+        return jnp.where(below(candidate) <= k, candidate, end)
+
+    bits = total.bit_length()
+    end = lax.fori_loop(0, bits, set_bit, jnp.zeros((), dtype))
+    return [m & (i < end) for m, i in zip(marked, indices)]
+
+
+def _flat_index(shape: tuple[int, ...], dtype: jnp.dtype) -> UInt[Array, "..."]:
+    index, stride = jnp.zeros(shape, dtype), 1
+    for axis in reversed(range(len(shape))):
+        index += lax.broadcasted_iota(dtype, shape, axis) * jnp.asarray(stride, dtype)
+        stride *= shape[axis]
+    return index
+
+
+def _round_product(fraction: Float[Array, ""], total: int) -> UInt[Array, ""]:
+    """`round(fraction * total)` with fraction = mantissa * 2**-shift in 32-bit limbs."""
+    bits = lax.bitcast_convert_type(fraction, jnp.uint32)
+    exponent = bits >> 23
+    mantissa = (bits & 0x7FFFFF) | jnp.where(exponent > 0, jnp.uint32(1 << 23), jnp.uint32(0))
+    shift = jnp.uint32(150) - jnp.maximum(exponent, 1)
+    high, low = _multiply(mantissa, jnp.uint32(total))
+    quotient, remainder_high, remainder_low = _shift_right(high, low, shift)
+    half_high, half_low = _power_of_two(shift - 1)
+    same = (remainder_high == half_high) & (remainder_low == half_low)
+    more = (remainder_high > half_high) | (
+        (remainder_high == half_high) & (remainder_low > half_low)
+    )
+    up = more | (same & (quotient % 2 == 1))
+    # The product has at most 56 bits: shifted by more than 57 it rounds to zero.
+    return jnp.where(shift > 57, jnp.uint32(0), quotient + up.astype(jnp.uint32))
+
+
+def _multiply(a: UInt[Array, ""], b: UInt[Array, ""]) -> tuple[UInt[Array, ""], UInt[Array, ""]]:
+    """The 64-bit product of a 24-bit and a 32-bit integer as (high, low)."""
+    a1, a0, b1, b0 = a >> 12, a & 0xFFF, b >> 16, b & 0xFFFF
+    high, low = jnp.uint32(0), a0 * b0
+    for part, shift in ((a0 * b1, 16), (a1 * b0, 12), (a1 * b1, 28)):
+        added = low + (part << shift)
+        high += (part >> (32 - shift)) + (added < low).astype(jnp.uint32)
+        low = added
+    return high, low
+
+
+def _shift_right(high: UInt[Array, ""], low: UInt[Array, ""], shift: UInt[Array, ""]):
+    """Quotient (32 bits) and remainder (high, low) of the 64-bit integer by 2**shift, 23..57."""
+    small = shift < 32
+    s = jnp.where(small, shift, shift - 32)
+    mask = (jnp.uint32(1) << s) - 1
+    quotient = jnp.where(small, (high << (32 - s)) | (low >> s), high >> s)
+    quotient = jnp.where(shift == 32, high, quotient)
+    return quotient, jnp.where(small, 0, high & mask), jnp.where(small, low & mask, low)
+
+
+def _power_of_two(exponent: UInt[Array, ""]) -> tuple[UInt[Array, ""], UInt[Array, ""]]:
+    one = jnp.uint32(1)
+    small = exponent < 32
+    return (
+        jnp.where(small, 0, one << jnp.where(small, 0, exponent - 32)),
+        jnp.where(small, one << jnp.where(small, exponent, 0), 0),
+    )

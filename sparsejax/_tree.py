@@ -1,0 +1,78 @@
+"""Names and selection of leaves: one path per leaf, with or without NNX variables."""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import optax
+from flax import nnx
+from jaxtyping import PyTree
+
+_KERNEL = re.compile(r"(^|/)(kernel|weight)$")
+_NOT_A_KERNEL = re.compile(r"norm|embed", re.IGNORECASE)
+
+
+def is_gap(x: Any) -> bool:
+    """True for what stands where a partial tree has no leaf: `None` or optax's `MaskedNode`."""
+    return x is None or isinstance(x, optax.MaskedNode)
+
+
+def is_variable(x: Any) -> bool:
+    """True for an NNX variable, which is one leaf to us."""
+    return isinstance(x, nnx.Variable)
+
+
+def name_of(path: tuple[Any, ...]) -> str:
+    """The path of a leaf as text: `decoder/0/attention/query/kernel`."""
+    return "/".join(str(_key(entry)) for entry in path)
+
+
+def _key(entry: Any) -> Any:
+    for attribute in ("key", "name", "idx"):
+        if hasattr(entry, attribute):
+            return getattr(entry, attribute)
+    return entry
+
+
+def pure(tree: PyTree) -> PyTree:
+    """The parameters as a tree of arrays; those of an NNX module are its `nnx.Param`s."""
+    if isinstance(tree, nnx.Module):
+        tree = nnx.state(tree, nnx.Param)
+    # nnx.as_pure would turn a bare State into a dict, so it is asked only where variables are.
+    leaves = jax.tree.leaves(tree, is_leaf=is_variable)
+    return nnx.as_pure(tree) if any(map(is_variable, leaves)) else tree
+
+
+def named_leaves(tree: PyTree) -> dict[str, Any]:
+    """The leaves by name, in the order of the tree; gaps are left out."""
+    leaves = jax.tree.leaves_with_path(tree, is_leaf=is_variable)
+    values = {name_of(path): x.get_value() if is_variable(x) else x for path, x in leaves}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def map_named(f: Callable[..., Any], tree: PyTree, *by_name: Mapping[str, Any]) -> PyTree:
+    """`tree` with `f(name, leaf, *(d.get(name) for d in by_name))` in place of each leaf.
+
+    NNX variables stay variables around the new values, with their metadata.
+    """
+
+    def at(path, leaf):
+        name = name_of(path)
+        values = [d.get(name) for d in by_name]
+        return jax.tree.map(lambda x: f(name, x, *values), leaf)
+
+    return jax.tree.map_with_path(at, tree, is_leaf=is_variable)
+
+
+def is_kernel(name: str, leaf: Any) -> bool:
+    """The leaves meant when no rule is given: matrices named `kernel` or `weight`.
+
+    Never norms or embeddings, and never by the number of axes alone: attention biases are 2-D.
+    """
+    return bool(_KERNEL.search(name)) and len(leaf.shape) >= 2 and not _NOT_A_KERNEL.search(name)
+
+
+def natural_order(name: str) -> list[Any]:
+    """Sorting key that puts `layer_2` before `layer_10`."""
+    return [(0, int(t), "") if t.isdigit() else (1, 0, t) for t in re.split(r"(\d+)", name) if t]

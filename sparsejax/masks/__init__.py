@@ -1,0 +1,81 @@
+"""Which entries stay: patterns, scores, allocations, plans."""
+
+from ._allocate import (
+    Allocation as Allocation,
+)
+from ._allocate import (
+    erdos_renyi as erdos_renyi,
+)
+from ._allocate import (
+    erk as erk,
+)
+from ._allocate import (
+    from_scores as from_scores,
+)
+from ._allocate import (
+    global_ as global_,
+)
+from ._allocate import (
+    uniform as uniform,
+)
+from ._allocate import (
+    uniform_plus as uniform_plus,
+)
+from ._apply import apply_masks as apply_masks
+from ._apply import straight_through as straight_through
+from ._nm import NM as NM
+from ._nm import Stages as Stages
+from ._nm import nm_stages as nm_stages
+from ._pattern import Pattern as Pattern
+from ._pattern import Unstructured as Unstructured
+from ._pattern import topk as topk
+from ._plan import Plan as Plan
+from ._plan import PlannedLeaf as PlannedLeaf
+from ._plan import plan as plan
+from ._score import (
+    grasp as grasp,
+)
+from ._score import (
+    magnitude as magnitude,
+)
+from ._score import (
+    movement as movement,
+)
+from ._score import (
+    random as random,
+)
+from ._score import (
+    saliency as saliency,
+)
+from ._structured import Block as Block
+from ._structured import Channel as Channel
+from ._structured import Groups as Groups
+
+__all__ = [
+    "NM",
+    "Allocation",
+    "Block",
+    "Channel",
+    "Groups",
+    "Pattern",
+    "Plan",
+    "PlannedLeaf",
+    "Stages",
+    "Unstructured",
+    "apply_masks",
+    "erdos_renyi",
+    "erk",
+    "from_scores",
+    "global_",
+    "grasp",
+    "magnitude",
+    "movement",
+    "nm_stages",
+    "plan",
+    "random",
+    "saliency",
+    "straight_through",
+    "topk",
+    "uniform",
+    "uniform_plus",
+]

@@ -1,0 +1,306 @@
+"""Allocations: how a sparsity is shared out among layers, at the same total."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from .._select import topk_masks
+from .._tree import is_kernel, map_named, named_leaves, natural_order
+
+Allocation = Callable[[PyTree, float], PyTree]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A leaf to allocate to: its shape without the stacked axes, and how many slices it stacks."""
+
+    shape: tuple[int, ...]
+    slices: int = 1
+
+    @property
+    def size(self) -> int:
+        """Number of entries."""
+        return self.slices * int(np.prod(self.shape, dtype=np.int64))
+
+
+def uniform(params: PyTree, sparsity: float, *, fixed: Mapping[str, float] | None = None) -> PyTree:
+    r"""The same sparsity for every layer.
+
+    Args:
+      params: A tree of arrays or shapes. Leaves named `kernel` or `weight` are meant.
+      sparsity: Fraction of zeros over all meant leaves together.
+      fixed: Sparsities of leaves (regular expression: sparsity) that are left out of the sum.
+
+    Returns:
+      A tree of sparsities; None for leaves that are not meant.
+
+    Raises:
+      ValueError: If the sparsity is outside [0, 1].
+
+    Example:
+      >>> import jax.numpy as jnp, sparsejax as sj
+      >>> sj.masks.uniform({"kernel": jnp.ones((8, 8)), "bias": jnp.ones(8)}, 0.9)
+      {'bias': None, 'kernel': 0.9}
+    """
+    return _allocate(params, sparsity, fixed, lambda layers, s: dict.fromkeys(layers, s))
+
+
+def uniform_plus(
+    params: PyTree,
+    sparsity: float,
+    *,
+    first: str | None = None,
+    last: str | None = None,
+    last_sparsity: float = 0.8,
+    exact_budget: bool = True,
+) -> PyTree:
+    r"""Uniform, but the first layer dense and the last at most 80 % sparse.
+
+    The others share the rest of the budget: `d' = (d N - N_first - d_last N_last) / N_others`.
+
+    Args:
+      params: A tree of arrays or shapes.
+      sparsity: Fraction of zeros over all meant leaves together.
+      first: Regular expression of the first layer; by default the first name in natural order.
+      last: Regular expression of the last layer; by default the last name in natural order.
+      last_sparsity: Upper limit of the sparsity of the last layer.
+      exact_budget: If False, the formula of the official code, `d' = (d N - N_first - d_last
+        N_last) / N`, which keeps fewer entries than asked for.
+
+    Returns:
+      A tree of sparsities; None for leaves that are not meant.
+
+    Raises:
+      ValueError: If the first and last layer alone exceed the budget.
+
+    Reference:
+      Gale et al., The State of Sparsity in Deep Neural Networks, 2019 (arXiv 1902.09574).
+
+    Example:
+      >>> import jax.numpy as jnp, sparsejax as sj
+      >>> layers = {f"l{i}": {"kernel": jnp.ones((10, 10))} for i in range(4)}
+      >>> s = sj.masks.uniform_plus(layers, 0.6)
+      >>> [round(s[f"l{i}"]["kernel"], 2) for i in range(4)]
+      [0.0, 0.9, 0.9, 0.6]
+    """
+
+    def shares(layers, s):
+        names = sorted(layers, key=natural_order)
+        head, tail = _one(names, first, names[0]), _one(names, last, names[-1])
+        if len(names) == 1:
+            return {head: s}
+        others = [n for n in names if n not in (head, tail)]
+        total = sum(layer.size for layer in layers.values())
+        tail_density = max(1 - s, 1 - last_sparsity)
+        rest = (1 - s) * total - layers[head].size - tail_density * layers[tail].size
+        over = sum(layers[n].size for n in others) if exact_budget else total
+        if rest < 0 or (others and rest > over) or (not others and abs(rest) > 1e-6 * total):
+            raise ValueError(
+                f"uniform_plus cannot reach sparsity {s}: {head} dense and {tail} at sparsity "
+                f"{1 - tail_density:.3g} leave {rest:.0f} entries for the other {len(others)} "
+                "layers; ask for another sparsity, or use sj.masks.erk."
+            )
+        inner = 1 - rest / over if others else 0.0
+        return {**dict.fromkeys(others, inner), head: 0.0, tail: min(s, last_sparsity)}
+
+    return _allocate(params, sparsity, None, shares)
+
+
+def erdos_renyi(
+    params: PyTree, sparsity: float, *, fixed: Mapping[str, float] | None = None
+) -> PyTree:
+    r"""Erdos-Renyi: density proportional to `(n_in + n_out) / (n_in n_out)`, at most 1.
+
+    Only the two channel axes of a convolution (the last two) count.
+
+    Args:
+      params: A tree of arrays or shapes.
+      sparsity: Fraction of zeros over all meant leaves together.
+      fixed: Sparsities of leaves (regular expression: sparsity) that are left out of the sum.
+
+    Returns:
+      A tree of sparsities; None for leaves that are not meant.
+
+    Raises:
+      ValueError: If the sparsity is outside [0, 1].
+
+    Reference:
+      Mocanu et al., Scalable Training of Artificial Neural Networks with Adaptive Sparse
+      Connectivity, 2018 (arXiv 1707.04780).
+
+    Example:
+      >>> import jax.numpy as jnp, sparsejax as sj
+      >>> layers = {"a": {"kernel": jnp.ones((100, 100))}, "b": {"kernel": jnp.ones((100, 10))}}
+      >>> s = sj.masks.erdos_renyi(layers, 0.8)
+      >>> round(s["a"]["kernel"], 3), round(s["b"]["kernel"], 3)
+      (0.858, 0.219)
+    """
+    score = _dimensions(lambda shape: shape[-2:], power=1.0)
+    return _allocate(params, sparsity, fixed, lambda layers, s: _scaled(layers, s, score))
+
+
+def erk(
+    params: PyTree,
+    sparsity: float,
+    *,
+    fixed: Mapping[str, float] | None = None,
+    power: float = 1.0,
+) -> PyTree:
+    r"""Erdos-Renyi kernel: density proportional to `(sum(shape) / prod(shape)) ** power`.
+
+    Layers that would exceed density 1 become dense and the others share what is left, so the
+    total is exact. `fixed={"head/kernel$": 0.0}` gives ERK+ (a dense classifier) on top.
+
+    Args:
+      params: A tree of arrays or shapes.
+      sparsity: Fraction of zeros over all meant leaves together.
+      fixed: Sparsities of leaves (regular expression: sparsity) that are left out of the sum.
+      power: Exponent of the score.
+
+    Returns:
+      A tree of sparsities; None for leaves that are not meant.
+
+    Raises:
+      ValueError: If the sparsity is outside [0, 1].
+
+    Reference:
+      Evci et al., Rigging the Lottery: Making All Tickets Winners, 2019 (arXiv 1911.11134).
+
+    Example:
+      >>> import jax.numpy as jnp, sparsejax as sj
+      >>> widths = [784, 300, 100, 10]
+      >>> lenet = {f"l{i}": {"kernel": jnp.ones(s)} for i, s in enumerate(zip(widths, widths[1:]))}
+      >>> [round(s["kernel"], 4) for s in sj.masks.erk(lenet, 0.9).values()]
+      [0.9204, 0.7698, 0.0]
+    """
+    score = _dimensions(lambda shape: shape, power)
+    return _allocate(params, sparsity, fixed, lambda layers, s: _scaled(layers, s, score))
+
+
+def from_scores(scores: PyTree) -> Allocation:
+    r"""The layer ratios that a global top-k of given scores has; its positions are not used.
+
+    With `saliency` these are the SNIP ratios, with `grasp` the GraSP ratios, with `magnitude`
+    those of global magnitude pruning.
+
+    Args:
+      scores: A tree of scores with the structure of the parameters; the largest are kept.
+
+    Returns:
+      An allocation, a function of (params, sparsity).
+
+    Reference:
+      Liu et al., 2022 (arXiv 2202.02643).
+
+    Example:
+      >>> import jax.numpy as jnp, sparsejax as sj
+      >>> params = {"a": {"kernel": jnp.ones((2, 2))}, "b": {"kernel": 2 * jnp.ones((2, 2))}}
+      >>> allocate = sj.masks.from_scores(sj.masks.magnitude(params))
+      >>> allocate(params, 0.5)
+      {'a': {'kernel': 1.0}, 'b': {'kernel': 0.0}}
+    """
+    by_name = named_leaves(scores)
+
+    def allocate(params, sparsity):
+        def shares(layers, s):
+            missing = [name for name in layers if name not in by_name]
+            if missing:
+                raise ValueError(f"from_scores has no score for {', '.join(missing)}.")
+            total = sum(layer.size for layer in layers.values())
+            masks = topk_masks([by_name[name] for name in layers], total - round(total * s))
+            return {name: 1 - int(np.sum(m)) / m.size for name, m in zip(layers, masks)}
+
+        return _allocate(params, sparsity, None, shares)
+
+    return allocate
+
+
+def global_(params: PyTree, sparsity: float) -> PyTree:
+    r"""One selection over all layers together, made anew at every mask update.
+
+    Given to `sj.plan(..., allocate=sj.masks.global_)`, the plan compares the scores of all its
+    leaves with each other. Called by itself, it gives the layer ratios of global magnitude.
+
+    Args:
+      params: A tree of arrays.
+      sparsity: Fraction of zeros over all meant leaves together.
+
+    Returns:
+      A tree of sparsities; None for leaves that are not meant.
+
+    Example:
+      >>> import jax.numpy as jnp, sparsejax as sj
+      >>> params = {"a": {"kernel": jnp.ones((2, 2))}, "b": {"kernel": 2 * jnp.ones((2, 2))}}
+      >>> sj.masks.global_(params, 0.75)
+      {'a': {'kernel': 1.0}, 'b': {'kernel': 0.5}}
+    """
+    return from_scores(jax.tree.map(abs, params))(params, sparsity)
+
+
+def _allocate(params: PyTree, sparsity: float, fixed: Mapping[str, float] | None, shares) -> PyTree:
+    """Applies `shares(layers, sparsity)` to the meant leaves that are not fixed."""
+    if not 0 <= sparsity <= 1:
+        raise ValueError(f"sparsity={sparsity} must be the fraction of zeros, in [0, 1].")
+    layers = {}
+    for name, leaf in named_leaves(params).items():
+        layer = _layer(name, leaf)
+        if layer is not None:
+            layers[name] = layer
+    if not layers:
+        raise ValueError("there is no leaf named kernel or weight to allocate sparsity to.")
+    given = {}
+    for rule, value in (fixed or {}).items():
+        named = [name for name in layers if re.search(rule, name)]
+        if not named:
+            raise ValueError(f"fixed={{{rule!r}: {value}}} matches none of {', '.join(layers)}.")
+        given |= {name: value for name in named if name not in given}
+    free = {name: layer for name, layer in layers.items() if name not in given}
+    sparsities = {**given, **(shares(free, sparsity) if free else {})}
+    return map_named(lambda name, leaf: sparsities.get(name), params)
+
+
+def _layer(name: str, leaf: Any) -> Layer | None:
+    if isinstance(leaf, Layer):  # a plan has already chosen its leaves
+        return leaf
+    return Layer(tuple(leaf.shape)) if is_kernel(name, leaf) else None
+
+
+def _dimensions(select, power: float):
+    def score(layer: Layer) -> float:
+        sizes = np.asarray(select(layer.shape), np.float64)
+        return float((sizes.sum() / sizes.prod()) ** power)
+
+    return score
+
+
+def _scaled(layers: Mapping[str, Layer], sparsity: float, score) -> dict[str, float]:
+    """Densities `epsilon * score`, clipped to 1, whose total is exact.
+
+    All layers at the maximum are clipped together: else the result depends on their order.
+    """
+    scores = {name: score(layer) for name, layer in layers.items()}
+    kept = (1 - sparsity) * sum(layer.size for layer in layers.values())
+    dense: set[str] = set()
+    epsilon = 0.0
+    while free := {name for name in layers if name not in dense}:
+        budget = kept - sum(layers[name].size for name in dense)
+        epsilon = budget / sum(scores[name] * layers[name].size for name in free)
+        top = max(scores[name] for name in free)
+        if epsilon * top <= 1:
+            break
+        dense |= {name for name in free if scores[name] == top}
+    return {name: 0.0 if name in dense else 1 - epsilon * scores[name] for name in layers}
+
+
+def _one(names: list[str], rule: str | None, default: str) -> str:
+    if rule is None:
+        return default
+    found = [name for name in names if re.search(rule, name)]
+    if len(found) != 1:
+        raise ValueError(f"{rule!r} must match one layer and matches {found or 'none'}.")
+    return found[0]

@@ -1,0 +1,207 @@
+"""N:M sparsity: n of every m consecutive entries along the contraction."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float
+
+from .._select import fraction_of, kept_at, nm_mask
+from .._view import matrix_view
+from ._pattern import Pattern
+
+
+@dataclass(frozen=True)
+class NM(Pattern):
+    r"""N:M sparsity: `n` of every `m` consecutive entries along the contraction stay.
+
+    While a schedule is at fraction c, `m - round(c * (m - n))` of each m stay.
+
+    Args:
+      n: Entries kept of each group; 0 keeps nothing, m everything.
+      m: Length of a group.
+      axis: Contraction axis or axes. None means axis 0 of `(in, out)` and the input channels of a
+        convolution `(h, w, in, out)`; a 3-D kernel must say it.
+      stacked: Leading axes that count layers or experts.
+
+    Raises:
+      ValueError: If not 0 <= n <= m, or (against a shape) if m does not divide the contraction.
+
+    Reference:
+      Zhou et al., Learning N:M Fine-grained Structured Sparse Neural Networks From Scratch, 2021
+      (arXiv 2102.04010).
+
+    Example:
+      >>> import jax.numpy as jnp, sparsejax as sj
+      >>> w = jnp.array([[4.0], [1.0], [3.0], [2.0]])
+      >>> sj.masks.topk(w, sj.NM(2, 4)).ravel().tolist()
+      [True, False, True, False]
+    """
+
+    n: int
+    m: int
+    axis: int | Sequence[int] | None = None
+    stacked: int = 0
+    free: ClassVar[bool] = False  # the sparsity of N:M is its definition
+
+    def __post_init__(self):
+        if not (is_int(self.n) and is_int(self.m) and 0 <= self.n <= self.m and self.m >= 1):
+            raise ValueError(
+                f"NM({self.n}, {self.m}) must keep 0 <= n <= m of m >= 1 entries, as in NM(2, 4)."
+            )
+        object.__setattr__(self, "axis", hashable_axis(self.axis))
+
+    @property
+    def sparsity(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """`1 - n / m`, by definition."""
+        return 1 - self.n / self.m
+
+    def units(self, shape: tuple[int, ...]) -> int:
+        """Number of entries; raises if m does not divide the contraction length."""
+        view = matrix_view(shape, self.axis, self.stacked)
+        # A convolution groups input channels, never across two positions of the kernel.
+        length = shape[view.contraction[-1]] if self.axis is None else view.matrix_shape[-2]
+        if length % self.m:
+            raise ValueError(
+                f"NM({self.n}, {self.m}) needs a contraction length divisible by {self.m}, but a "
+                f"kernel of shape {shape} contracts {length} entries along axis "
+                f"{view.contraction[-1] if self.axis is None else self.axis}; choose an m that "
+                f"divides {length} or leave this leaf out with a rule `pattern: None`."
+            )
+        return math.prod(shape)
+
+    def zeros(self, shape: tuple[int, ...]) -> int:
+        """Entries set to zero: `m - n` of each group."""
+        return self.units(shape) // self.m * (self.m - self.n)
+
+    def select(
+        self, scores: Float[Array, "..."], zeros: int | None = None, fraction: ArrayLike = 1.0
+    ) -> Bool[Array, "..."]:
+        """The mask by rank within each group; `zeros` is implied by the pattern."""
+        del zeros
+        view = matrix_view(scores.shape, self.axis, self.stacked)
+        kept = kept_at(fraction, self.m, self.m - self.n)
+        kept = kept if isinstance(kept, int) else kept.astype(jnp.int8)
+        return view.from_matrix(nm_mask(view.to_matrix(scores), kept, self.m))
+
+
+@dataclass(frozen=True)
+class Stages(Pattern):
+    r"""An N:M pattern that tightens in stages: the structure decay of SdGf.
+
+    At fraction 0 of a schedule everything stays; with S patterns, fraction i / S is pattern i.
+
+    Args:
+      patterns: The N:M patterns in order; the last one is the target.
+
+    Raises:
+      ValueError: If there is no pattern, or the patterns see the kernel differently.
+
+    Reference:
+      Bambhaniya et al., Progressive Gradient Flow for Robust N:M Sparsity Training in
+      Transformers, 2024 (arXiv 2402.04744).
+
+    Example:
+      >>> import jax.numpy as jnp, sparsejax as sj
+      >>> stages = sj.masks.Stages((sj.NM(3, 4), sj.NM(2, 4), sj.NM(1, 4)))
+      >>> w = jnp.array([[4.0], [1.0], [3.0], [2.0]])
+      >>> [int(sj.masks.topk(w, stages, c).sum()) for c in (0.0, 1 / 3, 2 / 3, 1.0)]
+      [4, 3, 2, 1]
+    """
+
+    patterns: tuple[NM, ...]
+    free: ClassVar[bool] = False
+
+    def __post_init__(self):
+        object.__setattr__(self, "patterns", tuple(self.patterns))
+        if not self.patterns or not all(isinstance(p, NM) for p in self.patterns):
+            raise ValueError("Stages needs N:M patterns, as in Stages((NM(3, 4), NM(2, 4))).")
+        if len({(p.axis, p.stacked) for p in self.patterns}) > 1:
+            raise ValueError("the patterns of Stages must share axis and stacked.")
+
+    @property
+    def sparsity(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The sparsity of the last pattern."""
+        return self.patterns[-1].sparsity
+
+    @property
+    def stacked(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Leading axes that count layers or experts."""
+        return self.patterns[-1].stacked
+
+    def units(self, shape: tuple[int, ...]) -> int:
+        """Number of entries; raises if a stage does not divide the contraction length."""
+        return [p.units(shape) for p in self.patterns][-1]
+
+    def zeros(self, shape: tuple[int, ...]) -> int:
+        """Entries that the last pattern sets to zero."""
+        return self.patterns[-1].zeros(shape)
+
+    def select(
+        self, scores: Float[Array, "..."], zeros: int | None = None, fraction: ArrayLike = 1.0
+    ) -> Bool[Array, "..."]:
+        """The mask of the stage that the fraction has reached."""
+        del zeros
+        reached = jnp.asarray(fraction_of(fraction, len(self.patterns)), jnp.int32)
+        dense = [lambda s: jnp.ones(s.shape, bool)]
+        return lax.switch(reached, dense + [p.select for p in self.patterns], scores)
+
+
+def nm_stages(
+    kind: str,
+    n: int,
+    m: int,
+    *,
+    axis: int | Sequence[int] | None = None,
+    stacked: int = 0,
+    stages: int = 4,
+) -> Stages:
+    r"""The stages of SdGf that end at N:M.
+
+    Stepwise keeps the group and tightens it: (m-1):m, m/2:m, m/4:m, ..., n:m. Geometric keeps the
+    ratio and shrinks the group: n 2^i : m 2^i for i = stages - 1, ..., 0.
+
+    Args:
+      kind: "stepwise" or "geometric".
+      n: Entries kept of each group at the end.
+      m: Length of a group at the end.
+      axis: Contraction axis or axes, as for `NM`.
+      stacked: Leading axes that count layers, as for `NM`.
+      stages: Number of geometric stages.
+
+    Raises:
+      ValueError: If kind is neither or not 1 <= n < m.
+
+    Reference:
+      Bambhaniya et al., 2024 (arXiv 2402.04744).
+
+    Example:
+      >>> import sparsejax as sj
+      >>> [(p.n, p.m) for p in sj.masks.nm_stages("stepwise", 1, 8).patterns]
+      [(7, 8), (4, 8), (2, 8), (1, 8)]
+    """
+    if not 1 <= n < m:
+        raise ValueError(f"nm_stages({kind!r}, {n}, {m}) must end at 1 <= n < m.")
+    if kind == "geometric":
+        counts = [(n * 2**i, m * 2**i) for i in reversed(range(stages))]
+    elif kind == "stepwise":
+        halves = [m // 2**i for i in range(1, int(math.log2(m / n)) + 1)]
+        counts = [(kept, m) for kept in dict.fromkeys([m - 1, *halves, n])]
+    else:
+        raise ValueError(f'kind={kind!r} must be "stepwise" or "geometric".')
+    return Stages(tuple(NM(*count, axis, stacked) for count in counts))
+
+
+def hashable_axis(axis: Any) -> Any:
+    """Axes as a tuple, so that patterns hash."""
+    return tuple(axis) if isinstance(axis, Sequence) else axis
+
+
+def is_int(x: Any) -> bool:
+    """True for integers, not for booleans."""
+    return isinstance(x, int | np.integer) and not isinstance(x, bool)

@@ -1,0 +1,369 @@
+"""Plans: which leaf gets which pattern, checked once, before training."""
+
+import io
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import PyTree
+from rich.console import Console
+from rich.table import Table
+
+from .._select import kept_at, topk_masks
+from .._tree import is_kernel, map_named, named_leaves, pure
+from ._allocate import Allocation, Layer, global_
+from ._nm import NM, Stages
+from ._pattern import Pattern, Pooled
+
+
+@dataclass(frozen=True)
+class PlannedLeaf:
+    """What a plan holds of one leaf: its path, shape, pattern, and how many units are zeroed."""
+
+    name: str
+    shape: tuple[int, ...]
+    pattern: Pattern
+    zeros: int
+
+    @property
+    def size(self) -> int:
+        """Number of entries."""
+        return math.prod(self.shape)
+
+    @property
+    def kept(self) -> int | None:
+        """Number of entries that stay; None where groups of unequal size make it depend."""
+        units = self.pattern.units(self.shape)
+        if units == 0:
+            return 0
+        size, rest = divmod(self.size, units)
+        return None if rest else size * (units - self.zeros)
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of units that are zeroed."""
+        return self.zeros / max(self.pattern.units(self.shape), 1)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which leaf gets which pattern, and exactly how many of its units are zeroed.
+
+    A value: frozen, hashable, printable, usable with any tree that has some of its leaves.
+
+    Args:
+      leaves: The planned leaves, in the order of the tree.
+      together: True if the leaves compete in one selection (`allocate=sj.masks.global_`).
+      size: Number of entries of the whole tree, planned or not.
+    """
+
+    leaves: tuple[PlannedLeaf, ...]
+    together: bool = False
+    size: int = 0
+
+    def __getitem__(self, name: str) -> PlannedLeaf:
+        return self._by_name()[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._by_name()
+
+    def __len__(self) -> int:
+        return len(self.leaves)
+
+    def _by_name(self) -> dict[str, PlannedLeaf]:
+        return {leaf.name: leaf for leaf in self.leaves}
+
+    @property
+    def sparsity(self) -> float:
+        """Zeros over entries, of the planned leaves together."""
+        zeros = sum(leaf.sparsity * leaf.size for leaf in self.leaves)
+        return zeros / max(sum(leaf.size for leaf in self.leaves), 1)
+
+    def masks(self, scores: PyTree, fraction: ArrayLike = 1.0) -> PyTree:
+        """The masks that keep the largest scores, as a tree like `scores`.
+
+        Args:
+          scores: A tree of scores with some or all of the planned leaves.
+          fraction: Fraction of the planned zeros to reach, in [0, 1]; may be traced.
+
+        Returns:
+          Boolean arrays; None for leaves that are not planned.
+
+        Raises:
+          ValueError: If a planned leaf has another shape than the plan was made for.
+        """
+        planned = self._by_name()
+        self._check_shapes(named_leaves(scores))
+        jointly = self._select_together(named_leaves(scores), fraction) if self.together else {}
+
+        def mask(name, s):
+            if name not in planned:
+                return None
+            if name in jointly:
+                return jointly[name]
+            leaf = planned[name]
+            return leaf.pattern.select(s, leaf.zeros, fraction)
+
+        return map_named(mask, scores)
+
+    def full_masks(self, params: PyTree) -> PyTree:
+        """Masks that keep everything: where training starts."""
+        return self._full(params, True)
+
+    def _full(self, params: PyTree, value: bool) -> PyTree:
+        planned = self._by_name()
+        self._check_shapes(named_leaves(params))
+        return map_named(
+            lambda name, p: jnp.full_like(p, value, bool) if name in planned else None, params
+        )
+
+    def _select_together(self, scores, fraction):
+        leaves = [leaf for leaf in self.leaves if leaf.pattern.free and leaf.name in scores]
+        if not leaves:
+            return {}
+        pooled = [leaf.pattern.pool(scores[leaf.name]) for leaf in leaves]  # pyright: ignore
+        kept = kept_at(fraction, sum(p.size for p in pooled), sum(x.zeros for x in leaves))
+        masks = topk_masks(pooled, kept)
+        return {
+            leaf.name: leaf.pattern.expand(mask, leaf.shape)  # pyright: ignore
+            for leaf, mask in zip(leaves, masks)
+        }
+
+    def _check_shapes(self, leaves: Mapping[str, jax.Array]) -> None:
+        for leaf in self.leaves:
+            found = leaves.get(leaf.name)
+            if found is not None and tuple(found.shape) != leaf.shape:
+                raise ValueError(
+                    f"{leaf.name} was planned with shape {leaf.shape} and now has shape "
+                    f"{tuple(found.shape)}; make the plan from these parameters."
+                )
+
+    def __rich__(self) -> Table:
+        table = Table(title="sparsity plan")
+        for column in ("leaf", "shape", "pattern", "sparsity", "kept"):
+            table.add_column(column, justify="right" if column in ("sparsity", "kept") else "left")
+        for x in self.leaves:
+            shape = "x".join(map(str, x.shape))
+            kept = "?" if x.kept is None else f"{x.kept:,}"
+            # A jointly selected leaf has no sparsity of its own.
+            own = "shared" if self.together and x.pattern.free else f"{x.sparsity:.4f}"
+            pattern = type(x.pattern).__name__ if x.pattern.free else repr(x.pattern)
+            table.add_row(x.name, shape, pattern, own, "" if own == "shared" else kept)
+        size = sum(x.size for x in self.leaves)
+        table.caption = (
+            f"{len(self.leaves)} leaves, sparsity {self.sparsity:.4f} over {size:,} entries"
+            + (f" of {self.size:,}" if self.size else "")
+        )
+        return table
+
+    def __str__(self) -> str:
+        out = io.StringIO()
+        Console(file=out, width=100).print(self)
+        return out.getvalue().rstrip()
+
+    def _repr_html_(self) -> str:
+        console = Console(record=True, file=io.StringIO(), width=100)
+        console.print(self)
+        return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
+
+
+def plan(
+    model: PyTree,
+    rules: Pattern | Mapping[str, Any],
+    *,
+    allocate: Allocation | None = None,
+) -> Plan:
+    r"""Says which leaf gets which pattern, and reports every mistake at once, by path.
+
+    Each leaf takes the pattern of the first rule whose regular expression is found in its path
+    (`re.search`); None leaves it dense. An allocation redistributes zeros among the leaves whose
+    sparsity is free and keeps their total exactly: the largest remainder decides who keeps one
+    more.
+
+    Args:
+      model: An `nnx.Module`, `nnx.State`, Linen or plain dict, Equinox module; arrays or shapes.
+      rules: Regular expressions and patterns; or one pattern, for the leaves named `kernel` or
+        `weight` (never norms or embeddings).
+      allocate: `sj.masks.erk`, `uniform`, `uniform_plus`, `erdos_renyi`, `from_scores(...)`,
+        `global_`, or a function (tree of layers, sparsity) -> tree of sparsities. Without it each
+        leaf has the sparsity of its own pattern.
+
+    Returns:
+      A `Plan`.
+
+    Raises:
+      ValueError: If a rule matches nothing or comes too late, a pattern does not fit its leaf, a
+        planned leaf does not hold floats, or the tree is empty.
+      TypeError: If a rule is not a pattern.
+
+    Example:
+      >>> import jax.numpy as jnp, sparsejax as sj
+      >>> params = {"dense": {"kernel": jnp.ones((8, 8)), "bias": jnp.ones(8)}}
+      >>> plan = sj.plan(params, {r"kernel$": sj.NM(2, 4)})
+      >>> plan["dense/kernel"].kept, plan.sparsity
+      (32, 0.5)
+    """
+    rows_are_outputs = _is_equinox(model)
+    leaves = named_leaves(pure(model))
+    if not leaves:
+        raise ValueError("plan: the tree has no leaves; pass the parameters or an nnx.Module.")
+    chosen = _match(leaves, rules)
+    problems = [
+        problem
+        for name, pattern in chosen.items()
+        if (problem := _problem(name, leaves[name], pattern, rows_are_outputs))
+    ]
+    if problems:
+        raise ValueError("plan:\n  " + "\n  ".join(problems))
+    zeros = {name: pattern.zeros(leaves[name].shape) for name, pattern in chosen.items()}
+    if allocate is not None and allocate is not global_:
+        zeros |= _redistribute(allocate, chosen, leaves)
+    if allocate is global_:
+        _check_comparable(chosen, leaves)
+        zeros |= _pooled_rounding(chosen, leaves)
+    planned = tuple(
+        PlannedLeaf(name, tuple(leaves[name].shape), pattern, zeros[name])
+        for name, pattern in chosen.items()
+    )
+    size = sum(math.prod(leaf.shape) for leaf in leaves.values())
+    return Plan(planned, allocate is global_, size)
+
+
+def _match(leaves, rules) -> dict[str, Pattern]:
+    if isinstance(rules, Pattern):
+        chosen = {name: rules for name, leaf in leaves.items() if is_kernel(name, leaf)}
+        if not chosen:
+            raise ValueError(
+                f"plan: no leaf is named kernel or weight; say which are meant with a rule, as in "
+                f"{{r'...$': {rules!r}}}. The leaves are {', '.join(leaves)}."
+            )
+        return chosen
+    if not isinstance(rules, Mapping):
+        raise TypeError(
+            f"plan: rules={rules!r} must be a pattern or a dict of regular expressions and "
+            "patterns: {r'kernel$': sj.Unstructured(0.9)}."
+        )
+    for rule, pattern in rules.items():
+        if not (pattern is None or isinstance(pattern, Pattern)):
+            raise TypeError(
+                f"plan: the rule {rule!r} must map to a pattern or None, got {pattern!r}; write "
+                f"{{{rule!r}: sj.Unstructured({pattern!r})}}."
+            )
+    first = {name: next((rule for rule in rules if re.search(rule, name)), None) for name in leaves}
+    _check_rules(leaves, rules, first)
+    matched = {name: rules[rule] for name, rule in first.items() if rule is not None}
+    return {name: pattern for name, pattern in matched.items() if pattern is not None}
+
+
+def _check_rules(leaves, rules, first) -> None:
+    problems = []
+    for rule in rules:
+        if rule in first.values():
+            continue
+        later = [name for name in leaves if re.search(rule, name)]
+        problems.append(
+            f"the rule {rule!r} comes too late: {', '.join(later)} matched an earlier one"
+            if later
+            else f"the rule {rule!r} matches nothing; the leaves are {', '.join(leaves)}"
+        )
+    if problems:
+        raise ValueError("plan:\n  " + "\n  ".join(problems))
+
+
+def _problem(name: str, leaf, pattern: Pattern, rows_are_outputs: bool) -> str | None:
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+        return f"{name} {tuple(leaf.shape)} holds {leaf.dtype}, not floats; leave it out: None"
+    if rows_are_outputs and isinstance(pattern, NM | Stages) and name.endswith("weight"):
+        axis = pattern.axis if isinstance(pattern, NM) else pattern.patterns[-1].axis
+        if axis is None:
+            return (
+                f"{name} {tuple(leaf.shape)}: Equinox weights are (out, in); say axis=1, as in "
+                "sj.NM(2, 4, axis=1)"
+            )
+    try:
+        pattern.units(tuple(leaf.shape))
+    except ValueError as error:
+        return f"{name} {tuple(leaf.shape)}: {error}"
+    return None
+
+
+def _redistribute(allocate: Allocation, chosen, leaves) -> dict[str, int]:
+    """Zeroed units of the free leaves after an allocation, at the same total."""
+    free = {name: pattern for name, pattern in chosen.items() if pattern.free}
+    if not free:
+        return {}
+    shapes = {name: tuple(leaves[name].shape) for name in free}
+    layers = {
+        name: Layer(shapes[name][p.stacked :], math.prod(shapes[name][: p.stacked]))
+        for name, p in free.items()
+    }
+    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+    asked = sum(sizes[name] * p.sparsity for name, p in free.items()) / sum(sizes.values())
+    given = allocate(layers, asked)
+    sparsities = {name: _checked(name, given[name]) for name in free}
+    units = {name: p.units(shapes[name]) for name, p in free.items()}
+    unit = _unit_size(sizes, units)
+    wanted = sum(sizes[name] * sparsities[name] for name in free)
+    exact = sum(sizes[name] * p.sparsity for name, p in free.items())
+    # Floating sums differ in the last bits: the total asked for decides how a half is rounded.
+    total = exact if abs(wanted - exact) < 0.5 else wanted
+    kept = _largest_remainder(
+        {name: units[name] * (1 - sparsities[name]) for name in free},
+        sum(units.values()) - round(total / unit),
+        units,
+    )
+    return {name: units[name] - kept[name] for name in free}
+
+
+def _pooled_rounding(chosen, leaves) -> dict[str, int]:
+    """Zeroed units of jointly selected leaves: the total rounded once."""
+    return _redistribute(lambda layers, s: dict.fromkeys(layers, s), chosen, leaves)
+
+
+def _unit_size(sizes: dict[str, int], units: dict[str, int]) -> float:
+    """Entries per unit, if the same for all leaves; else the mean, which meets units, not entries.
+
+    Raises if the leaves mix units of different sizes: no total can then be met exactly.
+    """
+    found = {name: sizes[name] / max(units[name], 1) for name in sizes}
+    if len(set(found.values())) > 1:
+        listed = ", ".join(f"{name}: {size:g}" for name, size in found.items())
+        raise ValueError(
+            "an allocation keeps the total exactly, which leaves with different entries per unit "
+            f"cannot promise ({listed}); give them patterns with equal units, or plan them apart."
+        )
+    return next(iter(found.values()))
+
+
+def _largest_remainder(ideal: dict[str, float], total: int, units: dict[str, int]):
+    """Integers near `ideal` that add up to `total`; the largest remainder gets one more."""
+    kept = {name: min(max(math.floor(x + 1e-9), 0), units[name]) for name, x in ideal.items()}
+    while (missing := total - sum(kept.values())) != 0:
+        step = 1 if missing > 0 else -1
+        room = [n for n in ideal if 0 <= kept[n] + step <= units[n]]
+        order = sorted(room, key=lambda n: -step * (ideal[n] - kept[n]))
+        for name in order[: abs(missing)]:
+            kept[name] += step
+    return kept
+
+
+def _checked(name: str, sparsity) -> float:
+    if sparsity is None or not -1e-9 <= sparsity <= 1 + 1e-9 or np.isnan(sparsity):
+        raise ValueError(f"the allocation gives {name} a sparsity of {sparsity}, not in [0, 1].")
+    return min(max(float(sparsity), 0.0), 1.0)
+
+
+def _check_comparable(chosen, leaves) -> None:
+    for name, pattern in chosen.items():
+        if pattern.free and not isinstance(pattern, Pooled):
+            raise ValueError(f"{name}: {pattern!r} has no scores to compare between leaves.")
+
+
+def _is_equinox(model: PyTree) -> bool:
+    return any(base.__module__.split(".")[0] == "equinox" for base in type(model).__mro__)

@@ -1,0 +1,147 @@
+"""Scores: what an entry is worth. The largest stay."""
+
+import zlib
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Key, PyTree
+
+from .._tree import map_named, named_leaves
+
+
+def magnitude(params: PyTree) -> PyTree:
+    r"""Magnitude, `|w|`: the default score.
+
+    Args:
+      params: A tree of arrays.
+
+    Returns:
+      The tree of absolute values.
+
+    Reference:
+      Han et al., Learning both Weights and Connections for Efficient Neural Networks, 2015
+      (arXiv 1506.02626).
+
+    Example:
+      >>> import jax.numpy as jnp, sparsejax as sj
+      >>> sj.masks.magnitude({"kernel": jnp.array([-2.0, 1.0])})["kernel"].tolist()
+      [2.0, 1.0]
+    """
+    return jax.tree.map(jnp.abs, params)
+
+
+def random(params: PyTree, key: Key[Array, ""]) -> PyTree:
+    r"""Independent uniform scores: a mask made of them is uniformly random with an exact count.
+
+    The key is folded with the name of each leaf, so adding a layer leaves the other masks alone.
+
+    Args:
+      params: A tree of arrays (or of shapes with a dtype).
+      key: A key made by `jax.random.key`.
+
+    Returns:
+      A tree of float32 scores in [0, 1).
+
+    Reference:
+      Liu et al., The Unreasonable Effectiveness of Random Pruning, 2022 (arXiv 2202.02643).
+
+    Example:
+      >>> import jax, jax.numpy as jnp, sparsejax as sj
+      >>> sj.masks.random({"kernel": jnp.ones((2, 3))}, jax.random.key(0))["kernel"].shape
+      (2, 3)
+    """
+
+    def uniform(name, leaf):
+        folded = jax.random.fold_in(key, zlib.crc32(name.encode()))
+        return jax.random.uniform(folded, leaf.shape, jnp.float32)
+
+    return map_named(uniform, params)
+
+
+def saliency(params: PyTree, grads: PyTree) -> PyTree:
+    r"""Connection sensitivity, `|w g|`: the score of SNIP and of first-order Taylor pruning.
+
+    Args:
+      params: A tree of arrays.
+      grads: Gradients of the loss at `params`, of the same structure.
+
+    Returns:
+      The tree of scores.
+
+    Reference:
+      Lee et al., SNIP: Single-shot Network Pruning based on Connection Sensitivity, 2018
+      (arXiv 1810.02340).
+
+    Example:
+      >>> import jax.numpy as jnp, sparsejax as sj
+      >>> sj.masks.saliency(jnp.array([1.0, -2.0]), jnp.array([3.0, 0.5])).tolist()
+      [3.0, 1.0]
+    """
+    _check_same_shapes("saliency", params, grads)
+    return jax.tree.map(lambda w, g: jnp.abs(w * g), params, grads)
+
+
+def movement(params: PyTree, grads: PyTree) -> PyTree:
+    r"""Movement, `-w g`: high where a step of gradient descent moves a weight away from zero.
+
+    Movement pruning adds these up over training.
+
+    Args:
+      params: A tree of arrays.
+      grads: Gradients of the loss, of the same structure.
+
+    Returns:
+      The tree of scores.
+
+    Reference:
+      Sanh et al., Movement Pruning: Adaptive Sparsity by Fine-Tuning, 2020 (arXiv 2005.07683).
+
+    Example:
+      >>> import jax.numpy as jnp, sparsejax as sj
+      >>> sj.masks.movement(jnp.array([1.0, -2.0]), jnp.array([3.0, 0.5])).tolist()
+      [-3.0, 1.0]
+    """
+    _check_same_shapes("movement", params, grads)
+    return jax.tree.map(lambda w, g: -w * g, params, grads)
+
+
+def grasp(params: PyTree, loss_fn: Callable[[PyTree], Array]) -> PyTree:
+    r"""Gradient signal preservation, `w (H g)`: the largest are kept.
+
+    `H` is the Hessian and `g` the gradient of the loss; `H g` is one forward-over-reverse product.
+    The paper removes the largest of `-w (H g)`, which is the same. It divides the logits by a
+    temperature of 200: do so in `loss_fn`.
+
+    Args:
+      params: A tree of arrays.
+      loss_fn: Function of `params` alone, to a scalar.
+
+    Returns:
+      The tree of scores.
+
+    Reference:
+      Wang et al., Picking Winning Tickets Before Training by Preserving Gradient Flow, 2020
+      (arXiv 2002.07376).
+
+    Example:
+      >>> import jax.numpy as jnp, sparsejax as sj
+      >>> sj.masks.grasp(jnp.array([1.0, 2.0]), lambda w: (w**4).sum()).tolist()
+      [48.0, 3072.0]
+    """
+    gradient = jax.grad(loss_fn)
+    _, product = jax.jvp(gradient, (params,), (gradient(params),))
+    return jax.tree.map(jnp.multiply, params, product)
+
+
+def _check_same_shapes(score: str, params: PyTree, grads: PyTree) -> None:
+    """Leaves that broadcast would give scores of the wrong shape without a word."""
+    of_params, of_grads = named_leaves(params), named_leaves(grads)
+    for name, leaf in of_params.items():
+        other = of_grads.get(name)
+        if other is None or jnp.shape(other) != jnp.shape(leaf):
+            got = "nothing" if other is None else f"shape {jnp.shape(other)}"
+            raise ValueError(
+                f"{score}(params, grads): {name or 'params'} has shape {jnp.shape(leaf)} and its "
+                f"gradient {got}; pass jax.grad(loss)(params)."
+            )

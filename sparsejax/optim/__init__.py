@@ -1,0 +1,53 @@
+"""How training gets there: optax gradient transformations."""
+
+from ._decay import (
+    PrunedDecayState as PrunedDecayState,
+)
+from ._decay import (
+    add_pruned_decay as add_pruned_decay,
+)
+from ._decay import (
+    mask_decay_schedule as mask_decay_schedule,
+)
+from ._decay import (
+    sr_ste as sr_ste,
+)
+from ._decay import (
+    stage_schedule as stage_schedule,
+)
+from ._pruning import (
+    KeepState as KeepState,
+)
+from ._pruning import (
+    PruneState as PruneState,
+)
+from ._pruning import (
+    TrackState as TrackState,
+)
+from ._pruning import (
+    get_masks as get_masks,
+)
+from ._pruning import (
+    keep_masked as keep_masked,
+)
+from ._pruning import (
+    prune as prune,
+)
+from ._pruning import (
+    track_masks as track_masks,
+)
+
+__all__ = [
+    "KeepState",
+    "PruneState",
+    "PrunedDecayState",
+    "TrackState",
+    "add_pruned_decay",
+    "get_masks",
+    "keep_masked",
+    "mask_decay_schedule",
+    "prune",
+    "sr_ste",
+    "stage_schedule",
+    "track_masks",
+]

@@ -1,0 +1,228 @@
+"""Proximal steps: a penalty chained after an optimizer, exact zeros included."""
+
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Int, PyTree
+
+from .._tree import is_kernel, map_named, named_leaves
+from ..prox import Penalty
+from ._pruning import at_step, check_params, next_step
+
+Rules = Penalty | Mapping[str, Penalty]
+
+
+class ProximalState(NamedTuple):
+    """State of `proximal`: the step."""
+
+    count: Int[Array, ""]
+
+
+def proximal(
+    penalty: Rules, learning_rate: optax.ScalarOrSchedule
+) -> optax.GradientTransformationExtraArgs:
+    r"""A proximal step after a gradient step: new parameters `prox(p + u, learning_rate)`.
+
+    Minimises loss + penalty when what comes before in the chain is `optax.sgd(learning_rate)` with
+    the same rate (see `proximal_sgd`). Zeros are exact. In a chain of transformations, this should
+    be the last one.
+
+    Args:
+      penalty: A penalty for the leaves named `kernel` or `weight`; or regular expressions and
+        penalties, the first rule found in the path of a leaf counts, other leaves pass. A penalty
+        with groups over several leaves (a dict of labels by path) sees them together.
+      learning_rate: The step of the proximal operator: a number or an optax schedule.
+
+    Returns:
+      A transformation whose state has `count`.
+
+    Raises:
+      ValueError: If no leaf is meant, or `update` gets no parameters.
+
+    Reference:
+      Parikh and Boyd, Proximal Algorithms, 2014.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, sparsejax as sj
+      >>> params = {"kernel": jnp.array([[1.0, 0.25]])}
+      >>> tx = optax.chain(optax.sgd(1.0), sj.optim.proximal(sj.prox.l1(0.5), 1.0))
+      >>> updates, _ = tx.update({"kernel": jnp.zeros((1, 2))}, tx.init(params), params)
+      >>> optax.apply_updates(params, updates)["kernel"].tolist()
+      [[0.5, 0.0]]
+    """
+
+    def init(params):
+        _check_rules(penalty, params)
+        return ProximalState(jnp.zeros((), jnp.int32))
+
+    def update(updates, state, params=None, **extra):
+        del extra
+        check_params(params)
+        step = at_step(learning_rate, state.count)
+        moved = proximal_updates(penalty, updates, params, lambda name: step)
+        return moved, ProximalState(next_step(state.count))
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def proximal_sgd(
+    learning_rate: optax.ScalarOrSchedule,
+    penalty: Rules,
+    momentum: float | None = None,
+    *,
+    nesterov: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Proximal stochastic gradient descent: `optax.sgd` and `proximal` with one learning rate.
+
+    Args:
+      learning_rate: Step of both: a number or an optax schedule.
+      penalty: As in `proximal`.
+      momentum: Momentum of the gradient; the proximal step comes after it.
+      nesterov: Whether the momentum is Nesterov's.
+
+    Returns:
+      A transformation.
+
+    Reference:
+      Beck and Teboulle, A Fast Iterative Shrinkage-Thresholding Algorithm, 2009 (deterministic
+      form).
+
+    Example:
+      >>> import jax.numpy as jnp, optax, sparsejax as sj
+      >>> tx = sj.optim.proximal_sgd(0.1, sj.prox.l1(1.0), momentum=0.9)
+      >>> params = {"kernel": jnp.array([[1.0, 0.05]])}
+      >>> updates, _ = tx.update({"kernel": jnp.zeros((1, 2))}, tx.init(params), params)
+      >>> optax.apply_updates(params, updates)["kernel"].round(3).tolist()
+      [[0.8999999761581421, 0.0]]
+    """
+    return optax.chain(
+        optax.sgd(learning_rate, momentum, nesterov), proximal(penalty, learning_rate)
+    )
+
+
+class ProximalAdamState(NamedTuple):
+    """State of `proximal_adam`: the step and the state of Adam."""
+
+    count: Int[Array, ""]
+    adam: optax.OptState
+
+
+def proximal_adam(
+    learning_rate: optax.ScalarOrSchedule,
+    penalty: Rules,
+    b1: ArrayLike = 0.9,
+    b2: ArrayLike = 0.999,
+    eps: ArrayLike = 1e-8,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Adam with the proximal step in Adam's own metric.
+
+    Adam moves entry i by `learning_rate / (sqrt(nu_i) + eps)` times a gradient, so its proximal
+    step has that length too: `x_i = prox(p_i + u_i, learning_rate / (sqrt(nu_i) + eps))`. Only
+    then does the penalty weigh equally against the loss in every entry. A step of one length
+    (`optax.chain(optax.adam(...), proximal(...))`) minimises something else.
+
+    Args:
+      learning_rate: A number or an optax schedule.
+      penalty: As in `proximal`, but elementwise: in a diagonal metric no other penalty has a
+        closed proximal operator.
+      b1: Decay of the first moment.
+      b2: Decay of the second moment.
+      eps: Added to the root of the second moment.
+
+    Returns:
+      A transformation, to be used by itself or last in a chain.
+
+    Raises:
+      ValueError: If a penalty is not elementwise, no leaf is meant, or there are no parameters.
+
+    Reference:
+      Yun et al., Adaptive Proximal Gradient Methods for Structured Neural Networks, 2021.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, sparsejax as sj
+      >>> tx = sj.optim.proximal_adam(0.1, sj.prox.l1(0.5))
+      >>> params = {"kernel": jnp.array([[1.0, 0.02]])}
+      >>> updates, _ = tx.update({"kernel": jnp.ones((1, 2))}, tx.init(params), params)
+      >>> optax.apply_updates(params, updates)["kernel"].round(3).tolist()
+      [[0.8500000238418579, 0.0]]
+    """
+    rules = [penalty] if isinstance(penalty, Penalty) else list(penalty.values())
+    for rule in rules:
+        if not rule.elementwise:
+            raise ValueError(
+                f"proximal_adam needs elementwise penalties and {type(rule).__name__} is not; use "
+                "sj.optim.proximal_sgd, or optax.chain(optax.adam(...), sj.optim.proximal(...)) if "
+                "a step of one length is what you want."
+            )
+    adam = optax.scale_by_adam(b1, b2, eps)  # pyright: ignore[reportArgumentType]
+
+    def init(params):
+        _check_rules(penalty, params)
+        return ProximalAdamState(jnp.zeros((), jnp.int32), adam.init(params))
+
+    def update(updates, state, params=None, **extra):
+        del extra
+        check_params(params)
+        rate = at_step(learning_rate, state.count)
+        directions, inner = adam.update(updates, state.adam, params)
+        steps = jax.tree.map(lambda d: (-rate * d).astype(d.dtype), directions)
+        unbiased = optax.tree.bias_correction(inner.nu, b2, inner.count)  # pyright: ignore
+        lengths = {name: rate / (jnp.sqrt(nu) + eps) for name, nu in named_leaves(unbiased).items()}
+        moved = proximal_updates(penalty, steps, params, lengths.__getitem__)
+        return moved, ProximalAdamState(next_step(state.count), inner)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def proximal_updates(penalty: Rules, updates: PyTree, params: PyTree, step_of) -> PyTree:
+    """Updates that lead to `prox(p + u, step)`; exactly `-p` where that is 0."""
+    leaves, moves = named_leaves(params), named_leaves(updates)
+    points = {name: leaves[name] + u for name, u in moves.items() if u is not None}
+    targets = {}
+    for rule, names in _matched(penalty, points):
+        if _spans_leaves(rule):
+            joint = {name: points[name] for name in names}
+            targets |= rule.prox(joint, step_of(names[0]))
+        else:
+            targets |= {name: rule.prox(points[name], step_of(name)) for name in names}
+
+    def update(name, u):
+        if name not in targets:
+            return u
+        p, x = leaves[name], targets[name]
+        return jnp.where(x == 0, -p, x - p).astype(u.dtype)
+
+    return map_named(update, updates)
+
+
+def _matched(penalty: Rules, leaves: Mapping[str, Array]) -> list[tuple[Penalty, list[str]]]:
+    """Each penalty with the leaves it is meant for: the first rule found in a path counts."""
+    if isinstance(penalty, Penalty):
+        if _spans_leaves(penalty):
+            meant = [name for name in leaves if name in penalty.groups]  # pyright: ignore
+        else:
+            meant = [name for name, leaf in leaves.items() if is_kernel(name, leaf)]
+        return [(penalty, meant)] if meant else []
+    first = {name: next((r for r in penalty if re.search(r, name)), None) for name in leaves}
+    found = [(rule, [name for name in leaves if first[name] == rule]) for rule in penalty]
+    return [(penalty[rule], names) for rule, names in found if names]
+
+
+def _spans_leaves(penalty: Penalty) -> bool:
+    """Whether the groups of a penalty are labels by path, so that a group may span leaves."""
+    return isinstance(getattr(penalty, "groups", None), Mapping)
+
+
+def _check_rules(penalty: Rules, params: PyTree) -> None:
+    leaves = named_leaves(params)
+    # A tree without leaves is how optax's sharding tools ask for the structure of a state.
+    if leaves and not _matched(penalty, leaves):
+        rules = "leaves named kernel or weight" if isinstance(penalty, Penalty) else list(penalty)
+        raise ValueError(
+            f"proximal: no parameter is meant by {rules}; the parameters are {', '.join(leaves)}."
+        )

@@ -1,0 +1,272 @@
+"""Masks in the optimizer state: pruning, given masks, masks that follow dense weights."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Int, PyTree
+
+from .._tree import is_gap, map_named, named_leaves, pure
+from ..masks import Plan, magnitude
+
+# What optax raises for a transformation that needs the parameters.
+_NO_PARAMS = (
+    "You are using a transformation that requires the current value of parameters, but you are "
+    "not passing `params` when calling `update`."
+)
+
+
+class PruneState(NamedTuple):
+    """State of `prune`: the step and the masks in force."""
+
+    count: Int[Array, ""]
+    masks: PyTree
+
+
+def prune(
+    plan: Plan,
+    schedule: optax.ScalarOrSchedule = 1.0,
+    *,
+    every: ArrayLike = 1,
+    begin: ArrayLike = 0,
+    end: ArrayLike | None = None,
+    score: Callable[[PyTree], PyTree] | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Prunes the parameters along a schedule, with exact zeros.
+
+    At an update of the masks, `m = plan.masks(score(p), schedule(step))`; at every step the new
+    parameters are `p + u` where m and exactly 0 elsewhere: the update is `-p` there. In a chain of
+    transformations, this should be the last one.
+
+    Args:
+      plan: What to prune, from `sj.plan`.
+      schedule: Fraction of the planned zeros to reach, in [0, 1]: a number or an optax schedule.
+        `optax.polynomial_schedule(0, 1, power=3, ...)` is the cubic ramp of gradual pruning.
+      every: Steps between two updates of the masks.
+      begin: First step at which the masks are updated; until then nothing is pruned.
+      end: Last step at which the masks are updated, also if `every` does not lead there; None
+        updates them for ever.
+      score: Function of the parameters to scores, the largest stay; None means magnitudes.
+
+    Returns:
+      A transformation whose state has `count` and `masks`.
+
+    Raises:
+      ValueError: If `update` gets no parameters, or a planned leaf has changed its shape.
+
+    Reference:
+      Zhu and Gupta, To prune, or not to prune, 2017 (arXiv 1710.01878).
+
+    Example:
+      >>> import jax.numpy as jnp, optax, sparsejax as sj
+      >>> params = {"kernel": jnp.array([[3.0, 1.0], [2.0, 4.0]])}
+      >>> plan = sj.plan(params, sj.Unstructured(0.5))
+      >>> tx = optax.chain(optax.sgd(0.1), sj.optim.prune(plan))
+      >>> updates, state = tx.update({"kernel": jnp.ones((2, 2))}, tx.init(params), params)
+      >>> optax.apply_updates(params, updates)["kernel"].round(1).tolist()
+      [[2.9000000953674316, 0.0], [0.0, 3.9000000953674316]]
+    """
+
+    def init(params):
+        return PruneState(jnp.zeros((), jnp.int32), plan.full_masks(params))
+
+    def update(updates, state, params=None, **extra):
+        del extra
+        check_params(params)
+        count = state.count
+        due = (count >= begin) & ((count - begin) % every == 0)
+        if end is not None:
+            due = (due & (count <= end)) | (count == end)
+
+        def new_masks():
+            scores = (magnitude if score is None else score)(params)
+            return plan.masks(scores, at_step(schedule, count))
+
+        masks = jax.lax.cond(due, new_masks, lambda: state.masks)
+        return zero_off(updates, params, masks), PruneState(next_step(count), masks)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+class KeepState(NamedTuple):
+    """State of `keep_masked`: the masks."""
+
+    masks: PyTree
+
+
+def keep_masked(masks: PyTree) -> optax.GradientTransformationExtraArgs:
+    r"""Holds given masks: new parameters are `p + u` where kept and exactly 0 elsewhere.
+
+    In a chain of transformations, this should be the last one. The parameters become sparse at
+    the first update; `sj.masks.apply_masks(params, masks)` makes them so before.
+
+    Args:
+      masks: A tree of boolean arrays and None, looked up by the path of the leaf.
+
+    Returns:
+      A transformation whose state has `masks`.
+
+    Raises:
+      ValueError: If a mask has another shape than its leaf, or `update` gets no parameters.
+      TypeError: If a mask is not boolean.
+
+    Reference:
+      Liu et al., The Unreasonable Effectiveness of Random Pruning, 2022 (arXiv 2202.02643).
+
+    Example:
+      >>> import jax.numpy as jnp, optax, sparsejax as sj
+      >>> params, masks = {"w": jnp.array([3.0, 1.0])}, {"w": jnp.array([True, False])}
+      >>> tx = optax.chain(optax.sgd(1.0), sj.optim.keep_masked(masks))
+      >>> updates, _ = tx.update({"w": jnp.ones(2)}, tx.init(params), params)
+      >>> optax.apply_updates(params, updates)["w"].tolist()
+      [2.0, 0.0]
+    """
+    by_name = {name: jnp.asarray(m) for name, m in named_leaves(pure(masks)).items()}
+    for name, mask in by_name.items():
+        if mask.dtype != bool:
+            raise TypeError(f"keep_masked: the mask of {name} is {mask.dtype}, not boolean.")
+
+    def check(name, leaf, mask):
+        if mask is not None and mask.shape != leaf.shape:
+            raise ValueError(
+                f"keep_masked: {name} has shape {leaf.shape} and its mask shape {mask.shape}."
+            )
+        return mask
+
+    def init(params):
+        return KeepState(map_named(check, params, by_name))
+
+    def update(updates, state, params=None, **extra):
+        del extra
+        check_params(params)
+        return zero_off(updates, params, state.masks), state
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+class TrackState(NamedTuple):
+    """State of `track_masks`: the step, the masks of the weights, the scale of pruned ones."""
+
+    count: Int[Array, ""]
+    masks: PyTree
+    pruned_scale: Array
+
+
+def track_masks(
+    plan: Plan,
+    schedule: optax.ScalarOrSchedule = 1.0,
+    *,
+    pruned_scale: optax.ScalarOrSchedule = 0.0,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Keeps the masks of the dense weights current, for losses that are masked in the forward.
+
+    The updates pass unchanged; the state holds `plan.masks(|p + u|, schedule(t))` and
+    `pruned_scale(t)` of the step t to come, for `sj.nn.view` or `sj.masks.straight_through`. In a
+    chain of transformations, this should be the last one. With a constant schedule this is the
+    straight-through estimator (with `decay` in the view SR-STE), with a decaying `pruned_scale`
+    MdGf, with `Stages` and a `stage_schedule` SdGf.
+
+    Args:
+      plan: The patterns.
+      schedule: Fraction of the planned zeros in force: a number or an optax schedule.
+      pruned_scale: What multiplies the pruned weights in the forward pass.
+
+    Returns:
+      A transformation whose state has `count`, `masks` and `pruned_scale`.
+
+    Raises:
+      ValueError: If `update` gets no parameters.
+
+    Reference:
+      Zhou et al., 2021 (arXiv 2102.04010); Bambhaniya et al., 2024 (arXiv 2402.04744).
+
+    Example:
+      >>> import jax.numpy as jnp, optax, sparsejax as sj
+      >>> params = {"kernel": jnp.array([[3.0], [1.0], [2.0], [4.0]])}
+      >>> tx = optax.chain(optax.sgd(1.0), sj.optim.track_masks(sj.plan(params, sj.NM(1, 2))))
+      >>> sj.get_masks(tx.init(params))["kernel"].ravel().tolist()
+      [True, False, False, True]
+    """
+
+    def state_at(count, params):
+        masks = plan.masks(magnitude(params), at_step(schedule, count))
+        return TrackState(count, masks, jnp.asarray(at_step(pruned_scale, count), jnp.float32))
+
+    def init(params):
+        return state_at(jnp.zeros((), jnp.int32), params)
+
+    def update(updates, state, params=None, **extra):
+        del extra
+        check_params(params)
+        return updates, state_at(
+            next_step(state.count),
+            optax.apply_updates(params, updates),  # pyright: ignore[reportArgumentType]
+        )
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def get_masks(opt_state: PyTree) -> PyTree:
+    r"""The masks in any nested optimizer state, merged, as a tree like the parameters.
+
+    Works through `chain`, `partition`, `MultiSteps`, `inject_hyperparams` and `nnx.Optimizer`.
+    Where two transformations have a mask for the same leaf, the later one counts.
+
+    Args:
+      opt_state: A state of optax, or `nnx.Optimizer.opt_state`.
+
+    Returns:
+      Boolean arrays; None for leaves without a mask.
+
+    Raises:
+      ValueError: If no transformation in the state has masks.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, sparsejax as sj
+      >>> params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+      >>> tx = optax.chain(optax.adam(1e-3), sj.optim.prune(sj.plan(params, sj.Unstructured(0.5))))
+      >>> sj.get_masks(tx.init(params))["bias"] is None
+      True
+    """
+    found = [pure(masks) for _, masks in optax.tree.get_all_with_path(opt_state, "masks")]
+    if not found:
+        raise ValueError(
+            "get_masks: nothing in this optimizer state has masks; chain sj.optim.prune, "
+            "keep_masked or track_masks into the optimizer."
+        )
+
+    def merge(*masks):
+        present = [m for m in masks if not is_gap(m)]
+        return present[-1] if present else None
+
+    return jax.tree.map(merge, *found, is_leaf=is_gap)
+
+
+def zero_off(updates: PyTree, params: PyTree, masks: PyTree) -> PyTree:
+    """The updates that make the parameters exactly 0 off the masks, untouched bits elsewhere."""
+
+    def one(mask, update, param):
+        if mask is None or update is None or is_gap(mask):
+            return update
+        return jnp.where(mask, update, (-param).astype(update.dtype))
+
+    return jax.tree.map(one, masks, updates, params, is_leaf=is_gap)
+
+
+def next_step(count: Int[Array, ""]) -> Int[Array, ""]:
+    """The next step; stays at the largest integer instead of overflowing."""
+    return jnp.asarray(optax.safe_increment(count))
+
+
+def at_step(schedule: optax.ScalarOrSchedule, count: Int[Array, ""]) -> Any:
+    """The value of a number or a schedule at a step."""
+    return schedule(count) if callable(schedule) else schedule
+
+
+def check_params(params: PyTree) -> None:
+    """Raises what optax raises if there are no parameters."""
+    if params is None:
+        raise ValueError(_NO_PARAMS)

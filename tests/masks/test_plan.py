@@ -1,0 +1,199 @@
+"""Plans: what they match, what they refuse, what they select."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen, nnx
+
+import sparsejax as sj
+from sparsejax._tree import named_leaves
+
+
+def params_of(seed=0):
+    keys = jax.random.split(jax.random.key(seed), 3)
+    return {
+        "a": {"kernel": jax.random.normal(keys[0], (8, 16)), "bias": jnp.ones(16)},
+        "b": {"kernel": 3 * jax.random.normal(keys[1], (16, 4)), "bias": jnp.ones(4)},
+        "embedding": {"weight": jax.random.normal(keys[2], (5, 8))},
+    }
+
+
+def test_the_first_rule_counts_and_none_means_dense():
+    plan = sj.plan(params_of(), {"^a/kernel": None, "kernel$": sj.NM(2, 4)})
+    assert [leaf.name for leaf in plan.leaves] == ["b/kernel"]
+    masks = plan.masks(sj.masks.magnitude(params_of()))
+    assert masks["a"] == {"kernel": None, "bias": None} and int(masks["b"]["kernel"].sum()) == 32
+
+
+def test_one_pattern_means_the_kernels():
+    plan = sj.plan(params_of(), sj.Unstructured(0.5))
+    assert [leaf.name for leaf in plan.leaves] == ["a/kernel", "b/kernel"]
+    assert plan.sparsity == 0.5 and len(plan) == 2 and "a/kernel" in plan
+    assert plan["a/kernel"].kept == 64 and hash(plan) == hash(
+        sj.plan(params_of(), sj.Unstructured(0.5))
+    )
+
+
+class Attention(nnx.Module):
+    def __init__(self, rngs):
+        self.attention = nnx.MultiHeadAttention(2, 16, rngs=rngs, decode=False)
+        self.norm = nnx.LayerNorm(16, rngs=rngs)
+
+    def __call__(self, x):
+        return self.norm(self.attention(x))
+
+
+def test_names_are_the_same_with_and_without_variables():
+    model = Attention(nnx.Rngs(0))
+    state = nnx.state(model, nnx.Param)
+    names = set(named_leaves(nnx.as_pure(state)))
+    assert names == set(named_leaves(state))
+    assert {"attention/value/kernel", "attention/value/bias", "norm/scale"} <= names
+    rules = {
+        r"attention/(query|key|value)/kernel$": sj.NM(2, 4, axis=0),
+        r"attention/out/kernel$": sj.NM(2, 4, axis=(0, 1)),
+    }
+    plans = {
+        sj.plan(x, rules)
+        for x in (model, state, nnx.as_pure(state), jax.eval_shape(lambda: nnx.as_pure(state)))
+    }
+    assert len(plans) == 1
+    (plan,) = plans
+    masks = plan.masks(sj.masks.magnitude(state))
+    assert isinstance(masks["attention"]["value"]["kernel"], nnx.Param)
+    by_name = named_leaves(masks)
+    heads = np.asarray(by_name["attention/query/kernel"]).reshape(4, 4, 16)
+    np.testing.assert_array_equal(heads.sum(1), 2)
+    out = np.asarray(by_name["attention/out/kernel"]).reshape(4, 4, 16)
+    np.testing.assert_array_equal(out.sum(1), 2)
+
+
+def test_linen_and_sequences():
+    variables = linen.Dense(4).init(jax.random.key(0), jnp.ones((1, 8)))
+    assert sj.plan(variables, sj.NM(2, 4))["params/kernel"].kept == 16
+    assert sj.plan([{"kernel": jnp.ones((4, 4))}], sj.Unstructured(0.5))["0/kernel"].kept == 8
+
+
+def test_partial_trees_are_looked_up_by_path():
+    plan = sj.plan(params_of(), sj.Unstructured(0.5))
+    part = {"b": {"kernel": params_of()["b"]["kernel"]}}
+    masks = plan.masks(sj.masks.magnitude(part))
+    assert int(masks["b"]["kernel"].sum()) == 32
+    assert plan.masks({}) == {}
+
+
+def test_global_selection_compares_all_leaves():
+    params = params_of()
+    plan = sj.plan(params, sj.Unstructured(0.75), allocate=sj.masks.global_)
+    masks = named_leaves(plan.masks(sj.masks.magnitude(params)))
+    scores = {k: np.abs(np.asarray(v)) for k, v in named_leaves(params).items() if k in masks}
+    whole = np.concatenate([scores[k].ravel() for k in ("a/kernel", "b/kernel")])
+    threshold = np.sort(whole)[::-1][48 - 1]
+    for name, mask in masks.items():
+        np.testing.assert_array_equal(mask, scores[name] >= threshold)
+    half = named_leaves(plan.masks(sj.masks.magnitude(params), jnp.float32(0.5)))
+    assert sum(int(m.sum()) for m in half.values()) == 192 - 72
+
+
+def test_random_masks_depend_on_the_path_only():
+    params = params_of()
+    plan = sj.plan(params, sj.Unstructured(0.5))
+    key = jax.random.key(7)
+    masks = plan.masks(sj.masks.random(params, key))
+    part = {"b": params["b"]}
+    np.testing.assert_array_equal(
+        plan.masks(sj.masks.random(part, key))["b"]["kernel"], masks["b"]["kernel"]
+    )
+    assert int(masks["a"]["kernel"].sum()) == 64
+    other = plan.masks(sj.masks.random(params, jax.random.key(8)))
+    assert (masks["a"]["kernel"] != other["a"]["kernel"]).any()
+
+
+def test_saliency_movement_and_grasp():
+    w, g = jnp.array([1.0, -2.0, 3.0]), jnp.array([0.5, 0.25, -1.0])
+    np.testing.assert_allclose(sj.masks.saliency(w, g), [0.5, 0.5, 3.0])
+    np.testing.assert_allclose(sj.masks.movement(w, g), [-0.5, 0.5, 3.0])
+    a = jnp.array([[2.0, 1.0, 0.0], [1.0, 3.0, 0.5], [0.0, 0.5, 1.0]])
+    score = sj.masks.grasp(w, lambda w: 0.5 * w @ a @ w)
+    np.testing.assert_allclose(score, w * (a @ a @ w), rtol=1e-6)
+    with pytest.raises(ValueError, match=r"shape \(3,\) and its gradient shape \(1,\)"):
+        sj.masks.saliency(w, jnp.ones(1))
+    with pytest.raises(ValueError, match="its gradient nothing"):
+        sj.masks.movement({"w": w}, {})
+
+
+def test_counts_at_two_to_the_31_entries():
+    tree = {
+        "big": {"kernel": jax.ShapeDtypeStruct((2**16, 2**15), jnp.bfloat16)},
+        "odd": {"kernel": jax.ShapeDtypeStruct((2**16 + 1, 2**15 - 1), jnp.bfloat16)},
+    }
+    plan = sj.plan(tree, sj.Unstructured(0.9))
+    for leaf in plan.leaves:
+        assert leaf.kept == leaf.size - round(leaf.size * 0.9)
+    shared = sj.plan(tree, sj.Unstructured(0.9), allocate=sj.masks.erk)
+    total = sum(leaf.size for leaf in shared.leaves)
+    assert sum(leaf.kept for leaf in shared.leaves) == total - round(total * 0.9)
+    shapes = jax.eval_shape(plan.masks, tree, jax.ShapeDtypeStruct((), jnp.float32))
+    assert shapes["big"]["kernel"].shape == (2**16, 2**15)
+
+
+def test_printing():
+    plan = sj.plan(params_of(), sj.Unstructured(0.9), allocate=sj.masks.erk)
+    assert "a/kernel" in str(plan) and "sparsity 0.8" in str(plan).replace("0.9010", "0.8")
+    assert "a/kernel" in plan._repr_html_()
+
+
+class Equinox:
+    pass
+
+
+Equinox.__module__ = "equinox._module"
+
+
+@jax.tree_util.register_pytree_with_keys_class
+class EquinoxLinear(Equinox):
+    def __init__(self, weight):
+        self.weight = weight
+
+    def tree_flatten_with_keys(self):
+        return [(jax.tree_util.GetAttrKey("weight"), self.weight)], None
+
+    @classmethod
+    def tree_unflatten(cls, aux, children):
+        return cls(*children)
+
+
+def test_equinox_weights_are_out_by_in():
+    linear = EquinoxLinear(jnp.ones((3, 8)))
+    with pytest.raises(ValueError, match="say axis=1"):
+        sj.plan(linear, sj.NM(2, 4))
+    assert sj.plan(linear, sj.NM(2, 4, axis=1))["weight"].kept == 12
+
+
+# ruff: noqa: E501
+BAD = [
+    (lambda p: sj.plan(p, {"kernle$": sj.Unstructured(0.5)}), ValueError, "'kernle.' matches nothing; the leaves are a/bias"),
+    (lambda p: sj.plan(p, {"kernel$": sj.NM(2, 4), "a/kernel$": None}), ValueError, "comes too late: a/kernel"),
+    (lambda p: sj.plan(p, {"kernel$": 0.9}), TypeError, r"sj.Unstructured\(0.9\)"),
+    (lambda p: sj.plan(p, [0.9]), TypeError, "rules"),
+    (lambda p: sj.plan({}, sj.Unstructured(0.5)), ValueError, "no leaves"),
+    (lambda p: sj.plan({"w": jnp.ones((2, 2))}, sj.Unstructured(0.5)), ValueError, "named kernel or weight"),
+    (lambda p: sj.plan({"kernel": jnp.ones((4, 4), int)}, sj.Unstructured(0.5)), ValueError, "kernel .* holds int32"),
+    (lambda p: sj.plan(p, {"kernel$": sj.NM(2, 5)}), ValueError, r"(?s)a/kernel \(8, 16\).*b/kernel \(16, 4\)"),
+    (lambda p: sj.plan(p, {"a/kernel": sj.Block((4, 4), 0.5), "b/kernel": sj.Unstructured(0.5)}, allocate=sj.masks.erk), ValueError, "different entries per unit"),
+    (lambda p: sj.plan(p, sj.Unstructured(0.5), allocate=lambda t, s: dict.fromkeys(t, 1.5)), ValueError, "sparsity of 1.5"),
+    (lambda p: sj.plan(p, sj.Unstructured(0.5)).masks({"a": {"kernel": jnp.ones((8, 8))}}), ValueError, r"a/kernel was planned with shape \(8, 16\)"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("call, error, message", BAD)
+def test_bad_input(call, error, message):
+    with pytest.raises(error, match=message):
+        call(params_of())
+
+
+def test_nan_scores_rank_last_in_a_plan():
+    params = {"kernel": jnp.array([[jnp.nan, 1.0], [2.0, jnp.nan]])}
+    masks = sj.plan(params, sj.Unstructured(0.5)).masks(sj.masks.magnitude(params))
+    assert masks["kernel"].tolist() == [[False, True], [True, False]]
