@@ -16,8 +16,8 @@ _ROWS = (128, 64, 32)
 def topk_mask(scores: Float[Array, "..."], k: int | Shaped[Array, ""]) -> Bool[Array, "..."]:
     """Exactly `k` ones at the largest scores; the lowest flat index wins ties, NaN ranks last.
 
-    Bisection over the bits of the scores: 32 counting passes for float32, no sort. `k` may be
-    traced; k <= 0 keeps nothing and k >= n everything.
+    Bisection over the bits of the scores: 32 counting passes of 2 bytes an entry for float32, no
+    sort. `k` may be traced; k <= 0 keeps nothing and k >= n everything.
     """
     return topk_masks([scores], k)[0]
 
@@ -34,21 +34,17 @@ def topk_masks(
     k = jnp.minimum(jnp.asarray(k, dtype), jnp.asarray(total, dtype))
     wide = jnp.result_type(*scores)
     keys = [sortable(s.astype(wide)) for s in scores]
+    cut, missing = _kth_largest(keys, k)
 
-    def at_least(cut):
-        return sum(_count(key >= cut, dtype) for key in keys)
+    def all_ties():
+        return [key >= cut for key in keys]
 
-    cut = _largest(at_least, k, keys[0].dtype)
-    above = sum(_count(key > cut, dtype) for key in keys)
+    def lowest_ties():
+        ties = _lowest_indices([key == cut for key in keys], missing, total, dtype)
+        return [(key > cut) | tie for key, tie in zip(keys, ties)]
 
-    def ties(_):
-        return _lowest_indices([key == cut for key in keys], k - above, total, dtype)
-
-    def no_ties(_):
-        return [key == cut for key in keys]
-
-    tied = lax.cond(at_least(cut) == k, no_ties, ties, None)
-    return [(key > cut) | tie for key, tie in zip(keys, tied)]
+    tied = sum(_count(key == cut, dtype) for key in keys)
+    return lax.cond(tied == missing, all_ties, lowest_ties)
 
 
 def nm_mask(
@@ -125,15 +121,42 @@ def _count(keep: Bool[Array, "..."], dtype: jnp.dtype) -> UInt[Array, ""]:
     return jnp.sum(jnp.sum(rows, axis=-1, dtype=jnp.uint8), dtype=dtype)
 
 
-def _largest(at_least, k: UInt[Array, ""], dtype: jnp.dtype) -> UInt[Array, ""]:
-    """The largest `cut` of which at least `k` entries are `>= cut`, bit by bit from the top."""
-    bits = jnp.iinfo(dtype).bits
+def _kth_largest(keys: list[UInt[Array, "..."]], k: UInt[Array, ""]):
+    """The k-th largest key, and how many of the keys equal to it are wanted.
+
+    Digit by digit from the top, 16 bits at a time: what each pass reads is 2 bytes an entry, made
+    on the way from the scores, so that no 32-bit image of them is ever stored.
+    """
+    bits = jnp.iinfo(keys[0].dtype).bits
+    cut, missing = jnp.zeros((), keys[0].dtype), k
+    for shift in reversed(range(0, bits, 16)):
+        digits = [_digit(key, shift, cut, first=shift + 16 == bits) for key in keys]
+        digit, missing = _largest(digits, missing)
+        cut |= digit.astype(cut.dtype) << shift
+    return cut, missing
+
+
+def _digit(key: UInt[Array, "..."], shift: int, cut: UInt[Array, ""], first: bool):
+    """16 bits of the keys that agree with `cut` above them, 0 for all others."""
+    digit = (key >> shift).astype(jnp.uint16)
+    return digit if first else jnp.where(key >> (shift + 16) == cut >> (shift + 16), digit, 0)
+
+
+def _largest(digits: list[UInt[Array, "..."]], k: UInt[Array, ""]):
+    """The k-th largest of 16-bit digits by bisection, one counting pass a bit, and its rank.
+
+    Digits 0 may stand for entries that are out, which no candidate counts: all have a bit set.
+    """
+
+    def at_least(cut):
+        return sum(_count(d >= cut, k.dtype) for d in digits)
 
     def set_bit(i, cut):
-        candidate = cut | (jnp.ones((), dtype) << (bits - 1 - i).astype(dtype))
+        candidate = cut | (jnp.ones((), jnp.uint16) << (15 - i).astype(jnp.uint16))
         return jnp.where(at_least(candidate) >= k, candidate, cut)
 
-    return lax.fori_loop(0, bits, set_bit, jnp.zeros((), dtype))
+    cut = lax.fori_loop(0, 16, set_bit, jnp.zeros((), jnp.uint16))
+    return cut, k - sum(_count(d > cut, k.dtype) for d in digits)
 
 
 def _lowest_indices(

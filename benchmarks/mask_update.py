@@ -1,0 +1,83 @@
+"""Cost of a mask update at 10 M entries, over the argsort forms of the known peer.
+
+    python benchmarks/mask_update.py
+
+The peer (jaxpruner, 2024) ranks by two argsorts; its forms are written out plainly below, since it
+does not run on current JAX. Masks are compared before anything is timed.
+"""
+
+import argparse
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from _timing import measure, save, table_of
+
+import sparsejax as sj
+
+SHAPE = (3200, 3200)
+
+
+def ranks(scores, axis):
+    """Position of each score in the ascending order along an axis."""
+    return jnp.argsort(jnp.argsort(scores, axis=axis), axis=axis)
+
+
+def argsort_unstructured(scores, sparsity):
+    """Reversed, so that of equals the lower index is kept."""
+    flat = scores.ravel()
+    drop = round(flat.size * sparsity)
+    return (ranks(flat[::-1], 0)[::-1] >= drop).reshape(scores.shape)
+
+
+def argsort_nm(scores, n, m):
+    """Groups along the contraction, as rows of length m."""
+    groups = scores.T.reshape(-1, m)
+    keep = ranks(groups[:, ::-1], 1)[:, ::-1] >= m - n
+    return keep.reshape(scores.T.shape).T
+
+
+def argsort_block(scores, size, sparsity):
+    """Mean of each block, ranked, and repeated."""
+    rows, columns = (s // size for s in scores.shape)
+    pooled = scores.reshape(rows, size, columns, size).mean((1, 3))
+    keep = argsort_unstructured(pooled, sparsity)
+    return jnp.repeat(jnp.repeat(keep, size, 0), size, 1)
+
+
+CASES = {
+    "unstructured 90 %": (sj.Unstructured(0.9), lambda s: argsort_unstructured(s, 0.9)),
+    "2:4": (sj.NM(2, 4), lambda s: argsort_nm(s, 2, 4)),
+    "4:8": (sj.NM(4, 8), lambda s: argsort_nm(s, 4, 8)),
+    "1:16": (sj.NM(1, 16), lambda s: argsort_nm(s, 1, 16)),
+    "block 16, 90 %": (sj.Block((16, 16), 0.9), lambda s: argsort_block(s, 16, 0.9)),
+}
+GOALS = {"unstructured 90 %": 15, "2:4": 80}
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()
+    w = jax.random.normal(jax.random.key(0), SHAPE)
+    rows = []
+    for name, (pattern, peer) in CASES.items():
+        ours = jax.jit(lambda w, p=pattern: sj.masks.topk(jnp.abs(w), p))
+        theirs = jax.jit(lambda w, f=peer: f(jnp.abs(w)))
+        np.testing.assert_array_equal(ours(w), theirs(w))
+        times = measure({"ours": lambda f=ours: f(w), "argsort": lambda f=theirs: f(w)})
+        ratio = times["argsort"] / times["ours"]
+        goal = GOALS.get(name)
+        rows.append([name, f"{times['ours'] * 1e3:.1f}", f"{times['argsort'] * 1e3:.0f}",
+                     f"{ratio:.0f}x", f">= {goal}x" if goal else "", ratio >= (goal or 1)])
+    floor = jax.jit(lambda w: jnp.abs(w) > 1.6)
+    seconds = measure({"floor": lambda: floor(w)})["floor"]
+    table = table_of(
+        f"mask update, {SHAPE[0]}x{SHAPE[1]} float32",
+        ["pattern", "ours (ms)", "argsort (ms)", "ratio", "goal"],
+        rows,
+        caption=f"|w| > c, one pass over memory: {seconds * 1e3:.1f} ms",
+    )
+    save("mask-update-cpu", table)
+
+
+if __name__ == "__main__":
+    main()
