@@ -49,7 +49,7 @@ def digits(split_seed: int = 0) -> Data:
 
 
 def mlp(widths: tuple[int, ...], key: jax.Array) -> dict:
-    """Parameters of a ReLU network, He initialisation: `layer_i/kernel` (in, out), `layer_i/bias`."""
+    """Parameters of a ReLU network, He initialisation: `layer_i/kernel`, `layer_i/bias`."""
     keys = jax.random.split(key, len(widths))
     return {
         f"layer_{i}": {

@@ -1,6 +1,6 @@
 """`import sparsejax` over importing jax, flax and optax alone, in fresh interpreters.
 
-    python benchmarks/import_time.py
+python benchmarks/import_time.py
 """
 
 import subprocess
@@ -30,8 +30,10 @@ def main() -> None:
     table = table_of(
         "import time in a fresh interpreter",
         ["what", "seconds", "ratio", "goal"],
-        [["jax, flax, optax and the other core dependencies", f"{alone:.2f}", "1.00", ""],
-         ["sparsejax", f"{ours:.2f}", f"{ratio:.2f}", "<= 1.15", ratio <= 1.15]],
+        [
+            ["jax, flax, optax and the other core dependencies", f"{alone:.2f}", "1.00", ""],
+            ["sparsejax", f"{ours:.2f}", f"{ratio:.2f}", "<= 1.15", ratio <= 1.15],
+        ],
     )
     save("import-time", table)
 

@@ -66,8 +66,16 @@ def main() -> None:
         times = measure({"ours": lambda f=ours: f(w), "argsort": lambda f=theirs: f(w)})
         ratio = times["argsort"] / times["ours"]
         goal = GOALS.get(name)
-        rows.append([name, f"{times['ours'] * 1e3:.1f}", f"{times['argsort'] * 1e3:.0f}",
-                     f"{ratio:.0f}x", f">= {goal}x" if goal else "", ratio >= (goal or 1)])
+        rows.append(
+            [
+                name,
+                f"{times['ours'] * 1e3:.1f}",
+                f"{times['argsort'] * 1e3:.0f}",
+                f"{ratio:.0f}x",
+                f">= {goal}x" if goal else "",
+                ratio >= (goal or 1),
+            ]
+        )
     floor = jax.jit(lambda w: jnp.abs(w) > 1.6)
     seconds = measure({"floor": lambda: floor(w)})["floor"]
     table = table_of(

@@ -97,7 +97,9 @@ def mask_decay_table(data: Data, seeds: int = 4, steps: int = 1200) -> None:
     stages = sj.masks.nm_stages("stepwise", 1, 32)
     staged = sj.plan(params, {where: stages})
     adam = optax.adam(optax.cosine_decay_schedule(3e-3, steps))
-    after = optax.join_schedules([optax.constant_schedule(0.0), optax.constant_schedule(1.0)], [dense])
+    after = optax.join_schedules(
+        [optax.constant_schedule(0.0), optax.constant_schedule(1.0)], [dense]
+    )
     steps_to_decay = 0.75 * (steps - dense)
     beta = {
         "exponential": np.log(1e3) / steps_to_decay,

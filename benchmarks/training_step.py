@@ -72,8 +72,18 @@ def main() -> None:
             ratio = seconds / times["plain"]
             goal = "<= 1.05" if every == "1000000" else ""
             every = "never" if every == "1000000" else every
-            rows.append([label, batch, every, f"{seconds * 1e3:.1f}", f"{times['plain'] * 1e3:.1f}",
-                         f"{ratio:.3f}", goal, not goal or ratio <= 1.05])
+            rows.append(
+                [
+                    label,
+                    batch,
+                    every,
+                    f"{seconds * 1e3:.1f}",
+                    f"{times['plain'] * 1e3:.1f}",
+                    f"{ratio:.3f}",
+                    goal,
+                    not goal or ratio <= 1.05,
+                ]
+            )
     size = sum(x.size for x in jax.tree.leaves(params))
     table = table_of(
         f"AdamW step of {size / 1e6:.1f} M parameters with prune over the plain step",

@@ -1,23 +1,48 @@
 """Sparse learning for JAX: penalties, masks, sparse training, compressed formats and kernels."""
 
-from . import masks as masks
-from . import optim as optim
+from importlib.metadata import version as _version
+
+from . import (
+    formats as formats,
+    kernels as kernels,
+    masks as masks,
+    metrics as metrics,
+    nn as nn,
+    optim as optim,
+    prox as prox,
+)
+from .formats import compress as compress
+from .kernels import matmul as matmul
 from .masks import (
     NM as NM,
-)
-from .masks import (
     Block as Block,
-)
-from .masks import (
     Channel as Channel,
-)
-from .masks import (
     Groups as Groups,
-)
-from .masks import (
     Unstructured as Unstructured,
-)
-from .masks import (
     plan as plan,
 )
+from .metrics import advise as advise, report as report
 from .optim import get_masks as get_masks
+
+__version__ = _version("sparsejax")
+
+__all__ = [
+    "NM",
+    "Block",
+    "Channel",
+    "Groups",
+    "Unstructured",
+    "advise",
+    "compress",
+    "formats",
+    "get_masks",
+    "kernels",
+    "masks",
+    "matmul",
+    "metrics",
+    "nn",
+    "optim",
+    "plan",
+    "prox",
+    "report",
+]

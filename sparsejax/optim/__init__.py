@@ -2,43 +2,32 @@
 
 from ._decay import (
     PrunedDecayState as PrunedDecayState,
-)
-from ._decay import (
     add_pruned_decay as add_pruned_decay,
-)
-from ._decay import (
     mask_decay_schedule as mask_decay_schedule,
-)
-from ._decay import (
     sr_ste as sr_ste,
-)
-from ._decay import (
     stage_schedule as stage_schedule,
 )
 from ._pruning import (
     KeepState as KeepState,
-)
-from ._pruning import (
     PruneState as PruneState,
-)
-from ._pruning import (
     TrackState as TrackState,
-)
-from ._pruning import (
     get_masks as get_masks,
-)
-from ._pruning import (
     keep_masked as keep_masked,
-)
-from ._pruning import (
     prune as prune,
-)
-from ._pruning import (
     track_masks as track_masks,
+)
+from ._proximal import (
+    ProximalAdamState as ProximalAdamState,
+    ProximalState as ProximalState,
+    proximal as proximal,
+    proximal_adam as proximal_adam,
+    proximal_sgd as proximal_sgd,
 )
 
 __all__ = [
     "KeepState",
+    "ProximalAdamState",
+    "ProximalState",
     "PruneState",
     "PrunedDecayState",
     "TrackState",
@@ -46,6 +35,9 @@ __all__ = [
     "get_masks",
     "keep_masked",
     "mask_decay_schedule",
+    "proximal",
+    "proximal_adam",
+    "proximal_sgd",
     "prune",
     "sr_ste",
     "stage_schedule",

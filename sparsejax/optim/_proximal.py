@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -185,7 +185,7 @@ def proximal_updates(penalty: Rules, updates: PyTree, params: PyTree, step_of) -
     points = {name: leaves[name] + u for name, u in moves.items() if u is not None}
     targets = {}
     for rule, names in _matched(penalty, points):
-        if _spans_leaves(rule):
+        if _labels(rule) is not None:
             joint = {name: points[name] for name in names}
             targets |= rule.prox(joint, step_of(names[0]))
         else:
@@ -203,19 +203,23 @@ def proximal_updates(penalty: Rules, updates: PyTree, params: PyTree, step_of) -
 def _matched(penalty: Rules, leaves: Mapping[str, Array]) -> list[tuple[Penalty, list[str]]]:
     """Each penalty with the leaves it is meant for: the first rule found in a path counts."""
     if isinstance(penalty, Penalty):
-        if _spans_leaves(penalty):
-            meant = [name for name in leaves if name in penalty.groups]  # pyright: ignore
-        else:
-            meant = [name for name, leaf in leaves.items() if is_kernel(name, leaf)]
+        labels = _labels(penalty)
+        meant = [
+            n for n, x in leaves.items() if (is_kernel(n, x) if labels is None else n in labels)
+        ]
         return [(penalty, meant)] if meant else []
     first = {name: next((r for r in penalty if re.search(r, name)), None) for name in leaves}
     found = [(rule, [name for name in leaves if first[name] == rule]) for rule in penalty]
     return [(penalty[rule], names) for rule, names in found if names]
 
 
-def _spans_leaves(penalty: Penalty) -> bool:
-    """Whether the groups of a penalty are labels by path, so that a group may span leaves."""
-    return isinstance(getattr(penalty, "groups", None), Mapping)
+def _labels(penalty: Any) -> Mapping[str, Array] | None:
+    """The labels by path of a penalty whose groups may span leaves, also inside a combinator."""
+    labels = getattr(getattr(penalty, "partition", None), "labels", None)
+    if isinstance(labels, Mapping):
+        return labels
+    parts = vars(penalty).values() if isinstance(penalty, Penalty) else ()
+    return next((found for part in parts if (found := _labels(part)) is not None), None)
 
 
 def _check_rules(penalty: Rules, params: PyTree) -> None:

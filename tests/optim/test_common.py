@@ -41,7 +41,7 @@ def masks_of():
     return plan_of().masks(sj.masks.random(params_of(), jax.random.key(1)))
 
 
-PENALTY = 0
+PENALTY = sj.prox.l1(0.5)
 
 # What each member is chained with: the place in the chain is part of its contract.
 MEMBERS = {
@@ -62,7 +62,6 @@ MEMBERS = {
     "proximal_sgd": lambda rate=0.1: sj.optim.proximal_sgd(rate, PENALTY, momentum=0.9),
     "proximal_adam": lambda rate=0.1: sj.optim.proximal_adam(rate, PENALTY),
 }
-MEMBERS = {k: v for k, v in MEMBERS.items() if "prox" not in k}
 # Members whose parameters are exactly sparse, and those that hold masks.
 SPARSE = {"prune", "keep_masked", "proximal", "proximal_sgd", "proximal_adam"}
 MASKED = {"prune", "keep_masked", "track_masks", "add_pruned_decay", "sr_ste"}
@@ -214,7 +213,7 @@ def test_masked_leaves_the_rest_alone(name):
     # optax.masked passes the gradient itself where the mask is False.
     assert zeros(trained)["out/kernel"] == 0
     if name in SPARSE:
-        assert zeros(trained)["dense/kernel"] >= 32
+        assert zeros(trained)["dense/kernel"] > 0
     if name in MASKED:
         masks = sj.get_masks(state)
         assert masks["dense"]["kernel"].shape == (16, 8) and masks["out"]["kernel"] is None
@@ -334,9 +333,9 @@ def test_vmap_over_seeds(name):
 
     state = jax.vmap(tx.init)(stacked)
     together = jax.jit(jax.vmap(step))
-    for _ in range(3):
+    for _ in range(6):
         stacked, state = together(stacked, state)
-    alone, _ = train(tx, seeds[2], steps=3)
+    alone, _ = train(tx, seeds[2], steps=6)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a[2], b, rtol=1e-6, atol=1e-6), stacked, alone
     )

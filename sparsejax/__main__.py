@@ -1,0 +1,306 @@
+"""`python -m sparsejax`: trains sparse networks on real data and shows the result.
+
+Five networks learn scikit-learn's digits: dense, pruned to 90 % along a cubic ramp with ERK
+allocation, random 90 % static, 2:4 with SR-STE, and cut to 16 hidden neurons by WGSEF. What they
+reach is printed as one table; a report, a picture and a checkpoint are left in `quickstart/`.
+"""
+
+import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+import sparsejax as sj
+
+OUT = pathlib.Path("quickstart")
+STEPS, BATCH, CHUNK = 1500, 64, 50
+console = Console()
+
+
+class Data(NamedTuple):
+    """Images of 64 pixels, centred, and their digits; 70 % for training."""
+
+    x: jax.Array
+    y: jax.Array
+    x_test: jax.Array
+    y_test: jax.Array
+
+
+class Classifier(nnx.Module):
+    """A ReLU network."""
+
+    def __init__(self, widths: tuple[int, ...], rngs: nnx.Rngs):
+        he = nnx.initializers.he_normal()
+        self.layers = nnx.List(
+            nnx.Linear(m, n, kernel_init=he, rngs=rngs) for m, n in zip(widths, widths[1:])
+        )
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for layer in self.layers[:-1]:
+            x = nnx.relu(layer(x))
+        return self.layers[-1](x)
+
+
+class Trained(NamedTuple):
+    """A trained network, its masks, and what it was asked for."""
+
+    model: Classifier
+    masks: Any = None
+    plan: sj.masks.Plan | None = None
+    optimizer: nnx.Optimizer | None = None
+
+
+def load_data() -> Data:
+    """scikit-learn's digits, which come with the package."""
+    try:
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
+    except ImportError as error:
+        raise SystemExit('the quickstart needs: pip install "sparsejax[examples]"') from error
+    x, y = load_digits(return_X_y=True)
+    x, x_test, y, y_test = train_test_split(
+        (x / 16).astype(np.float32), y, test_size=0.3, stratify=y, random_state=0
+    )
+    mean = x.mean(0)
+    return Data(*map(jnp.asarray, (x - mean, y, x_test - mean, y_test)))
+
+
+def loss_fn(model: Classifier, x: jax.Array, y: jax.Array) -> jax.Array:
+    """Mean cross-entropy."""
+    return optax.softmax_cross_entropy_with_integer_labels(model(x), y).mean()
+
+
+def accuracy(model: Classifier, data: Data) -> float:
+    """Fraction of the test images that are recognised."""
+    return float((model(data.x_test).argmax(-1) == data.y_test).mean())
+
+
+def fit(
+    model: Classifier,
+    tx: optax.GradientTransformation,
+    data: Data,
+    report: Callable[[int, float], None],
+    *,
+    steps: int = STEPS,
+    batch: int | None = BATCH,
+    view: Callable[..., Classifier] = lambda model, masks: model,
+) -> nnx.Optimizer:
+    """Trains a model in place; `view(model, masks)` is what the loss sees of it."""
+    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+
+    @nnx.jit
+    def step(model, optimizer, key):
+        if batch is None:
+            x, y = data.x, data.y
+        else:
+            rows = jax.random.randint(key, (batch,), 0, data.x.shape[0])
+            x, y = data.x[rows], data.y[rows]
+        masks = _masks(optimizer)
+        loss, grads = nnx.value_and_grad(lambda m: loss_fn(view(m, masks), x, y))(model)
+        optimizer.update(model, grads)
+        return loss
+
+    for i, key in enumerate(jax.random.split(jax.random.key(1), steps)):
+        loss = step(model, optimizer, key)
+        if (i + 1) % CHUNK == 0:
+            report(i + 1, float(loss))
+    return optimizer
+
+
+def _masks(optimizer: nnx.Optimizer) -> Any:
+    try:
+        return sj.get_masks(optimizer.opt_state)
+    except ValueError:  # a dense optimizer
+        return {}
+
+
+def sgd(steps: int = STEPS) -> optax.GradientTransformation:
+    """The optimizer that all methods are chained to."""
+    rate = optax.cosine_decay_schedule(0.1, steps)
+    return optax.chain(optax.add_decayed_weights(5e-5), optax.sgd(rate, momentum=0.9))
+
+
+WIDTHS = (64, 256, 256, 10)
+
+
+def dense(data: Data, report) -> Trained:
+    """The dense network that the others are compared with."""
+    model = Classifier(WIDTHS, nnx.Rngs(0))
+    fit(model, sgd(), data, report)
+    return Trained(model)
+
+
+def pruned(data: Data, report) -> Trained:
+    """90 % of the weights pruned during training, along a cubic ramp, ERK between layers."""
+    model = Classifier(WIDTHS, nnx.Rngs(0))
+    plan = sj.plan(model, {r"kernel$": sj.Unstructured(0.9)}, allocate=sj.masks.erk)
+    ramp = optax.polynomial_schedule(0.0, 1.0, 3, transition_steps=800, transition_begin=100)
+    tx = optax.chain(sgd(), sj.optim.prune(plan, ramp, every=20))
+    optimizer = fit(model, tx, data, report)
+    return Trained(model, sj.get_masks(optimizer.opt_state), plan, optimizer)
+
+
+def static(data: Data, report) -> Trained:
+    """90 % of the weights absent from the start, at random places, ERK between layers."""
+    model = Classifier(WIDTHS, nnx.Rngs(0))
+    params = nnx.as_pure(nnx.state(model, nnx.Param))
+    plan = sj.plan(model, {r"kernel$": sj.Unstructured(0.9)}, allocate=sj.masks.erk)
+    masks = plan.masks(sj.masks.random(params, jax.random.key(2)))
+    nnx.update(model, sj.masks.apply_masks(params, masks))
+    fit(model, optax.chain(sgd(), sj.optim.keep_masked(masks)), data, report)
+    return Trained(model, masks, plan)
+
+
+def two_to_four(data: Data, report) -> Trained:
+    """2:4 with SR-STE: masked forward, dense backward, pruned weights pulled to zero."""
+    model = Classifier(WIDTHS, nnx.Rngs(0))
+    plan = sj.plan(model, {r"layers/[01]/kernel$": sj.NM(2, 4)})
+    tx = optax.chain(sgd(), sj.optim.track_masks(plan))
+
+    def view(model, masks):
+        return sj.nn.view(model, masks, decay=2e-4)
+
+    optimizer = fit(model, tx, data, report, view=view)
+    masks = sj.get_masks(optimizer.opt_state)
+    params = nnx.as_pure(nnx.state(model, nnx.Param))
+    nnx.update(model, sj.masks.apply_masks(params, masks))
+    return Trained(model, masks, plan)
+
+
+def sixteen_neurons(data: Data, report) -> Trained:
+    """At most 16 of 64 hidden neurons by the group envelope WGSEF, then cut to exactly 16."""
+    model = Classifier((64, 64, 10), nnx.Rngs(0))
+    neurons = jnp.arange(64)
+    labels = {
+        "layers/0/kernel": jnp.broadcast_to(neurons, (64, 64)),
+        "layers/0/bias": neurons,
+    }
+    penalty = sj.prox.wgsef(16, strength=0.1, groups=labels, num_groups=64)
+    tx = sj.optim.proximal_sgd(0.2, penalty, momentum=0.9)
+    fit(model, tx, data, report, steps=600, batch=None)
+    live = sj.metrics.live_units(model.layers[0].kernel[...], model.layers[0].bias[...])
+    before = accuracy(model, data)
+    strength = jnp.hypot(
+        jnp.linalg.norm(model.layers[0].kernel[...], axis=0), model.layers[0].bias[...]
+    )
+    kept = sj.masks.topk(strength, sj.Unstructured(0.75))
+    masks = {"layers": {0: {"kernel": jnp.broadcast_to(kept, (64, 64)), "bias": kept}}}
+    params = nnx.as_pure(nnx.state(model, nnx.Param))
+    nnx.update(model, sj.masks.apply_masks(params, masks))
+    console.print(
+        f"WGSEF: {int(live.sum())} of 64 hidden neurons alive, accuracy {before:.4f}; "
+        f"cut to 16: {accuracy(model, data):.4f}"
+    )
+    return Trained(model, masks)
+
+
+METHODS: dict[str, tuple[Callable[..., Trained], int]] = {
+    "dense": (dense, STEPS),
+    "pruned 90 %, ERK": (pruned, STEPS),
+    "random 90 %, static": (static, STEPS),
+    "2:4, SR-STE": (two_to_four, STEPS),
+    "16 neurons, WGSEF": (sixteen_neurons, 600),
+}
+
+
+def train_all(data: Data) -> dict[str, Trained]:
+    """Trains the five networks with a live bar each."""
+    bars = Progress(
+        TextColumn("{task.description:<20}"),
+        BarColumn(),
+        TextColumn("loss {task.fields[loss]}"),
+        TimeElapsedColumn(),
+        console=console,
+    )
+    trained = {}
+    with bars:
+        for name, (method, steps) in METHODS.items():
+            task = bars.add_task(name, total=steps, loss="")
+            trained[name] = method(
+                data,
+                lambda i, loss, task=task: bars.update(task, completed=i, loss=f"{loss:.4f}"),
+            )
+    return trained
+
+
+def show(trained: dict[str, Trained], data: Data) -> dict[str, sj.metrics.Report]:
+    """One table of all networks."""
+    table = Table(title="digits, one seed, 540 test images", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("network", no_wrap=True)
+    for column in ("accuracy", "sparsity (all)", "kept", "FLOPs", "bytes", "live"):
+        table.add_column(column, justify="right")
+    reports = {}
+    for name, (model, masks, plan, _) in trained.items():
+        report = sj.report(model, masks, plan, example=data.x_test[:1])
+        first = model.layers[0]
+        live = sj.metrics.live_units(first.kernel[...], outgoing=model.layers[1].kernel[...])
+        table.add_row(
+            name,
+            f"{accuracy(model, data):.4f}",
+            f"{report.sparsity:.3f} ({report.total_sparsity:.3f})",
+            f"{report.kept:,}",
+            f"{report.flops_sparse / 1e3:.1f}k",
+            f"{report.bytes_sparse / 1e3:.0f}k",
+            f"{int(live.sum())}/{live.size}",
+        )
+        reports[name] = report
+    console.print(table)
+    return reports
+
+
+def check_compressed(trained: Trained, data: Data) -> None:
+    """The compressed network must give what the masked one gives."""
+    fast = sj.nn.compress(trained.model, trained.plan)
+    difference = jnp.abs(fast(data.x_test) - trained.model(data.x_test)).max()
+    scale = jnp.abs(trained.model(data.x_test)).max()
+    if not difference <= 1e-5 * scale:
+        raise SystemExit(f"the compressed 2:4 network differs by {difference}")
+    console.print(f"compressed 2:4 network: same logits up to {difference / scale:.0e}")
+
+
+def check_checkpoint(trained: Trained, data: Data) -> None:
+    """Parameters and optimizer state, masks included, survive orbax."""
+    try:
+        import orbax.checkpoint as ocp
+    except ImportError as error:
+        raise SystemExit('the quickstart needs: pip install "sparsejax[examples]"') from error
+    path = (OUT / "checkpoint").resolve()
+    state = nnx.as_pure(nnx.state((trained.model, trained.optimizer)))
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(path, state, force=True)
+        checkpointer.wait_until_finished()
+        restored = checkpointer.restore(path, state)
+    fresh = Classifier(WIDTHS, nnx.Rngs(99))
+    nnx.update(fresh, restored[0])
+    if accuracy(fresh, data) != accuracy(trained.model, data):
+        raise SystemExit("the restored network differs from the saved one")
+    console.print("checkpoint: saved and restored, same accuracy")
+
+
+def main() -> None:
+    """Trains, shows, verifies, and leaves a report, a picture and a checkpoint."""
+    OUT.mkdir(exist_ok=True)
+    data = load_data()
+    trained = train_all(data)
+    reports = show(trained, data)
+    check_compressed(trained["2:4, SR-STE"], data)
+    check_checkpoint(trained["pruned 90 %, ERK"], data)
+    reports["pruned 90 %, ERK"].save(OUT / "report.html")
+    masks = {
+        name: t.masks["layers"][0]["kernel"] for name, t in trained.items() if t.masks is not None
+    }
+    sj.metrics.plot_masks(masks).savefig(OUT / "masks.png", dpi=120)
+    console.print(f"[bold]{OUT}/[/bold]: report.html, masks.png, checkpoint/")
+
+
+if __name__ == "__main__":
+    main()

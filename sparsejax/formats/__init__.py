@@ -1,0 +1,21 @@
+"""How sparse matrices are stored: compressed pytrees and conversions."""
+
+from ._array import SparseArray as SparseArray
+from ._block import BlockArray as BlockArray
+from ._compress import compress as compress
+from ._convert import from_sparse as from_sparse
+from ._convert import to_bcoo as to_bcoo
+from ._convert import to_bcsr as to_bcsr
+from ._convert import to_scipy as to_scipy
+from ._nm import NMArray as NMArray
+
+__all__ = [
+    "BlockArray",
+    "NMArray",
+    "SparseArray",
+    "compress",
+    "from_sparse",
+    "to_bcoo",
+    "to_bcsr",
+    "to_scipy",
+]

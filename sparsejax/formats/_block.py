@@ -1,0 +1,238 @@
+"""Block-sparse matrices in padded ELL form: for each block column the list of its blocks."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Shaped
+
+from ._array import SparseArray, as_mask, check_matrix, is_concrete
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False, repr=False)
+class BlockArray(SparseArray):
+    r"""A matrix that stores some of its `(bk, bn)` blocks.
+
+    Block column j has `count[j]` blocks; the l-th stands at block row `index[j, l]` and holds
+    `values[j, l]`. Slots from `count[j]` on are padding: index 0 and zeros, and their gradient is
+    exactly zero. The same blocks by row: the l-th of block row i stands at block column
+    `index_t[i, l]` and at position `slot_t[i, l]` of `values.reshape(nb * L, bk, bn)`. Make one
+    with `fromdense`.
+
+    Args:
+      values: `(stacked..., nb, L, bk, bn)`.
+      index: `(stacked..., nb, L)`, int32, ascending.
+      count: `(stacked..., nb)`, int32.
+      index_t: `(stacked..., kb, Lt)`, int32, ascending.
+      slot_t: `(stacked..., kb, Lt)`, int32.
+      count_t: `(stacked..., kb)`, int32.
+
+    Example:
+      >>> import jax.numpy as jnp, sparsejax as sj
+      >>> dense = jnp.zeros((4, 4)).at[2:, :2].set(3.0)
+      >>> w = sj.formats.BlockArray.fromdense(dense, (2, 2))
+      >>> w.values.shape, w.index.tolist(), w.count.tolist()
+      ((2, 1, 2, 2), [[1], [0]], [1, 0])
+      >>> (jnp.ones((1, 4)) @ w).tolist()
+      [[6.0, 6.0, 0.0, 0.0]]
+    """
+
+    values: Any
+    index: Any
+    count: Any
+    index_t: Any
+    slot_t: Any
+    count_t: Any
+
+    @classmethod
+    def fromdense(
+        cls,
+        w: Shaped[Array | np.ndarray, "..."],
+        block: int | tuple[int, int],
+        *,
+        mask: Shaped[Array | np.ndarray, "..."] | None = None,
+        slots: int | None = None,
+        slots_t: int | None = None,
+    ) -> "BlockArray":
+        """Compresses a matrix; can be jitted and vmapped.
+
+        Args:
+          w: `(stacked..., K, N)`, floats.
+          block: `(bk, bn)` or one number for both.
+          mask: Entries to keep, in the shape of `w`; a block with one of them is stored.
+          slots: L, the blocks a block column has room for. None takes the fullest column, or all
+            of them where `w` is traced. Equal numbers give equal shapes, hence no recompiling.
+          slots_t: Lt, the same for block rows.
+
+        Raises:
+          ValueError: If the blocks do not divide the matrix, or (unless traced) a block column or
+            row has more blocks than slots. Traced, the blocks beyond are left out.
+          TypeError: If `w` does not hold floats or the mask booleans.
+        """
+        check_matrix("BlockArray.fromdense", w)
+        block = (block, block) if isinstance(block, int) else tuple(block)
+        _check_block(w.shape, block)
+        kept = as_mask("BlockArray.fromdense", w, mask)
+        masked = jnp.where(kept, w, jnp.zeros((), w.dtype))
+        stored = _occupied(jnp.asarray(kept), block)
+        lists = lists_of(stored, slots, slots_t)
+        return cls(_gather(masked, lists[0], lists[1], block), *lists)
+
+    @property
+    def block(self) -> tuple[int, int]:
+        """`(bk, bn)`."""
+        return self.values.shape[-2:]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """`(stacked..., K, N)`."""
+        *stacked, columns, _, bk, bn = self.values.shape
+        return (*stacked, self.index_t.shape[-2] * bk, columns * bn)
+
+    def todense(self) -> Float[Array, "... k n"]:
+        """The matrix `(stacked..., K, N)` with zeros where nothing is stored."""
+        rows = self.index_t.shape[-2]
+        scatter = stacked(partial(_scatter, rows=rows), self.values.ndim - 4)
+        return scatter(self.values, self.index, self.count)
+
+    def take(self, dense: Shaped[Array, "... k n"]) -> Shaped[Array, "... nb l bk bn"]:
+        """The entries of a matrix `(stacked..., K, N)` at the stored blocks; padding is zero."""
+        return _gather(dense, self.index, self.count, self.block)
+
+    @property
+    def used(self) -> Bool[Array, "... nb l"]:
+        """Which slots hold a block, `(stacked..., nb, L)`."""
+        return jnp.arange(self.index.shape[-1]) < self.count[..., None]
+
+    @property
+    def T(self) -> "BlockArray":
+        """The transposed matrix; its values are a rearranged copy."""
+        values = stacked(_transpose_values, self.values.ndim - 4)
+        values = values(self.values, self.slot_t, self.count_t)
+        slot = stacked(_slots_by_column, self.values.ndim - 4)
+        slot = slot(self.slot_t, self.count_t, self.index)
+        return BlockArray(values, self.index_t, self.count_t, self.index, slot, self.count)
+
+    def _repr(self) -> str:
+        (bk, bn), slots = self.block, self.index.shape[-1]
+        return f"blocks={bk}x{bn}, slots={slots}, shape={self.shape}, dtype={self.dtype}"
+
+
+def stacked(f: Callable[..., Any], axes: int) -> Callable[..., Any]:
+    """`f` mapped over a number of leading axes of all its arguments."""
+    for _ in range(axes):
+        f = jax.vmap(f)
+    return f
+
+
+def lists_of(
+    stored: Bool[Array, "... kb nb"], slots: int | None = None, slots_t: int | None = None
+) -> tuple[Int[Array, "..."], ...]:
+    """`index, count, index_t, slot_t, count_t` from the stored blocks."""
+    *lead, rows, columns = stored.shape
+    if is_concrete(stored):
+        on_host = np.asarray(stored)
+        slots = _room("slots", on_host.sum(-2), slots)
+        slots_t = _room("slots_t", on_host.sum(-1), slots_t)
+    slots = rows if slots is None else min(slots, rows)
+    slots_t = columns if slots_t is None else min(slots_t, columns)
+    return stacked(partial(_lists, slots=slots, slots_t=slots_t), len(lead))(stored)
+
+
+@partial(jax.jit, static_argnames=("slots", "slots_t"))
+def _lists(stored: Bool[Array, "kb nb"], slots: int, slots_t: int):
+    # What finds no room (only possible where the mask is traced) is left out of both lists.
+    stored &= jnp.cumsum(stored, axis=0) <= slots
+    stored &= jnp.cumsum(stored, axis=1) <= slots_t
+    index, count = _first(stored.T, slots)
+    index_t, count_t = _first(stored, slots_t)
+    rank = jnp.cumsum(stored, axis=0) - 1
+    position = jnp.arange(stored.shape[1]) * slots + rank
+    slot_t = jnp.take_along_axis(position, index_t, axis=1) if index_t.size else index_t
+    slot_t = jnp.where(jnp.arange(slots_t) < count_t[:, None], slot_t, 0).astype(jnp.int32)
+    return index, count, index_t, slot_t, count_t
+
+
+def _first(stored: Bool[Array, "lists entries"], slots: int):
+    """The indices of the first `slots` ones of each row, ascending, then zeros; and how many."""
+    count = stored.sum(1, dtype=jnp.int32)
+    order = jnp.argsort(~stored, axis=1, stable=True)[:, :slots].astype(jnp.int32)
+    return jnp.where(jnp.arange(slots) < count[:, None], order, 0), count
+
+
+def _room(name: str, counts: np.ndarray, slots: int | None) -> int:
+    most = int(counts.max(initial=0))
+    if slots is not None and slots < most:
+        side = "column" if name == "slots" else "row"
+        raise ValueError(
+            f"BlockArray.fromdense({name}={slots}) has no room for the {most} blocks of the "
+            f"fullest block {side}; say {name}={most} or leave it out."
+        )
+    return most if slots is None else slots
+
+
+def _tiles(x: Shaped[Array, "... k n"], block: tuple[int, int]) -> Shaped[Array, "..."]:
+    """`(stacked..., nb, kb, bk, bn)`."""
+    *lead, k, n = x.shape
+    bk, bn = block
+    tiles = x.reshape(math.prod(lead), k // bk, bk, n // bn, bn).transpose(0, 3, 1, 2, 4)
+    return tiles.reshape(*lead, n // bn, k // bk, bk, bn)
+
+
+@partial(jax.jit, static_argnames="block")
+def _occupied(kept: Bool[Array, "... k n"], block: tuple[int, int]) -> Bool[Array, "... kb nb"]:
+    return jnp.swapaxes(_tiles(kept, block).any((-2, -1)), -1, -2)
+
+
+@partial(jax.jit, static_argnames="block")
+def _gather(w, index, count, block: tuple[int, int]) -> Shaped[Array, "... nb l bk bn"]:
+    tiles = _tiles(w, block)
+    if not index.size:
+        return jnp.zeros((*index.shape, *block), w.dtype)
+    blocks = jnp.take_along_axis(tiles, index[..., None, None], axis=-3)
+    used = jnp.arange(index.shape[-1]) < count[..., None]
+    return jnp.where(used[..., None, None], blocks, jnp.zeros((), w.dtype))
+
+
+@partial(jax.jit, static_argnames="rows")
+def _scatter(values, index, count, rows: int) -> Float[Array, "k n"]:
+    columns, slots, bk, bn = values.shape
+    # Padding is written to a row that does not exist.
+    index = jnp.where(jnp.arange(slots) < count[:, None], index, rows)
+    blocks = jnp.zeros((columns, rows, bk, bn), values.dtype)
+    blocks = blocks.at[jnp.arange(columns)[:, None], index].set(values, mode="drop")
+    return blocks.transpose(1, 2, 0, 3).reshape(rows * bk, columns * bn)
+
+
+def _transpose_values(values, slot_t, count_t) -> Float[Array, "kb lt bn bk"]:
+    columns, slots, bk, bn = values.shape
+    if not values.size or not slot_t.size:
+        return jnp.zeros((*slot_t.shape, bn, bk), values.dtype)
+    used = jnp.arange(slot_t.shape[1]) < count_t[:, None]
+    blocks = values.reshape(columns * slots, bk, bn)[slot_t]
+    return jnp.where(used[..., None, None], blocks, 0).swapaxes(-1, -2)
+
+
+def _slots_by_column(slot_t, count_t, index) -> Int[Array, "nb l"]:
+    """Where the transposed values hold the blocks listed by column: the inverse of `slot_t`."""
+    used = jnp.arange(slot_t.shape[1]) < count_t[:, None]
+    place = jnp.where(used, slot_t, index.size)
+    own = jnp.arange(slot_t.size, dtype=jnp.int32).reshape(slot_t.shape)
+    flat = jnp.zeros(index.size, jnp.int32).at[place].set(own, mode="drop")
+    return flat.reshape(index.shape)
+
+
+def _check_block(shape: tuple[int, ...], block: tuple[int, ...]) -> None:
+    if len(block) != 2 or min(block) < 1:
+        raise ValueError(f"BlockArray.fromdense(block={block}) must be two positive integers.")
+    if shape[-2] % block[0] or shape[-1] % block[1]:
+        raise ValueError(
+            f"BlockArray.fromdense(block={block}) does not divide w of shape {tuple(shape)}; "
+            "choose a block that divides the last two axes, or pad w."
+        )

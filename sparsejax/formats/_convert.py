@@ -1,0 +1,185 @@
+"""Interchange with `jax.experimental.sparse` and SciPy."""
+
+import importlib
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.sparse import BCOO, BCSR
+
+from ._array import SparseArray, is_concrete
+from ._block import BlockArray
+from ._nm import NMArray
+
+
+def to_bcoo(w: SparseArray) -> BCOO:
+    """The stored entries as a BCOO matrix, sorted by row; unused N:M slots are explicit zeros.
+
+    Args:
+      w: A matrix `(K, N)`; can be traced (padding then points outside, as BCOO has it).
+
+    Raises:
+      ValueError: If `w` is stacked.
+
+    Example:
+      >>> import jax.numpy as jnp, sparsejax as sj
+      >>> w = sj.formats.BlockArray.fromdense(jnp.eye(4), 2)
+      >>> sj.formats.to_bcoo(w).nse
+      8
+    """
+    values, rows, columns = _entries(w)
+    if is_concrete(rows):
+        stored = np.flatnonzero(np.asarray(rows) < w.shape[0])
+        values, rows, columns = values[stored], rows[stored], columns[stored]
+    indices = jnp.stack([rows, columns], axis=-1)
+    return BCOO((values, indices), shape=w.shape, unique_indices=True).sort_indices()
+
+
+def to_bcsr(w: SparseArray) -> BCSR:
+    """The stored entries as a BCSR matrix; unused N:M slots are explicit zeros.
+
+    Args:
+      w: A matrix `(K, N)`, not traced.
+
+    Raises:
+      ValueError: If `w` is stacked.
+
+    Example:
+      >>> import jax.numpy as jnp, sparsejax as sj
+      >>> w = sj.formats.NMArray.fromdense(jnp.eye(4), 1, 4)
+      >>> sj.formats.to_bcsr(w).indptr.tolist()
+      [0, 1, 2, 3, 4]
+    """
+    return BCSR.from_bcoo(to_bcoo(w))
+
+
+def to_scipy(w: SparseArray) -> Any:
+    """The stored entries as a SciPy array: `bsr_array` of blocks, `csr_array` of N:M.
+
+    Args:
+      w: A matrix `(K, N)`, not traced. SciPy has no bfloat16: such values become float32.
+
+    Raises:
+      ValueError: If `w` is stacked.
+      ImportError: If SciPy is not installed.
+
+    Example:
+      >>> import jax.numpy as jnp, sparsejax as sj
+      >>> w = sj.formats.BlockArray.fromdense(jnp.eye(4), 2)
+      >>> sj.formats.to_scipy(w).blocksize
+      (2, 2)
+    """
+    sparse = _scipy()
+    _check_matrix(w)
+    if isinstance(w, BlockArray):
+        return _to_bsr(w, sparse)
+    values, rows, columns = (np.asarray(x) for x in _entries(w))
+    inside = rows < w.shape[0]
+    entries = _known(values)[inside], (rows[inside], columns[inside])
+    return sparse.csr_array(entries, shape=w.shape)
+
+
+def from_sparse(
+    matrix: Any,
+    *,
+    block: int | tuple[int, int] | None = None,
+    nm: tuple[int, int] | None = None,
+) -> SparseArray:
+    """A BCOO, BCSR or SciPy matrix as `BlockArray` or `NMArray`; explicit zeros stay stored.
+
+    Args:
+      matrix: `(K, N)`.
+      block: The block shape, for a `BlockArray`; None with a SciPy BSR array takes its own.
+      nm: `(n, m)`, for an `NMArray`.
+
+    Raises:
+      ValueError: If neither or both of block and nm are given, or the entries do not fit.
+      TypeError: If it is not a sparse matrix.
+
+    Example:
+      >>> import jax.numpy as jnp, sparsejax as sj
+      >>> from jax.experimental.sparse import BCOO
+      >>> sj.formats.from_sparse(BCOO.fromdense(jnp.eye(4)), nm=(1, 4))
+      NMArray(1:4, shape=(4, 4), dtype=float32)
+    """
+    if block is None and nm is None:
+        block = getattr(matrix, "blocksize", None)
+    if (block is None) == (nm is None):
+        raise ValueError(
+            "from_sparse needs one of block and nm, as in from_sparse(matrix, block=(16, 16)) or "
+            "from_sparse(matrix, nm=(2, 4))."
+        )
+    dense, mask = _dense_and_mask(matrix)
+    if nm is not None:
+        return NMArray.fromdense(dense, *nm, mask=mask)
+    return BlockArray.fromdense(dense, block, mask=mask)  # pyright: ignore
+
+
+def _entries(w: SparseArray):
+    """Values, rows and columns of the stored entries, flat; padding has row K."""
+    _check_matrix(w)
+    if isinstance(w, NMArray):
+        return _nm_entries(w)
+    if isinstance(w, BlockArray):
+        return _block_entries(w)
+    raise TypeError(f"{type(w).__name__} is neither NMArray nor BlockArray.")
+
+
+def _nm_entries(w: NMArray):
+    _, groups, columns = w.values.shape
+    index = jnp.repeat(w.index.astype(jnp.int32), w.share, axis=-1)
+    rows = jnp.minimum(index + w.m * jnp.arange(groups)[:, None], w.shape[0])
+    column = jnp.broadcast_to(jnp.arange(columns), rows.shape)
+    return w.values.ravel(), rows.ravel(), column.ravel()
+
+
+def _block_entries(w: BlockArray):
+    columns, _, bk, bn = w.values.shape
+    inner = jnp.arange(bk)[:, None], jnp.arange(bn)
+    rows = w.index[..., None, None] * bk + inner[0]
+    rows = jnp.where(w.used[..., None, None], rows, w.shape[0])
+    column = jnp.arange(columns)[:, None, None, None] * bn + inner[1]
+    rows, column = (jnp.broadcast_to(x, w.values.shape).ravel() for x in (rows, column))
+    return w.values.ravel(), rows, column
+
+
+def _to_bsr(w: BlockArray, sparse: Any) -> Any:
+    count = np.asarray(w.count_t)
+    used = np.arange(w.slot_t.shape[1]) < count[:, None]
+    slot, column = np.asarray(w.slot_t)[used], np.asarray(w.index_t)[used]
+    blocks = _known(np.asarray(w.values)).reshape(-1, *w.block)[slot]
+    indptr = np.concatenate([[0], np.cumsum(count)])
+    return sparse.bsr_array((blocks, column, indptr), shape=w.shape, blocksize=w.block)
+
+
+def _dense_and_mask(matrix: Any):
+    if isinstance(matrix, BCSR):
+        matrix = matrix.to_bcoo()
+    if isinstance(matrix, BCOO):
+        ones = BCOO((jnp.ones_like(matrix.data), matrix.indices), shape=matrix.shape)
+        return matrix.todense(), ones.todense() != 0
+    if not hasattr(matrix, "tocoo"):
+        raise TypeError(f"from_sparse(matrix) must be BCOO, BCSR or SciPy, got {type(matrix)}.")
+    entries = matrix.tocoo()
+    mask = np.zeros(matrix.shape, bool)
+    mask[entries.coords] = True
+    return np.asarray(matrix.todense()), mask
+
+
+def _known(values: np.ndarray) -> np.ndarray:
+    return values if values.dtype in (np.float32, np.float64) else values.astype(np.float32)
+
+
+def _check_matrix(w: SparseArray) -> None:
+    if w.ndim != 2:
+        raise ValueError(
+            f"a stacked matrix of shape {w.shape} has no single sparse form; convert the slices "
+            "jax.tree.map(lambda leaf: leaf[i], w)."
+        )
+
+
+def _scipy() -> Any:
+    try:
+        return importlib.import_module("scipy.sparse")
+    except ImportError as error:
+        raise ImportError("to_scipy needs SciPy: pip install scipy") from error

@@ -1,0 +1,5 @@
+"""The product of a dense and a compressed matrix."""
+
+from ._api import matmul as matmul
+
+__all__ = ["matmul"]

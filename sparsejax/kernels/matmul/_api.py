@@ -1,0 +1,163 @@
+"""The product of a dense and a compressed matrix: one function, several implementations."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Shaped
+
+from ...formats import SparseArray
+from . import _dense, _xla
+
+# Each has product(x, w), transposed(dy, w) and sampled(x, dy, w); what it cannot do raises
+# NotImplementedError. None tries them in this order.
+IMPLEMENTATIONS: dict[str, ModuleType] = {"xla": _xla, "dense": _dense}
+
+
+def matmul(
+    x: Shaped[Array | np.ndarray, "..."],
+    w: SparseArray | Shaped[Array | np.ndarray, "..."],
+    *,
+    implementation: str | Sequence[str] | None = None,
+    precision: Any = None,
+    out_dtype: DTypeLike | None = None,
+    bias: Shaped[Array | np.ndarray, "..."] | None = None,
+    activation: Callable[[Array], Array] | None = None,
+) -> Shaped[Array, "..."]:
+    r"""The product of activations with a dense or compressed matrix.
+
+    `y = activation(x W + bias)`, accumulated in at least float32. The gradient with respect to a
+    compressed W is a compressed matrix: its values hold the gradient at the stored positions, its
+    indices are `float0`. Patterns are data: a new one of the same shape does not recompile.
+
+    On a CPU, N:M with `share` below 32 is no faster than dense in any form XLA has: decompress it
+    once outside (`w.todense()`) if speed matters there. Blocks pay: see the benchmark.
+
+    Args:
+      x: `(..., K)`, floats; `(stacked..., ..., K)` if W is stacked.
+      w: `NMArray`, `BlockArray` or array of shape `(stacked..., K, N)`.
+      implementation: "xla", "dense" (decompress first), or names to try in turn; None chooses.
+      precision: As in `jax.lax.dot_general`.
+      out_dtype: Dtype of the result; None means that of x.
+      bias: `(N,)`, added before the result is rounded to `out_dtype`.
+      activation: Elementwise function applied before rounding, such as `jax.nn.relu`.
+
+    Returns:
+      `(..., N)`.
+
+    Raises:
+      ValueError: If the shapes do not match, or an implementation is unknown.
+      TypeError: If x or W do not hold floats.
+      NotImplementedError: If none of the implementations can do the case.
+
+    Example:
+      >>> import jax.numpy as jnp, sparsejax as sj
+      >>> w = sj.formats.NMArray.fromdense(jnp.eye(4), 1, 4)
+      >>> sj.kernels.matmul(jnp.arange(4.0), w, bias=jnp.ones(4)).tolist()
+      [1.0, 2.0, 3.0, 4.0]
+    """
+    x = jnp.asarray(x)
+    w = w if isinstance(w, SparseArray) else jnp.asarray(w)
+    _check(x, w)
+    out_dtype = x.dtype if out_dtype is None else jnp.dtype(out_dtype)
+    if isinstance(w, SparseArray):
+        names = _names(implementation)
+        y = _jitted(x, w, names, precision)
+    else:
+        total = jnp.promote_types(jnp.promote_types(x.dtype, w.dtype), jnp.float32)
+        y = jnp.matmul(x, w, precision=precision, preferred_element_type=total)
+    if bias is not None:
+        y = y + jnp.asarray(bias, y.dtype)
+    if activation is not None:
+        y = activation(y)
+    return y.astype(out_dtype)
+
+
+@partial(jax.jit, static_argnames=("names", "precision"))
+def _jitted(x, w, names: tuple[str, ...], precision: Any):
+    multiply = partial(_flat, names=names, precision=precision)
+    for _ in range(w.ndim - 2):
+        multiply = jax.vmap(multiply)
+    return multiply(x, w)
+
+
+def _flat(x, w, names: tuple[str, ...], precision: Any):
+    *batch, k = x.shape
+    y = _product(x.reshape(math.prod(batch), k), w, names, precision)
+    return y.reshape(*batch, y.shape[-1])
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _product(x, w, names: tuple[str, ...], precision: Any):
+    return _try(names, "product", x, w, precision)
+
+
+def _forward(x, w, names, precision):
+    return _try(names, "product", x, w, precision), (x, w)
+
+
+def _backward(names, precision, saved, dy):
+    x, w = saved
+    dx = _try(names, "transposed", dy, w, precision).astype(x.dtype)
+    values = _try(names, "sampled", x, dy, w, precision).astype(w.dtype)
+    return dx, replace(jax.tree.map(_no_gradient, w), values=values)
+
+
+_product.defvjp(_forward, _backward)
+
+
+def _no_gradient(leaf: Any) -> np.ndarray:
+    return np.zeros(leaf.shape, jax.dtypes.float0)
+
+
+def _try(names: tuple[str, ...], product: str, *args: Any):
+    errors = []
+    for name in names:
+        try:
+            return getattr(IMPLEMENTATIONS[name], product)(*args)
+        except NotImplementedError as error:
+            errors.append(f"{name}: {error}")
+    raise NotImplementedError("matmul: no implementation can do this:\n  " + "\n  ".join(errors))
+
+
+def _names(implementation: str | Sequence[str] | None) -> tuple[str, ...]:
+    if implementation is None:
+        return tuple(IMPLEMENTATIONS)
+    names = (implementation,) if isinstance(implementation, str) else tuple(implementation)
+    unknown = [name for name in names if name not in IMPLEMENTATIONS]
+    if unknown or not names:
+        raise ValueError(
+            f"matmul(implementation={implementation!r}) must be among {list(IMPLEMENTATIONS)}, a "
+            "sequence of them to try, or None to choose."
+        )
+    return names
+
+
+def _check(x, w) -> None:
+    for name, array in (("x", x), ("w", w)):
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            raise TypeError(
+                f"matmul({name}) must hold floats, got {array.dtype} of shape {array.shape}; write "
+                f"{name}.astype(jnp.float32)."
+            )
+    if len(w.shape) < 2 or not x.shape or x.shape[-1] != w.shape[-2]:
+        raise ValueError(
+            f"matmul(x, w) contracts the last axis of x with K of w (stacked..., K, N): x of shape "
+            f"{x.shape} does not fit w of shape {tuple(w.shape)}."
+        )
+    stacked = tuple(w.shape[:-2])
+    if isinstance(w, SparseArray) and x.shape[: len(stacked)] != stacked:
+        raise ValueError(
+            f"matmul: w of shape {w.shape} is stacked, so x must begin with {stacked}, but has "
+            f"shape {x.shape}; for one x write jax.vmap(matmul, in_axes=(None, 0))(x, w)."
+        )
+
+
+SparseArray.product = staticmethod(matmul)

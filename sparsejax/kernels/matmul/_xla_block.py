@@ -1,0 +1,147 @@
+"""Block-sparse products in XLA: batched over block columns, or a scan over them.
+
+Both gather the block rows of x that a block column needs, and multiply them with its blocks as one
+dense matrix. Batched, one gather makes all of them, which is fast while they fit in the cache;
+scanned, only one column's are alive.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Shaped
+
+from ...formats import BlockArray
+
+# Bytes of gathered x up to which the batched form is the faster one: measured on a last-level
+# cache of 32 MB, see benchmarks/results/matmul-cpu.md.
+BATCHED_BYTES = 16 * 2**20
+# Columns of a block from which transposing it first pays.
+TRANSPOSED_COLUMNS = 32
+# From this fill of the lists on, one product with the decompressed matrix is faster.
+DENSE_FILL = 0.6
+
+
+def product(x: Shaped[Array, "m k"], w: BlockArray, **dot: Any) -> Float[Array, "m n"]:
+    """`x W` by the form that the shapes suggest."""
+    if not w.values.size:
+        return jnp.zeros((x.shape[0], w.shape[1]), dot["preferred_element_type"])
+    form = batched if is_batched(x.shape[0], w) else scanned
+    return form(x, w, **dot)
+
+
+def is_batched(rows: int, w: BlockArray) -> bool:
+    """Whether the gathered x is small enough to be made at once."""
+    columns, slots, bk, _ = w.values.shape
+    return rows * columns * slots * bk * 4 < BATCHED_BYTES
+
+
+def batched(x: Shaped[Array, "m k"], w: BlockArray, **dot: Any) -> Float[Array, "m n"]:
+    """One gather of x, one product batched over block columns."""
+    columns, slots, bk, bn = w.values.shape
+    gathered = _rows(x, w.index, bk)
+    blocks = w.values.reshape(columns, slots * bk, bn)
+    y = lax.dot_general(gathered, blocks, (((2,), (1,)), ((0,), (0,))), **dot)
+    return y.transpose(1, 0, 2).reshape(x.shape[0], columns * bn)
+
+
+def scanned(x: Shaped[Array, "m k"], w: BlockArray, **dot: Any) -> Float[Array, "m n"]:
+    """A scan over block columns, transposed: `y_j^T = V_j^T x_j^T`."""
+    columns, slots, bk, bn = w.values.shape
+    rows = _columns(x, bk)
+
+    def step(_, column):
+        values, index = column
+        tile = values.reshape(slots * bk, bn).T
+        if bn >= TRANSPOSED_COLUMNS:
+            # XLA's CPU product is slow with a transposed left side: transpose the tile, in cache.
+            tile = lax.optimization_barrier(tile)
+        gathered = _take(rows, index).reshape(slots * bk, -1)
+        return None, lax.dot_general(tile, gathered, (((1,), (0,)), ((), ())), **dot)
+
+    _, y = lax.scan(step, None, (w.values, w.index))
+    return y.reshape(columns * bn, -1).T
+
+
+def transposed(dy: Shaped[Array, "m n"], w: BlockArray, **dot: Any) -> Float[Array, "m k"]:
+    """`dy W^T` through the lists by block row."""
+    rows, slots = w.index_t.shape
+    if not w.values.size or not slots:
+        return jnp.zeros((dy.shape[0], w.shape[0]), dot["preferred_element_type"])
+    if slots > DENSE_FILL * w.values.shape[0]:
+        return lax.dot_general(dy, w.todense(), (((1,), (1,)), ((), ())), **dot)
+    if dy.shape[0] * rows * slots * w.block[1] * 4 < BATCHED_BYTES:
+        return _transposed_batched(dy, w, **dot)
+    return _transposed_scanned(dy, w, **dot)
+
+
+def _transposed_batched(dy, w: BlockArray, **dot: Any) -> Float[Array, "m k"]:
+    (rows, slots), (bk, bn) = w.index_t.shape, w.block
+    gathered = _rows(dy, w.index_t, bn).reshape(rows, -1, slots, bn)
+    blocks = _blocks(w, w.slot_t, w.count_t)
+    y = lax.dot_general(gathered, blocks, (((2, 3), (1, 3)), ((0,), (0,))), **dot)
+    return y.transpose(1, 0, 2).reshape(dy.shape[0], rows * bk)
+
+
+def _transposed_scanned(dy, w: BlockArray, **dot: Any) -> Float[Array, "m k"]:
+    (rows, slots), (bk, bn) = w.index_t.shape, w.block
+    columns = _columns(dy, bn)
+
+    def step(_, row):
+        index, slot, count = row
+        tile = _blocks(w, slot, count).transpose(1, 0, 2).reshape(bk, slots * bn)
+        gathered = _take(columns, index).reshape(slots * bn, -1)
+        return None, lax.dot_general(tile, gathered, (((1,), (0,)), ((), ())), **dot)
+
+    _, y = lax.scan(step, None, (w.index_t, w.slot_t, w.count_t))
+    return y.reshape(rows * bk, -1).T
+
+
+def sampled(
+    x: Shaped[Array, "m k"], dy: Shaped[Array, "m n"], w: BlockArray, **dot: Any
+) -> Float[Array, "nb l bk bn"]:
+    """`x^T dy` at the stored blocks; exactly zero in the padding."""
+    columns, slots, bk, bn = w.values.shape
+    if not w.values.size:
+        return jnp.zeros(w.values.shape, dot["preferred_element_type"])
+    by_column = dy.reshape(-1, columns, bn)
+    if is_batched(x.shape[0], w):
+        gathered = _rows(x, w.index, bk)
+        values = lax.dot_general(gathered, by_column, (((1,), (0,)), ((0,), (1,))), **dot)
+    else:
+        values = _sampled_scanned(_columns(x, bk), by_column.transpose(1, 0, 2), w.index, **dot)
+    values = values.reshape(w.values.shape)
+    return jnp.where(w.used[..., None, None], values, jnp.zeros((), values.dtype))
+
+
+def _sampled_scanned(rows, by_column, index, **dot: Any) -> Float[Array, "nb lbk bn"]:
+    def step(_, column):
+        dy, index = column
+        gathered = _take(rows, index).reshape(-1, rows.shape[2])
+        return None, lax.dot_general(gathered, dy, (((1,), (0,)), ((), ())), **dot)
+
+    return lax.scan(step, None, (by_column, index))[1]
+
+
+def _rows(x, index, width: int) -> Shaped[Array, "lists m width"]:
+    """The blocks of x that each list names, side by side, `(lists, m, slots * width)`."""
+    rows, blocks = x.shape[0], x.shape[1] // width
+    lists, slots = index.shape
+    # Gathered in the order in which the product reads: no transposed copy in between.
+    place = jnp.arange(rows, dtype=index.dtype)[:, None] * blocks + index[:, None, :]
+    return _take(x.reshape(rows * blocks, width), place).reshape(lists, rows, slots * width)
+
+
+def _columns(x, width: int) -> Shaped[Array, "blocks width m"]:
+    return x.T.reshape(x.shape[1] // width, width, x.shape[0])
+
+
+def _blocks(w: BlockArray, slot, count) -> Shaped[Array, "..."]:
+    """The blocks at flat positions `slot`, zero from `count` on."""
+    used = jnp.arange(slot.shape[-1]) < jnp.asarray(count)[..., None]
+    flat = w.values.reshape(-1, *w.block)
+    return jnp.where(used[..., None, None], _take(flat, slot), jnp.zeros((), w.dtype))
+
+
+def _take(x, index) -> Shaped[Array, "..."]:
+    return x.at[index].get(mode="promise_in_bounds")

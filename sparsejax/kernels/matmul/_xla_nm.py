@@ -1,0 +1,73 @@
+"""N:M products in XLA: decompressed, selected, or gathered once per shared pattern."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Shaped
+
+from ...formats import NMArray
+
+# Columns that must share a pattern before gathering x pays.
+GATHERED_SHARE = 32
+
+
+def product(x: Shaped[Array, "m k"], w: NMArray, **dot: Any) -> Float[Array, "m n"]:
+    """`x W` by the form that the shapes suggest."""
+    if w.share >= GATHERED_SHARE:
+        return gathered(x, w, **dot)
+    if x.shape[0] <= 2 and 8 * w.n <= w.m:
+        return selected(x, w, **dot)
+    return decompressed(x, w, **dot)
+
+
+def decompressed(x: Shaped[Array, "m k"], w: NMArray, **dot: Any) -> Float[Array, "m n"]:
+    """One dense product."""
+    return lax.dot_general(x, w.todense(), (((1,), (0,)), ((), ())), **dot)
+
+
+def selected(x: Shaped[Array, "m k"], w: NMArray, **dot: Any) -> Float[Array, "m n"]:
+    """Each stored value times the entry of x it selects: reads only what is stored."""
+    dtype = dot["preferred_element_type"]
+    x = jnp.pad(x, ((0, 0), (0, w.padding))).reshape(x.shape[0], -1, w.m).astype(dtype)
+    index = jnp.repeat(w.index, w.share, axis=-1)
+    y = jnp.zeros((x.shape[0], w.shape[1]), dtype)
+    for s in range(w.n):
+        picked = jnp.zeros((), dtype)
+        for r in range(w.m):
+            picked = jnp.where(index[s] == r, x[:, :, r, None], picked)
+        y += jnp.sum(picked * w.values[s].astype(dtype), axis=1)
+    return y
+
+
+def gathered(x: Shaped[Array, "m k"], w: NMArray, **dot: Any) -> Float[Array, "m n"]:
+    """One gather of x per tile of columns with one pattern, one product batched over tiles."""
+    tiles = _gather(x, w)
+    values = w.values.reshape(-1, tiles.shape[0], w.share)
+    y = lax.dot_general(tiles, values, (((2,), (0,)), ((0,), (1,))), **dot)
+    return y.transpose(1, 0, 2).reshape(x.shape[0], w.shape[1])
+
+
+def transposed(dy: Shaped[Array, "m n"], w: NMArray, **dot: Any) -> Float[Array, "m k"]:
+    """`dy W^T`: the groups lie along the output of this product, so W is decompressed."""
+    return lax.dot_general(dy, w.todense(), (((1,), (1,)), ((), ())), **dot)
+
+
+def sampled(
+    x: Shaped[Array, "m k"], dy: Shaped[Array, "m n"], w: NMArray, **dot: Any
+) -> Float[Array, "n g columns"]:
+    """`x^T dy` at the stored positions, unused slots included."""
+    if w.share < GATHERED_SHARE:
+        return w.take(lax.dot_general(x, dy, (((0,), (0,)), ((), ())), **dot))
+    tiles = _gather(x, w)
+    by_tile = dy.reshape(dy.shape[0], -1, w.share)
+    values = lax.dot_general(tiles, by_tile, (((1,), (0,)), ((0,), (1,))), **dot)
+    return values.transpose(1, 0, 2).reshape(w.values.shape)
+
+
+def _gather(x, w: NMArray) -> Shaped[Array, "tiles m stored"]:
+    """The entries of x that each tile needs, `(T, m, n G)`."""
+    x = jnp.pad(x, ((0, 0), (0, w.padding)))
+    first = jnp.arange(w.values.shape[1], dtype=jnp.int32)[:, None] * w.m
+    rows = (first + w.index.astype(jnp.int32)).reshape(-1, w.code.shape[-1]).T
+    return jnp.swapaxes(x.T.at[rows].get(mode="promise_in_bounds"), 1, 2)

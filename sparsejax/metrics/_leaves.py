@@ -1,0 +1,166 @@
+"""What a report reads: the leaves of a model of any kind, their masks, and exact counts."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from .._tree import is_gap, is_kernel, name_of, named_leaves, pure
+from .._view import MatrixView, matrix_view
+from ..masks import Plan, Stages
+
+_SPARED = re.compile(r"norm|embed|(^|/)(bias|scale)$", re.IGNORECASE)
+
+History = Mapping[Any, PyTree] | Sequence[PyTree]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A leaf as the report sees it; a compressed kernel is one leaf, of its dense shape."""
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: Any
+    value: Any
+    view: MatrixView | None = None  # how a compressed matrix sees its kernel
+
+    @property
+    def size(self) -> int:
+        """Number of entries, a Python int."""
+        return math.prod(self.shape)
+
+    @property
+    def compressed(self) -> bool:
+        """Whether the kernel is stored in a sparse format."""
+        return is_compressed(self.value)
+
+    @property
+    def dense(self) -> Any:
+        """The values as an array; None where there are only shapes."""
+        if self.compressed:
+            matrix = self.value.todense()
+            return matrix if self.view is None else self.view.from_matrix(matrix)
+        return None if isinstance(self.value, jax.ShapeDtypeStruct) else self.value
+
+
+def is_compressed(x: Any) -> bool:
+    """True for the sparse formats, recognised by what they offer."""
+    return all(hasattr(x, name) for name in ("todense", "shape", "nbytes"))
+
+
+def entries(model: PyTree) -> dict[str, Entry]:
+    """The parameters of a model by path; what is not an array of numbers is left out."""
+    leaves = jax.tree.leaves_with_path(pure(model), is_leaf=is_compressed)
+    named = [(name_of(path), leaf) for path, leaf in leaves]
+    found = {
+        name: Entry(name, tuple(x.shape), jnp.dtype(x.dtype), x)
+        for name, x in named
+        if hasattr(x, "shape") and hasattr(x, "dtype") and _is_number(x.dtype)
+    }
+    if not found:
+        raise ValueError(
+            "there are no parameters in this tree; pass an nnx.Module, nnx.State, or a tree of "
+            "arrays or jax.ShapeDtypeStruct: sj.report(model, masks)."
+        )
+    return found
+
+
+def _is_number(dtype: Any) -> bool:
+    return not jax.dtypes.issubdtype(dtype, jax.dtypes.extended)
+
+
+def masks_by_name(masks: PyTree) -> dict[str, Any]:
+    """The masks by path; leaves without a mask are absent."""
+    return {name: m for name, m in named_leaves(pure(masks)).items() if not is_gap(m)}
+
+
+def as_planned(found: dict[str, Entry], plan: Plan) -> dict[str, Entry]:
+    """The leaves in the shapes of the plan: a compressed matrix becomes its kernel again."""
+    shaped = dict(found)
+    for leaf in plan.leaves:
+        entry = found.get(leaf.name)
+        if entry is None or entry.shape == leaf.shape:
+            continue
+        p = leaf.pattern.patterns[-1] if isinstance(leaf.pattern, Stages) else leaf.pattern
+        if entry.compressed:
+            view = matrix_view(leaf.shape, getattr(p, "axis", None), p.stacked)
+            if view.matrix_shape == entry.shape:
+                shaped[leaf.name] = replace(entry, shape=leaf.shape, view=view)
+                continue
+        raise ValueError(
+            f"{leaf.name} was planned with shape {leaf.shape} and now has shape {entry.shape}; "
+            "make the plan from these parameters: sj.plan(model, rules)."
+        )
+    return shaped
+
+
+def checked_masks(masks: PyTree, of: Mapping[str, Entry]) -> dict[str, Any]:
+    """The masks by path, each with the shape of its leaf."""
+    found = masks_by_name(masks)
+    for name, mask in found.items():
+        if name not in of:
+            raise ValueError(
+                f"there is a mask for {name or 'the parameter'} but no such parameter; the "
+                f"parameters are {', '.join(of)}. Pass masks of this model: "
+                "sj.report(model, sj.get_masks(opt_state))."
+            )
+        if tuple(mask.shape) != of[name].shape:
+            raise ValueError(
+                f"{name or 'the parameter'} has shape {of[name].shape} and its mask shape "
+                f"{tuple(mask.shape)}; pass the masks that belong to these parameters."
+            )
+        if mask.dtype != bool:
+            raise ValueError(
+                f"the mask of {name or 'the parameter'} holds {mask.dtype}, not booleans; True "
+                "means kept: pass `mask != 0`."
+            )
+    return found
+
+
+def is_prunable(entry: Entry, plan: Plan | None, masked: bool) -> bool:
+    """Whether a leaf counts in the headline: planned; else kernels and what has a mask."""
+    if plan is not None:
+        return entry.path in plan
+    if is_kernel(entry.path, entry):
+        return True
+    return masked and len(entry.shape) >= 2 and not is_spared(entry.path)
+
+
+def is_spared(path: str) -> bool:
+    """Embeddings, norms and biases, which are not pruned unless a plan says so."""
+    return bool(_SPARED.search(path))
+
+
+def count(x: Any) -> int:
+    """The number of True entries as a Python int, exact at any size."""
+    if isinstance(x, np.ndarray):
+        return int(np.count_nonzero(x))
+    return int(np.asarray(row_counts(x)).sum(dtype=np.int64))
+
+
+@jax.jit
+def row_counts(x):
+    """Counts along the last axis: an int32 of a whole leaf overflows at 2**31 entries."""
+    return jnp.sum(x, axis=-1 if x.ndim else None, dtype=jnp.int32)
+
+
+def steps_of(history: History) -> dict[int, dict[str, Any]]:
+    """A history of masks as {step: {path: mask}}, in the order of the steps."""
+    if isinstance(history, Mapping):
+        if not all(isinstance(step, int | np.integer) for step in history):
+            raise TypeError(
+                "history must map steps to trees of masks, {0: masks, 100: masks}, or be a list "
+                f"of trees; the keys are {', '.join(map(repr, list(history)[:4]))}."
+            )
+        found = {int(step): masks_by_name(history[step]) for step in sorted(history)}
+    else:
+        found = {step: masks_by_name(masks) for step, masks in enumerate(history)}
+    if not any(found.values()):
+        raise ValueError("the history holds no masks; record sj.get_masks(opt_state) as it goes.")
+    return found

@@ -1,0 +1,234 @@
+"""Which weights a program multiplies, and how often: one walk over its jaxpr.
+
+The jaxpr is the only place where a Linen, NNX, Equinox or plain function, a scanned stack of
+layers, a grouped convolution and a shared weight all look alike.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+from flax import nnx
+from jax.extend.core import Literal
+from jaxtyping import PyTree
+
+from .._tree import name_of
+
+
+class Origin(NamedTuple):
+    """What a value is computed from: some leaves of the parameters, and perhaps the data."""
+
+    leaves: frozenset[str] = frozenset()
+    data: bool = False
+
+    @property
+    def is_weight(self) -> bool:
+        """A function of parameters alone."""
+        return bool(self.leaves) and not self.data
+
+
+@dataclass
+class Products:
+    """FLOPs of the products of a program: by leaf, in order of use, and between activations."""
+
+    weights: Counter = field(default_factory=Counter)
+    activations: int = 0
+
+    @property
+    def total(self) -> int:
+        """All products together."""
+        return sum(self.weights.values()) + self.activations
+
+    def add(self, other: "Products", times: int = 1) -> None:
+        """Adds the products of a part that runs `times` times."""
+        for name, n in other.weights.items():
+            self.weights[name] += times * n
+        self.activations += times * other.activations
+
+
+def trace_products(function, params: PyTree, rest: PyTree, sizes: Mapping[str, int]) -> Products:
+    """The products of `function(params, *rest)`; nothing is computed.
+
+    Args:
+      function: A function of the parameters and the data.
+      params: Parameters, arrays or shapes.
+      rest: The data, a tuple of positional arguments.
+      sizes: Entries of each leaf by path; a deeper leaf of `params` counts for its owner.
+    """
+    closed = jax.make_jaxpr(function)(params, *rest)
+    named = [name_of(path) for path, _ in jax.tree.leaves_with_path(params)]
+    owners = [Origin(frozenset({_owner(name, sizes)})) for name in named]
+    data = [Origin(data=True)] * (len(closed.jaxpr.invars) - len(owners))
+    found = Products()
+    _walk(closed.jaxpr, owners + data, sizes, found)
+    return found
+
+
+def call_model(model: PyTree, apply, example: Any):
+    """`(function, params, data)` such that `function(params, *data)` is the forward pass."""
+    data = example if isinstance(example, tuple) else (example,)
+    if apply is not None:
+        return apply, model, data
+    if isinstance(model, nnx.Module):
+        graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+        pure = nnx.as_pure(params)
+        return lambda p, *x: nnx.merge(graphdef, p, rest, copy=True)(*x), pure, data
+    if callable(model):
+        leaves, structure = jax.tree.flatten(model)
+        arrays = {i: x for i, x in enumerate(leaves) if hasattr(x, "shape")}
+        # Equinox keeps functions among its leaves; only arrays are traced.
+        shown = jax.tree.unflatten(structure, [x if hasattr(x, "shape") else None for x in leaves])
+
+        def function(params, *x):
+            traced = dict(zip(arrays, jax.tree.leaves(params)))
+            mixed = [traced.get(i, leaf) for i, leaf in enumerate(leaves)]
+            return jax.tree.unflatten(structure, mixed)(*x)
+
+        return function, shown, data
+    raise TypeError(
+        f"example= needs a model that can be called, and {type(model).__name__} cannot; say how: "
+        "apply=lambda params, x: model.apply({'params': params}, x)."
+    )
+
+
+def _owner(name: str, sizes: Mapping[str, int]) -> str:
+    """The report's leaf that `name` is or lies in (`kernel/values` of a compressed kernel)."""
+    while name not in sizes and "/" in name:
+        name = name.rpartition("/")[0]
+    return name
+
+
+def _walk(jaxpr, origins: list[Origin], sizes: Mapping[str, int], out: Products) -> list[Origin]:
+    known = dict(zip(jaxpr.invars, origins))
+
+    def origin(atom) -> Origin:
+        return Origin() if isinstance(atom, Literal) else known.get(atom, Origin())
+
+    for eqn in jaxpr.eqns:
+        results = _equation(eqn, [origin(x) for x in eqn.invars], sizes, out)
+        known.update(zip(eqn.outvars, results))
+    return [origin(x) for x in jaxpr.outvars]
+
+
+def _equation(eqn, origins: list[Origin], sizes, out: Products) -> list[Origin]:
+    name = eqn.primitive.name
+    if name == "dot_general":
+        return _product(eqn, origins, _dot_flops(eqn), sizes, out)
+    if name == "conv_general_dilated":
+        return _product(eqn, origins, _conv_flops(eqn), sizes, out)
+    if name.startswith("ragged_dot"):
+        lhs, rhs = (x.aval.shape for x in eqn.invars[:2])
+        return _product(eqn, origins, 2 * math.prod(lhs) * rhs[-1], sizes, out)
+    if name == "scan":
+        return _scan(eqn, origins, sizes, out)
+    if name == "while":
+        return _while(eqn, origins, sizes, out)
+    if name == "cond":
+        return _cond(eqn, origins, sizes, out)
+    inner = _called(eqn)
+    if inner is not None:
+        part = Products()
+        results = _walk(inner, origins, sizes, part)
+        # Inside shard_map the shapes are those of one shard.
+        out.add(part, eqn.params["mesh"].size if name == "shard_map" else 1)
+        return results
+    return [_join(origins)] * len(eqn.outvars)
+
+
+def _product(eqn, origins, flops: int, sizes, out: Products) -> list[Origin]:
+    left, right = origins[:2]
+    weight = next((i for i, o in enumerate((left, right)) if o.is_weight), None)
+    if weight is None or left.data == right.data:
+        out.activations += flops
+        return [_join(origins)]
+    out.weights[_leaf(origins[weight], eqn.invars[weight].aval.size, sizes)] += flops
+    return [Origin(data=True)]
+
+
+def _leaf(origin: Origin, size: int, sizes: Mapping[str, int]) -> str:
+    """Of `w * scale` or `w + a @ b`, the leaf that is as large as the operand; else the largest."""
+    same = sorted(name for name in origin.leaves if sizes.get(name) == size)
+    return same[0] if same else max(sorted(origin.leaves), key=lambda name: sizes.get(name, 0))
+
+
+def _dot_flops(eqn) -> int:
+    (contracted, _), _ = eqn.params["dimension_numbers"]
+    lhs = eqn.invars[0].aval.shape
+    depth = math.prod(lhs[axis] for axis in contracted)
+    return 2 * depth * math.prod(eqn.outvars[0].aval.shape)
+
+
+def _conv_flops(eqn) -> int:
+    """Positions times the size of the kernel; a transposed one is counted where it reads."""
+    lhs, kernel = (x.aval.shape for x in eqn.invars[:2])
+    numbers = eqn.params["dimension_numbers"]
+    transposed = math.prod(eqn.params["lhs_dilation"]) > 1
+    shape, spec = (
+        (lhs, numbers.lhs_spec) if transposed else (eqn.outvars[0].aval.shape, numbers.out_spec)
+    )
+    batch = lhs[numbers.lhs_spec[0]] // eqn.params["batch_group_count"]
+    return 2 * batch * math.prod(shape[axis] for axis in spec[2:]) * math.prod(kernel)
+
+
+def _scan(eqn, origins, sizes, out: Products) -> list[Origin]:
+    inner = _jaxpr(eqn.params["jaxpr"])
+    consts, carry = eqn.params["num_consts"], eqn.params["num_carry"]
+    origins, part, results = _settle(inner, origins, consts, carry, sizes)
+    out.add(part, eqn.params["length"])
+    return results
+
+
+def _while(eqn, origins, sizes, out: Products) -> list[Origin]:
+    """One turn is counted: the number of turns is not in the program."""
+    skip, consts = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
+    carry = len(eqn.outvars)
+    inner = _jaxpr(eqn.params["body_jaxpr"])
+    _, part, results = _settle(inner, origins[skip:], consts, carry, sizes)
+    out.add(part)
+    return results
+
+
+def _settle(inner, origins, consts: int, carry: int, sizes):
+    """Walks a loop body until the origins of what it carries no longer grow."""
+    origins = list(origins)
+    while True:
+        part = Products()
+        results = _walk(inner, origins, sizes, part)
+        now = origins[consts : consts + carry]
+        joined = [_join(pair) for pair in zip(now, results)]
+        if joined == now:
+            return origins, part, results
+        origins[consts : consts + carry] = joined
+
+
+def _cond(eqn, origins, sizes, out: Products) -> list[Origin]:
+    """The most expensive branch counts."""
+    parts = []
+    for branch in eqn.params["branches"]:
+        part = Products()
+        results = _walk(_jaxpr(branch), origins[1:], sizes, part)
+        parts.append((part.total, len(parts), part, results))
+    out.add(max(parts, key=lambda p: p[0])[2])
+    return [_join([*group, origins[0]]) for group in zip(*(p[3] for p in parts))]
+
+
+def _called(eqn):
+    """The jaxpr of a call (jit, remat, custom_jvp, shard_map), if its arguments are the call's."""
+    for key in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
+        inner = _jaxpr(eqn.params.get(key))
+        if hasattr(inner, "invars") and len(inner.invars) == len(eqn.invars):
+            return inner
+    return None
+
+
+def _jaxpr(x):
+    """An open jaxpr: some versions of JAX close the inner ones, some do not."""
+    return getattr(x, "jaxpr", x)
+
+
+def _join(origins) -> Origin:
+    leaves = frozenset().union(*(o.leaves for o in origins))
+    return Origin(leaves, any(o.data for o in origins))

@@ -1,0 +1,8 @@
+"""Layers for Flax NNX: compressed kernels, and models seen through masks."""
+
+from ._compress import compress as compress
+from ._linear import SparseKernel as SparseKernel
+from ._linear import SparseLinear as SparseLinear
+from ._view import view as view
+
+__all__ = ["SparseKernel", "SparseLinear", "compress", "view"]

@@ -1,0 +1,196 @@
+"""A trained NNX model with compressed kernels in place of its dense ones."""
+
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import jax
+from flax import nnx
+from jaxtyping import Array, PyTree, Shaped
+
+from .._tree import named_leaves, pure
+from .._view import MatrixView, matrix_view
+from ..formats import SparseArray
+from ..formats._compress import compress_leaf
+from ..kernels import matmul
+from ..masks import NM, Block, Plan, Stages, apply_masks, magnitude
+from ._linear import SparseKernel, promote
+
+Module = TypeVar("Module", bound=nnx.Module)
+
+
+def compress(model: Module, plan: Plan, masks: PyTree | None = None) -> Module:
+    """A runnable copy of the model whose planned kernels are compressed.
+
+    N:M and block kernels of `nnx.Linear`, `nnx.LinearGeneral` (hence of attention and recurrent
+    cells) and `nnx.Einsum`, stacked by `nnx.vmap` or not, become a `SparseKernel`, and the layer
+    multiplies with `sj.kernels.matmul`; their values stay trainable. Every other planned leaf stays
+    dense with zeros: other patterns, convolutions and embeddings, layers with batch axes, a
+    `dot_general` or a `__call__` of their own, and patterns that do not run along the axes that the
+    layer contracts.
+
+    Args:
+      model: An NNX module; it is not changed.
+      plan: What to compress, from `sj.plan`.
+      masks: Tree of masks such as `sj.get_masks(optimizer.opt_state)`; None keeps the largest
+        magnitudes, which are the weights that are not zero yet if the model was pruned.
+
+    Returns:
+      A module of the same class, equal to the masked model up to rounding.
+
+    Raises:
+      ValueError: If a mask does not fit its leaf or its pattern.
+
+    Example:
+      >>> import jax.numpy as jnp, sparsejax as sj
+      >>> from flax import nnx
+      >>> model = nnx.Linear(8, 4, rngs=nnx.Rngs(0))
+      >>> fast = sj.nn.compress(model, sj.plan(model, sj.NM(2, 4)))
+      >>> fast.kernel[...], fast(jnp.ones((3, 8))).shape
+      (NMArray(2:4, shape=(8, 4), dtype=float32), (3, 4))
+    """
+    params = pure(model)
+    if masks is None:
+        masks = plan.masks(magnitude(params))
+    graphdef, state = nnx.split(model)
+    model = nnx.merge(graphdef, jax.tree.map(lambda x: x, state))
+    nnx.update(model, apply_masks(params, masks))
+    found = named_leaves(masks)
+    patterns = {leaf.name: _final(leaf.pattern) for leaf in plan.leaves if leaf.name in found}
+    for name, layer in list(_layers(model)):
+        if name in patterns:
+            _replace_kernel(layer, patterns[name], found[name], name)
+    return model
+
+
+def _final(pattern: Any) -> Any:
+    return pattern.patterns[-1] if isinstance(pattern, Stages) else pattern
+
+
+def _layers(model: nnx.Module) -> Iterator[tuple[str, Any]]:
+    """The modules that have a kernel, by the name of the kernel."""
+    for path, module in nnx.iter_modules(model):
+        if isinstance(getattr(module, "kernel", None), nnx.Variable):
+            yield "/".join(map(str, (*path, "kernel"))), module
+
+
+def _replace_kernel(layer: Any, pattern: Any, mask: Any, name: str) -> None:
+    if not isinstance(pattern, NM | Block) or (isinstance(pattern, NM) and pattern.n == 0):
+        return
+    kernel = layer.kernel[...]
+    view = matrix_view(kernel.shape, pattern.axis, pattern.stacked)
+    operation = _operation(layer, view)
+    if operation is None:
+        return
+    layer.kernel = SparseKernel(compress_leaf(kernel, pattern, mask, name))
+    layer.promote_dtype = promote
+    setattr(layer, "einsum_op" if isinstance(layer, nnx.Einsum) else "dot_general", operation)
+
+
+@dataclass(frozen=True)
+class _DotGeneral:
+    """Stands for `lax.dot_general` with a compressed kernel on the right."""
+
+    features: tuple[int, ...]
+
+    def __call__(
+        self,
+        x: Shaped[Array, "..."],
+        kernel: SparseArray,
+        dimensions: Any,
+        precision: Any = None,
+        preferred_element_type: Any = None,
+        out_sharding: Any = None,
+    ) -> Shaped[Array, "..."]:
+        _check_sharding(out_sharding)
+        axes = tuple(dimensions[0][0])
+        others = tuple(a for a in range(x.ndim) if a not in axes)
+        flat = x.transpose(others + axes).reshape(*(x.shape[a] for a in others), -1)
+        y = matmul(flat, kernel, precision=precision, out_dtype=preferred_element_type)
+        return y.reshape(*y.shape[:-1], *self.features)
+
+
+@dataclass(frozen=True)
+class _EinsumOp:
+    """Stands for `jnp.einsum` with a compressed kernel on the right."""
+
+    equation: str
+    shape: tuple[int, ...]
+
+    def __call__(
+        self,
+        equation: str,
+        x: Shaped[Array, "..."],
+        kernel: SparseArray,
+        precision: Any = None,
+        preferred_element_type: Any = None,
+        out_sharding: Any = None,
+    ) -> Shaped[Array, "..."]:
+        _check_sharding(out_sharding)
+        if equation != self.equation:
+            raise NotImplementedError(
+                f"this kernel was compressed for {self.equation!r} and cannot do {equation!r}."
+            )
+        left, right, out = _letters(equation)
+        axes = tuple(left.index(c) for c in right if c not in out)
+        features = tuple(size for c, size in zip(right, self.shape) if c in out)
+        dot = _DotGeneral(features)
+        y = dot(x, kernel, ((axes, ()), ((), ())), precision, preferred_element_type)
+        made = [c for c in left if c in out] + [c for c in right if c in out]
+        return y.transpose([made.index(c) for c in out])
+
+
+def _operation(layer: Any, view: MatrixView) -> Callable[..., Any] | None:
+    """What the layer is to multiply with; None if it would not contract what the pattern says."""
+    if _is_stock(layer, nnx.Linear, "dot_general", "promote_dtype"):
+        ndim, contracted, operation = 2, (0,), _DotGeneral((layer.out_features,))
+    elif _is_stock(layer, nnx.LinearGeneral, "dot_general", "dot_general_cls", "promote_dtype"):
+        if layer.batch_axis:
+            return None
+        ndim = len(layer.in_features) + len(layer.out_features)
+        contracted = tuple(range(len(layer.in_features)))
+        operation = _DotGeneral(tuple(layer.out_features))
+    elif _is_stock(layer, nnx.Einsum, "einsum_op", "promote_dtype") and _is_linear(layer):
+        _, right, out = _letters(layer.einsum_str)
+        ndim, contracted = len(right), tuple(i for i, c in enumerate(right) if c not in out)
+        operation = _EinsumOp(layer.einsum_str, tuple(layer.kernel_shape))
+    else:
+        return None
+    stacked = len(view.shape) - ndim  # the axes that nnx.vmap has added
+    seen = tuple(axis - stacked for axis in view.contraction)
+    return operation if len(view.stacked) == stacked and seen == contracted else None
+
+
+def _is_stock(layer: Any, kind: type, *injected: str) -> bool:
+    defaults = inspect.signature(kind.__init__).parameters
+    return (
+        isinstance(layer, kind)
+        and type(layer).__call__ is kind.__call__
+        and all(getattr(layer, name) is defaults[name].default for name in injected)
+    )
+
+
+def _is_linear(layer: nnx.Einsum) -> bool:
+    """Whether the equation is a matrix product: no batch axes, nothing summed on one side only."""
+    if layer.einsum_str is None or "." in layer.einsum_str:
+        return False
+    left, right, out = _letters(layer.einsum_str)
+    if any(len(set(term)) < len(term) for term in (left, right, out)):
+        return False
+    summed = set(left) & set(right)
+    return bool(summed) and set(out) == set(left) ^ set(right)
+
+
+def _letters(equation: str) -> tuple[str, str, str]:
+    terms, out = equation.replace(" ", "").split("->")
+    left, right = terms.split(",")
+    return left, right, out
+
+
+def _check_sharding(out_sharding: Any) -> None:
+    if out_sharding is not None:
+        raise NotImplementedError(
+            f"out_sharding={out_sharding} is not supported by a compressed kernel; use "
+            "jax.lax.with_sharding_constraint on the result."
+        )

@@ -1,0 +1,401 @@
+"""Convex elementwise penalties, hard thresholding, and the bare operators."""
+
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Inexact
+
+from ._check import number
+from ._concave import MCP
+from ._penalty import Elementwise, Indicator, Leaf, Penalty, register, relu
+
+
+@register
+class L1(Elementwise):
+    """`strength * |x|`, see `l1`."""
+
+    strength: Leaf
+
+    def _cost(self, b: Array) -> Array:
+        return jnp.where(b == 0, 0, b) * jnp.where(b == 0, 0, self.strength)
+
+    def _shrink(self, b: Array, t: Array) -> Array:
+        # An infinite weight forces a zero: also inf - inf, and also with a step of 0.
+        threshold = jnp.where(jnp.isinf(self.strength), jnp.inf, t * self.strength)
+        return jnp.where(b <= threshold, 0, b - threshold)
+
+    def _slope(self, b: Array) -> Array:
+        return jnp.broadcast_to(self.strength, b.shape)
+
+    def _conjugate_value(self, y: Array) -> Array:
+        return outside(jnp.abs(y), self.strength)
+
+
+@register
+class L0(Elementwise):
+    """`strength` for every entry that is not 0, see `l0`."""
+
+    strength: Leaf
+
+    @property
+    def weak_convexity(self) -> ArrayLike:
+        """Infinity: the jump at 0."""
+        return jnp.inf
+
+    def _cost(self, b: Array) -> Array:
+        return jnp.where(b != 0, self.strength, 0)
+
+    def _shrink(self, b: Array, t: Array) -> Array:
+        return jnp.where(b <= jnp.sqrt(2 * t * self.strength), 0, b)
+
+    def _slope(self, b: Array) -> Array:
+        # Every slope is allowed at 0, none elsewhere.
+        return jnp.where(b == 0, jnp.inf, 0)
+
+
+@register
+class Ridge(Elementwise):
+    """`strength / 2 * x^2`, see `ridge`."""
+
+    strength: Leaf
+
+    def _cost(self, b: Array) -> Array:
+        return self.strength / 2 * b**2
+
+    def _shrink(self, b: Array, t: Array) -> Array:
+        return b / (1 + t * self.strength)
+
+    def _slope(self, b: Array) -> Array:
+        return self.strength * b
+
+    def _conjugate_value(self, y: Array) -> Array:
+        return jnp.sum(jnp.abs(y) ** 2 / (2 * self.strength))
+
+
+@register
+class ElasticNet(Elementwise):
+    """`strength * (ratio |x| + (1 - ratio)/2 x^2)`, see `elastic_net`."""
+
+    strength: Leaf
+    ratio: Leaf
+
+    def _cost(self, b: Array) -> Array:
+        return self.strength * (self.ratio * b + (1 - self.ratio) / 2 * b**2)
+
+    def _shrink(self, b: Array, t: Array) -> Array:
+        m = t * self.strength
+        return relu(b - m * self.ratio) / (1 + m * (1 - self.ratio))
+
+    def _slope(self, b: Array) -> Array:
+        return self.strength * (self.ratio + (1 - self.ratio) * b)
+
+
+@register
+class Huber(Elementwise):
+    """`strength * x^2 / (2 delta)`, linear beyond delta, see `huber`."""
+
+    strength: Leaf
+    delta: Leaf
+
+    def _cost(self, b: Array) -> Array:
+        inner = jnp.minimum(b, self.delta)
+        return self.strength * (inner**2 / (2 * self.delta) + (b - inner))
+
+    def _shrink(self, b: Array, t: Array) -> Array:
+        m = t * self.strength
+        return jnp.where(b <= self.delta + m, b * (self.delta / (self.delta + m)), b - m)
+
+    def _slope(self, b: Array) -> Array:
+        return self.strength * jnp.minimum(b / self.delta, 1)
+
+
+@register
+class Box(Indicator):
+    """The indicator of `lower <= x <= upper`, see `box`."""
+
+    elementwise = True
+    monotone = False
+    takes_complex = False
+
+    lower: Leaf
+    upper: Leaf
+
+    def _violation(self, x: Array) -> Array:
+        return jnp.where((x < self.lower) | (x > self.upper), jnp.inf, 0)
+
+    def _prox(self, x: Array, t: Array) -> Array:
+        del t
+        inside = jnp.where(x < self.lower, self.lower, x)
+        return jnp.where(inside > self.upper, self.upper, inside)
+
+
+def outside(b: Array, radius: Array) -> Array:
+    """Infinity if an entry exceeds the radius by more than rounding: the indicator of a ball."""
+    slack = 1 + 32 * jnp.finfo(b.dtype).eps
+    return jnp.where(jnp.any(b > radius * slack), jnp.inf, 0).astype(b.dtype)
+
+
+def l1(strength: ArrayLike) -> L1:
+    r"""The l1 norm: soft thresholding.
+
+    `f(x) = sum_i strength_i |x_i|`, `prox(v, t) = sign(v) max(|v| - t strength, 0)`.
+
+    Args:
+      strength: >= 0, a scalar or an array that broadcasts with x; an infinite one forces a zero.
+
+    Returns:
+      A convex elementwise penalty; complex x by modulus and phase.
+
+    Raises:
+      ValueError: If the strength is negative.
+
+    Reference:
+      Donoho, De-noising by soft-thresholding, 1995.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sparsejax import prox
+      >>> prox.l1(1.0).prox(jnp.array([3.0, -1.0, -2.0]), step=0.5).tolist()
+      [2.5, -0.5, -1.5]
+    """
+    return L1(number("strength", strength, "prox.l1(0.1)"))
+
+
+def weighted_l1(strength: ArrayLike, weights: ArrayLike) -> L1:
+    r"""The l1 norm with a weight per entry.
+
+    `f(x) = strength * sum_i weights_i |x_i|`.
+
+    Args:
+      strength: >= 0.
+      weights: >= 0, broadcast with x; 0 leaves an entry alone, infinity forces it to 0.
+
+    Returns:
+      `l1` with the array of strengths.
+
+    Raises:
+      ValueError: If a number is negative.
+
+    Reference:
+      Candes, Wakin and Boyd, Enhancing Sparsity by Reweighted l1 Minimization, 2008,
+      arXiv 0711.1612.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sparsejax import prox
+      >>> penalty = prox.weighted_l1(0.5, jnp.array([0.0, 2.0, jnp.inf]))
+      >>> penalty.prox(jnp.array([3.0, 3.0, 3.0])).tolist()
+      [3.0, 2.0, 0.0]
+    """
+    call = "prox.weighted_l1(0.1, jnp.array([1.0, 0.0]))"
+    return L1(number("strength", strength, call) * jnp.asarray(number("weights", weights, call)))
+
+
+def l0(strength: ArrayLike) -> L0:
+    r"""The number of non-zero entries: hard thresholding.
+
+    `f(x) = strength * #{i: x_i != 0}`, `prox(v, t) = v where |v| > sqrt(2 t strength), else 0`.
+
+    Args:
+      strength: >= 0, a scalar or an array that broadcasts with x.
+
+    Returns:
+      An elementwise penalty that is not weakly convex.
+
+    Raises:
+      ValueError: If the strength is negative.
+
+    Reference:
+      Blumensath and Davies, Iterative Thresholding for Sparse Approximations, 2008.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sparsejax import prox
+      >>> prox.l0(2.0).prox(jnp.array([3.0, 2.0, -2.5])).tolist()
+      [3.0, 0.0, -2.5]
+    """
+    return L0(number("strength", strength, "prox.l0(0.1)"))
+
+
+def ridge(strength: ArrayLike) -> Ridge:
+    r"""Half the squared l2 norm, which shrinks and never zeroes.
+
+    `f(x) = strength/2 * ||x||^2`, `prox(v, t) = v / (1 + t strength)`.
+
+    Args:
+      strength: >= 0, a scalar or an array that broadcasts with x.
+
+    Returns:
+      A convex elementwise penalty.
+
+    Raises:
+      ValueError: If the strength is negative.
+
+    Reference:
+      Hoerl and Kennard, Ridge Regression, 1970.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sparsejax import prox
+      >>> prox.ridge(1.0).prox(jnp.array([2.0, -4.0])).tolist()
+      [1.0, -2.0]
+    """
+    return Ridge(number("strength", strength, "prox.ridge(0.1)"))
+
+
+def squared_l2(strength: ArrayLike) -> Ridge:
+    """Another name of `ridge`: half the squared l2 norm of the whole array.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sparsejax import prox
+      >>> prox.squared_l2(1.0).value(jnp.array([3.0, 4.0])).item()
+      12.5
+    """
+    return ridge(strength)
+
+
+def elastic_net(strength: ArrayLike, ratio: ArrayLike = 0.5) -> ElasticNet:
+    r"""A blend of l1 and ridge.
+
+    `f(x) = strength * (ratio ||x||_1 + (1 - ratio)/2 ||x||^2)`.
+
+    Args:
+      strength: >= 0.
+      ratio: Share of the l1 norm, between 0 and 1.
+
+    Returns:
+      A convex elementwise penalty.
+
+    Raises:
+      ValueError: If the strength is negative or the ratio outside [0, 1].
+
+    Reference:
+      Zou and Hastie, Regularization and variable selection via the elastic net, 2005.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sparsejax import prox
+      >>> prox.elastic_net(1.0, ratio=0.5).prox(jnp.array([2.0, 0.5])).tolist()
+      [1.0, 0.0]
+    """
+    call = "prox.elastic_net(0.1, ratio=0.5)"
+    ratio = number("ratio", ratio, call)
+    number("1 - ratio", 1 - ratio, call)
+    return ElasticNet(number("strength", strength, call), ratio)
+
+
+def huber(strength: ArrayLike, delta: ArrayLike = 1.0) -> Huber:
+    r"""Quadratic near 0, linear beyond delta: a smoothed l1 norm.
+
+    `f(x) = strength * x^2 / (2 delta)` for `|x| <= delta`, `strength * (|x| - delta/2)` beyond.
+    It is the Moreau envelope of `l1`. Other libraries multiply by delta.
+
+    Args:
+      strength: >= 0.
+      delta: > 0, where the parabola ends.
+
+    Returns:
+      A convex elementwise penalty.
+
+    Raises:
+      ValueError: If the strength is negative or delta is not positive.
+
+    Reference:
+      Huber, Robust Estimation of a Location Parameter, 1964.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sparsejax import prox
+      >>> prox.huber(1.0, delta=1.0).prox(jnp.array([1.0, -4.0])).tolist()
+      [0.5, -3.0]
+    """
+    call = "prox.huber(0.1, delta=1.0)"
+    return Huber(number("strength", strength, call), number("delta", delta, call, positive=True))
+
+
+def box(lower: ArrayLike = 0.0, upper: ArrayLike = jnp.inf) -> Box:
+    r"""The indicator of a box: clipping.
+
+    `f(x) = 0 if lower <= x <= upper, else infinity`. The default keeps x non-negative.
+
+    Args:
+      lower: Lower bounds, a scalar or an array that broadcasts with x.
+      upper: Upper bounds, at least the lower ones.
+
+    Returns:
+      A convex elementwise penalty of real x.
+
+    Raises:
+      ValueError: If a lower bound exceeds the upper one.
+
+    Reference:
+      Parikh and Boyd, Proximal Algorithms, 2014.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sparsejax import prox
+      >>> prox.box(0.0, 1.0).prox(jnp.array([-2.0, 0.5, 3.0])).tolist()
+      [0.0, 0.5, 1.0]
+    """
+    number("upper - lower", jnp.asarray(upper) - jnp.asarray(lower), "prox.box(0.0, 1.0)")
+    return Box(lower, upper)
+
+
+def soft_threshold(x: ArrayLike, a: ArrayLike) -> Inexact[Array, "..."]:
+    """Soft thresholding `sign(x) max(|x| - a, 0)`; complex x by modulus and phase.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sparsejax import prox
+      >>> prox.soft_threshold(jnp.array([3.0, -0.5]), 1.0).tolist()
+      [2.0, 0.0]
+    """
+    return _apply(L1(a), x)
+
+
+def hard_threshold(x: ArrayLike, a: ArrayLike) -> Inexact[Array, "..."]:
+    """Hard thresholding: x where `|x| > a`, else 0.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sparsejax import prox
+      >>> prox.hard_threshold(jnp.array([3.0, 1.0, -0.5]), 1.0).tolist()
+      [3.0, 0.0, 0.0]
+    """
+    return _apply(HardThreshold(a), x)
+
+
+def firm_threshold(x: ArrayLike, lam: ArrayLike, mu: ArrayLike) -> Inexact[Array, "..."]:
+    """Firm thresholding: 0 up to lam, x beyond mu, linear between (`mcp` with a step of 1).
+
+    Args:
+      x: An array.
+      lam: Entries up to this are zeroed.
+      mu: Entries beyond this are kept, `mu >= lam`; equal to lam it is hard thresholding.
+
+    Reference:
+      Gao and Bruce, WaveShrink with Firm Shrinkage, 1997.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sparsejax import prox
+      >>> prox.firm_threshold(jnp.array([0.5, 1.5, 3.0]), 1.0, 2.0).tolist()
+      [0.0, 1.0, 3.0]
+    """
+    lam, mu = jnp.asarray(lam), jnp.asarray(mu)
+    return _apply(MCP(lam, mu / jnp.where(lam == 0, 1, lam)), x)
+
+
+@register
+class HardThreshold(Elementwise):
+    """Hard thresholding at `a` whatever the step: an operator, not a function."""
+
+    a: Leaf
+
+    def _shrink(self, b: Array, t: Array) -> Array:
+        del t
+        return jnp.where(b <= self.a, 0, b)
+
+
+def _apply(penalty: Penalty, x: ArrayLike) -> Inexact[Array, "..."]:
+    return penalty.prox(jnp.asarray(x))

@@ -1,0 +1,401 @@
+"""Envelopes of k-sparsity: SEF, its group and weighted forms, and the k-support norm."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, PyTree
+
+from ._cells import Cells, largest_sum
+from ._check import integer, known, number
+from ._elementwise import outside
+from ._group import OnNorm
+from ._partition import Axes, Partition, fit, partition
+from ._penalty import Leaf, Penalty, implicit, largest_float, register, widen
+
+
+@register
+class SEF(Cells):
+    """The sparse envelope of half the squared norm, `strength * S_k(x)` per cell, see `sef`.
+
+    With k = 1 it is the exclusive lasso.
+    """
+
+    strength: Leaf
+    k: Leaf
+    partition: Partition
+    weights: Leaf = None
+
+    def usage(self, x: Any, step: ArrayLike = 1.0) -> Float[Array, "..."]:
+        """How much of each entry the envelope uses: u in [0, 1], summing to k in each cell.
+
+        `prox(x, step) = x u / (step strength weights + u)`; 0 where an entry is zeroed.
+        """
+        vector, wide = self._widen(x)
+        vector, back, flat = wide._flat(vector)
+        return back(flat._usage(jnp.abs(vector), jnp.asarray(step, jnp.abs(vector).dtype))[0])
+
+    def _cost(self, b: Array) -> Array:
+        u, _ = self._usage(b, jnp.zeros((), b.dtype))
+        d = fit(self.weights, b.shape)
+        used = u > 0
+        halves = jnp.where(used, d * b / jnp.where(used, u, 1) * b, 0) / 2
+        # Without any place every entry other than 0 is forbidden.
+        return self.strength * halves + jnp.where((b > 0) & ~used, jnp.inf, 0)
+
+    def _shrink(self, b: Array, t: Array) -> Array:
+        u, c = self._usage(b, t)
+        used = u > 0
+        return b * jnp.where(used, jnp.where(used, u, 1) / jnp.where(used, c + u, 1), 0)
+
+    def _conjugate_value(self, y: Any) -> Array:
+        y, _, flat = self._flat(y)
+        z = jnp.abs(y) ** 2 / fit(flat.weights, y.shape)
+        total = jnp.sum(largest_sum(z, jnp.asarray(flat.k, z.dtype), flat.partition))
+        return total / (2 * flat.strength)
+
+    def _usage(self, b: Array, t: Array) -> tuple[Array, Array]:
+        d = fit(self.weights, b.shape)
+        c = t * self.strength * d
+        return fill(jnp.sqrt(d) * b, c, jnp.asarray(self.k, b.dtype), self), c
+
+
+def fill(a: Array, c: Array, k: Array, cells: Cells) -> Array:
+    """`u = clip(eta a - c, 0, 1)` with the eta for which u sums to k in each cell.
+
+    The breakpoints of the sum in eta need no sort: bisection over the bits of eta finds the last
+    float below the root, which says what is empty, full and between; then eta is exact from those
+    between. If at most k entries are not 0, they are full.
+    """
+    top = lax.stop_gradient(cells.partition.max(a))
+    a = a / cells._spread(jnp.where((top > 0) & (top < jnp.inf), top, 1))
+    live = a > 0
+    fixed, offset = lax.stop_gradient(a), lax.stop_gradient(c)
+
+    def filled(eta):
+        return jnp.where(live, jnp.clip(cells._spread(eta) * fixed - offset, 0, 1), 0)
+
+    eta = largest_float(lambda eta: cells.partition.sum(filled(eta)) <= k, top.shape, a.dtype)
+    u = filled(eta)
+    full, between = u >= 1, (u > 0) & (u < 1)
+    slope = cells.partition.sum(jnp.where(between, a, 0))
+    rest = k - cells.partition.sum(full.astype(a.dtype))
+    rest = rest + cells.partition.sum(jnp.where(between, c, 0))
+    exact = cells._spread(jnp.where(slope > 0, rest, 0) / jnp.where(slope > 0, slope, 1))
+    return jnp.where(full, 1, jnp.where(between, jnp.clip(exact * a - c, 0, 1), 0))
+
+
+@register
+class WGSEF(OnNorm):
+    """`SEF` on the norms of groups, see `wgsef`."""
+
+    def usage(self, x: PyTree, step: ArrayLike = 1.0) -> Float[Array, "..."]:
+        """How much of each group the envelope uses: u in [0, 1], summing to k.
+
+        `prox(x, step)_g = x_g u_g / (step strength weights_g + u_g)`; 0 where a group is zeroed.
+
+        Args:
+          x: What the penalty is of.
+          step: The step of the proximal operator; 0 gives the usage at x itself.
+
+        Returns:
+          A value per group.
+        """
+        x, wide = self._widen(x)
+        u = wide.penalty.usage(wide.partition.norms(x), step)
+        axis = self.partition.axis
+        return u if self.groups is not None or axis is None else jnp.squeeze(u, axis)
+
+
+@register
+class KSupportNorm(Cells):
+    """`strength * ||x||_k`, the k-support norm per cell, see `k_support_norm`."""
+
+    strength: Leaf
+    k: Leaf
+    partition: Partition
+
+    def _cost(self, b: Array) -> Array:
+        top = lax.stop_gradient(self.partition.max(b))
+        top = jnp.where((top > 0) & (top < jnp.inf), top, 1)
+        envelope = SEF(1.0, self.k, self.partition)
+        twice = 2 * self.partition.sum(envelope._cost(b / self._spread(top)))
+        positive = twice > 0
+        root = jnp.sqrt(jnp.where(positive, twice, 1))
+        return self.strength * jnp.where(positive, top * root, twice)
+
+    def _shrink(self, b: Array, t: Array) -> Array:
+        m = t * self.strength
+        scale = lax.stop_gradient(self.partition.max(b))
+        scale = jnp.where((scale > 0) & (scale < jnp.inf), scale, 1)
+        unit, mass = b / self._spread(scale), m / scale
+        alive = self._dual(lax.stop_gradient(unit)) > lax.stop_gradient(mass)
+        # Where all is zeroed ones and no mass stand in, for finite derivatives.
+        unit = jnp.where(self._spread(alive), unit, 1)
+        beta = self._beta(unit, jnp.where(alive, mass, 0), alive.shape)
+        v = unit * self._factor(unit, beta)[0]
+        return jnp.where(self._spread(alive), self._spread(scale) * v, 0)
+
+    def _dual(self, b: Array) -> Array:
+        """The dual norm of each cell: the l2 norm of the k largest."""
+        return jnp.sqrt(largest_sum(b**2, jnp.asarray(self.k, b.dtype), self.partition))
+
+    def _factor(self, b: Array, beta: Array) -> tuple[Array, Array]:
+        """The proximal operator of `beta SEF` at b, over b, and the norm of the result."""
+        beta = self._spread(beta)
+        u = fill(b, beta, jnp.asarray(self.k, b.dtype), self)
+        used = u > 0
+        whole = jnp.where(used, beta + u, 1)
+        factor = jnp.where(used, u / whole, 0)
+        squares = jnp.where(used, b / whole * b / whole * u, 0)
+        return factor, jnp.sqrt(self.partition.sum(squares))
+
+    def _beta(self, b: Array, m: Array, shape: tuple[int, ...]) -> Array:
+        """The strength for which `prox_{m norm}(b) = prox_{beta SEF}(b)`.
+
+        The norm is sqrt(2 SEF), whose gradient at v is that of SEF over the norm of v: beta is
+        the root of `beta * norm(prox_{beta SEF}(b)) = m`, which rises with beta.
+        """
+
+        def excess(beta, b, m):
+            return beta * self._factor(b, beta)[1] - m
+
+        fixed, mass = lax.stop_gradient(b), lax.stop_gradient(m)
+        beta = largest_float(lambda beta: excess(beta, fixed, mass) <= 0, shape, b.dtype)
+        return implicit(excess, beta, b, m)
+
+    def _conjugate_value(self, y: Any) -> Array:
+        y, _, flat = self._flat(y)
+        return outside(flat._dual(jnp.abs(y)), flat.strength)
+
+
+def sef(k: ArrayLike, strength: ArrayLike = 1.0, axis: Axes = -1) -> SEF:
+    r"""The sparse envelope: the largest convex function below half the squared norm of k-sparse x.
+
+    `S_k(x) = 0.5 min { sum_i x_i^2 / u_i : 0 <= u <= 1, sum u <= k }`, half the squared k-support
+    norm; `f = strength * S_k`. The proximal operator is `x_i u_i / (t strength + u_i)`. With k = 1
+    it is the exclusive lasso, with k = n half the squared norm.
+
+    Args:
+      k: How many entries are free, an integer that may be traced.
+      strength: >= 0.
+      axis: Axes of the vectors, None for the whole array.
+
+    Returns:
+      A convex penalty with `usage`.
+
+    Raises:
+      TypeError: If k is not an integer.
+      ValueError: If the strength is negative.
+
+    Reference:
+      Beck and Refael, Sparse Regularization via Bidualization, 2022.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sparsejax import prox
+      >>> prox.sef(2).prox(jnp.array([4.0, -3.0, 0.5])).tolist()
+      [2.0, -1.5, 0.0]
+    """
+    call = "prox.sef(16, strength=0.1)"
+    k = integer("k", k, call)
+    return SEF(number("strength", strength, call), k, partition(axis, call=call))
+
+
+def gsef(
+    k: ArrayLike,
+    strength: ArrayLike = 1.0,
+    axis: Axes = None,
+    groups: PyTree = None,
+    num_groups: int | None = None,
+) -> WGSEF:
+    r"""The group sparse envelope: `wgsef` with all weights 1.
+
+    Args:
+      k: How many groups are free, an integer that may be traced.
+      strength: >= 0.
+      axis: Axes that span a group; see `on_norm`.
+      groups: Labels; see `on_norm`.
+      num_groups: The number of groups, where the labels are traced.
+
+    Returns:
+      A convex penalty with `usage`.
+
+    Raises:
+      TypeError: If k is not an integer.
+      ValueError: If the strength is negative, or groups overlap, do not fit or are missing.
+
+    Reference:
+      Beck and Refael, Sparse Regularization via Bidualization, 2022.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sparsejax import prox
+      >>> prox.gsef(1, axis=0).prox(jnp.array([[3.0, 0.3], [4.0, 0.4]])).tolist()
+      [[1.5, 0.0], [2.0, 0.0]]
+    """
+    return wgsef(k, strength, axis, groups, num_groups)
+
+
+def wgsef(
+    k: ArrayLike,
+    strength: ArrayLike = 1.0,
+    axis: Axes = None,
+    groups: PyTree = None,
+    num_groups: int | None = None,
+    weights: ArrayLike | None = None,
+) -> WGSEF:
+    r"""The weighted group sparse envelope: a convex penalty that is told how many groups to keep.
+
+    `GS_k(x) = 0.5 min { sum_g d_g ||x_g||^2 / u_g : 0 <= u <= 1, sum u <= k }`, the largest convex
+    function below `0.5 sum_g d_g ||x_g||^2` of x with at most k groups; `f = strength * GS_k`.
+    The proximal operator is `x_g u_g / (t strength d_g + u_g)`.
+
+    Args:
+      k: How many groups are free, an integer that may be traced; from the number of groups on the
+        penalty is `ridge`.
+      strength: >= 0.
+      axis: Axes that span a group: with `axis=0` the columns of a kernel `(in, out)`.
+      groups: Integer labels, a pytree of them (`prox.group_labels`), or disjoint lists of indices;
+        see `on_norm`.
+      num_groups: The number of groups, where the labels are traced.
+      weights: d, > 0, 1 by default; a group of larger weight is harder to keep.
+
+    Returns:
+      A convex penalty with `usage`, of pytrees if the labels are one.
+
+    Raises:
+      TypeError: If k is not an integer.
+      ValueError: If a number is out of range, or groups overlap, do not fit or are missing.
+
+    Reference:
+      Refael, Arbel and Huleihel, Learning k-Level Structured Sparse Neural Networks Using Group
+      Envelope Regularization, 2022, arXiv 2212.12921.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sparsejax import prox
+      >>> x = jnp.array([[3.0, 0.3], [4.0, 0.4]])
+      >>> penalty = prox.wgsef(1, axis=0, weights=jnp.array([1.0, 4.0]))
+      >>> penalty.prox(x).tolist(), penalty.usage(x).tolist()
+      ([[1.5, 0.0], [2.0, 0.0]], [1.0, 0.0])
+    """
+    call = "prox.wgsef(16, strength=0.1, axis=0)"
+    k = integer("k", k, call)
+    if axis is None and groups is None:
+        raise ValueError(f"axis= or groups= must say what a group is; for example {call}.")
+    if weights is not None:
+        weights = number("weights", weights, call, positive=True)
+    inner = SEF(number("strength", strength, call), k, Partition(), weights)
+    return WGSEF(inner, partition(axis, groups, num_groups, call))
+
+
+def exclusive_lasso(
+    strength: ArrayLike,
+    axis: Axes = None,
+    groups: PyTree = None,
+    num_groups: int | None = None,
+) -> SEF:
+    r"""The exclusive lasso: entries of one group compete, every group keeps some.
+
+    `f(x) = strength/2 * sum_g ||x_g||_1^2`; the proximal operator soft thresholds each group at a
+    level of its own. It is `sef` with k = 1 in each group.
+
+    Args:
+      strength: >= 0.
+      axis: Axes that span a group; None without groups: the whole array.
+      groups: Labels; see `on_norm`.
+      num_groups: The number of groups, where the labels are traced.
+
+    Returns:
+      A convex penalty.
+
+    Raises:
+      ValueError: If the strength is negative, or groups overlap or do not fit.
+
+    Reference:
+      Zhou, Jin and Hoi, Exclusive Lasso for Multi-task Feature Selection, 2010.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sparsejax import prox
+      >>> prox.exclusive_lasso(1.0, axis=1).prox(jnp.array([[3.0, 1.0], [2.0, 2.0]])).round(4)
+      Array([[1.5   , 0.    ],
+             [0.6667, 0.6667]], dtype=float32)
+    """
+    call = "prox.exclusive_lasso(0.1, axis=0)"
+    cells = partition(axis, groups, num_groups, call)
+    return SEF(number("strength", strength, call), 1, cells)
+
+
+def k_support_norm(strength: ArrayLike, k: ArrayLike, axis: Axes = -1) -> KSupportNorm:
+    r"""The k-support norm: the unit ball is the hull of k-sparse vectors of norm 1.
+
+    `f(x) = strength * ||x||_k`, `||x||_k = sqrt(2 S_k(x))` with the envelope of `sef`: l1 for
+    k = 1, l2 for k = n. Its proximal operator is another one than that of `sef`.
+
+    Args:
+      strength: >= 0.
+      k: An integer that may be traced.
+      axis: Axes of the vectors, None for the whole array.
+
+    Returns:
+      A convex penalty.
+
+    Raises:
+      TypeError: If k is not an integer.
+      ValueError: If the strength is negative or k < 1.
+
+    Reference:
+      Argyriou, Foygel and Srebro, Sparse Prediction with the k-Support Norm, 2012,
+      arXiv 1204.5043.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sparsejax import prox
+      >>> prox.k_support_norm(5.0, k=2).value(jnp.array([3.0, 4.0, 0.0])).item()
+      25.0
+    """
+    call = "prox.k_support_norm(0.1, k=4)"
+    k = integer("k", k, call)
+    if known(k) and k < 1:
+        raise ValueError(f"k must be at least 1, got {k}; for example {call}.")
+    return KSupportNorm(number("strength", strength, call), k, partition(axis, call=call))
+
+
+def fenchel_young_gap(
+    penalty: Penalty, v: PyTree, x: PyTree, step: ArrayLike = 1.0
+) -> Float[Array, ""]:
+    r"""A certificate of a convex proximal operator: 0 if and only if `v = prox(x, step)`.
+
+    `f(v) + f*(y) - <v, y>` with `y = (x - v) / step`; it bounds the excess of the objective over
+    its minimum, divided by the step.
+
+    Args:
+      penalty: A convex penalty with a `conjugate_value`.
+      v: What is claimed to be `penalty.prox(x, step)`.
+      x: The point.
+      step: > 0.
+
+    Returns:
+      The gap, >= 0 up to rounding.
+
+    Reference:
+      Rockafellar, Convex Analysis, 1970, theorem 23.5.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sparsejax import prox
+      >>> penalty, x = prox.sef(1), jnp.array([3.0, 1.0])
+      >>> prox.fenchel_young_gap(penalty, penalty.prox(x), x).item()
+      0.0
+      >>> prox.fenchel_young_gap(penalty, x, x).item()
+      8.0
+    """
+    y = jax.tree.map(lambda x, v: (widen(x) - widen(v)) / step, x, v)
+    inner = sum(
+        jnp.real(jnp.vdot(widen(a), b)) for a, b in zip(jax.tree.leaves(v), jax.tree.leaves(y))
+    )
+    return penalty.value(v) + penalty.conjugate_value(y) - inner

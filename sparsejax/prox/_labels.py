@@ -1,0 +1,103 @@
+"""Labels of structured groups: which weights of a network stand and fall together."""
+
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+from jaxtyping import PyTree
+
+from .._tree import is_kernel, map_named, named_leaves
+from .._view import matrix_view
+
+Kind = Literal["neuron", "filter", "channel", "filter_shape", "layer", "element"]
+
+
+class GroupLabels(NamedTuple):
+    """Labels like the parameters, None for leaves outside, and how many groups there are."""
+
+    labels: PyTree
+    num_groups: int
+
+
+def group_labels(
+    params: PyTree, kind: Kind = "neuron", axis: int | tuple[int, ...] | None = None
+) -> GroupLabels:
+    r"""Labels of the groups of a kind, for `prox.wgsef`, `prox.group_lasso` and their like.
+
+    | kind | a group, of kernels `(in, out)` and `(h, w, in, out)` |
+    |---|---|
+    | neuron, filter | what computes one output: a column and its bias |
+    | channel | what reads one input channel: a row, for a convolution all `(h, w, ., out)` |
+    | filter_shape | one position of all filters: a row of the kernel seen as a matrix |
+    | layer | a kernel and its bias |
+    | element | each weight by itself |
+
+    A bias counts where it is in the same module as the kernel and a group holds whole outputs.
+    Groups of different kernels are different.
+
+    Args:
+      params: A pytree of parameters.
+      kind: One of the above.
+      axis: The contraction axes of the kernels, where the default of `sj.plan` is not meant.
+
+    Returns:
+      The labels, int32 arrays in the structure of params with None for what is in no group, and
+      the number of groups.
+
+    Raises:
+      ValueError: If the kind is unknown, there is no kernel, or axes must be given.
+
+    Reference:
+      Wen, Wu, Wang, Chen and Li, Learning Structured Sparsity in Deep Neural Networks, 2016,
+      arXiv 1608.03665.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sparsejax import prox
+      >>> params = {"dense": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}}
+      >>> labels, num_groups = prox.group_labels(params, "neuron")
+      >>> labels["dense"]["kernel"].tolist(), labels["dense"]["bias"].tolist(), num_groups
+      ([[0, 1, 2], [0, 1, 2]], [0, 1, 2], 3)
+      >>> penalty = prox.wgsef(2, groups=labels)
+    """
+    if kind not in get_args(Kind):
+        raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, got {kind!r}.")
+    leaves = named_leaves(params)
+    kernels = {name: leaf for name, leaf in leaves.items() if is_kernel(name, leaf)}
+    if not kernels:
+        raise ValueError(f"no leaf is named kernel or weight among {', '.join(leaves)}.")
+    labels: dict[str, Any] = {}
+    count = 0
+    for name, kernel in kernels.items():
+        bias = _bias_name(name)
+        own, outputs, groups = _labels(kernel.shape, kind, axis)
+        labels[name] = (own + count).astype(np.int32)
+        if outputs is not None and bias in leaves and leaves[bias].shape == outputs.shape:
+            labels[bias] = (outputs + count).astype(np.int32)
+        count += groups
+    return GroupLabels(map_named(lambda name, leaf: labels.get(name), params), count)
+
+
+def _labels(shape: tuple[int, ...], kind: Kind, axis: Any) -> tuple[Any, Any, int]:
+    """Labels of a kernel, of its bias (None: in no group), and the number of groups."""
+    if kind == "element":
+        size = int(np.prod(shape))
+        return np.arange(size).reshape(shape), None, size
+    view = matrix_view(shape, axis)
+    outputs = tuple(shape[a] for a in view.output)
+    rows, columns = view.matrix_shape
+    if kind == "layer":
+        return np.zeros(shape, int), np.zeros(outputs, int), 1
+    if kind in ("neuron", "filter"):
+        matrix = np.broadcast_to(np.arange(columns), (rows, columns))
+        return view.from_matrix(matrix), np.arange(columns).reshape(outputs), columns
+    if kind == "filter_shape":
+        matrix = np.broadcast_to(np.arange(rows)[:, None], (rows, columns))
+        return view.from_matrix(matrix), None, rows
+    # The last contraction axis counts input channels, those before it are positions.
+    channels = shape[view.contraction[-1]] if len(shape) > 2 and axis is None else rows
+    matrix = np.broadcast_to((np.arange(rows) % channels)[:, None], (rows, columns))
+    return view.from_matrix(matrix), None, channels
+
+
+def _bias_name(name: str) -> str:
+    return "/".join([*name.split("/")[:-1], "bias"])

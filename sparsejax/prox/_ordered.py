@@ -1,0 +1,293 @@
+"""Penalties in which entries compete by rank: l_inf, SLOPE, l1 minus l2."""
+
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+from jaxtyping import Array, PyTree
+
+from ._cells import Cells, level
+from ._check import known, number
+from ._partition import Axes, Partition, fit, partition
+from ._penalty import Leaf, Symmetric, register, relu, static
+
+
+@register
+class LInf(Cells):
+    """`strength * sum_g w_g max |x_g|`, see `linf` and `l1_inf`."""
+
+    strength: Leaf
+    partition: Partition
+    weights: Leaf = None
+
+    def _cost(self, b: Array) -> Array:
+        top = self.partition.max(b)
+        return self.strength * fit(self.weights, top.shape) * top
+
+    def _shrink(self, b: Array, t: Array) -> Array:
+        # Moreau: what is left of b by the projection on the l1 ball of radius m is its level.
+        total = self.partition.sum(b)
+        mass = jnp.broadcast_to(t * self.strength * fit(self.weights, total.shape), total.shape)
+        top, height = level(b, mass, self.partition)
+        kept = self._spread(relu(top - height))
+        return jnp.where(self._spread(total <= mass), 0, jnp.where(b < kept, b, kept))
+
+    def _conjugate_value(self, y: PyTree) -> Array:
+        y, _, flat = self._flat(y)
+        total = flat.partition.sum(jnp.abs(y))
+        radius = flat.strength * fit(flat.weights, total.shape)
+        slack = 1 + 32 * jnp.finfo(total.dtype).eps
+        return jnp.where(jnp.any(total > radius * slack), jnp.inf, 0).astype(total.dtype)
+
+
+@register
+class Slope(Symmetric):
+    """`sum_i strength_i |x|_(i)`, the moduli sorted to fall, see `slope`."""
+
+    strength: Leaf
+    axis: int | None = static(default=-1)
+
+    def _cost(self, b: Array) -> Array:
+        return jnp.sum(along(self.axis, lambda rows: -jnp.sort(-rows) * self.strength, b))
+
+    def _shrink(self, b: Array, t: Array) -> Array:
+        def rows(b):
+            order = jnp.argsort(-b, axis=-1)
+            fitted = relu(isotonic(jnp.take_along_axis(b, order, -1) - t * self.strength))
+            return jnp.take_along_axis(fitted, jnp.argsort(order, axis=-1), -1)
+
+        return along(self.axis, rows, b)
+
+    def _conjugate_value(self, y: Array) -> Array:
+        tops = jnp.cumsum(along(self.axis, lambda rows: -jnp.sort(-rows), jnp.abs(y)), -1)
+        return outside_by(tops, jnp.cumsum(self.strength))
+
+
+@register
+class L1MinusL2(Symmetric):
+    """`strength * (||x||_1 - alpha ||x||)`, see `l1_minus_l2`."""
+
+    monotone = False
+
+    strength: Leaf
+    alpha: Leaf
+    axis: int | None = static(default=-1)
+
+    @property
+    def weak_convexity(self) -> ArrayLike:
+        """Infinity near 0, where the l2 norm bends without bound; 0 if alpha is 0."""
+        return jnp.where(jnp.asarray(self.alpha) > 0, jnp.inf, 0.0)
+
+    def _cost(self, b: Array) -> Array:
+        norms = Partition(axis=None if self.axis is None else (self.axis,)).norms(b)
+        return self.strength * (jnp.sum(b) - self.alpha * jnp.sum(norms))
+
+    def _shrink(self, b: Array, t: Array) -> Array:
+        m = t * self.strength
+
+        def rows(b):
+            top = jnp.max(b, -1, keepdims=True)
+            soft = relu(b - m)
+            norm = Partition(axis=(-1,)).norms(soft)
+            stretch = 1 + self.alpha * m / jnp.where(norm > 0, norm, 1)
+            first = jnp.arange(b.shape[-1]) == jnp.argmax(b, -1, keepdims=True)
+            single = jnp.where(first, relu(b + (self.alpha - 1) * m), 0)
+            return jnp.where(norm > 0, soft * stretch, jnp.where(top > 0, single, 0))
+
+        return along(self.axis, rows, b)
+
+
+def along(axis: int | None, f, x: Array) -> Array:
+    """`f` of x with the axis last; with None of x as one vector."""
+    if axis is None:
+        return f(x.reshape(-1)).reshape(x.shape)
+    return jnp.moveaxis(f(jnp.moveaxis(x, axis, -1)), -1, axis)
+
+
+def isotonic(z: Array) -> Array:
+    """The non-increasing sequence nearest to z along the last axis.
+
+    Halves that are already monotone are merged by the level that pools their ends, found by
+    bisection: log2(n) rounds of parallel work, no data-dependent loop, so that it maps and shards.
+    """
+    n = z.shape[-1]
+    size = 1 << max(n - 1, 0).bit_length()
+    # What is appended is lower than anything, so that it never pools.
+    pad = jnp.broadcast_to(lax.stop_gradient(jnp.min(z, -1, keepdims=True)), (*z.shape[:-1], size))
+    y = jnp.concatenate([z, pad[..., : size - n]], -1)
+    half = 1
+    while half < size:
+        blocks = y.reshape(*y.shape[:-1], size // (2 * half), 2 * half)
+        y = _pooled(blocks[..., :half], blocks[..., half:]).reshape(y.shape)
+        half *= 2
+    return y[..., :n]
+
+
+def _pooled(left: Array, right: Array) -> Array:
+    """Two non-increasing halves made one: entries below the level on the left and above it on the
+    right become the level, at which they balance.
+    """
+    low, high = left[..., -1:], right[..., :1]
+    below, above = lax.stop_gradient((left, right))
+
+    def narrow(_, bounds):
+        lo, hi = bounds
+        middle = lo + (hi - lo) / 2
+        lack = jnp.sum(relu(middle - below), -1, keepdims=True)
+        excess = jnp.sum(relu(above - middle), -1, keepdims=True)
+        return jnp.where(lack < excess, middle, lo), jnp.where(lack < excess, hi, middle)
+
+    steps = jnp.finfo(left.dtype).nmant + 6
+    lo, hi = lax.fori_loop(0, steps, narrow, lax.stop_gradient((low, high)))
+    middle = lo + (hi - lo) / 2
+    joins = low < high
+    pools_left, pools_right = joins & (below < middle), joins & (above > middle)
+    count = jnp.sum(pools_left, -1, keepdims=True) + jnp.sum(pools_right, -1, keepdims=True)
+    total = jnp.sum(jnp.where(pools_left, left, 0), -1, keepdims=True)
+    total = total + jnp.sum(jnp.where(pools_right, right, 0), -1, keepdims=True)
+    mean = total / jnp.maximum(count, 1).astype(left.dtype)
+    return jnp.concatenate(
+        [jnp.where(pools_left, mean, left), jnp.where(pools_right, mean, right)], -1
+    )
+
+
+def outside_by(sums: Array, radius: Array) -> Array:
+    """Infinity if a sum exceeds its radius by more than rounding."""
+    slack = 1 + 32 * jnp.finfo(sums.dtype).eps
+    return jnp.where(jnp.any(sums > radius * slack), jnp.inf, 0).astype(sums.dtype)
+
+
+def linf(strength: ArrayLike, axis: Axes = -1) -> LInf:
+    r"""The largest modulus: pulls the largest entries to one level.
+
+    `f(x) = strength * max |x_i|`, `prox(v, t) = v - projection of v on the l1 ball of radius
+    t strength`.
+
+    Args:
+      strength: >= 0.
+      axis: Axes of the vectors, None for the whole array.
+
+    Returns:
+      A convex penalty.
+
+    Raises:
+      ValueError: If the strength is negative.
+
+    Reference:
+      Parikh and Boyd, Proximal Algorithms, 2014.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sparsejax import prox
+      >>> prox.linf(2.0).prox(jnp.array([5.0, -4.0, 1.0])).tolist()
+      [3.5, -3.5, 1.0]
+    """
+    call = "prox.linf(0.1)"
+    return LInf(number("strength", strength, call), partition(axis, call=call))
+
+
+def l1_inf(
+    strength: ArrayLike,
+    axis: Axes = None,
+    groups: PyTree = None,
+    num_groups: int | None = None,
+    weights: ArrayLike | None = None,
+) -> LInf:
+    r"""The sum over groups of the largest modulus, which zeroes groups.
+
+    `f(x) = strength * sum_g w_g max |x_g|`.
+
+    Args:
+      strength: >= 0.
+      axis: Axes that span a group; see `on_norm`.
+      groups: Labels; see `on_norm`.
+      num_groups: The number of groups, where the labels are traced.
+      weights: A weight per group, 1 by default.
+
+    Returns:
+      A convex penalty of arrays, or of pytrees if the labels are one.
+
+    Raises:
+      ValueError: If a number is negative, or groups overlap or do not fit.
+
+    Reference:
+      Quattoni, Carreras, Collins and Darrell, An Efficient Projection for l1,infinity
+      Regularization, 2009.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sparsejax import prox
+      >>> prox.l1_inf(2.0, axis=1).prox(jnp.array([[5.0, -4.0], [1.0, 0.5]])).tolist()
+      [[3.5, -3.5], [0.0, 0.0]]
+    """
+    call = "prox.l1_inf(0.1, axis=0)"
+    if weights is not None:
+        weights = number("weights", weights, call)
+    cells = partition(axis, groups, num_groups, call)
+    return LInf(number("strength", strength, call), cells, weights)
+
+
+def slope(strength: ArrayLike, axis: int | None = -1) -> Slope:
+    r"""Sorted l1 (SLOPE, OWL): the larger an entry, the more it pays.
+
+    `f(x) = sum_i strength_i |x|_(i)` with the moduli sorted to fall. All strengths equal is `l1`,
+    `(s, 0, ..., 0)` is `linf`, linear ones are OSCAR.
+
+    Args:
+      strength: >= 0 and not increasing, one per entry of a vector.
+      axis: Axis of the vectors, None for the whole array.
+
+    Returns:
+      A convex penalty.
+
+    Raises:
+      ValueError: If the strengths are negative, rise, or are no vector.
+
+    Reference:
+      Bogdan, van den Berg, Sabatti, Su and Candes, SLOPE: Adaptive Variable Selection via Convex
+      Optimization, 2015, arXiv 1407.3824.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sparsejax import prox
+      >>> prox.slope(jnp.array([2.0, 1.0, 0.5])).prox(jnp.array([-3.0, 5.0, 0.25])).tolist()
+      [-2.0, 3.0, 0.0]
+    """
+    call = "prox.slope(jnp.linspace(0.2, 0.1, n))"
+    strength = number("strength", strength, call)
+    if jnp.ndim(strength) < 1:
+        raise ValueError(f"strength must be a vector, got shape {jnp.shape(strength)}; as {call}.")
+    if known(strength) and jnp.any(jnp.diff(jnp.asarray(strength)) > 0):
+        raise ValueError(f"strength must not increase, got {strength}; for example {call}.")
+    return Slope(strength, axis)
+
+
+def l1_minus_l2(strength: ArrayLike, alpha: ArrayLike = 1.0, axis: int | None = -1) -> L1MinusL2:
+    r"""The l1 norm less a share of the l2 norm: no bias on one large entry.
+
+    `f(x) = strength * (||x||_1 - alpha ||x||)`.
+
+    Args:
+      strength: >= 0.
+      alpha: Between 0 (l1) and 1.
+      axis: Axis of the vectors, None for the whole array.
+
+    Returns:
+      A penalty that is not weakly convex.
+
+    Raises:
+      ValueError: If the strength is negative or alpha outside [0, 1].
+
+    Reference:
+      Lou and Yan, Fast L1-L2 Minimization via a Proximal Operator, 2018, arXiv 1609.09530.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sparsejax import prox
+      >>> prox.l1_minus_l2(1.0).prox(jnp.array([5.0, 0.5])).tolist()
+      [5.0, 0.0]
+    """
+    call = "prox.l1_minus_l2(0.1, alpha=1.0)"
+    alpha = number("alpha", alpha, call)
+    if known(alpha):
+        number("1 - alpha", 1 - alpha, call)
+    return L1MinusL2(number("strength", strength, call), alpha, axis)

@@ -1,0 +1,252 @@
+"""What a penalty is: a value, a proximal operator, and the dtypes and phases all share."""
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, TypeVar, dataclass_transform
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Inexact, PyTree
+
+# A number or an array. Not checked: while JAX works on a tree its leaves may be anything.
+Leaf = Any
+
+_C = TypeVar("_C", bound=type)
+
+
+def static(**kwargs: Any) -> Any:
+    """A field that is configuration: hashable, part of the structure of the tree."""
+    return field(metadata={"static": True}, **kwargs)
+
+
+@dataclass_transform(frozen_default=True, eq_default=False, field_specifiers=(field, static))
+def register(cls: _C) -> _C:
+    """A frozen dataclass that is a pytree: numbers are leaves, so that a new one never recompiles.
+
+    Without `__post_init__`: a gradient of a penalty is a penalty too, and may be negative. The
+    factories check.
+    """
+    return jax.tree_util.register_dataclass(dataclass(frozen=True, eq=False)(cls))
+
+
+class Penalty:
+    r"""A penalty f with its value and its exact proximal operator.
+
+    `prox(v, step) = argmin_u 0.5 ||u - v||^2 + step * f(u)`: the global minimiser, also where a
+    non-convex f makes it jump (at a jump the smaller magnitude wins). Every penalty is a pytree:
+    its strength and weights are leaves, which may be traced, mapped over and differentiated.
+
+    Attributes:
+      elementwise: Whether f is a sum over entries, so that `step` may be an array.
+      weak_convexity: The smallest rho for which `f + rho/2 ||x||^2` is convex, infinity if none.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from sparsejax import prox
+      >>> v = jnp.array([3.0, -1.0, 0.5])
+      >>> prox.l1(1.0).prox(v).tolist()
+      [2.0, 0.0, 0.0]
+      >>> path = jax.vmap(lambda penalty: penalty.prox(v))(prox.l1(jnp.array([0.5, 1.0])))
+      >>> path.tolist()
+      [[2.5, -0.5, 0.0], [2.0, 0.0, 0.0]]
+    """
+
+    elementwise: ClassVar[bool] = False
+    # f(x) does not fall when one |x_i| grows: what `nonneg` and `masked` rely on.
+    monotone: ClassVar[bool] = True
+    takes_tree: ClassVar[bool] = False
+    takes_complex: ClassVar[bool] = True
+
+    @property
+    def weak_convexity(self) -> ArrayLike:
+        """The smallest rho for which `f + rho/2 ||x||^2` is convex, infinity if none."""
+        return 0.0
+
+    def value(self, x: PyTree) -> Float[Array, ""]:
+        """f(x), at least in float32."""
+        x, wide = self._widen(x)
+        return wide._value(x)
+
+    def prox(self, v: PyTree, step: ArrayLike = 1.0) -> PyTree:
+        """`argmin_u 0.5 ||u - v||^2 + step * f(u)`, in the shape and dtype of v.
+
+        Args:
+          v: An array of any shape (a pytree where the penalty says so).
+          step: The step, >= 0; an array that broadcasts with v if the penalty is elementwise.
+        """
+        self._check_step(step)
+        x, wide = self._widen(v)
+        u = wide._prox(x, jnp.asarray(step, real_dtype(x)))
+        return jax.tree.map(lambda new, old: new.astype(out_dtype(old)), u, v)
+
+    def conjugate_value(self, y: PyTree) -> Float[Array, ""]:
+        """The Fenchel conjugate `f*(y) = sup_x <x, y> - f(x)`, where a closed form is known."""
+        y, wide = self._widen(y)
+        return wide._conjugate_value(y)
+
+    def subdiff_distance(self, x: PyTree, grad: PyTree) -> Float[Array, "..."]:
+        """Distance from `-grad` to the subdifferential of f at x, per entry or per group.
+
+        Zero everywhere says that x is a stationary point of `loss + f` when `grad` is the gradient
+        of the loss: the optimality measure of solvers and the score of working sets.
+        """
+        (x, grad), wide = self._widen((x, grad), pair=True)
+        return wide._subdiff_distance(x, grad)
+
+    def _value(self, x: Any) -> Array:
+        raise NotImplementedError
+
+    def _prox(self, x: Any, t: Array) -> Any:
+        raise NotImplementedError
+
+    def _conjugate_value(self, y: Any) -> Array:
+        raise NotImplementedError(f"no closed form of the conjugate of {self._name} is known here.")
+
+    def _subdiff_distance(self, x: Any, grad: Any) -> Array:
+        raise NotImplementedError(f"{self._name} has no cheap distance to its subdifferential.")
+
+    @property
+    def _name(self) -> str:
+        return type(self).__name__
+
+    def _widen(self, x: Any, pair: bool = False) -> Any:
+        """x in at least float32 and this penalty with its numbers in that dtype."""
+        for one in x if pair else (x,):
+            if not self.takes_tree and not jax.tree_util.all_leaves([one]):
+                raise TypeError(
+                    f"{self._name} takes one array, got a {type(one).__name__}; for the leaves of "
+                    "a pytree use prox.separable_sum(penalty)."
+                )
+        x = jax.tree.map(widen, x)
+        if not self.takes_complex and any(map(jnp.iscomplexobj, jax.tree.leaves(x))):
+            raise TypeError(f"{self._name} is a penalty of real numbers, got complex ones.")
+        dtype = real_dtype(x)
+        return x, jax.tree.map(lambda leaf: _cast(leaf, dtype), self)
+
+    def _check_step(self, step: ArrayLike) -> None:
+        if not self.elementwise and np.ndim(step):
+            raise ValueError(
+                f"{self._name} needs one step, got an array of shape {np.shape(step)}: with a step "
+                "per entry its proximal operator is another problem. Pass a scalar, or use "
+                "jax.vmap for a step per row."
+            )
+        if isinstance(step, int | float | np.ndarray | np.number) and np.any(np.less(step, 0)):
+            raise ValueError(f"step must be >= 0, got {step}; for example penalty.prox(v, 0.1).")
+
+
+class Symmetric(Penalty):
+    """A penalty of the moduli. Subclasses see `b = |x|`: `_cost(b)` and `_shrink(b, t)`."""
+
+    def _value(self, x: Array) -> Array:
+        return jnp.sum(self._cost(jnp.abs(x)))
+
+    def _prox(self, x: Array, t: Array) -> Array:
+        b, phase = polar(x)
+        u = self._shrink(b, t)
+        # A zero is never -0.0: it prints badly and is no other number.
+        return jnp.where(jnp.isnan(b), x, jnp.where(u == 0, u, phase * u))
+
+    def _cost(self, b: Array) -> Array:
+        raise NotImplementedError
+
+    def _shrink(self, b: Array, t: Array) -> Array:
+        raise NotImplementedError
+
+
+class Elementwise(Symmetric):
+    """A sum over entries of an even function; `_slope(b)` is its derivative, at 0 from the right.
+
+    A new one is three or four lines: `_cost`, `_shrink`, `_slope` and `weak_convexity`.
+    """
+
+    elementwise: ClassVar[bool] = True
+
+    def _slope(self, b: Array) -> Array:
+        raise NotImplementedError
+
+    def _subdiff_distance(self, x: Array, grad: Array) -> Array:
+        b, phase = polar(x)
+        slope = self._slope(b)
+        return jnp.where(b > 0, jnp.abs(grad + phase * slope), relu(jnp.abs(grad) - slope))
+
+
+class Indicator(Penalty):
+    """0 on a set, infinity outside; `_violation` is 0 on it and of the order of eps by rounding."""
+
+    def value(self, x: PyTree) -> Float[Array, ""]:
+        """0 if x is in the set up to the rounding of its dtype, else infinity."""
+        eps = max(float(jnp.finfo(out_dtype(leaf)).eps) for leaf in jax.tree.leaves(x))
+        x, wide = self._widen(x)
+        violation = jnp.max(wide._violation(x), initial=0.0)
+        return jnp.where(violation <= 32 * eps, 0.0, jnp.inf).astype(real_dtype(x))
+
+    def _violation(self, x: Any) -> Array:
+        raise NotImplementedError
+
+
+def polar(x: Inexact[Array, "..."]) -> tuple[Array, Array]:
+    """Modulus and phase. The phase of a real 0 is 1: a sign of 0 would hide the derivative."""
+    if jnp.iscomplexobj(x):
+        b = jnp.abs(x)
+        return b, x / jnp.where(b > 0, b, 1)
+    phase = jnp.where(x < 0, jnp.ones((), x.dtype) * -1, jnp.ones((), x.dtype))
+    return x * phase, phase
+
+
+def relu(x: Array) -> Array:
+    """`max(x, 0)` with the derivative of the branch taken."""
+    return jnp.where(x <= 0, jnp.zeros_like(x), x)
+
+
+def widen(v: ArrayLike) -> Inexact[Array, "..."]:
+    """The array in at least float32; float64 and complex stay."""
+    x = jnp.asarray(v)
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def real_dtype(tree: PyTree) -> Any:
+    """The dtype of real numbers that go with the arrays of a tree."""
+    leaves = jax.tree.leaves(tree)
+    return jnp.finfo(jnp.result_type(*leaves)).dtype if leaves else jnp.dtype(jnp.float32)
+
+
+def out_dtype(v: ArrayLike) -> Any:
+    """The dtype in which a result for v is given: its own, float32 for integers."""
+    dtype = jnp.result_type(v)
+    return dtype if jnp.issubdtype(dtype, jnp.inexact) else jnp.promote_types(dtype, jnp.float32)
+
+
+def largest_float(holds: Any, shape: tuple[int, ...], dtype: Any) -> Array:
+    """The largest float >= 0 for which `holds`, which must turn from True to False once.
+
+    Bit by bit, since non-negative floats are ordered like their bits: 31 passes for float32 (63
+    for float64) give the exact float, without a sort, which is slower and does not shard.
+    """
+    bits = jnp.finfo(dtype).bits
+    integer = jnp.dtype(f"uint{bits}")
+    one = jnp.ones((), integer)
+
+    def set_bit(i, found):
+        candidate = found | (one << (bits - 2 - i).astype(integer))
+        return jnp.where(holds(lax.bitcast_convert_type(candidate, dtype)), candidate, found)
+
+    found = lax.fori_loop(0, bits - 1, set_bit, jnp.zeros(shape, integer))
+    return lax.stop_gradient(lax.bitcast_convert_type(found, dtype))
+
+
+def implicit(residual: Any, root: Array, *args: Array) -> Array:
+    """A root of `residual(root, *args)`, found without derivatives, with those of the root.
+
+    One step of Newton from the root moves it by rounding only, and carries the derivative.
+    """
+    root = lax.stop_gradient(root)
+    fixed = [lax.stop_gradient(arg) for arg in args]
+    _, slope = jax.jvp(lambda y: residual(y, *fixed), (root,), (jnp.ones_like(root),))
+    slope = lax.stop_gradient(slope)
+    return root - residual(root, *args) / jnp.where(slope > 0, slope, 1)
+
+
+def _cast(leaf: Any, dtype: Any) -> Any:
+    return jnp.asarray(leaf, dtype) if jnp.issubdtype(jnp.result_type(leaf), jnp.floating) else leaf

@@ -1,0 +1,68 @@
+"""AUROC, FGSM and gradient noise against scikit-learn and NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import softmax
+from sklearn.metrics import roc_auc_score
+
+import sparsejax as sj
+from sparsejax import metrics
+
+
+@pytest.mark.parametrize("levels", [3, 20, 10_000])
+def test_auroc_against_scikit_learn_with_ties(levels):
+    rng = np.random.default_rng(levels)
+    inside = (rng.integers(0, levels, 300) / levels).astype(np.float32)
+    outside = (rng.integers(0, levels, 500) / levels * 0.8).astype(np.float32)
+    expected = roc_auc_score(np.r_[np.ones(300), np.zeros(500)], np.r_[inside, outside])
+    np.testing.assert_allclose(metrics.auroc(inside, outside), expected, rtol=1e-6)
+    np.testing.assert_allclose(jax.jit(metrics.auroc)(inside, outside), expected, rtol=1e-6)
+    pairs = np.mean((inside[:, None] > outside) + 0.5 * (inside[:, None] == outside))
+    np.testing.assert_allclose(metrics.auroc(inside, outside), pairs, rtol=1e-6)
+
+
+def test_auroc_of_separate_and_of_equal_scores():
+    assert float(metrics.auroc(jnp.ones(3), jnp.zeros(2))) == 1.0
+    assert float(metrics.auroc(jnp.zeros(3), jnp.ones(2))) == 0.0
+    assert float(metrics.auroc(jnp.ones(3), jnp.ones(2))) == 0.5
+    with pytest.raises(ValueError, match="both kinds"):
+        metrics.auroc(jnp.ones(3), jnp.ones(0))
+
+
+def test_max_softmax_probability():
+    logits = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32) * 5
+    np.testing.assert_allclose(
+        metrics.max_softmax_probability(logits), softmax(logits, axis=-1).max(-1), rtol=1e-5
+    )
+
+
+def test_fgsm_is_the_worst_step_of_a_linear_model():
+    rng = np.random.default_rng(1)
+    w = jnp.asarray(rng.normal(size=8), jnp.float32)
+    x = jnp.asarray(rng.uniform(size=(3, 8)), jnp.float32)
+    hostile = metrics.fgsm(lambda x: (x @ w).sum(), x, 0.1)
+    np.testing.assert_allclose(hostile, x + 0.1 * np.sign(w), rtol=1e-6)
+    np.testing.assert_allclose((hostile - x) @ w, jnp.full(3, 0.1 * jnp.abs(w).sum()), rtol=1e-4)
+    clipped = metrics.fgsm(lambda x: (x @ w).sum(), x, 0.5, bounds=(0.0, 1.0))
+    assert clipped.min() >= 0 and clipped.max() <= 1
+
+
+def test_gradient_noise_is_the_mean_variance_of_absolute_gradients():
+    rng = np.random.default_rng(2)
+    g = {
+        "a": {"kernel": rng.normal(size=(5, 4)), "bias": rng.normal(size=4)},
+        "b": {"kernel": 9 * rng.normal(size=(4, 3))},
+    }
+    grads = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), g)
+    a, b = (np.abs(g[n]["kernel"]).var() for n in "ab")
+    np.testing.assert_allclose(metrics.gradient_noise(grads), (a + b) / 2, rtol=1e-5)
+    masks = {"a": {"kernel": jnp.ones((5, 4), bool), "bias": None}, "b": {"kernel": None}}
+    np.testing.assert_allclose(metrics.gradient_noise(grads, masks), a, rtol=1e-5)
+    plan = sj.plan(grads, {"b/kernel": sj.Unstructured(0.5)})
+    np.testing.assert_allclose(
+        jax.jit(lambda g: metrics.gradient_noise(g, plan))(grads), b, rtol=1e-5
+    )
+    with pytest.raises(ValueError, match="the leaves are scale"):
+        metrics.gradient_noise({"scale": jnp.ones(3)})

@@ -1,0 +1,144 @@
+"""Proximal transformations against closed forms, brute force and convex optima."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import sparsejax as sj
+
+
+def lasso_by_coordinate_descent(x, y, lam, sweeps=400):
+    w = np.zeros(x.shape[1])
+    for _ in range(sweeps):
+        for j in range(w.size):
+            residual = y - x @ w + x[:, j] * w[j]
+            rho, norm = x[:, j] @ residual, x[:, j] @ x[:, j]
+            w[j] = np.sign(rho) * max(abs(rho) - lam, 0) / norm
+    return w
+
+
+def problem(seed=0, n=40, p=12):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, p)) * np.logspace(0, 1, p)
+    w = np.where(np.arange(p) % 3 == 0, rng.normal(size=p) * 3, 0.0)
+    return x, x @ w + 0.1 * rng.normal(size=n)
+
+
+def minimise(tx, loss, params, steps):
+    def step(carry, _):
+        params, state = carry
+        updates, state = tx.update(jax.grad(loss)(params), state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    return jax.jit(lambda c: jax.lax.scan(step, c, length=steps)[0])((params, tx.init(params)))[0]
+
+
+def test_proximal_sgd_solves_the_lasso_with_exact_zeros():
+    x, y = problem()
+    lam = 60.0
+    expected = lasso_by_coordinate_descent(x, y, lam)
+    rate = 1 / np.linalg.norm(x, 2) ** 2
+    loss = lambda p: 0.5 * jnp.sum((x @ p["kernel"][:, 0] - y) ** 2)  # noqa: E731
+    tx = sj.optim.proximal_sgd(rate, sj.prox.l1(lam))
+    with jax.enable_x64(True):
+        start = {"kernel": jnp.zeros((12, 1), jnp.float64)}
+        found = minimise(tx, loss, start, 20_000)["kernel"][:, 0]
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    np.testing.assert_array_equal(np.asarray(found) == 0, expected == 0)
+
+
+def test_proximal_adam_solves_the_lasso_where_one_step_length_does_not():
+    x, y = problem()
+    lam = 60.0
+    expected = lasso_by_coordinate_descent(x, y, lam)
+    loss = lambda p: 0.5 * jnp.sum((x @ p["kernel"][:, 0] - y) ** 2)  # noqa: E731
+    objective = lambda w: float(0.5 * np.sum((x @ w - y) ** 2) + lam * np.abs(w).sum())  # noqa: E731
+    rate = optax.cosine_decay_schedule(0.05, 4000)
+    start = {"kernel": jnp.zeros((12, 1))}
+    penalty = sj.prox.l1(lam)
+    found = minimise(sj.optim.proximal_adam(rate, penalty), loss, start, 4000)["kernel"][:, 0]
+    excess = objective(np.asarray(found, np.float64)) / objective(expected) - 1
+    assert 0 <= excess < 1e-3
+    assert (np.asarray(found) == 0).any()
+    one_length = optax.chain(optax.adam(rate), sj.optim.proximal(penalty, rate))
+    other = minimise(one_length, loss, start, 4000)["kernel"][:, 0]
+    assert objective(np.asarray(other, np.float64)) / objective(expected) - 1 > 10 * excess
+
+
+def test_proximal_adam_is_the_elementwise_prox_in_adams_metric():
+    rng = np.random.default_rng(1)
+    p, g = rng.normal(size=(2, 6, 5)).astype(np.float32)
+    penalty = sj.prox.l0(0.01)
+    tx = sj.optim.proximal_adam(0.1, penalty, b1=0.0)
+    params = {"kernel": jnp.asarray(p)}
+    updates, _ = tx.update({"kernel": jnp.asarray(g)}, tx.init(params), params)
+    new = np.asarray(optax.apply_updates(params, updates)["kernel"])
+    length = 0.1 / (np.abs(g) + 1e-8)
+    point = p - length * g
+    candidates = np.stack([np.zeros_like(point), point])
+    cost = 0.5 * (candidates - point) ** 2 / length + 0.01 * (candidates != 0)
+    best = np.take_along_axis(candidates, cost.argmin(0)[None], 0)[0]
+    np.testing.assert_allclose(new, best, atol=1e-6)
+    assert (new == 0).any() and (new != 0).any()
+
+
+def test_the_step_follows_the_schedule_and_rules_choose():
+    params = {"a": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}, "b": {"w": jnp.ones(3)}}
+    rate = optax.piecewise_constant_schedule(0.5, {1: 0.5})
+    tx = sj.optim.proximal({"^b/": sj.prox.l1(0.2), "bias": sj.prox.ridge(1.0)}, rate)
+    state = tx.init(params)
+    zero = jax.tree.map(jnp.zeros_like, params)
+    for expected_w, expected_bias in ((0.9, 1 / 1.5), (0.85, 1 / 1.5 / 1.25)):
+        updates, state = tx.update(zero, state, params)
+        params = optax.apply_updates(params, updates)
+        np.testing.assert_allclose(params["b"]["w"], expected_w, rtol=1e-6)
+        np.testing.assert_allclose(params["a"]["bias"], expected_bias, rtol=1e-6)
+        np.testing.assert_array_equal(params["a"]["kernel"], 1.0)
+
+
+def test_a_neuron_is_one_group_over_kernel_and_bias():
+    rng = np.random.default_rng(2)
+    kernel, bias = rng.normal(size=(4, 6)).astype(np.float32), rng.normal(size=6).astype(np.float32)
+    params = {
+        "hidden": {"kernel": jnp.asarray(kernel), "bias": jnp.asarray(bias)},
+        "out": {"kernel": jnp.ones((6, 2))},
+    }
+    neurons = jnp.arange(6)
+    labels = {"hidden/kernel": jnp.broadcast_to(neurons, (4, 6)), "hidden/bias": neurons}
+    penalty = sj.prox.group_lasso(1.0, groups=labels, num_groups=6, weights=jnp.full(6, 1.5))
+    tx = sj.optim.proximal(penalty, 1.0)
+    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+    new = optax.apply_updates(params, updates)
+    norms = np.sqrt((kernel**2).sum(0) + bias**2)
+    factor = np.maximum(1 - 1.5 / norms, 0)
+    np.testing.assert_allclose(new["hidden"]["kernel"], kernel * factor, atol=1e-6)
+    np.testing.assert_allclose(new["hidden"]["bias"], bias * factor, atol=1e-6)
+    np.testing.assert_array_equal(new["out"]["kernel"], 1.0)
+    assert (factor == 0).any() and (factor > 0).any()
+
+
+def test_a_strength_can_be_injected_and_mapped_over():
+    params = {"kernel": jnp.array([[1.0, 0.2]])}
+
+    def after(strength):
+        tx = sj.optim.proximal_sgd(0.5, sj.prox.l1(strength))
+        updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+        return optax.apply_updates(params, updates)["kernel"][0]
+
+    found = jax.vmap(after)(jnp.array([0.0, 0.4, 1.0]))
+    np.testing.assert_allclose(found, [[1.0, 0.2], [0.8, 0.0], [0.5, 0.0]], atol=1e-7)
+
+
+def test_bad_input():
+    params = {"bias": jnp.ones(3)}
+    with pytest.raises(ValueError, match="no parameter is meant .* the parameters are bias"):
+        sj.optim.proximal(sj.prox.l1(1.0), 0.1).init(params)
+    with pytest.raises(ValueError, match="no parameter is meant"):
+        sj.optim.proximal({"kernel$": sj.prox.l1(1.0)}, 0.1).init(params)
+    with pytest.raises(ValueError, match="elementwise penalties"):
+        sj.optim.proximal_adam(0.1, sj.prox.group_lasso(1.0, axis=0))
+    tx = sj.optim.proximal({"bias": sj.prox.l1(1.0)}, 0.1)
+    with pytest.raises(ValueError, match="requires the current value of parameters"):
+        tx.update(params, tx.init(params))
