@@ -237,7 +237,7 @@ def show(trained: dict[str, Trained], data: Data) -> dict[str, sj.metrics.Report
     table = Table(title="digits, one seed, 540 test images", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("network", no_wrap=True)
     for column in ("accuracy", "sparsity (all)", "kept", "FLOPs", "bytes", "live"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     reports = {}
     for name, (model, masks, plan, _) in trained.items():
         report = sj.report(model, masks, plan, example=data.x_test[:1])

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Shaped
 
@@ -39,6 +40,10 @@ class SparseArray(ABC):
     @abstractmethod
     def todense(self) -> Float[Array, "..."]:
         """The matrix with zeros where nothing is stored."""
+
+    @abstractmethod
+    def take(self, dense: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
+        """The entries of a matrix `(stacked..., K, N)` where this one stores something."""
 
     @property
     def ndim(self) -> int:
@@ -94,7 +99,7 @@ class SparseArray(ABC):
 
 def is_concrete(*arrays: Any) -> bool:
     """Whether the numbers can be looked at: none of the arrays is traced."""
-    return not any(isinstance(x, jax.core.Tracer) for x in arrays)
+    return not any(isinstance(x, Tracer) for x in arrays)
 
 
 def check_matrix(name: str, w: Any) -> None:

@@ -76,8 +76,7 @@ class BlockArray(SparseArray):
           TypeError: If `w` does not hold floats or the mask booleans.
         """
         check_matrix("BlockArray.fromdense", w)
-        block = (block, block) if isinstance(block, int) else tuple(block)
-        _check_block(w.shape, block)
+        block = _checked_block(w.shape, block)
         kept = as_mask("BlockArray.fromdense", w, mask)
         masked = jnp.where(kept, w, jnp.zeros((), w.dtype))
         stored = _occupied(jnp.asarray(kept), block)
@@ -228,7 +227,8 @@ def _slots_by_column(slot_t, count_t, index) -> Int[Array, "nb l"]:
     return flat.reshape(index.shape)
 
 
-def _check_block(shape: tuple[int, ...], block: tuple[int, ...]) -> None:
+def _checked_block(shape: tuple[int, ...], block: Any) -> tuple[int, int]:
+    block = (block, block) if isinstance(block, int) else tuple(block)
     if len(block) != 2 or min(block) < 1:
         raise ValueError(f"BlockArray.fromdense(block={block}) must be two positive integers.")
     if shape[-2] % block[0] or shape[-1] % block[1]:
@@ -236,3 +236,4 @@ def _check_block(shape: tuple[int, ...], block: tuple[int, ...]) -> None:
             f"BlockArray.fromdense(block={block}) does not divide w of shape {tuple(shape)}; "
             "choose a block that divides the last two axes, or pad w."
         )
+    return block

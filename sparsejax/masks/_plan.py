@@ -1,5 +1,6 @@
 """Plans: which leaf gets which pattern, checked once, before training."""
 
+import html
 import io
 import math
 import re
@@ -51,7 +52,7 @@ class PlannedLeaf:
         return self.zeros / max(self.pattern.units(self.shape), 1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan:
     """Which leaf gets which pattern, and exactly how many of its units are zeroed.
 
@@ -164,13 +165,13 @@ class Plan:
 
     def __str__(self) -> str:
         out = io.StringIO()
-        Console(file=out, width=100).print(self)
+        Console(file=out, width=100, force_jupyter=False, color_system=None).print(self)
         return out.getvalue().rstrip()
 
+    __repr__ = __str__
+
     def _repr_html_(self) -> str:
-        console = Console(record=True, file=io.StringIO(), width=100)
-        console.print(self)
-        return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
+        return f"<pre>{html.escape(str(self))}</pre>"
 
 
 def plan(

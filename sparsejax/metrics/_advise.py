@@ -23,7 +23,7 @@ class Answers:
     trained: bool
     training: bool
     hardware: str
-    sparsity: float | None
+    sparsity: int | float | None
     goal: str | None
 
 
@@ -49,7 +49,7 @@ class Rule:
 RULES = (
     Rule(
         "many sparsities of one model are needed",
-        lambda a: a.goal == "many_sparsities" and (a.trained or a.training),
+        lambda a: a.goal == "many_sparsities",
         ("sj.recipes.sparsity_sweep",),
         ("sj.Unstructured",),
         "nested magnitude masks are thresholds of one order: a sweep costs one selection",
@@ -223,7 +223,7 @@ def advise(
     trained: bool,
     training: bool,
     hardware: Hardware = "any",
-    sparsity: float | None = None,
+    sparsity: int | float | None = None,
     goal: Goal | None = None,
 ) -> Advice:
     r"""Which method to use, with reasons: the rows of a decision table that apply.
@@ -253,14 +253,13 @@ def advise(
     _check("goal", goal, (*_GOALS, None))
     if sparsity is not None and not 0 <= sparsity <= 1:
         raise ValueError(f"sparsity={sparsity} must be the fraction of zeros, in [0, 1].")
-    answers = Answers(trained, training, hardware, sparsity, goal)
-    rules = tuple(rule for rule in RULES if rule.applies(answers))
-    if not rules:
+    if not trained and not training:
         raise ValueError(
-            f"there is no advice for {answers}: without training there must be a trained model "
-            "(trained=True), and without one a budget (training=True)."
+            "advise: there is nothing to make sparse without a trained model or training; say "
+            "trained=True or training=True."
         )
-    return Advice(rules)
+    answers = Answers(trained, training, hardware, sparsity, goal)
+    return Advice(tuple(rule for rule in RULES if rule.applies(answers)))
 
 
 def advice_markdown() -> str:

@@ -193,10 +193,9 @@ def _ends(e: Evidence) -> Iterator[Finding]:
     else:
         order = sorted(kernels, key=natural_order)
     for name, which in dict(zip((order[:1] + order[-1:]), ("first", "last"))).items():
-        s = e.studies[name]
-        sparsity = 1 - s.kept / max(s.entry.size, 1)
-        if sparsity >= 0.9:
-            yield Finding("W3", name, f"the {which} layer has sparsity {sparsity:.3g}")
+        zeros, size = e.studies[name].entry.size - e.studies[name].kept, e.studies[name].entry.size
+        if size and zeros >= round(0.9 * size):
+            yield Finding("W3", name, f"the {which} layer has sparsity {zeros / size:.3g}")
 
 
 def _speed_path(e: Evidence) -> Iterator[Finding]:
@@ -222,7 +221,7 @@ def _optimizer_state(e: Evidence) -> Iterator[Finding]:
     if e.opt_state is None or e.taxonomy is None or e.taxonomy.weights != "sparse-to-sparse":
         return
     pruned = [s for s in e.studies.values() if s.kept < s.entry.size and not s.entry.compressed]
-    dense = [s.path for s in pruned if any(_moments(e.opt_state, s))]
+    dense = [s.path for s in pruned if list(_moments(e.opt_state, s))]
     if dense:
         text = (
             f"the optimizer state of {', '.join(dense[:3])} is stored dense: sparse-to-sparse "

@@ -9,7 +9,7 @@ from jaxtyping import PyTree
 
 from .._tree import is_kernel
 from ._leaves import Entry, checked_masks, count, entries
-from ._trace import call_model, trace_products
+from ._trace import program_of, trace_products
 
 Number = int | float
 Training = Literal["dense", "static", "set", "rigl", "dense_gradient", "dense_to_sparse"]
@@ -122,7 +122,7 @@ def _places(model, found: Mapping[str, Entry], example, apply):
     if example is None:
         return {name: Fraction(1) for name, e in found.items() if is_kernel(name, e)}, 0
     sizes = {name: e.size for name, e in found.items()}
-    products = trace_products(*call_model(model, apply, example), sizes)
+    products = trace_products(program_of(model, apply, example), sizes)
     places = {name: Fraction(n, 2 * sizes[name]) for name, n in products.weights.items()}
     unused = {name: Fraction(0) for name, e in found.items() if is_kernel(name, e)}
     return places | {name: n for name, n in unused.items() if name not in places}, (

@@ -143,7 +143,7 @@ def change(dense: int, sparse: int) -> str:
     return short(dense) if dense == sparse else f"{short(dense)} → {short(sparse)}"
 
 
-def short(n: float) -> str:
+def short(n: int | float) -> str:
     """1234567 -> 1.23M."""
     for power, unit in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if n >= power:

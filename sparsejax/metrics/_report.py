@@ -287,7 +287,7 @@ def report(
         leaves,
         find(evidence),
         counted.source,
-        asked=None if plan is None else plan.sparsity,
+        asked=_asked(plan, studied),
         activation_flops=work.activations,
         traced=example is not None,
         taxonomy=kind,
@@ -331,6 +331,12 @@ def _bytes(s: Study) -> dict[str, int]:
     if s.entry.compressed:
         found["stored"] = int(s.entry.value.nbytes)
     return found
+
+
+def _asked(plan: Plan | None, studied: Mapping[str, Study]) -> float | None:
+    if plan is None or not all(s.divisible for s in studied.values()):
+        return None
+    return float(plan.sparsity)
 
 
 def _source(studied: Mapping[str, Study], masks, plan: Plan | None) -> str:

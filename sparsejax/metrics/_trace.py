@@ -6,7 +6,7 @@ layers, a grouped convolution and a shared weight all look alike.
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -49,49 +49,62 @@ class Products:
         self.activations += times * other.activations
 
 
-def trace_products(function, params: PyTree, rest: PyTree, sizes: Mapping[str, int]) -> Products:
-    """The products of `function(params, *rest)`; nothing is computed.
+class Program(NamedTuple):
+    """A forward pass: `function(params, constants, *data)`."""
+
+    function: Callable[..., Any]
+    params: PyTree
+    constants: PyTree
+    data: tuple[Any, ...]
+
+
+def trace_products(program: Program, sizes: Mapping[str, int]) -> Products:
+    """The products of a program; nothing is computed.
 
     Args:
-      function: A function of the parameters and the data.
-      params: Parameters, arrays or shapes.
-      rest: The data, a tuple of positional arguments.
-      sizes: Entries of each leaf by path; a deeper leaf of `params` counts for its owner.
+      program: The forward pass; its arrays may be shapes.
+      sizes: Entries of each leaf by path; a deeper leaf of the parameters counts for its owner.
     """
-    closed = jax.make_jaxpr(function)(params, *rest)
+    function, params, constants, data = program
+    closed = jax.make_jaxpr(function)(params, constants, *data)
     named = [name_of(path) for path, _ in jax.tree.leaves_with_path(params)]
-    owners = [Origin(frozenset({_owner(name, sizes)})) for name in named]
-    data = [Origin(data=True)] * (len(closed.jaxpr.invars) - len(owners))
+    origins = [Origin(frozenset({_owner(name, sizes)})) for name in named]
+    origins += [Origin()] * len(jax.tree.leaves(constants))
+    origins += [Origin(data=True)] * (len(closed.jaxpr.invars) - len(origins))
     found = Products()
-    _walk(closed.jaxpr, owners + data, sizes, found)
+    _walk(closed.jaxpr, origins, sizes, found)
     return found
 
 
-def call_model(model: PyTree, apply, example: Any):
-    """`(function, params, data)` such that `function(params, *data)` is the forward pass."""
+def program_of(model: PyTree, apply: Callable[..., Any] | None, example: Any) -> Program:
+    """The forward pass of a model of any kind."""
     data = example if isinstance(example, tuple) else (example,)
     if apply is not None:
-        return apply, model, data
+        return Program(lambda params, _, *x: apply(params, *x), model, None, data)
     if isinstance(model, nnx.Module):
         graphdef, params, rest = nnx.split(model, nnx.Param, ...)
-        pure = nnx.as_pure(params)
-        return lambda p, *x: nnx.merge(graphdef, p, rest, copy=True)(*x), pure, data
+        merged = lambda p, r, *x: nnx.merge(graphdef, p, r, copy=True)(*x)  # noqa: E731
+        return Program(merged, nnx.as_pure(params), nnx.as_pure(rest), data)
     if callable(model):
-        leaves, structure = jax.tree.flatten(model)
-        arrays = {i: x for i, x in enumerate(leaves) if hasattr(x, "shape")}
-        # Equinox keeps functions among its leaves; only arrays are traced.
-        shown = jax.tree.unflatten(structure, [x if hasattr(x, "shape") else None for x in leaves])
-
-        def function(params, *x):
-            traced = dict(zip(arrays, jax.tree.leaves(params)))
-            mixed = [traced.get(i, leaf) for i, leaf in enumerate(leaves)]
-            return jax.tree.unflatten(structure, mixed)(*x)
-
-        return function, shown, data
+        return _callable_tree(model, data)
     raise TypeError(
         f"example= needs a model that can be called, and {type(model).__name__} cannot; say how: "
         "apply=lambda params, x: model.apply({'params': params}, x)."
     )
+
+
+def _callable_tree(model: PyTree, data: tuple[Any, ...]) -> Program:
+    """An Equinox module: functions live among its leaves, and only arrays are traced."""
+    leaves, structure = jax.tree.flatten(model)
+    places = [i for i, x in enumerate(leaves) if hasattr(x, "shape")]
+    shown = jax.tree.unflatten(structure, [x if hasattr(x, "shape") else None for x in leaves])
+
+    def function(params, _, *x):
+        traced = dict(zip(places, jax.tree.leaves(params)))
+        mixed = [traced.get(i, leaf) for i, leaf in enumerate(leaves)]
+        return jax.tree.unflatten(structure, mixed)(*x)
+
+    return Program(function, shown, None, data)
 
 
 def _owner(name: str, sizes: Mapping[str, int]) -> str:

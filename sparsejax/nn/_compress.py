@@ -83,7 +83,9 @@ def _replace_kernel(layer: Any, pattern: Any, mask: Any, name: str) -> None:
     operation = _operation(layer, view)
     if operation is None:
         return
-    layer.kernel = SparseKernel(compress_leaf(kernel, pattern, mask, name))
+    array = compress_leaf(kernel, pattern, mask, name)
+    assert isinstance(array, SparseArray)
+    layer.kernel = SparseKernel(array)
     layer.promote_dtype = promote
     setattr(layer, "einsum_op" if isinstance(layer, nnx.Einsum) else "dot_general", operation)
 

@@ -139,9 +139,9 @@ def _random_pattern(key: Array, shape: tuple[int, int], pattern: NM | Block) -> 
     mask = pattern.select(jax.random.uniform(key, shape), pattern.zeros(shape))
     if isinstance(pattern, NM):
         return NMArray.fromdense(ones, pattern.n, pattern.m, mask=mask)
-    kept = pattern.units(shape) - pattern.zeros(shape)
-    slots = -(-kept // max(shape[1] // pattern.shape[1], 1))
-    return BlockArray.fromdense(ones, pattern.shape, mask=mask, slots=slots)
+    kept, (rows, columns) = pattern.units(shape) - pattern.zeros(shape), pattern.shape
+    slots = -(-kept // max(shape[1] // columns, 1))
+    return BlockArray.fromdense(ones, (rows, columns), mask=mask, slots=slots)
 
 
 def _values(key: Array, array: SparseArray, init: Initializer, dtype: Any) -> Float[Array, "..."]:

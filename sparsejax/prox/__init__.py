@@ -41,24 +41,19 @@ from ._elementwise import (
     Ridge as Ridge,
     box as box,
     elastic_net as elastic_net,
-    firm_threshold as firm_threshold,
-    hard_threshold as hard_threshold,
     huber as huber,
     l0 as l0,
     l1 as l1,
     ridge as ridge,
-    soft_threshold as soft_threshold,
     squared_l2 as squared_l2,
     weighted_l1 as weighted_l1,
 )
 from ._envelope import (
     SEF as SEF,
     WGSEF as WGSEF,
-    KSupportNorm as KSupportNorm,
     exclusive_lasso as exclusive_lasso,
     fenchel_young_gap as fenchel_young_gap,
     gsef as gsef,
-    k_support_norm as k_support_norm,
     sef as sef,
     wgsef as wgsef,
 )
@@ -71,6 +66,10 @@ from ._group import (
     group_scad as group_scad,
     l2 as l2,
     on_norm as on_norm,
+)
+from ._k_support import (
+    KSupportNorm as KSupportNorm,
+    k_support_norm as k_support_norm,
 )
 from ._labels import (
     GroupLabels as GroupLabels,
@@ -135,6 +134,11 @@ from ._sums import (
     nested as nested,
     separable_sum as separable_sum,
     sparse_group_lasso as sparse_group_lasso,
+)
+from ._threshold import (
+    firm_threshold as firm_threshold,
+    hard_threshold as hard_threshold,
+    soft_threshold as soft_threshold,
 )
 from ._total_variation import (
     TotalVariation as TotalVariation,

@@ -156,7 +156,7 @@ class MoreauEnvelope(_Wrapper):
 
     @property
     def weak_convexity(self) -> ArrayLike:
-        """0 if f is convex, else `rho / (1 - rho smoothing)`, at most `1 / smoothing`... or infinity."""
+        """`rho / (1 - rho smoothing)`, infinity where that is not positive; 0 if f is convex."""
         rho = jnp.asarray(self.penalty.weak_convexity)
         room = 1 - rho * self.smoothing
         return jnp.where(room > 0, rho / jnp.where(room > 0, room, 1), jnp.inf)

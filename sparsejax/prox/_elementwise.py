@@ -1,12 +1,11 @@
-"""Convex elementwise penalties, hard thresholding, and the bare operators."""
+"""Convex elementwise penalties, and l0."""
 
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Inexact
+from jaxtyping import Array
 
 from ._check import number
-from ._concave import MCP
-from ._penalty import Elementwise, Indicator, Leaf, Penalty, register, relu
+from ._penalty import Elementwise, Indicator, Leaf, register, relu
 
 
 @register
@@ -339,63 +338,3 @@ def box(lower: ArrayLike = 0.0, upper: ArrayLike = jnp.inf) -> Box:
     """
     number("upper - lower", jnp.asarray(upper) - jnp.asarray(lower), "prox.box(0.0, 1.0)")
     return Box(lower, upper)
-
-
-def soft_threshold(x: ArrayLike, a: ArrayLike) -> Inexact[Array, "..."]:
-    """Soft thresholding `sign(x) max(|x| - a, 0)`; complex x by modulus and phase.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> from sparsejax import prox
-      >>> prox.soft_threshold(jnp.array([3.0, -0.5]), 1.0).tolist()
-      [2.0, 0.0]
-    """
-    return _apply(L1(a), x)
-
-
-def hard_threshold(x: ArrayLike, a: ArrayLike) -> Inexact[Array, "..."]:
-    """Hard thresholding: x where `|x| > a`, else 0.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> from sparsejax import prox
-      >>> prox.hard_threshold(jnp.array([3.0, 1.0, -0.5]), 1.0).tolist()
-      [3.0, 0.0, 0.0]
-    """
-    return _apply(HardThreshold(a), x)
-
-
-def firm_threshold(x: ArrayLike, lam: ArrayLike, mu: ArrayLike) -> Inexact[Array, "..."]:
-    """Firm thresholding: 0 up to lam, x beyond mu, linear between (`mcp` with a step of 1).
-
-    Args:
-      x: An array.
-      lam: Entries up to this are zeroed.
-      mu: Entries beyond this are kept, `mu >= lam`; equal to lam it is hard thresholding.
-
-    Reference:
-      Gao and Bruce, WaveShrink with Firm Shrinkage, 1997.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> from sparsejax import prox
-      >>> prox.firm_threshold(jnp.array([0.5, 1.5, 3.0]), 1.0, 2.0).tolist()
-      [0.0, 1.0, 3.0]
-    """
-    lam, mu = jnp.asarray(lam), jnp.asarray(mu)
-    return _apply(MCP(lam, mu / jnp.where(lam == 0, 1, lam)), x)
-
-
-@register
-class HardThreshold(Elementwise):
-    """Hard thresholding at `a` whatever the step: an operator, not a function."""
-
-    a: Leaf
-
-    def _shrink(self, b: Array, t: Array) -> Array:
-        del t
-        return jnp.where(b <= self.a, 0, b)
-
-
-def _apply(penalty: Penalty, x: ArrayLike) -> Inexact[Array, "..."]:
-    return penalty.prox(jnp.asarray(x))

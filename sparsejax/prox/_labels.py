@@ -1,8 +1,9 @@
 """Labels of structured groups: which weights of a network stand and fall together."""
 
+import math
 from typing import Any, Literal, NamedTuple, get_args
 
-import numpy as np
+import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from .._tree import is_kernel, map_named, named_leaves
@@ -70,9 +71,9 @@ def group_labels(
     for name, kernel in kernels.items():
         bias = _bias_name(name)
         own, outputs, groups = _labels(kernel.shape, kind, axis)
-        labels[name] = (own + count).astype(np.int32)
+        labels[name] = (own + count).astype(jnp.int32)
         if outputs is not None and bias in leaves and leaves[bias].shape == outputs.shape:
-            labels[bias] = (outputs + count).astype(np.int32)
+            labels[bias] = (outputs + count).astype(jnp.int32)
         count += groups
     return GroupLabels(map_named(lambda name, leaf: labels.get(name), params), count)
 
@@ -80,22 +81,22 @@ def group_labels(
 def _labels(shape: tuple[int, ...], kind: Kind, axis: Any) -> tuple[Any, Any, int]:
     """Labels of a kernel, of its bias (None: in no group), and the number of groups."""
     if kind == "element":
-        size = int(np.prod(shape))
-        return np.arange(size).reshape(shape), None, size
+        size = math.prod(shape)
+        return jnp.arange(size).reshape(shape), None, size
     view = matrix_view(shape, axis)
     outputs = tuple(shape[a] for a in view.output)
     rows, columns = view.matrix_shape
     if kind == "layer":
-        return np.zeros(shape, int), np.zeros(outputs, int), 1
+        return jnp.zeros(shape, int), jnp.zeros(outputs, int), 1
     if kind in ("neuron", "filter"):
-        matrix = np.broadcast_to(np.arange(columns), (rows, columns))
-        return view.from_matrix(matrix), np.arange(columns).reshape(outputs), columns
+        matrix = jnp.broadcast_to(jnp.arange(columns), (rows, columns))
+        return view.from_matrix(matrix), jnp.arange(columns).reshape(outputs), columns
     if kind == "filter_shape":
-        matrix = np.broadcast_to(np.arange(rows)[:, None], (rows, columns))
+        matrix = jnp.broadcast_to(jnp.arange(rows)[:, None], (rows, columns))
         return view.from_matrix(matrix), None, rows
     # The last contraction axis counts input channels, those before it are positions.
     channels = shape[view.contraction[-1]] if len(shape) > 2 and axis is None else rows
-    matrix = np.broadcast_to((np.arange(rows) % channels)[:, None], (rows, columns))
+    matrix = jnp.broadcast_to((jnp.arange(rows) % channels)[:, None], (rows, columns))
     return view.from_matrix(matrix), None, channels
 
 

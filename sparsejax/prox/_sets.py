@@ -296,7 +296,8 @@ def affine(matrix: ArrayLike, offset: ArrayLike) -> Affine:
     Example:
       >>> import jax.numpy as jnp
       >>> from sparsejax import prox
-      >>> prox.affine(jnp.array([[1.0, 1.0]]), jnp.array([2.0])).prox(jnp.zeros(2)).round(5).tolist()
+      >>> penalty = prox.affine(jnp.array([[1.0, 1.0]]), jnp.array([2.0]))
+      >>> penalty.prox(jnp.zeros(2)).round(5).tolist()
       [1.0, 1.0]
     """
     matrix, offset = jnp.asarray(matrix, float), jnp.asarray(offset, float)

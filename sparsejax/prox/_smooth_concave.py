@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from ._check import number
-from ._penalty import Elementwise, Leaf, register, static
+from ._penalty import Elementwise, Leaf, register, relu, static
 
 
 class _Scaled(Elementwise):
@@ -48,24 +48,31 @@ class _Scaled(Elementwise):
     def _shrink(self, b: Array, t: Array) -> Array:
         scale = self._scale()
         c = t * (self._price() / scale) / scale
-        u = scale * self._unit(b / scale, c)
+        kept, pull = self._pull(b / scale, c)
+        u = jnp.where(kept, relu(b - scale * pull), 0)
         return jnp.where((c == 0) | (b == jnp.inf), b, u)
 
-    def _unit(self, beta: Array, c: Array) -> Array:
-        # Finite stand-ins keep the derivative of the branch that is not taken finite.
+    def _kept(self, beta: Array, c: Array) -> tuple[Array, Array, Array]:
+        """Where the root beats 0, the root there, and a finite beta: constants to derivatives."""
+        beta, c = lax.stop_gradient((beta, c))
         usable = (beta > 0) & (beta < jnp.inf)
         beta = jnp.where(usable, beta, 1)
-        fixed_beta, fixed_c = lax.stop_gradient(beta), lax.stop_gradient(c)
-        y = _inside(self._root(fixed_beta, fixed_c), fixed_beta)
-        y = self._polished(y, fixed_beta, fixed_c)
+        y = self._polished(_inside(self._root(beta, c), beta), beta, c)
         # 0.5 (y - beta)^2 + c phi(y) < 0.5 beta^2, without the cancellation.
-        better = usable & (y > 0) & (fixed_c * self._phi(y) < y * (fixed_beta - y / 2))
-        y = jnp.where(better, y, 1)
-        slope, bend = jax.tree.map(lax.stop_gradient, self._derivatives(y))
+        kept = usable & (y > 0) & (c * self._phi(y) < y * (beta - y / 2))
+        return kept, jnp.where(kept, y, 1), jnp.where(kept, beta, 1)
+
+    def _pull(self, beta: Array, c: Array) -> tuple[Array, Array]:
+        """Where the root beats 0, and `beta - y = c phi'(y)`: of a large entry y has less digits."""
+        kept, y, fixed = self._kept(beta, c)
+        slope, bend = lax.stop_gradient(self._derivatives(y))
+        fixed_c = lax.stop_gradient(c)
         rate = 1 + fixed_c * bend
-        # No change of the value (the residual is 0 up to rounding), but it carries the derivative.
-        moved = (beta - fixed_beta) - (c - fixed_c) * slope
-        return jnp.where(better, y + moved / jnp.where(rate > 0, rate, 1), 0)
+        # Two terms of value 0, which carry the derivative of the root.
+        lifted = jnp.where(kept, beta, 1) - fixed
+        dropped = (c - fixed_c) * slope
+        share = jnp.where(rate > 0, rate, 1)
+        return kept, fixed_c * slope + lifted - (lifted - dropped) / share
 
     def _polished(self, y: Array, beta: Array, c: Array) -> Array:
         steps = self._polish()

@@ -208,6 +208,7 @@ def sparse_group_lasso(
     blocks = group_lasso(group_strength, axis, groups, num_groups, weights)
     entries: Any = l1(strength)
     if blocks.partition.spans_leaves:
-        labelled = jax.tree.map(lambda l: l is not None, blocks.groups, is_leaf=lambda l: l is None)
+        gap = lambda leaf: leaf is None  # noqa: E731
+        labelled = jax.tree.map(lambda leaf: leaf is not None, blocks.groups, is_leaf=gap)
         entries = masked(separable_sum(entries), labelled)
     return nested(entries, blocks)

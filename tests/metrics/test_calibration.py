@@ -30,7 +30,7 @@ def loop_bins(p, labels, bins):
     return [(len(g), *(np.mean(g, axis=0) if g else (0, 0))) for g in gathered]
 
 
-@pytest.mark.parametrize("bins", [1, 2, 10, 15])
+@pytest.mark.parametrize("bins", [1, 15])
 def test_reliability_ece_and_mce_against_a_loop(bins):
     p, labels = predictions()
     found = loop_bins(p, labels, bins)
@@ -94,7 +94,7 @@ def test_jit_vmap_and_half_precision(name):
     p, labels = map(jnp.asarray, predictions())
     metric = getattr(metrics, name)
     np.testing.assert_allclose(jax.jit(metric)(p, labels), metric(p, labels), rtol=1e-6)
-    stacked = jax.vmap(metric)(p.reshape(4, 100, 5), labels.reshape(4, 100))
+    stacked = jax.jit(jax.vmap(metric))(p.reshape(4, 100, 5), labels.reshape(4, 100))
     np.testing.assert_allclose(stacked[1], metric(p[100:200], labels[100:200]), rtol=1e-6)
     half = metric(p.astype(jnp.bfloat16), labels)
     assert half.dtype == jnp.float32 and abs(half - metric(p, labels)) < 0.02

@@ -23,10 +23,9 @@ def masked(mask, **others):
 
 
 def planned(mask, pattern, zeros=None):
-    plan = sj.plan({"kernel": W}, pattern)
-    if zeros is not None:
-        plan = Plan((PlannedLeaf("kernel", (16, 8), pattern, zeros),))
-    return dict(masked(mask), plan=plan)
+    if zeros is not None:  # sj.plan would refuse a pattern that does not fit
+        return dict(masked(mask), plan=Plan((PlannedLeaf("kernel", (16, 8), pattern, zeros),)))
+    return dict(masked(mask), plan=sj.plan({"kernel": W}, pattern))
 
 
 def layers(*sparsities, names=("layer_2", "layer_10", "layer_30")):
@@ -155,9 +154,11 @@ def test_errors_come_first():
 
 def test_the_first_layer_in_order_of_use():
     case = layers(0.9, 0.5, 0.5, names=("z_first", "m_second", "a_third"))
-    apply = lambda p, x: (
-        x @ p["z_first"]["kernel"] @ p["m_second"]["kernel"].T @ p["a_third"]["kernel"]
-    )  # noqa: E731, E501
+
+    def apply(p, x):
+        first, second, third = (p[n]["kernel"] for n in ("z_first", "m_second", "a_third"))
+        return x @ first @ second.T @ third
+
     found = report(**case, example=jnp.ones((1, 16)), apply=apply).findings
     (warning,) = [f for f in found if f.code == "W3"]
     assert "the first layer" in warning.text

@@ -1,5 +1,6 @@
 """The product of a dense and a compressed matrix."""
 
+from ._api import explain as explain
 from ._api import matmul as matmul
 
-__all__ = ["matmul"]
+__all__ = ["explain", "matmul"]

@@ -16,8 +16,8 @@ from jaxtyping import Array, Shaped
 from ...formats import SparseArray
 from . import _dense, _xla
 
-# Each has product(x, w), transposed(dy, w) and sampled(x, dy, w); what it cannot do raises
-# NotImplementedError. None tries them in this order.
+# Each has product(x, w), transposed(dy, w), sampled(x, dy, w) and explain(rows, w); what it cannot
+# do raises NotImplementedError. None tries them in this order.
 IMPLEMENTATIONS: dict[str, ModuleType] = {"xla": _xla, "dense": _dense}
 
 
@@ -80,9 +80,38 @@ def matmul(
     return y.astype(out_dtype)
 
 
+def explain(x: Any, w: Any, implementation: str | Sequence[str] | None = None) -> str:
+    """How `matmul(x, w)` would be computed: the implementation and its form.
+
+    Args:
+      x: As for `matmul`; anything with a shape and a dtype.
+      w: As for `matmul`.
+      implementation: As for `matmul`.
+
+    Raises:
+      ValueError: If the shapes do not match, or an implementation is unknown.
+
+    Example:
+      >>> import jax.numpy as jnp, sparsejax as sj
+      >>> w = sj.formats.BlockArray.fromdense(jnp.eye(8), 4)
+      >>> sj.kernels.explain(jnp.ones((2, 8)), w)
+      'xla: batched'
+    """
+    _check(x, w)
+    if not isinstance(w, SparseArray):
+        return "dense"
+    rows = math.prod(x.shape[w.ndim - 2 : -1])
+    for name in _names(implementation):
+        try:
+            return f"{name}: {IMPLEMENTATIONS[name].explain(rows, w)}"
+        except NotImplementedError:
+            continue
+    raise NotImplementedError("explain: no implementation can do this.")
+
+
 @partial(jax.jit, static_argnames=("names", "precision"))
 def _jitted(x, w, names: tuple[str, ...], precision: Any):
-    multiply = partial(_flat, names=names, precision=precision)
+    multiply: Callable[..., Any] = partial(_flat, names=names, precision=precision)
     for _ in range(w.ndim - 2):
         multiply = jax.vmap(multiply)
     return multiply(x, w)
@@ -90,7 +119,7 @@ def _jitted(x, w, names: tuple[str, ...], precision: Any):
 
 def _flat(x, w, names: tuple[str, ...], precision: Any):
     *batch, k = x.shape
-    y = _product(x.reshape(math.prod(batch), k), w, names, precision)
+    y: Any = _product(x.reshape(math.prod(batch), k), w, names, precision)
     return y.reshape(*batch, y.shape[-1])
 
 

@@ -30,6 +30,13 @@ def sampled(
     return _forms(w).sampled(x, dy.astype(x.dtype), w, **dot)
 
 
+def explain(rows: int, w: SparseArray) -> str:
+    """The form chosen for `rows` rows of x."""
+    if not w.values.size:
+        return "zeros"
+    return _forms(w).form(rows, w).__name__
+
+
 def _forms(w: SparseArray) -> Any:
     if isinstance(w, BlockArray):
         return _xla_block

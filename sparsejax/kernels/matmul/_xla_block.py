@@ -5,6 +5,7 @@ dense matrix. Batched, one gather makes all of them, which is fast while they fi
 scanned, only one column's are alive.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -13,27 +14,41 @@ from jaxtyping import Array, Float, Shaped
 
 from ...formats import BlockArray
 
-# Bytes of gathered x up to which the batched form is the faster one: measured on a last-level
-# cache of 32 MB, see benchmarks/results/matmul-cpu.md.
-BATCHED_BYTES = 16 * 2**20
+# Bytes of gathered x up to which the batched form is the faster one, for blocks of at least 32
+# rows and for smaller ones, whose gather is slower. Measured with a last-level cache of 32 MB, see
+# benchmarks/results/matmul-cpu.md.
+BATCHED_BYTES = {32: 16 * 2**20, 1: 4 * 2**20}
 # Columns of a block from which transposing it first pays.
 TRANSPOSED_COLUMNS = 32
-# From this fill of the lists on, one product with the decompressed matrix is faster.
-DENSE_FILL = 0.6
+# Fill of the lists, and rows of x, from which one product with the decompressed matrix is faster.
+DENSE_FILL, DENSE_ROWS = 0.6, 512
 
 
 def product(x: Shaped[Array, "m k"], w: BlockArray, **dot: Any) -> Float[Array, "m n"]:
     """`x W` by the form that the shapes suggest."""
     if not w.values.size:
         return jnp.zeros((x.shape[0], w.shape[1]), dot["preferred_element_type"])
-    form = batched if is_batched(x.shape[0], w) else scanned
-    return form(x, w, **dot)
+    return form(x.shape[0], w)(x, w, **dot)
 
 
-def is_batched(rows: int, w: BlockArray) -> bool:
-    """Whether the gathered x is small enough to be made at once."""
-    columns, slots, bk, _ = w.values.shape
-    return rows * columns * slots * bk * 4 < BATCHED_BYTES
+def form(rows: int, w: BlockArray) -> Callable[..., Array]:
+    """The fastest form on a CPU."""
+    forms = {"decompressed": decompressed, "batched": batched, "scanned": scanned}
+    return forms[_choose(rows, w.index.shape, w.index_t.shape[0], w.block[0])]
+
+
+def _choose(rows: int, lists: tuple[int, ...], others: int, width: int) -> str:
+    """The form for lists of blocks `width` wide, out of `others` that a full list would have."""
+    count, slots = lists
+    if rows >= DENSE_ROWS and slots > DENSE_FILL * others:
+        return "decompressed"
+    limit = next(size for least, size in BATCHED_BYTES.items() if width >= least)
+    return "batched" if rows * count * slots * width * 4 < limit else "scanned"
+
+
+def decompressed(x: Shaped[Array, "m k"], w: BlockArray, **dot: Any) -> Float[Array, "m n"]:
+    """One dense product."""
+    return lax.dot_general(x, w.todense(), (((1,), (0,)), ((), ())), **dot)
 
 
 def batched(x: Shaped[Array, "m k"], w: BlockArray, **dot: Any) -> Float[Array, "m n"]:
@@ -68,11 +83,11 @@ def transposed(dy: Shaped[Array, "m n"], w: BlockArray, **dot: Any) -> Float[Arr
     rows, slots = w.index_t.shape
     if not w.values.size or not slots:
         return jnp.zeros((dy.shape[0], w.shape[0]), dot["preferred_element_type"])
-    if slots > DENSE_FILL * w.values.shape[0]:
+    chosen = _choose(dy.shape[0], (rows, slots), w.values.shape[0], w.block[1])
+    if chosen == "decompressed":
         return lax.dot_general(dy, w.todense(), (((1,), (1,)), ((), ())), **dot)
-    if dy.shape[0] * rows * slots * w.block[1] * 4 < BATCHED_BYTES:
-        return _transposed_batched(dy, w, **dot)
-    return _transposed_scanned(dy, w, **dot)
+    product = _transposed_batched if chosen == "batched" else _transposed_scanned
+    return product(dy, w, **dot)
 
 
 def _transposed_batched(dy, w: BlockArray, **dot: Any) -> Float[Array, "m k"]:
@@ -105,7 +120,7 @@ def sampled(
     if not w.values.size:
         return jnp.zeros(w.values.shape, dot["preferred_element_type"])
     by_column = dy.reshape(-1, columns, bn)
-    if is_batched(x.shape[0], w):
+    if _choose(x.shape[0], (columns, slots), w.index_t.shape[0], bk) == "batched":
         gathered = _rows(x, w.index, bk)
         values = lax.dot_general(gathered, by_column, (((1,), (0,)), ((0,), (1,))), **dot)
     else:

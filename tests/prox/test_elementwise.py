@@ -1,0 +1,184 @@
+"""Elementwise proximal operators against brute force: all scales, far past weak convexity."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sparsejax import prox
+
+from . import _oracle as oracle
+
+COUNT = 3000
+
+
+def _draw(rng, low, high):
+    return 10 ** rng.uniform(low, high, COUNT)
+
+
+def _columns(f):
+    """A formula of one row of parameters for arrays of points with a leading axis of rows."""
+
+    def at(u, *rows):
+        return f(u, *(np.reshape(row, (-1,) + (1,) * (u.ndim - 1)) for row in rows))
+
+    return at
+
+
+# name: factory of arrays, range of log10 of each parameter, the penalty, its kinks.
+SCALAR = {
+    "l1": (prox.l1, [(-3, 3)], lambda u, s: s * u, None),
+    "l0": (prox.l0, [(-3, 3)], lambda u, s: s * (u > 0), None),
+    "ridge": (prox.ridge, [(-3, 3)], lambda u, s: s / 2 * u**2, None),
+    "elastic_net": (
+        lambda s, r: prox.elastic_net(s, jnp.minimum(r, 1)),
+        [(-3, 3), (-2, 0)],
+        lambda u, s, r: s * (r * u + (1 - r) / 2 * u**2),
+        None,
+    ),
+    "huber": (
+        prox.huber,
+        [(-3, 3), (-2, 2)],
+        lambda u, s, d: s * np.where(u <= d, u**2 / (2 * d), u - d / 2),
+        lambda s, d: [d],
+    ),
+    "l_half": (prox.l_half, [(-3, 3)], lambda u, s: s * np.sqrt(u), None),
+    "l_two_thirds": (prox.l_two_thirds, [(-3, 3)], lambda u, s: s * u ** (2 / 3), None),
+    "lp": (prox.lp, [(-3, 3), (-2, -0.0001)], lambda u, s, p: s * u**p, None),
+    "lp above 1": (
+        lambda s, p: prox.lp(s, p),
+        [(-3, 3), (0.0001, 0.301)],
+        lambda u, s, p: s * u**p,
+        None,
+    ),
+    "mcp": (
+        prox.mcp,
+        [(-3, 3), (-2, 2)],
+        lambda u, s, g: np.where(u <= g * s, s * u - u**2 / (2 * g), g * s**2 / 2),
+        lambda s, g: [g * s],
+    ),
+    "cel0": (
+        prox.cel0,
+        [(-3, 3), (-1, 1)],
+        # s - a^2/2 (u - knee)^2 multiplied out, which cancels even in float64.
+        lambda u, s, a: np.where(
+            u <= np.sqrt(2 * s) / a, np.sqrt(2 * s) * a * u - a**2 / 2 * u**2, s
+        ),
+        lambda s, a: [np.sqrt(2 * s) / a],
+    ),
+    "scad": (
+        lambda s, a: prox.scad(s, 2 + a),
+        [(-3, 3), (-2, 2)],
+        lambda u, s, a: np.where(
+            u <= s,
+            s * u,
+            np.where(
+                u <= (2 + a) * s,
+                (2 * (2 + a) * s * u - u**2 - s**2) / (2 * (1 + a)),
+                s**2 * (3 + a) / 2,
+            ),
+        ),
+        lambda s, a: [s, (2 + a) * s],
+    ),
+    "capped_l1": (
+        prox.capped_l1,
+        [(-3, 3), (-2, 2)],
+        lambda u, s, c: s * np.minimum(u, c),
+        lambda s, c: [c],
+    ),
+    "log_sum": (
+        prox.log_sum,
+        [(-3, 3), (-2, 2)],
+        lambda u, s, e: s * np.log1p(u / e),
+        None,
+    ),
+    "exponential": (
+        prox.exponential,
+        [(-3, 3), (-2, 2)],
+        lambda u, s, e: -s * np.expm1(-u / e),
+        None,
+    ),
+    "geman": (prox.geman, [(-3, 3), (-2, 2)], lambda u, s, e: s * u / (u + e), None),
+    "transformed_l1": (
+        prox.transformed_l1,
+        [(-3, 3), (-2, 2)],
+        lambda u, s, a: s * (a + 1) * u / (a + u),
+        None,
+    ),
+    "concave": (
+        lambda s: prox.concave(jnp.log1p, lambda b: 1 / (1 + b), s),
+        [(-3, 3)],
+        lambda u, s: s * np.log1p(u),
+        None,
+    ),
+}
+
+
+def _problems(name, dtype):
+    """Points, steps and parameters, as the numbers of the dtype."""
+    rng = np.random.default_rng(list(SCALAR).index(name))
+    _, ranges, _, _ = SCALAR[name]
+    parameters = [_draw(rng, low, high).astype(dtype) for low, high in ranges]
+    b = _draw(rng, -3, 3).astype(dtype)
+    step = _draw(rng, -2, 2).astype(dtype)
+    return b, step, parameters
+
+
+def _check(name, dtype, tolerance, b, step, parameters):
+    make, _, formula, kinks = SCALAR[name]
+
+    @jax.jit
+    def solve(b, step, parameters):
+        return make(*parameters).prox(b, step)
+
+    u = solve(jnp.asarray(b), jnp.asarray(step), [jnp.asarray(p) for p in parameters])
+    assert u.dtype == dtype
+    rows = [np.asarray(p, np.float64) for p in parameters]
+    f = _columns(formula)
+    with np.errstate(all="ignore"):
+        knots = kinks(*rows) if kinks else ()
+        worst = oracle.excess(lambda v: f(v, *rows), u, b, step, knots)
+    assert np.all(np.isfinite(u)) and np.all(np.asarray(u) >= 0)
+    at = int(np.argmax(worst))
+    detail = f"b={b[at]}, step={step[at]}, parameters={[p[at] for p in parameters]}, u={u[at]}"
+    assert worst[at] <= tolerance, f"{name}: excess {worst[at]:.2g} at {detail}"
+    return u
+
+
+@pytest.mark.parametrize("name", SCALAR)
+def test_global_minimiser_float32(name):
+    u = _check(name, np.float32, 2e-6, *_problems(name, np.float32))
+    if name not in ("ridge", "huber", "lp above 1"):
+        assert 0.05 < np.mean(np.asarray(u) == 0) < 0.95
+
+
+@pytest.mark.parametrize("name", SCALAR)
+def test_global_minimiser_float64(name):
+    with jax.enable_x64(True):
+        _check(name, np.float64, 1e-12, *_problems(name, np.float64))
+
+
+@pytest.mark.parametrize("name", [n for n in SCALAR if n not in ("ridge", "huber", "lp above 1")])
+def test_both_sides_of_the_jump(name):
+    """The last float that becomes 0 and the first that does not are both minimisers."""
+    make = SCALAR[name][0]
+    _, step, parameters = _problems(name, np.float32)
+
+    @jax.jit
+    def last_zero(step, parameters):
+        penalty = make(*parameters)
+
+        def halve(_, bounds):
+            low, high = bounds
+            middle = jnp.sqrt(low) * jnp.sqrt(high)
+            zero = penalty.prox(middle, step) == 0
+            return jnp.where(zero, middle, low), jnp.where(zero, high, middle)
+
+        start = jnp.full(COUNT, 1e-12), jnp.full(COUNT, 1e8)
+        return jax.lax.fori_loop(0, 50, halve, start)
+
+    low, high = last_zero(jnp.asarray(step), [jnp.asarray(p) for p in parameters])
+    within = (np.asarray(low) > 1e-12) & (np.asarray(high) < 1e8)
+    assert np.mean(within) > 0.9
+    for b in (low, high):
+        _check(name, np.float32, 2e-6, np.where(within, b, 1).astype(np.float32), step, parameters)

@@ -1,0 +1,279 @@
+"""What every penalty promises, for every penalty."""
+
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sparsejax import prox
+
+from ._cases import CASES, IDS, draw
+
+every = pytest.mark.parametrize("case", CASES, ids=IDS)
+# What is no penalty, or takes other arguments than penalties do.
+NOT_A_FACTORY = {
+    "fenchel_young_gap", "firm_threshold", "group_labels", "hard_threshold", "soft_threshold",
+}  # fmt: skip
+
+
+def close(a, b, rtol, atol):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=atol), a, b)
+
+
+def finite(tree):
+    return all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(tree))
+
+
+def objective(penalty, u, v, step):
+    gaps = jax.tree.leaves(jax.tree.map(lambda a, b: jnp.sum((a - b) ** 2) / 2, u, v))
+    return sum(gaps) + step * penalty.value(u)
+
+
+def test_every_factory_is_in_the_table():
+    factories = {name for name in prox.__all__ if inspect.isfunction(getattr(prox, name))}
+    assert factories - NOT_A_FACTORY == {case.name for case in CASES}
+
+
+@every
+def test_no_competitor_is_better(case):
+    """Against the point, 0, blends, other steps and noise: no objective is lower."""
+    rng = np.random.default_rng(1)
+    noise = jnp.asarray([0.0, 0.0, 0.0, 0.0, 1e-2, 1e-2, 0.1, 0.1, 1.0, 1.0])
+    shares = jnp.asarray([0.0, 1.0, 0.5, 0.9, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0])
+
+    @jax.jit
+    def compare(v, step, random):
+        u = case.penalty.prox(v, step)
+        other = case.penalty.prox(v, 0.5 * step)
+
+        def at(share, sigma, random):
+            mixed = jax.tree.map(lambda a, b, r: share * a + (1 - share) * b + sigma * r, u, v,
+                                 random)
+            # Something else in the domain, near the minimiser.
+            inside = case.penalty.prox(mixed, 0.1 * step)
+            return jnp.stack([objective(case.penalty, w, v, step) for w in (mixed, inside)])
+
+        best = objective(case.penalty, u, v, step)
+        rest = jax.vmap(at)(shares, noise, random)
+        zero = objective(case.penalty, jax.tree.map(jnp.zeros_like, v), v, step)
+        return best, jnp.minimum(jnp.nanmin(rest), zero), objective(case.penalty, other, v, step)
+
+    with jax.enable_x64(True):
+        for step, scale in [(1.0, 1.0), (0.1, 1.0), (3.0, 2.0), (30.0, 10.0)]:
+            v = draw(case.shape, rng, np.float64, scale)
+            random = jax.tree.map(
+                lambda leaf: jnp.asarray(rng.normal(size=(10, *leaf.shape))), v
+            )
+            best, others, less = compare(v, step, random)
+            assert np.isfinite(best)
+            assert best <= min(others, less) * (1 + 1e-9) + 1e-12
+
+
+@every
+def test_float32_agrees_with_float64_and_low_dtypes_round_it(case):
+    v = draw(case.shape, np.random.default_rng(2))
+    v = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16).astype(jnp.float32), v)
+    solve = jax.jit(lambda v: (case.penalty.prox(v, 1.5), case.penalty.value(v)))
+    single, value = solve(v)
+    with jax.enable_x64(True):
+        double, exact = jax.jit(lambda v: (case.penalty.prox(v, 1.5), case.penalty.value(v)))(
+            jax.tree.map(lambda leaf: leaf.astype(jnp.float64), v)
+        )
+        assert all(leaf.dtype == jnp.float64 for leaf in jax.tree.leaves(double))
+        assert exact.dtype == jnp.float64
+        # Not promoted, though numbers of a penalty made here would be float64.
+        again, _ = case.penalty.prox(v, 1.5), None
+        assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(again))
+    close(single, double, 2e-5, 2e-5)
+    np.testing.assert_allclose(value, exact, rtol=1e-5)
+    assert value.dtype == jnp.float32 and value.shape == ()
+    for dtype in (jnp.bfloat16, jnp.float16):
+        low, low_value = solve(jax.tree.map(lambda leaf: leaf.astype(dtype), v))
+        assert low_value.dtype == jnp.float32
+        for a, b in zip(jax.tree.leaves(low), jax.tree.leaves(single)):
+            assert a.dtype == dtype
+            # float32 inside and one rounding at the end: zeros stay exact.
+            np.testing.assert_array_equal(a, b.astype(dtype))
+
+
+@every
+def test_eager_and_mapped_agree_with_jit(case):
+    rng = np.random.default_rng(3)
+    batch = [draw(case.shape, rng) for _ in range(3)]
+    solve = jax.jit(case.penalty.prox)
+    alone = [solve(v, 0.9) for v in batch]
+    close(case.penalty.prox(batch[0], 0.9), alone[0], 1e-6, 1e-6)
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *batch)
+    mapped = jax.jit(jax.vmap(case.penalty.prox, (0, None)))(stacked, 0.9)
+    close(mapped, jax.tree.map(lambda *leaves: jnp.stack(leaves), *alone), 1e-5, 1e-5)
+
+
+@every
+def test_gradients_are_finite_everywhere(case):
+    """At a point, at 0, at ties, with a step of 0; of the value and through the operator."""
+    v = draw(case.shape, np.random.default_rng(4))
+    numbers, treedef = jax.tree.flatten(case.penalty)
+    floating = [i for i, n in enumerate(numbers) if jnp.issubdtype(jnp.result_type(n), jnp.floating)]
+
+    def through(v, step, floats):
+        leaves = list(numbers)
+        for i, number in zip(floating, floats):
+            leaves[i] = number
+        penalty = jax.tree.unflatten(treedef, leaves)
+        return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(penalty.prox(v, step)))
+
+    floats = [jnp.asarray(numbers[i], jnp.float32) for i in floating]
+    grad = jax.jit(jax.grad(through, (0, 1, 2)))
+    value_grad = jax.jit(jax.grad(case.penalty.value))
+    zero = jax.tree.map(jnp.zeros_like, v)
+    ties = jax.tree.map(lambda leaf: jnp.sign(leaf) * 0.7, v)
+    for point in (v, zero, ties):
+        for step in (1.0, 0.0, 50.0):
+            assert finite(grad(point, step, floats)), (step, point)
+        if not case.indicator:
+            assert finite(value_grad(point)), point
+
+
+@every
+def test_derivative_is_that_of_differences(case):
+    if case.name in ("box", "linf_ball"):
+        pass
+    rng = np.random.default_rng(5)
+    with jax.enable_x64(True):
+        v, direction = (draw(case.shape, rng, np.float64, 1.5) for _ in range(2))
+
+        def prox_at(h, d):
+            return case.penalty.prox(jax.tree.map(lambda a, b: a + h * b, v, direction), 0.8 + d)
+
+        both = jax.jit(lambda h: jax.jvp(prox_at, (h, h), (1.0, 0.7)))
+        _, tangent = both(0.0)
+        ahead, behind = (both(h)[0] for h in (1e-6, -1e-6))
+        # In the step as well as in the point.
+        step_ahead = jax.jit(prox_at)(1e-6, 0.7e-6)
+        step_behind = jax.jit(prox_at)(-1e-6, -0.7e-6)
+        del ahead, behind
+        slope = jax.tree.map(lambda a, b: (a - b) / 2e-6, step_ahead, step_behind)
+        close(tangent, slope, 1e-4, 1e-5)
+
+
+@every
+def test_numbers_at_the_edges(case):
+    solve = jax.jit(case.penalty.prox)
+    v = draw(case.shape, np.random.default_rng(6))
+    flat, treedef = jax.tree.flatten(v)
+    assert finite(solve(jax.tree.map(lambda leaf: leaf * 1e30, v), 1.0))
+    assert finite(solve(jax.tree.map(lambda leaf: leaf * 1e-40, v), 1.0))
+    negative_zero = solve(jax.tree.map(lambda leaf: leaf * 0 - 0.0, v), 1.0)
+    zero = solve(jax.tree.map(jnp.zeros_like, v), 1.0)
+    close(negative_zero, zero, 0, 0)
+    if case.centred:
+        assert not any(jnp.any(leaf != 0) for leaf in jax.tree.leaves(zero))
+    # NaN stays where it is.
+    flat[0] = flat[0].at[(0,) * flat[0].ndim].set(jnp.nan)
+    out = jax.tree.leaves(solve(jax.tree.unflatten(treedef, flat), 1.0))
+    assert jnp.isnan(out[0][(0,) * flat[0].ndim])
+
+
+@every
+def test_a_new_strength_does_not_recompile_and_maps(case):
+    compiles = []
+
+    @jax.jit
+    def solve(penalty, v):
+        compiles.append(1)
+        return penalty.prox(v, 1.0)
+
+    v = draw(case.shape, np.random.default_rng(7))
+    number = lambda n: jnp.issubdtype(jnp.result_type(n), jnp.floating)  # noqa: E731
+    less = jax.tree.map(lambda n: n * 0.9 if number(n) else n, case.penalty)
+    a, b = solve(case.penalty, v), solve(less, v)
+    assert len(compiles) == 1
+    stacked = jax.tree.map(lambda m, n: jnp.stack([jnp.asarray(m), jnp.asarray(n)]),
+                           case.penalty, less)
+    mapped = jax.jit(jax.vmap(lambda p: p.prox(v, 1.0)))(stacked)
+    close(mapped, jax.tree.map(lambda *s: jnp.stack(s), a, b), 1e-5, 1e-5)
+
+
+@every
+def test_weak_convexity(case):
+    """`f + rho/2 ||x||^2` is convex along segments, and with less it is not."""
+    rho = case.penalty.weak_convexity
+    rho = float(np.max(np.asarray(rho)))
+    assert (rho == 0) == case.convex
+    if not np.isfinite(rho) or case.indicator:
+        return
+    rng = np.random.default_rng(8)
+
+    @jax.jit
+    def bend(a, b, rho):
+        def f(x):
+            return case.penalty.value(x) + rho / 2 * sum(jnp.sum(y**2) for y in jax.tree.leaves(x))
+
+        middle = jax.tree.map(lambda a, b: (a + b) / 2, a, b)
+        return f(a) + f(b) - 2 * f(middle)
+
+    with jax.enable_x64(True):
+        pairs = [
+            [draw(case.shape, rng, np.float64, scale) for _ in range(2)]
+            for scale in (0.03, 0.3, 3.0)
+            for _ in range(20)
+        ]
+        bends = [float(bend(a, b, rho)) for a, b in pairs]
+        assert min(b for b in bends if not np.isnan(b)) >= -1e-12
+        if rho > 0 and case.name != "moreau_envelope":
+            near = [[jax.tree.map(lambda x: 0.02 + 1e-3 * abs(x), y) for y in pair]
+                    for pair in pairs[:20]]
+            assert min(float(bend(a, b, 0.8 * rho)) for a, b in near) < 0
+
+
+@every
+def test_complex_by_modulus_and_phase(case):
+    v = draw(case.shape, np.random.default_rng(9))
+    turned = jax.tree.map(lambda leaf: leaf * np.complex64(np.exp(0.7j)), v)
+    if not case.complex:
+        return
+    expected = jax.tree.map(lambda u: u * np.complex64(np.exp(0.7j)), case.penalty.prox(v, 0.8))
+    out = case.penalty.prox(turned, 0.8)
+    assert all(leaf.dtype == jnp.complex64 for leaf in jax.tree.leaves(out))
+    close(out, expected, 1e-4, 1e-5)
+    np.testing.assert_allclose(case.penalty.value(turned), case.penalty.value(v), rtol=1e-5)
+    assert case.penalty.value(turned).dtype == jnp.float32
+    if not case.indicator:
+        zero = jax.tree.map(jnp.zeros_like, turned)
+        assert finite(jax.grad(case.penalty.value)(zero))
+
+
+@every
+def test_one_step_or_a_step_per_entry(case):
+    v = draw(case.shape, np.random.default_rng(10))
+    if isinstance(v, dict):
+        return
+    steps = jnp.linspace(0.1, 2.0, v.size).reshape(v.shape)
+    if not case.penalty.elementwise:
+        with pytest.raises(ValueError, match="one step"):
+            case.penalty.prox(v, steps)
+        return
+    moved = case.penalty.prox(v, steps)
+    for index in (0, v.size // 2, v.size - 1):
+        alone = case.penalty.prox(v, steps.reshape(-1)[index])
+        np.testing.assert_allclose(moved.reshape(-1)[index], alone.reshape(-1)[index], rtol=1e-6)
+
+
+@every
+def test_the_value_of_what_the_operator_returns(case):
+    """Indicators are 0 there, up to the rounding of each dtype, and projections stay put."""
+    for dtype in (np.float32, jnp.bfloat16):
+        v = draw(case.shape, np.random.default_rng(11), dtype, 3.0)
+        u = case.penalty.prox(v)
+        value = case.penalty.value(u)
+        if case.indicator:
+            assert value == 0
+        assert jnp.isfinite(value)
+    if case.indicator:
+        v = draw(case.shape, np.random.default_rng(12), np.float32, 3.0)
+        u = case.penalty.prox(v)
+        close(case.penalty.prox(u), u, 1e-5, 1e-6)
+        if case.name not in ("rank", "max_rank"):
+            assert case.penalty.value(v) == jnp.inf
