@@ -116,7 +116,7 @@ class NMArray(SparseArray):
         dense = _unpack(self.values, self.index, self.m, self.share)
         return dense.reshape(*stacked, groups * self.m, columns)[..., : self.shape[-2], :]
 
-    def take(self, dense: Shaped[Array, "... k n"]) -> Shaped[Array, "... n g columns"]:
+    def take(self, dense: Shaped[Array, "... k columns"]) -> Shaped[Array, "... slots g columns"]:
         """The entries of a matrix `(stacked..., K, N)` at the stored positions, as planes."""
         groups = _groups(dense, self.m)
         index = jnp.repeat(self.index, self.share, axis=-1)
@@ -154,7 +154,7 @@ def _pack(w: Float[Array, "..."], kept: Bool[Array, "..."], n: int, m: int, shar
     return jnp.stack([_at(values, wide[..., s, :, :]) for s in range(n)], axis=-3), index
 
 
-def _groups(x: Shaped[Array, "... k n"], m: int) -> Shaped[Array, "... g m n"]:
+def _groups(x: Shaped[Array, "... k columns"], m: int) -> Shaped[Array, "... g m columns"]:
     *stacked, k, columns = x.shape
     x = jnp.pad(x, [(0, 0)] * len(stacked) + [(0, -k % m), (0, 0)])
     return x.reshape(*stacked, -(-k // m), m, columns)

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
@@ -184,7 +185,7 @@ def _checked(probabilities, labels) -> tuple[jax.Array, jax.Array]:
     if p.size == 0:
         raise ValueError(f"there are no samples in probabilities of shape {p.shape}.")
     p = p.astype(jnp.promote_types(p.dtype, jnp.float32))
-    if not isinstance(p, jax.core.Tracer):
+    if not isinstance(p, Tracer):
         low, high = float(p.min()), float(p.max())
         if low < 0 or high > 1.001:
             raise ValueError(

@@ -119,7 +119,7 @@ def _claims(e: Evidence) -> Iterator[Finding]:
 
 
 def _keeps_to(s: Study) -> bool:
-    p, mask = s.pattern, s.mask
+    p, mask = s.pattern, np.asarray(s.mask)
     if isinstance(p, NM):
         view = matrix_view(s.entry.shape, p.axis, p.stacked)
         return largest_group(matrices(mask, view), p.m) <= p.n
@@ -156,12 +156,13 @@ def _units(s: Study) -> tuple[np.ndarray, np.ndarray]:
         view = matrix_view(s.entry.shape, s.axis, s.stacked)
     except ValueError:  # a 3-D kernel that does not say what it contracts
         return np.ones(1, bool), np.ones(1, bool)
-    outputs = s.mask.any(axis=view.contraction)
+    mask = np.asarray(s.mask)
+    outputs = mask.any(axis=view.contraction)
     # The inputs of a convolution are its channels, at whatever position of the kernel.
     convolution = s.axis is None and len(view.contraction) == 3
     channels = view.contraction[-1:] if convolution else view.contraction
-    others = tuple(a for a in range(s.mask.ndim) if a not in channels + view.stacked)
-    return outputs, s.mask.any(axis=others)
+    others = tuple(a for a in range(mask.ndim) if a not in channels + view.stacked)
+    return np.asarray(outputs), np.asarray(mask.any(axis=others))
 
 
 def _divisibility(e: Evidence) -> Iterator[Finding]:

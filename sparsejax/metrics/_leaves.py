@@ -72,7 +72,7 @@ def entries(model: PyTree) -> dict[str, Entry]:
 
 
 def _is_number(dtype: Any) -> bool:
-    return not jax.dtypes.issubdtype(dtype, jax.dtypes.extended)
+    return not jnp.issubdtype(dtype, jax.dtypes.extended)
 
 
 def masks_by_name(masks: PyTree) -> dict[str, Any]:

@@ -323,7 +323,7 @@ def _bytes(s: Study) -> dict[str, int]:
     shape, dtype = s.entry.shape, s.entry.dtype
     found = {"dense": bytes_of(shape, dtype)}
     fitted = s.fit.pattern if s.fit else None
-    if isinstance(fitted, NM | Block):
+    if s.mask is not None and isinstance(fitted, NM | Block):
         found[describe(fitted)] = bytes_of(s.mask, dtype, fitted)
     if s.kept < s.entry.size:
         found["bitmask"] = bytes_of(shape, dtype, "bitmask", kept=s.kept)

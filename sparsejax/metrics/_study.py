@@ -118,7 +118,7 @@ def _mask_of(entry: Entry, given: Any, from_values: bool) -> np.ndarray | None:
     return None
 
 
-def _axis(entry: Entry, planned: PlannedLeaf | None, rows_are_outputs: bool):
+def _axis(entry: Entry, planned: PlannedLeaf | None, rows_are_outputs: bool) -> Any:
     """The contraction axis that the plan names; Equinox weights are (out, in, ...)."""
     claimed = planned.pattern if planned else None
     if isinstance(claimed, Stages):

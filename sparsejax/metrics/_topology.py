@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, PyTree, Shaped
 
 from ._leaves import History, count, masks_by_name, row_counts, steps_of
@@ -231,4 +232,4 @@ def _xor(a: Any, b: Any) -> Any:
 
 def _count(x: Any) -> Any:
     """A Python int; in a traced function an int32 scalar."""
-    return jnp.sum(row_counts(x)) if isinstance(x, jax.core.Tracer) else count(x)
+    return jnp.sum(row_counts(x)) if isinstance(x, Tracer) else count(x)

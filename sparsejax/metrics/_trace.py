@@ -187,9 +187,12 @@ def _conv_flops(eqn) -> int:
 
 
 def _scan(eqn, origins, sizes, out: Products) -> list[Origin]:
+    """The body as often as it runs; what it stacks has one axis more outside than inside."""
     inner = _jaxpr(eqn.params["jaxpr"])
-    consts, carry = eqn.params["num_consts"], eqn.params["num_carry"]
-    origins, part, results = _settle(inner, origins, consts, carry, sizes)
+    same = lambda a, b: len(a.aval.shape) == len(b.aval.shape)  # noqa: E731
+    carry = sum(map(same, eqn.outvars, inner.outvars))
+    consts = sum(map(same, eqn.invars, inner.invars)) - carry
+    _, part, results = _settle(inner, origins, consts, carry, sizes)
     out.add(part, eqn.params["length"])
     return results
 

@@ -2,29 +2,61 @@
 
 from ._decay import (
     PrunedDecayState as PrunedDecayState,
+)
+from ._decay import (
     add_pruned_decay as add_pruned_decay,
+)
+from ._decay import (
     mask_decay_schedule as mask_decay_schedule,
+)
+from ._decay import (
     sr_ste as sr_ste,
+)
+from ._decay import (
     stage_schedule as stage_schedule,
+)
+from ._dynamic import DynamicState as DynamicState
+from ._dynamic import rigl as rigl
+from ._dynamic import set_ as set_
+from ._proximal import (
+    ProximalAdamState as ProximalAdamState,
+)
+from ._proximal import (
+    ProximalState as ProximalState,
+)
+from ._proximal import (
+    proximal as proximal,
+)
+from ._proximal import (
+    proximal_adam as proximal_adam,
+)
+from ._proximal import (
+    proximal_sgd as proximal_sgd,
 )
 from ._pruning import (
     KeepState as KeepState,
-    PruneState as PruneState,
-    TrackState as TrackState,
-    get_masks as get_masks,
-    keep_masked as keep_masked,
-    prune as prune,
-    track_masks as track_masks,
 )
-from ._proximal import (
-    ProximalAdamState as ProximalAdamState,
-    ProximalState as ProximalState,
-    proximal as proximal,
-    proximal_adam as proximal_adam,
-    proximal_sgd as proximal_sgd,
+from ._pruning import (
+    PruneState as PruneState,
+)
+from ._pruning import (
+    TrackState as TrackState,
+)
+from ._pruning import (
+    get_masks as get_masks,
+)
+from ._pruning import (
+    keep_masked as keep_masked,
+)
+from ._pruning import (
+    prune as prune,
+)
+from ._pruning import (
+    track_masks as track_masks,
 )
 
 __all__ = [
+    "DynamicState",
     "KeepState",
     "ProximalAdamState",
     "ProximalState",
@@ -39,6 +71,8 @@ __all__ = [
     "proximal_adam",
     "proximal_sgd",
     "prune",
+    "rigl",
+    "set_",
     "sr_ste",
     "stage_schedule",
     "track_masks",

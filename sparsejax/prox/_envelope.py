@@ -82,8 +82,14 @@ def fill(a: Array, c: Array, k: Array, cells: Cells) -> Array:
     slope = cells.partition.sum(jnp.where(between, a, 0))
     rest = k - cells.partition.sum(full.astype(a.dtype))
     rest = rest + cells.partition.sum(jnp.where(between, c, 0))
-    exact = cells._spread(jnp.where(slope > 0, rest, 0) / jnp.where(slope > 0, slope, 1))
-    return jnp.where(full, 1, jnp.where(between, jnp.clip(exact * a - c, 0, 1), 0))
+    # With no rest, what is between is a rounding error, and the last float is as good as any.
+    closed = (slope > 0) & (rest > 0)
+    last = jnp.where(jnp.isfinite(eta), eta, 0)
+    exact = jnp.where(closed, rest / jnp.where(closed, slope, 1), last)
+    part = jnp.clip(cells._spread(exact) * a - c, 0, 1)
+    # What the difference leaves by rounding is a zero.
+    part = jnp.where(part > 4 * jnp.finfo(a.dtype).eps * c, part, 0)
+    return jnp.where(full, 1, jnp.where(between, part, 0))
 
 
 @register

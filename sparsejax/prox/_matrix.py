@@ -9,7 +9,7 @@ from jaxtyping import Array
 from ._check import integer
 from ._counts import HardK
 from ._elementwise import l0, l1
-from ._penalty import Leaf, Penalty, register
+from ._penalty import Leaf, Penalty, out_dtype, register
 
 
 @register
@@ -24,9 +24,15 @@ class OnSingularValues(Penalty):
         return self.penalty.weak_convexity
 
     def value(self, x: ArrayLike) -> Array:
-        """f of the singular values, summed over leading axes; its gradient is `U f'(s) V^T`."""
+        """f of the singular values, summed over leading axes; its gradient is `U f'(s) V^T`.
+
+        Singular values that are 0 up to the rounding of the dtype of x count as 0.
+        """
+        eps = jnp.finfo(out_dtype(x)).eps
         x, wide = self._widen(x)
-        return wide.penalty.value(_singular_values(x))
+        s = _singular_values(x)
+        floor = lax.stop_gradient(s[..., :1]) * max(x.shape[-2:]) * float(eps)
+        return wide.penalty.value(jnp.where(s > floor, s, 0))
 
     def _prox(self, x: Array, t: Array) -> Array:
         if x.ndim < 2:
@@ -106,11 +112,9 @@ def _singular_values(x: Array) -> Array:
 @_singular_values.defjvp
 def _singular_values_jvp(primals, tangents):
     (x,), (dx,) = primals, tangents
+    # Without a second derivative, which is infinite where singular values meet.
     u, s, vh = lax.stop_gradient(jnp.linalg.svd(x, full_matrices=False))
-    # Singular vectors of a 0 are arbitrary: of its subgradients 0 is the one of least norm.
-    live = s > jnp.finfo(s.dtype).eps * max(x.shape[-2:]) * s[..., :1]
-    ds = jnp.real(jnp.einsum("...mi,...mn,...in->...i", jnp.conj(u), dx, jnp.conj(vh)))
-    return s, jnp.where(live, ds, 0)
+    return s, jnp.real(jnp.einsum("...mi,...mn,...in->...i", jnp.conj(u), dx, jnp.conj(vh)))
 
 
 def on_singular_values(penalty: Penalty) -> OnSingularValues:

@@ -29,7 +29,7 @@ class LInf(Cells):
         mass = jnp.broadcast_to(t * self.strength * fit(self.weights, total.shape), total.shape)
         top, height = level(b, mass, self.partition)
         kept = self._spread(relu(top - height))
-        return jnp.where(self._spread(total <= mass), 0, jnp.where(b < kept, b, kept))
+        return jnp.where(self._spread(total <= mass), 0, jnp.where(b <= kept, b, kept))
 
     def _conjugate_value(self, y: PyTree) -> Array:
         y, _, flat = self._flat(y)

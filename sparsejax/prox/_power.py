@@ -97,6 +97,7 @@ class LP(_Power):
         # root is monotone for every p in (0, 2], and 8 steps reach float32 where z^(p-1) needs 40.
         p = self.p
         log_c = jnp.log(jnp.where(m > 0, m * p, 1)) + (p - 2) * jnp.log(b)
+        log_c = jnp.where(m > 0, log_c, -40)
         above = jnp.where(p > 1, p - 1, 1)
         start = jnp.where(p > 1, jnp.minimum(0, -log_c / above), 0)
         steps = 8 if b.dtype == jnp.float32 else 20

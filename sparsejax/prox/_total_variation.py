@@ -59,8 +59,21 @@ def _denoise(x: Array, m: Array) -> Array:
     return jnp.where(m > 0, pieces[piece], x)
 
 
-@jax.custom_batching.sequential_vmap
+@jax.custom_jvp
 def _solve(y: Array, m: Array) -> Array:
+    """Where the pieces are; a constant to derivatives, also for JAX, which cannot see through."""
+    return _sequential(y, m)
+
+
+@_solve.defjvp
+def _solve_jvp(primals, tangents):
+    del tangents
+    out = _solve(*primals)
+    return out, jnp.zeros_like(out)
+
+
+@jax.custom_batching.sequential_vmap
+def _sequential(y: Array, m: Array) -> Array:
     """Johnson's dynamic programme: forward the knots of the derivative, backward by clipping.
 
     The derivative of the cost-to-come is piecewise linear and rises; only its part between -m and

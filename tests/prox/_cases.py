@@ -99,7 +99,7 @@ CASES = [
     convex("l1_ball", prox.l1_ball(2.0), indicator=True),
     convex("simplex", prox.simplex(2.0), indicator=True, complex=False, centred=False),
     convex("l2_ball", prox.l2_ball(2.0), indicator=True),
-    convex("half_space", prox.half_space(NORMAL, -0.3), indicator=True, complex=False,
+    convex("half_space", prox.half_space(NORMAL, -20.0), indicator=True, complex=False,
            centred=False),
     convex("hyperplane", prox.hyperplane(NORMAL, 0.3), indicator=True, complex=False,
            centred=False),

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Shaped
 
 from ...formats import SparseArray
+from ._xla import dot_dtypes
 
 
 def product(x: Shaped[Array, "m k"], w: SparseArray, precision: Any) -> Float[Array, "m n"]:
@@ -33,11 +33,11 @@ def explain(rows: int, w: SparseArray) -> str:
 
 
 def _dot(a, b, contracted: tuple[tuple[int], tuple[int]], precision: Any):
-    dtype = jnp.promote_types(a.dtype, b.dtype)
+    dtype, total = dot_dtypes(a, b)
     return lax.dot_general(
         a.astype(dtype),
         b.astype(dtype),
         (contracted, ((), ())),
         precision=precision,
-        preferred_element_type=jnp.promote_types(dtype, jnp.float32),
+        preferred_element_type=total,
     )

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
@@ -25,9 +26,9 @@ def sampled(
     x: Shaped[Array, "m k"], dy: Shaped[Array, "m n"], w: SparseArray, precision: Any
 ) -> Float[Array, "..."]:
     """`x^T dy` where W stores something, the gradient with respect to its values."""
-    dtype = jnp.promote_types(x.dtype, dy.dtype)
-    x, _, dot = _promoted(x.astype(dtype), w, precision)
-    return _forms(w).sampled(x, dy.astype(x.dtype), w, **dot)
+    dtype, total = dot_dtypes(x, dy)
+    dot = {"precision": precision, "preferred_element_type": total}
+    return _forms(w).sampled(x.astype(dtype), dy.astype(dtype), w, **dot)
 
 
 def explain(rows: int, w: SparseArray) -> str:
@@ -46,7 +47,14 @@ def _forms(w: SparseArray) -> Any:
 
 
 def _promoted(x: Any, w: SparseArray, precision: Any) -> tuple[Any, SparseArray, dict[str, Any]]:
-    dtype = jnp.promote_types(x.dtype, w.dtype)
-    total = jnp.promote_types(dtype, jnp.float32)
+    dtype, total = dot_dtypes(x, w)
     dot = {"precision": precision, "preferred_element_type": total}
     return x.astype(dtype), w if w.dtype == dtype else w.astype(dtype), dot
+
+
+def dot_dtypes(a: Any, b: Any) -> tuple[Any, Any]:
+    """The dtype in which two operands meet, and the one in which their products add up."""
+    dtype = jnp.promote_types(a.dtype, b.dtype)
+    total = jnp.promote_types(dtype, jnp.float32)
+    # XLA's CPU backend fails on some batched products of bfloat16 and has no fast ones.
+    return (total if jax.default_backend() == "cpu" else dtype), total

@@ -86,7 +86,7 @@ def transposed(dy: Shaped[Array, "m n"], w: NMArray, **dot: Any) -> Float[Array,
 
 def sampled(
     x: Shaped[Array, "m k"], dy: Shaped[Array, "m n"], w: NMArray, **dot: Any
-) -> Float[Array, "n g columns"]:
+) -> Float[Array, "slots g n"]:
     """`x^T dy` at the stored positions, unused slots included."""
     if w.share < GATHERED_SHARE or not _is_batched(x.shape[0], w):
         return w.take(lax.dot_general(x, dy, (((0,), (0,)), ((), ())), **dot))
