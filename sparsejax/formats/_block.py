@@ -76,7 +76,7 @@ class BlockArray(SparseArray):
           TypeError: If `w` does not hold floats or the mask booleans.
         """
         check_matrix("BlockArray.fromdense", w)
-        block = _checked_block(w.shape, block)
+        block, w = _checked_block(w.shape, block), jnp.asarray(w)
         kept = as_mask("BlockArray.fromdense", w, mask)
         masked = jnp.where(kept, w, jnp.zeros((), w.dtype))
         stored = _occupied(jnp.asarray(kept), block)

@@ -78,10 +78,11 @@ class NMArray(SparseArray):
         """
         check_matrix("NMArray.fromdense", w)
         _check_sizes(w.shape, n, m, share)
+        w = jnp.asarray(w)
         kept = as_mask("NMArray.fromdense", w, mask)
         if mask is not None and is_concrete(mask):
             _check_mask(mask, n, m, share)
-        values, index = _pack(jnp.asarray(w), jnp.asarray(kept), n, m, share)
+        values, index = _pack(w, jnp.asarray(kept), n, m, share)
         return cls(values, encode(index, m), m, -w.shape[-2] % m)
 
     @property

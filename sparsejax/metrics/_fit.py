@@ -77,7 +77,8 @@ def pattern(
 
 def _structured(shape, slices: np.ndarray, axis, stacked: int) -> Iterator[Fit]:
     sparsity = 1 - int(slices.sum()) / slices.size
-    for b in _BLOCKS:
+    # Larger blocks are made of the smallest: if those do not fit, none does.
+    for b in _BLOCKS if _fits_blocks(slices, _BLOCKS[-1]) else ():
         if _fits_blocks(slices, b):
             block = Block((b, b), sparsity, axis, stacked)
             chance = _chance(sum(_log_block_chance(x, b) for x in slices))

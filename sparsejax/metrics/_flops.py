@@ -9,7 +9,7 @@ from jaxtyping import PyTree
 
 from .._tree import is_kernel
 from ._leaves import Entry, checked_masks, count, entries
-from ._trace import program_of, trace_products
+from ._trace import Products, Sizes, program_of, trace_products
 
 Number = int | float
 Training = Literal["dense", "static", "set", "rigl", "dense_gradient", "dense_to_sparse"]
@@ -32,10 +32,12 @@ class Flops:
       leaves: By path, in order of use where an example was traced.
       activations: FLOPs of products between activations (attention scores and values), which
         weight sparsity does not reduce; 0 without an example.
+      uncounted: Leaves that only hand-written kernels read (Pallas, FFI): say their positions.
     """
 
     leaves: dict[str, LeafFlops]
     activations: int = 0
+    uncounted: tuple[str, ...] = ()
 
     @property
     def dense(self) -> int:
@@ -103,31 +105,36 @@ def flops_of(model, found: Mapping[str, Entry], kept, example, apply, positions)
         raise ValueError(
             f"positions= names {', '.join(unknown)}, but the leaves are {', '.join(found)}."
         )
-    places, activations = _places(model, found, example, apply)
-    places |= {name: Fraction(n) for name, n in (positions or {}).items()}
+    products = None if example is None else _products(model, found, example, apply)
+    places = _places(found, products) | {n: Fraction(p) for n, p in (positions or {}).items()}
     leaves = {
         name: _leaf_flops(found[name].size, kept.get(name, found[name].size), n)
         for name, n in places.items()
     }
-    return Flops(leaves, activations)
+    if products is None:
+        return Flops(leaves)
+    uncounted = sorted(products.opaque - set(products.weights) - set(positions or {}))
+    return Flops(leaves, products.activations, tuple(uncounted))
+
+
+def _products(model, found: Mapping[str, Entry], example, apply) -> Products:
+    compressed = {name: e.stored for name, e in found.items() if e.compressed}
+    sizes = Sizes({name: e.size for name, e in found.items()}, compressed)
+    return trace_products(program_of(model, apply, example), sizes)
+
+
+def _places(found: Mapping[str, Entry], products: Products | None) -> dict[str, Fraction]:
+    """At how many positions each kernel is used, in the order of use if that is known."""
+    kernels = [name for name, e in found.items() if is_kernel(name, e)]
+    if products is None:
+        return {name: Fraction(1) for name in kernels}
+    used = {name: Fraction(n, 2 * found[name].size) for name, n in products.weights.items()}
+    return used | {name: Fraction(0) for name in kernels if name not in used}
 
 
 def _leaf_flops(size: int, kept: int, positions: Fraction) -> LeafFlops:
     places = int(positions) if positions.denominator == 1 else float(positions)
     return LeafFlops(places, round(2 * size * positions), round(2 * kept * positions))
-
-
-def _places(model, found: Mapping[str, Entry], example, apply):
-    """At how many positions each kernel is used."""
-    if example is None:
-        return {name: Fraction(1) for name, e in found.items() if is_kernel(name, e)}, 0
-    sizes = {name: e.size for name, e in found.items()}
-    products = trace_products(program_of(model, apply, example), sizes)
-    places = {name: Fraction(n, 2 * sizes[name]) for name, n in products.weights.items()}
-    unused = {name: Fraction(0) for name, e in found.items() if is_kernel(name, e)}
-    return places | {name: n for name, n in unused.items() if name not in places}, (
-        products.activations
-    )
 
 
 def training_flops(

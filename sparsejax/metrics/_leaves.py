@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jaxtyping import PyTree
 
 from .._tree import is_gap, is_kernel, name_of, named_leaves, pure
@@ -41,6 +42,12 @@ class Entry:
         return is_compressed(self.value)
 
     @property
+    def stored(self) -> int:
+        """Values that a compressed kernel stores, padding included."""
+        leaves = [x for x in jax.tree.leaves(self.value) if jnp.issubdtype(x.dtype, jnp.inexact)]
+        return max((math.prod(x.shape) for x in leaves), default=0)
+
+    @property
     def dense(self) -> Any:
         """The values as an array; None where there are only shapes."""
         if self.compressed:
@@ -57,10 +64,12 @@ def is_compressed(x: Any) -> bool:
 def entries(model: PyTree) -> dict[str, Entry]:
     """The parameters of a model by path; what is not an array of numbers is left out."""
     leaves = jax.tree.leaves_with_path(pure(model), is_leaf=is_compressed)
-    named = [(name_of(path), leaf) for path, leaf in leaves]
+    named = {name_of(path): leaf for path, leaf in leaves}
+    for owner, kernel in _compressed_modules(model).items():
+        named = {n: x for n, x in named.items() if not n.startswith(f"{owner}/")} | {owner: kernel}
     found = {
         name: Entry(name, tuple(x.shape), jnp.dtype(x.dtype), x)
-        for name, x in named
+        for name, x in named.items()
         if hasattr(x, "shape") and hasattr(x, "dtype") and _is_number(x.dtype)
     }
     if not found:
@@ -69,6 +78,18 @@ def entries(model: PyTree) -> dict[str, Entry]:
             "arrays or jax.ShapeDtypeStruct: sj.report(model, masks)."
         )
     return found
+
+
+def _compressed_modules(model: PyTree) -> dict[str, Any]:
+    """The compressed kernels of an NNX model: modules with values, which `[...]` reads whole."""
+    if not isinstance(model, nnx.Module):
+        return {}
+    found = {}
+    for path, module in nnx.iter_modules(model):
+        read = getattr(module, "__getitem__", None)
+        if read is not None and isinstance(getattr(module, "values", None), nnx.Param):
+            found["/".join(map(str, path))] = read(...)
+    return {name: kernel for name, kernel in found.items() if is_compressed(kernel)}
 
 
 def _is_number(dtype: Any) -> bool:

@@ -123,6 +123,8 @@ def _flops_line(report: Any) -> str:
     )
     if report.activation_flops:
         line += f"; between activations {short(report.activation_flops)}"
+    if report.uncounted:
+        line += f"; not counted: {', '.join(report.uncounted)} (say positions=)"
     if report.compiled_flops is not None:
         line += f"; compiled {short(report.compiled_flops)}"
     return line

@@ -83,6 +83,7 @@ class Report:
       source: What was counted: the masks, the zeros of the values, or the plan.
       asked: Sparsity of the plan.
       activation_flops: FLOPs of products between activations, not reduced by weight sparsity.
+      uncounted: Leaves whose FLOPs are not known: only hand-written kernels read them.
       traced: Whether FLOPs come from an example, or from one position per kernel.
       taxonomy: Which kind of training the history shows.
       training_cost: Training FLOPs over those of dense training, theoretical.
@@ -95,6 +96,7 @@ class Report:
     source: str
     asked: float | None = None
     activation_flops: int = 0
+    uncounted: tuple[str, ...] = ()
     traced: bool = False
     taxonomy: Taxonomy | None = None
     training_cost: float | None = None
@@ -167,7 +169,7 @@ class Report:
         found = [asdict(f) | {"level": f.level} for f in self.findings]
         own = {name: getattr(self, name) for name in _OWN}
         kind = asdict(self.taxonomy) if self.taxonomy else None
-        dense = {"dense_leaves": list(self.dense_leaves)}
+        dense = {"dense_leaves": list(self.dense_leaves), "uncounted": list(self.uncounted)}
         return totals | dense | own | {"taxonomy": kind, "leaves": leaves, "findings": found}
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -289,6 +291,7 @@ def report(
         counted.source,
         asked=_asked(plan, studied),
         activation_flops=work.activations,
+        uncounted=work.uncounted,
         traced=example is not None,
         taxonomy=kind,
         training_cost=_training_cost(training, work),
@@ -342,6 +345,9 @@ def _asked(plan: Plan | None, studied: Mapping[str, Study]) -> float | None:
 def _source(studied: Mapping[str, Study], masks, plan: Plan | None) -> str:
     if masks is not None:
         return "the masks"
+    if all(s.entry.compressed for s in studied.values() if s.mask is not None and s.prunable):
+        if any(s.entry.compressed for s in studied.values()):
+            return "what the compressed kernels store"
     if any(s.mask is not None for s in studied.values()):
         return "the exact zeros of the values, for want of masks"
     return "the plan, for want of values" if plan is not None else "shapes: nothing is pruned"

@@ -30,12 +30,23 @@ class Origin(NamedTuple):
         return bool(self.leaves) and not self.data
 
 
+class Sizes(NamedTuple):
+    """Entries of each leaf by path, and how many of them a compressed leaf stores."""
+
+    dense: Mapping[str, int]
+    stored: Mapping[str, int]
+
+
 @dataclass
 class Products:
-    """FLOPs of the products of a program: by leaf, in order of use, and between activations."""
+    """FLOPs of the products of a program: by leaf, in order of use, and between activations.
+
+    `opaque` are leaves that a hand-written kernel reads: what it does with them is not seen.
+    """
 
     weights: Counter = field(default_factory=Counter)
     activations: int = 0
+    opaque: set[str] = field(default_factory=set)
 
     @property
     def total(self) -> int:
@@ -47,6 +58,7 @@ class Products:
         for name, n in other.weights.items():
             self.weights[name] += times * n
         self.activations += times * other.activations
+        self.opaque |= other.opaque
 
 
 class Program(NamedTuple):
@@ -58,17 +70,17 @@ class Program(NamedTuple):
     data: tuple[Any, ...]
 
 
-def trace_products(program: Program, sizes: Mapping[str, int]) -> Products:
+def trace_products(program: Program, sizes: Sizes) -> Products:
     """The products of a program; nothing is computed.
 
     Args:
       program: The forward pass; its arrays may be shapes.
-      sizes: Entries of each leaf by path; a deeper leaf of the parameters counts for its owner.
+      sizes: Of the leaves by path; a deeper leaf of the parameters counts for its owner.
     """
     function, params, constants, data = program
     closed = jax.make_jaxpr(function)(params, constants, *data)
     named = [name_of(path) for path, _ in jax.tree.leaves_with_path(params)]
-    origins = [Origin(frozenset({_owner(name, sizes)})) for name in named]
+    origins = [Origin(frozenset({_owner(name, sizes.dense)})) for name in named]
     origins += [Origin()] * len(jax.tree.leaves(constants))
     origins += [Origin(data=True)] * (len(closed.jaxpr.invars) - len(origins))
     found = Products()
@@ -114,7 +126,7 @@ def _owner(name: str, sizes: Mapping[str, int]) -> str:
     return name
 
 
-def _walk(jaxpr, origins: list[Origin], sizes: Mapping[str, int], out: Products) -> list[Origin]:
+def _walk(jaxpr, origins: list[Origin], sizes: Sizes, out: Products) -> list[Origin]:
     known = dict(zip(jaxpr.invars, origins))
 
     def origin(atom) -> Origin:
@@ -148,6 +160,8 @@ def _equation(eqn, origins: list[Origin], sizes, out: Products) -> list[Origin]:
         # Inside shard_map the shapes are those of one shard.
         out.add(part, eqn.params["mesh"].size if name == "shard_map" else 1)
         return results
+    if name in ("pallas_call", "ffi_call") and any(o.data for o in origins):
+        out.opaque |= set().union(*(o.leaves for o in origins if o.is_weight))
     return [_join(origins)] * len(eqn.outvars)
 
 
@@ -157,7 +171,11 @@ def _product(eqn, origins, flops: int, sizes, out: Products) -> list[Origin]:
     if weight is None or left.data == right.data:
         out.activations += flops
         return [_join(origins)]
-    out.weights[_leaf(origins[weight], eqn.invars[weight].aval.size, sizes)] += flops
+    size = eqn.invars[weight].aval.size
+    name = _leaf(origins[weight], size, sizes.dense)
+    if size == sizes.stored.get(name):  # the product skips what a compressed kernel leaves out
+        flops = flops * sizes.dense[name] // size
+    out.weights[name] += flops
     return [Origin(data=True)]
 
 

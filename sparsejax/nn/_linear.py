@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Shaped
 
 from ..formats import BlockArray, NMArray, SparseArray
 from ..kernels import matmul
-from ..masks import NM, Block
+from ..masks import NM, Block, Pattern
 
 Initializer = Callable[..., Array]
 
@@ -84,7 +84,7 @@ class SparseLinear(nnx.Module):
         self,
         in_features: int,
         out_features: int,
-        pattern: NM | Block,
+        pattern: Pattern,
         *,
         use_bias: bool = True,
         dtype: DTypeLike | None = None,
@@ -124,7 +124,7 @@ def promote(args: tuple[Any, ...], *, dtype: Any = None) -> tuple[Any, ...]:
     return tuple(x if x is None or x.dtype == dtype else x.astype(dtype) for x in args)
 
 
-def _random_pattern(key: Array, shape: tuple[int, int], pattern: NM | Block) -> SparseArray:
+def _random_pattern(key: Array, shape: tuple[int, int], pattern: Pattern) -> SparseArray:
     if not isinstance(pattern, NM | Block):
         raise TypeError(
             f"SparseLinear(pattern={pattern!r}) must be sj.NM(n, m) or sj.Block(shape, sparsity); "

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 from flax import linen, nnx
+from jax.experimental import pallas
 
 import sparsejax as sj
 from sparsejax.metrics import report, training_flops
@@ -234,6 +235,63 @@ def test_a_compressed_matrix_is_read_in_the_shape_of_its_kernel():
     found = report(packed, plan=plan)
     assert found["kernel"].shape == (16, 2, 4) and found["kernel"].fits == "2:4"
     assert not found.findings
+
+
+def test_compressed_models_count_as_their_masked_ones():
+    class Attention(nnx.Module):
+        def __init__(self, rngs):
+            self.query = nnx.LinearGeneral(16, (2, 8), rngs=rngs)
+            self.up = nnx.Linear(16, 64, rngs=rngs)
+            self.down = nnx.Linear(64, 16, rngs=rngs)
+
+        def __call__(self, x):
+            x = self.query(x).reshape(*x.shape[:-1], 16)
+            return self.down(nnx.relu(self.up(x)))
+
+    model = Attention(nnx.Rngs(0))
+    rules = {
+        "query/kernel": sj.NM(2, 4, axis=0),
+        "up/kernel": sj.NM(1, 4),
+        "down/kernel": sj.Block((8, 8), 0.5),
+    }
+    plan = sj.plan(model, rules)
+    params = nnx.as_pure(nnx.state(model, nnx.Param))
+    masks = plan.masks(sj.masks.magnitude(params))
+    x = jnp.ones((2, 5, 16))
+    masked = report(
+        sj.masks.apply_masks(params, masks),
+        masks,
+        plan,
+        positions=dict.fromkeys(("query/kernel", "up/kernel", "down/kernel"), 10),
+    )
+    fast = report(sj.nn.compress(model, plan), plan=plan, example=x)
+    tree = report(sj.formats.compress(params, plan), plan=plan)
+    counted = ("shape", "kept", "fits", "claimed", "flops_dense", "flops_sparse")
+    for leaf in masked.leaves:
+        for name in counted:
+            assert getattr(fast[leaf.path], name) == getattr(leaf, name), (leaf.path, name)
+        assert tree[leaf.path].kept == leaf.kept and tree[leaf.path].fits == leaf.fits
+    assert fast.source == tree.source == "what the compressed kernels store"
+    stored = sj.nn.compress(model, plan).up.kernel[...].nbytes
+    assert fast["up/kernel"].bytes["stored"] == stored and not fast.uncounted
+
+
+def test_kernels_that_cannot_be_seen_through_are_named():
+    def matmul(x, w):
+        def body(x, w, o):
+            o[...] = x[...] @ w[...]
+
+        shape = jax.ShapeDtypeStruct((x.shape[0], w.shape[1]), x.dtype)
+        return pallas.pallas_call(body, shape)(x, w)
+
+    def apply(params, x):
+        return matmul(x, params["kernel"])
+
+    params, x = {"kernel": jnp.ones((8, 8))}, jnp.ones((4, 8))
+    found = report(params, example=x, apply=apply)
+    assert found.uncounted == ("kernel",) and "not counted: kernel (say positions=)" in str(found)
+    told = report(params, example=x, apply=apply, positions={"kernel": 4})
+    assert told.uncounted == () and told.flops_dense == 2 * 64 * 4
 
 
 def test_training_compiled_and_history():

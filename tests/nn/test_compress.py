@@ -1,0 +1,175 @@
+"""Compressed models agree with masked ones, whatever the layers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import sparsejax as sj
+from sparsejax._tree import pure
+
+
+def masked(model, plan):
+    copy = nnx.clone(model)
+    params = pure(model)
+    nnx.update(copy, sj.masks.apply_masks(params, plan.masks(sj.masks.magnitude(params))))
+    return copy
+
+
+def is_compressed(model, name):
+    for part in name.split("/"):
+        model = model[int(part)] if part.isdigit() else getattr(model, part)
+    return isinstance(model.kernel, sj.nn.SparseKernel)
+
+
+class Block(nnx.Module):
+    """One of each layer that can be compressed, and two that cannot."""
+
+    def __init__(self, rngs):
+        self.layers = nnx.List([nnx.Linear(8, 16, rngs=rngs), nnx.Linear(16, 16, rngs=rngs)])
+        self.attention = nnx.MultiHeadAttention(
+            num_heads=4, in_features=16, decode=False, rngs=rngs
+        )
+        self.general = nnx.LinearGeneral((4, 4), (2, 8), axis=(1, 3), rngs=rngs)
+        self.einsum = nnx.Einsum("bta,ahc->bhtc", (16, 2, 8), (2, 8), rngs=rngs)
+        self.cell = nnx.GRUCell(16, 16, rngs=rngs)
+        self.conv = nnx.Conv(16, 8, (3,), rngs=rngs)
+        self.scale = nnx.LinearGeneral(16, 4, batch_axis={0: 2}, rngs=rngs)
+
+    def __call__(self, x):
+        for layer in self.layers:
+            x = nnx.relu(layer(x))
+        x = self.attention(x)
+        y = self.general(x.reshape(2, 4, 3, 4, 4).sum(4)).reshape(2, 3, 16).repeat(4, 1)
+        h = self.einsum(x + y).transpose(0, 2, 1, 3).reshape(2, 12, 16)
+        h, _ = self.cell(h[:, 0], h[:, 1])
+        return self.scale(h), self.conv(x)
+
+
+RULES = {
+    r"layers/0/kernel": sj.NM(2, 4),
+    r"layers/1/kernel": sj.Block((4, 4), 0.5),
+    r"attention/value/kernel": sj.Block((4, 4), 0.5, axis=0),
+    r"attention/out/kernel": sj.NM(2, 4, axis=(0, 1)),
+    r"attention/.*/kernel": sj.NM(2, 4, axis=0),
+    r"general/kernel": sj.NM(1, 4, axis=(0, 1)),
+    r"einsum/kernel": sj.NM(2, 4, axis=0),
+    r"cell/.*/kernel": sj.masks.nm_stages("stepwise", 1, 4),
+    r"conv/kernel": sj.NM(2, 4, axis=(0, 1)),
+    r"scale/kernel": sj.NM(2, 4, axis=1, stacked=1),
+}
+
+
+def test_every_layer():
+    model = Block(nnx.Rngs(0))
+    plan = sj.plan(model, RULES)
+    fast, want = sj.nn.compress(model, plan), masked(model, plan)
+    yes = ["layers/0", "layers/1", "general", "einsum", "cell/dense_i", "cell/dense_h"]
+    yes += [f"attention/{name}" for name in ("query", "key", "value", "out")]
+    assert all(is_compressed(fast, name) for name in yes)
+    assert not any(is_compressed(fast, name) for name in ("conv", "scale"))
+    x = jax.random.normal(jax.random.key(0), (2, 12, 8))
+    for got, expected in zip(nnx.jit(lambda m, x: m(x))(fast, x), want(x)):
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+    # The model itself is as it was.
+    assert isinstance(model.layers[0].kernel, nnx.Param)
+    assert (model.layers[0].kernel[...] != 0).all()
+
+
+def two_layers():
+    return nnx.Sequential(nnx.Linear(8, 16, rngs=nnx.Rngs(0)), nnx.Linear(16, 4, rngs=nnx.Rngs(1)))
+
+
+def test_fine_tuning_a_compressed_model():
+    model = two_layers()
+    fast = sj.nn.compress(model, sj.plan(model, sj.NM(2, 4)))
+    optimizer = nnx.Optimizer(fast, optax.adam(1e-2), wrt=nnx.Param)
+    x = jax.random.normal(jax.random.key(0), (16, 8))
+
+    @nnx.jit
+    def step(model, optimizer):
+        loss, grads = nnx.value_and_grad(lambda m: ((m(x) - 1) ** 2).mean())(model)
+        optimizer.update(model, grads)
+        return loss
+
+    losses = [float(step(fast, optimizer)) for _ in range(20)]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_layers_stacked_by_vmap():
+    @nnx.vmap(in_axes=0, out_axes=0)
+    def make(rngs):
+        return nnx.Linear(8, 8, rngs=rngs)
+
+    @nnx.scan(in_axes=(0, nnx.Carry), out_axes=nnx.Carry)
+    def run(layer, x):
+        return layer(x)
+
+    model = make(nnx.Rngs(0).split(3))
+    x = jnp.ones((2, 8))
+    for pattern in (sj.NM(2, 4, axis=1, stacked=1), sj.Block((4, 4), 0.5, axis=1, stacked=1)):
+        plan = sj.plan(model, pattern)
+        fast = sj.nn.compress(model, plan)
+        assert fast.kernel[...].shape == (3, 8, 8)
+        np.testing.assert_allclose(run(fast, x), run(masked(model, plan), x), rtol=1e-5, atol=1e-6)
+
+
+class Doubled(nnx.Linear):
+    def __call__(self, x):
+        return super().__call__(2 * x)
+
+
+def own_dot(*args, **kwargs):
+    return jax.lax.dot_general(*args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    "layer, pattern",
+    [
+        (Doubled(8, 4, rngs=nnx.Rngs(0)), sj.NM(2, 4)),
+        (nnx.Linear(8, 4, dot_general=own_dot, rngs=nnx.Rngs(0)), sj.NM(2, 4)),
+        (nnx.Linear(8, 4, rngs=nnx.Rngs(0)), sj.NM(2, 4, axis=1)),
+        (nnx.Linear(8, 4, rngs=nnx.Rngs(0)), sj.Unstructured(0.5)),
+        (nnx.Linear(8, 4, rngs=nnx.Rngs(0)), sj.NM(0, 4)),
+        (nnx.LinearGeneral(8, (4, 4), rngs=nnx.Rngs(0)), sj.NM(2, 4, axis=(0, 1))),
+        (nnx.Einsum("ba,bac->bc", (3, 8, 4), rngs=nnx.Rngs(0)), sj.NM(2, 4, axis=1)),
+        (nnx.Einsum("...a,ac->...c", (8, 4), rngs=nnx.Rngs(0)), sj.NM(2, 4)),
+        (nnx.Einsum("ba,ac->b", (8, 4), rngs=nnx.Rngs(0)), sj.NM(2, 4)),
+    ],
+)
+def test_what_cannot_be_compressed_is_dense_and_right(layer, pattern):
+    plan = sj.plan(layer, pattern)
+    fast = sj.nn.compress(layer, plan)
+    assert not isinstance(fast.kernel, sj.nn.SparseKernel)
+    x = jax.random.normal(jax.random.key(0), (3, 8))
+    np.testing.assert_allclose(fast(x), masked(layer, plan)(x), rtol=1e-5, atol=1e-6)
+
+
+def test_masks_from_training():
+    model = two_layers()
+    plan = sj.plan(model, {"layers/0/kernel": sj.NM(2, 4)})
+    tx = optax.chain(optax.sgd(0.1), sj.optim.prune(plan))
+    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+    grads = nnx.grad(lambda m: (m(jnp.ones((2, 8))) ** 2).sum())(model)
+    optimizer.update(model, grads)
+    x = jax.random.normal(jax.random.key(0), (3, 8))
+    for masks in (None, sj.get_masks(optimizer.opt_state)):
+        fast = sj.nn.compress(model, plan, masks)
+        np.testing.assert_allclose(fast(x), model(x), rtol=1e-5, atol=1e-6)
+
+
+def test_dtype_of_the_layer():
+    layer = nnx.Linear(8, 4, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    fast = sj.nn.compress(layer, sj.plan(layer, sj.NM(2, 4)))
+    assert fast(jnp.ones((2, 8))).dtype == jnp.bfloat16
+
+
+def test_what_a_compressed_kernel_refuses():
+    layer = nnx.Einsum("ba,ac->bc", (8, 4), rngs=nnx.Rngs(0))
+    fast = sj.nn.compress(layer, sj.plan(layer, sj.NM(2, 4)))
+    with pytest.raises(NotImplementedError, match="was compressed for"):
+        fast(jnp.ones((8, 2)), "ab,ac->bc")
+    with pytest.raises(NotImplementedError, match="out_sharding"):
+        fast(jnp.ones((2, 8)), out_sharding="x")
