@@ -50,7 +50,7 @@ def test_all_is_sorted_and_complete(room):
     assert found == set(module.__all__)
 
 
-@pytest.mark.parametrize("room, name", public_names())
+@pytest.mark.parametrize("room, name", list(public_names()))
 def test_every_public_name_is_documented(room, name):
     value = getattr(importlib.import_module(f"sparsejax.{room}"), name)
     if not (inspect.isclass(value) or inspect.isfunction(value)):

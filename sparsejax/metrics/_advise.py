@@ -1,6 +1,7 @@
 """Which method to use: one table, from which `advise` answers and the docs are written."""
 
 import html
+import importlib
 import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -50,14 +51,14 @@ RULES = (
     Rule(
         "many sparsities of one model are needed",
         lambda a: a.goal == "many_sparsities",
-        ("sj.recipes.sparsity_sweep",),
+        ("sj.recipes.sparsity_sweep", "sj.masks.topk"),
         ("sj.Unstructured",),
         "nested magnitude masks are thresholds of one order: a sweep costs one selection",
     ),
     Rule(
         "the best accuracy at a sparsity, whatever training costs",
         lambda a: a.training and a.goal == "accuracy",
-        ("sj.recipes.sparse_model_soup",),
+        ("sj.recipes.sparse_model_soup", "sj.optim.prune"),
         ("sj.Unstructured",),
         "averaging models with the same mask gains accuracy at no cost of inference",
     ),
@@ -71,14 +72,14 @@ RULES = (
     Rule(
         "trained, no training possible, GPU",
         lambda a: a.trained and not a.training and a.hardware == "gpu",
-        ("sj.masks.wanda", "sj.masks.sparsegpt"),
+        ("sj.masks.sparsegpt", "sj.masks.wanda", "sj.masks.magnitude"),
         ("sj.NM(2, 4)",),
         "scores from a few calibration inputs; 2:4 is what GPUs multiply faster",
     ),
     Rule(
         "trained, no training possible",
         lambda a: a.trained and not a.training and a.hardware != "gpu",
-        ("sj.masks.wanda", "sj.masks.sparsegpt"),
+        ("sj.masks.sparsegpt", "sj.masks.wanda", "sj.masks.magnitude"),
         ("sj.Unstructured", "sj.Block"),
         "scores from a few calibration inputs; without retraining only fine patterns keep quality",
     ),
@@ -187,8 +188,9 @@ class Advice:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names in sparsejax, the first choice first, each once."""
-        return tuple(dict.fromkeys(name for rule in self.rules for name in rule.use))
+        """Names that this version of sparsejax has, the first choice first, each once."""
+        named = (name for rule in self.rules for name in rule.use)
+        return tuple(filter(is_available, dict.fromkeys(named)))
 
     def __iter__(self) -> Iterator[Rule]:
         return iter(self.rules)
@@ -203,7 +205,7 @@ class Advice:
 
     def __str__(self) -> str:
         out = io.StringIO()
-        Console(file=out, width=110).print(self)
+        Console(file=out, width=110, force_jupyter=False, color_system=None).print(self)
         return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
 
     def _repr_html_(self) -> str:
@@ -213,6 +215,15 @@ class Advice:
             for rule in self.rules
         )
         return f"<table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>"
+
+
+def is_available(name: str) -> bool:
+    """Whether this version has a name of the table, such as `sj.optim.prune`."""
+    room, _, member = name.removeprefix("sj.").rpartition(".")
+    try:
+        return hasattr(importlib.import_module(f"sparsejax.{room}".rstrip(".")), member)
+    except ImportError:
+        return False
 
 
 _COLUMNS = ("case", "use", "pattern", "because")
@@ -247,7 +258,7 @@ def advise(
     Example:
       >>> from sparsejax.metrics import advise
       >>> advise(trained=True, training=False, hardware="gpu").names
-      ('sj.masks.wanda', 'sj.masks.sparsegpt')
+      ('sj.masks.magnitude',)
     """
     _check("hardware", hardware, _HARDWARE)
     _check("goal", goal, (*_GOALS, None))
@@ -272,10 +283,9 @@ def advice_markdown() -> str:
 
 
 def _cells(rule: Rule, code: str = "", join: str = ", ") -> tuple[str, str, str, str]:
-    use, pattern = (
-        join.join(f"{code}{name}{code}" for name in names) for names in (rule.use, rule.pattern)
-    )
-    return rule.case, use, pattern, rule.reason
+    use = [f"{code}{x}{code}" + ("" if is_available(x) else " (planned)") for x in rule.use]
+    pattern = [f"{code}{x}{code}" for x in rule.pattern]
+    return rule.case, join.join(use), join.join(pattern), rule.reason
 
 
 def _check(name: str, value: object, choices: tuple[object, ...]) -> None:

@@ -1,5 +1,6 @@
 """Pictures: masks, sparsity by layer, masks over training, calibration."""
 
+import io
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -159,8 +160,17 @@ def _figure(width: float, height: float) -> Figure:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("plots need matplotlib: pip install 'sparsejax[examples]'.") from error
+
+    class Picture(Figure):
+        """A figure that notebooks show by themselves, without pyplot."""
+
+        def _repr_png_(self) -> bytes:
+            out = io.BytesIO()
+            self.savefig(out, format="png")
+            return out.getvalue()
+
     # A Figure of its own, not pyplot's: nothing global, no window, no backend chosen.
-    return Figure(figsize=(width, height), dpi=130, layout="constrained", facecolor="white")
+    return Picture(figsize=(width, height), dpi=130, layout="constrained", facecolor="white")
 
 
 def _draw_mask(axes, name: str, mask: np.ndarray) -> None:

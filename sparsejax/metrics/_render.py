@@ -25,7 +25,9 @@ NUMBERS = {"kept", "sparsity", "zeros", "FLOPs", "bytes"}
 def text(report: Any) -> str:
     """The report as plain text."""
     out = io.StringIO()
-    Console(file=out, width=_WIDTH).print(rich_table(report))
+    Console(file=out, width=_WIDTH, force_jupyter=False, color_system=None).print(
+        rich_table(report)
+    )
     lines = out.getvalue().splitlines()
     return "\n".join(line.rstrip() for line in lines)
 

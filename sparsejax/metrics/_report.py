@@ -73,7 +73,7 @@ class LeafReport:
         return min(self.bytes.items(), key=lambda item: item[1])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report:
     """What was achieved: prints as a table, shows as HTML in notebooks, and is data.
 
@@ -182,6 +182,8 @@ class Report:
 
     def __str__(self) -> str:
         return text(self)
+
+    __repr__ = __str__
 
     def _repr_html_(self) -> str:
         return html_table(self)

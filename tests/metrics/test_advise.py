@@ -1,14 +1,16 @@
 """Every answer leads somewhere, and the docs say the same."""
 
 import itertools
+import operator
 
 import pytest
 
+import sparsejax
 from sparsejax import metrics
 from sparsejax.metrics._advise import QUESTIONS, RULES
 
 CASES = [
-    (dict(trained=True, training=False, hardware="gpu"), "sj.masks.wanda", "sj.NM(2, 4)"),
+    (dict(trained=True, training=False, hardware="gpu"), "sj.masks.sparsegpt", "sj.NM(2, 4)"),
     (dict(trained=True, training=False, sparsity=0.3), "sj.masks.magnitude", "sj.Unstructured"),
     (dict(trained=True, training=True), "sj.optim.prune", "sj.Unstructured"),
     (dict(trained=False, training=True, goal="memory"), "sj.optim.rigl", "sj.Unstructured"),
@@ -39,8 +41,17 @@ CASES = [
 @pytest.mark.parametrize("answers, use, pattern", CASES)
 def test_the_decision_table(answers, use, pattern):
     advice = metrics.advise(**answers)
-    assert advice.names[0] == use and advice.rules[0].pattern[0] == pattern
+    assert advice.rules[0].use[0] == use and advice.rules[0].pattern[0] == pattern
     assert use in str(advice) and use in advice._repr_html_()
+
+
+def test_names_exist_and_what_does_not_is_marked():
+    for rule in RULES:
+        advice = metrics.Advice((rule,))
+        assert advice.names
+        for name in advice.names:
+            assert operator.attrgetter(name.removeprefix("sj."))(sparsejax)
+        assert str(advice).count("(planned)") == len(rule.use) - len(advice.names)
 
 
 def test_every_case_has_an_answer_and_every_rule_a_case():
