@@ -28,9 +28,7 @@ class KSupportNorm(Cells):
         top = jnp.where((top > 0) & (top < jnp.inf), top, 1)
         envelope = SEF(1.0, self.k, self.partition)
         twice = 2 * self.partition.sum(envelope._cost(b / self._spread(top)))
-        positive = twice > 0
-        root = jnp.sqrt(jnp.where(positive, twice, 1))
-        return self.strength * jnp.where(positive, top * root, twice)
+        return self.strength * top * _root(twice)
 
     def _shrink(self, b: Array, t: Array) -> Array:
         m = t * self.strength
@@ -49,14 +47,13 @@ class KSupportNorm(Cells):
         return jnp.sqrt(largest_sum(b**2, jnp.asarray(self.k, b.dtype), self.partition))
 
     def _factor(self, b: Array, beta: Array) -> tuple[Array, Array]:
-        """The proximal operator of `beta SEF` at b, over b, and the norm of the result."""
+        """The proximal operator of `beta SEF` at b, over b, and beta times the norm of that."""
         beta = self._spread(beta)
         u = fill(b, beta, jnp.asarray(self.k, b.dtype), self)
-        used = u > 0
-        whole = jnp.where(used, beta + u, 1)
-        factor = jnp.where(used, u / whole, 0)
-        squares = jnp.where(used, b / whole * b / whole * u, 0)
-        return factor, jnp.sqrt(self.partition.sum(squares))
+        whole = jnp.where(u > 0, beta + u, 1)
+        # In this order nothing underflows for a beta of any size.
+        squares = jnp.where(u > 0, (b * (beta / whole)) ** 2 * u, 0)
+        return jnp.where(u > 0, u / whole, 0), _root(self.partition.sum(squares))
 
     def _beta(self, b: Array, m: Array, shape: tuple[int, ...]) -> Array:
         """The strength for which `prox_{m norm}(b) = prox_{beta SEF}(b)`.
@@ -66,7 +63,7 @@ class KSupportNorm(Cells):
         """
 
         def excess(beta, b, m):
-            return beta * self._factor(b, beta)[1] - m
+            return self._factor(b, beta)[1] - m
 
         fixed, mass = lax.stop_gradient(b), lax.stop_gradient(m)
         beta = largest_float(lambda beta: excess(beta, fixed, mass) <= 0, shape, b.dtype)
@@ -75,6 +72,12 @@ class KSupportNorm(Cells):
     def _conjugate_value(self, y: Any) -> Array:
         y, _, flat = self._flat(y)
         return outside(flat._dual(jnp.abs(y)), flat.strength)
+
+
+def _root(x: Array) -> Array:
+    """The square root, with derivative 0 at 0."""
+    positive = x > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), x)
 
 
 def k_support_norm(strength: ArrayLike, k: ArrayLike, axis: Axes = -1) -> KSupportNorm:

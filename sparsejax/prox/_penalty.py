@@ -177,10 +177,12 @@ class Indicator(Penalty):
 
     def value(self, x: PyTree) -> Float[Array, ""]:
         """0 if x is in the set up to the rounding of its dtype, else infinity."""
-        eps = max(float(jnp.finfo(out_dtype(leaf)).eps) for leaf in jax.tree.leaves(x))
+        rounding = max(float(jnp.finfo(out_dtype(leaf)).eps) for leaf in jax.tree.leaves(x))
         x, wide = self._widen(x)
+        # One rounding of each entry to its own dtype, and those of the computation.
+        slack = 4 * rounding + 32 * float(jnp.finfo(real_dtype(x)).eps)
         violation = jnp.max(wide._violation(x), initial=0.0)
-        return jnp.where(violation <= 32 * eps, 0.0, jnp.inf).astype(real_dtype(x))
+        return jnp.where(violation <= slack, 0.0, jnp.inf).astype(real_dtype(x))
 
     def _violation(self, x: Any) -> Array:
         raise NotImplementedError

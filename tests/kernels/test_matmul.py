@@ -63,8 +63,6 @@ def test_half_precision(name, dtype, implementation):
 @pytest.mark.parametrize("case", CASES)
 def test_gradients_are_those_of_the_masked_product(case, implementation):
     x, w = case.make()
-    if not x.size:
-        pytest.skip("no rows, no gradient")
 
     def loss(x, w):
         return jnp.sin(sj.kernels.matmul(x, w, implementation=implementation)).sum()
