@@ -4,24 +4,47 @@ from importlib.metadata import version as _version
 
 from . import (
     formats as formats,
+)
+from . import (
     kernels as kernels,
+)
+from . import (
     masks as masks,
+)
+from . import (
     metrics as metrics,
+)
+from . import (
     nn as nn,
+)
+from . import (
     optim as optim,
+)
+from . import (
     prox as prox,
 )
 from .formats import compress as compress
 from .kernels import matmul as matmul
 from .masks import (
     NM as NM,
+)
+from .masks import (
     Block as Block,
+)
+from .masks import (
     Channel as Channel,
+)
+from .masks import (
     Groups as Groups,
+)
+from .masks import (
     Unstructured as Unstructured,
+)
+from .masks import (
     plan as plan,
 )
-from .metrics import advise as advise, report as report
+from .metrics import advise as advise
+from .metrics import report as report
 from .optim import get_masks as get_masks
 
 __version__ = _version("sparsejax")

@@ -70,7 +70,7 @@ def load_data() -> Data:
     x, x_test, y, y_test = train_test_split(
         (x / 16).astype(np.float32), y, test_size=0.3, stratify=y, random_state=0
     )
-    mean = x.mean(0)
+    mean = np.mean(x, axis=0)
     return Data(*map(jnp.asarray, (x - mean, y, x_test - mean, y_test)))
 
 
@@ -187,14 +187,13 @@ def sixteen_neurons(data: Data, report) -> Trained:
     penalty = sj.prox.wgsef(16, strength=0.1, groups=labels, num_groups=64)
     tx = sj.optim.proximal_sgd(0.2, penalty, momentum=0.9)
     fit(model, tx, data, report, steps=600, batch=None)
-    live = sj.metrics.live_units(model.layers[0].kernel[...], model.layers[0].bias[...])
+    params = nnx.as_pure(nnx.state(model, nnx.Param))
+    kernel, bias = params["layers"][0]["kernel"], params["layers"][0]["bias"]
+    live = sj.metrics.live_units(kernel, bias)
     before = accuracy(model, data)
-    strength = jnp.hypot(
-        jnp.linalg.norm(model.layers[0].kernel[...], axis=0), model.layers[0].bias[...]
-    )
+    strength = jnp.hypot(jnp.linalg.norm(kernel, axis=0), bias)
     kept = sj.masks.topk(strength, sj.Unstructured(0.75))
     masks = {"layers": {0: {"kernel": jnp.broadcast_to(kept, (64, 64)), "bias": kept}}}
-    params = nnx.as_pure(nnx.state(model, nnx.Param))
     nnx.update(model, sj.masks.apply_masks(params, masks))
     console.print(
         f"WGSEF: {int(live.sum())} of 64 hidden neurons alive, accuracy {before:.4f}; "
@@ -257,11 +256,10 @@ def show(trained: dict[str, Trained], data: Data) -> dict[str, sj.metrics.Report
     return reports
 
 
-def check_compressed(trained: Trained, data: Data) -> None:
+def check_compressed(model: Classifier, plan: sj.masks.Plan, data: Data) -> None:
     """The compressed network must give what the masked one gives."""
-    fast = sj.nn.compress(trained.model, trained.plan)
-    difference = jnp.abs(fast(data.x_test) - trained.model(data.x_test)).max()
-    scale = jnp.abs(trained.model(data.x_test)).max()
+    fast, expected = sj.nn.compress(model, plan), model(data.x_test)
+    difference, scale = jnp.abs(fast(data.x_test) - expected).max(), jnp.abs(expected).max()
     if not difference <= 1e-5 * scale:
         raise SystemExit(f"the compressed 2:4 network differs by {difference}")
     console.print(f"compressed 2:4 network: same logits up to {difference / scale:.0e}")
@@ -292,7 +290,9 @@ def main() -> None:
     data = load_data()
     trained = train_all(data)
     reports = show(trained, data)
-    check_compressed(trained["2:4, SR-STE"], data)
+    two_of_four = trained["2:4, SR-STE"]
+    assert two_of_four.plan is not None
+    check_compressed(two_of_four.model, two_of_four.plan, data)
     check_checkpoint(trained["pruned 90 %, ERK"], data)
     reports["pruned 90 %, ERK"].save(OUT / "report.html")
     masks = {

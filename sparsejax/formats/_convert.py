@@ -1,15 +1,20 @@
 """Interchange with `jax.experimental.sparse` and SciPy."""
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental.sparse import BCOO, BCSR
 
 from ._array import SparseArray, is_concrete
 from ._block import BlockArray
 from ._nm import NMArray
+
+# Imported where used: jax.experimental.sparse loads scipy.sparse.
+if TYPE_CHECKING:
+    from jax.experimental.sparse import BCOO, BCSR
+else:
+    BCOO = BCSR = Any
 
 
 def to_bcoo(w: SparseArray) -> BCOO:
@@ -32,6 +37,8 @@ def to_bcoo(w: SparseArray) -> BCOO:
         stored = np.flatnonzero(np.asarray(rows) < w.shape[0])
         values, rows, columns = values[stored], rows[stored], columns[stored]
     indices = jnp.stack([rows, columns], axis=-1)
+    from jax.experimental.sparse import BCOO
+
     return BCOO((values, indices), shape=w.shape, unique_indices=True).sort_indices()
 
 
@@ -50,6 +57,8 @@ def to_bcsr(w: SparseArray) -> BCSR:
       >>> sj.formats.to_bcsr(w).indptr.tolist()
       [0, 1, 2, 3, 4]
     """
+    from jax.experimental.sparse import BCSR
+
     return BCSR.from_bcoo(to_bcoo(w))
 
 
@@ -153,6 +162,8 @@ def _to_bsr(w: BlockArray, sparse: Any) -> Any:
 
 
 def _dense_and_mask(matrix: Any):
+    from jax.experimental.sparse import BCOO, BCSR
+
     if isinstance(matrix, BCSR):
         matrix = matrix.to_bcoo()
     if isinstance(matrix, BCOO):

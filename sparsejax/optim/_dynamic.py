@@ -1,7 +1,7 @@
 """Dynamic sparse training: masks that drop and grow during training, at a constant sparsity."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt
 from .._select import topk_mask
 from .._tree import is_gap, map_named, named_leaves
 from ..masks import Plan, magnitude, random
+from ..masks._pattern import Pooled
 from ._pruning import at_step, check_params, next_step, zero_off
 
 # What a grown entry is worth: a function of the gradients and a key.
@@ -44,8 +45,9 @@ def rigl(
     At every `every`-th step t < `end`, of the n active units of a leaf the `floor(f_t n)` of
     smallest magnitude are dropped and as many grown at the largest `|g|` among the others,
     `f_t = drop_fraction / 2 (1 + cos(pi t / end))`. That step changes the mask instead of the
-    weights, and the optimizer does not count it. Grown entries start at 0 with their moments reset, in any optimizer; one that is
-    dropped and grown at once keeps both. The sparsity never changes.
+    weights, and the optimizer does not count it. Grown entries start at 0 with their moments
+    reset, in any optimizer; one that is dropped and grown at once keeps both. The sparsity never
+    changes.
 
     Args:
       optimizer: The optimizer, which sees gradients of active entries only.
@@ -172,11 +174,12 @@ def _drop_and_grow(plan: Plan, params, masks, scores, fraction) -> PyTree:
         if leaf.zeros == 0:
             return mask
         # Slices of stacked layers, and units that stand or fall together, are the pattern's.
-        pool = leaf.pattern.pool
+        pattern = cast(Pooled, leaf.pattern)  # checked by _check_plan
+        pool = pattern.pool
         active = pool(mask.astype(jnp.float32)) > 0
         pairs = (active, pool(jnp.abs(weights[name])), pool(growing[name]))
         swap = lambda a, w, g: _swap(a, w, g, fraction)  # noqa: E731
-        return leaf.pattern.expand(jax.vmap(swap)(*pairs), mask.shape)
+        return pattern.expand(jax.vmap(swap)(*pairs), mask.shape)
 
     return map_named(one, masks)
 

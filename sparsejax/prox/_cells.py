@@ -35,7 +35,7 @@ class Cells(Symmetric):
 
     def _prox(self, x: Any, t: Array) -> Any:
         vector, back, penalty = self._flat(x)
-        return back(super(Cells, penalty)._prox(vector, t))
+        return back(super(Cells, penalty)._prox(vector, t))  # pyright: ignore
 
     def _spread(self, cells: Array) -> Array:
         """A value per cell at every entry."""

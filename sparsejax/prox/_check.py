@@ -5,12 +5,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 
 def known(x: Any) -> bool:
     """Whether the numbers are at hand."""
-    return not isinstance(x, jax.core.Tracer)
+    return not isinstance(x, Tracer)
 
 
 def number(name: str, x: ArrayLike, call: str, *, positive: bool = False) -> ArrayLike:

@@ -69,7 +69,7 @@ class Scaled(_Wrapper):
 class Shifted(_Wrapper):
     """`f(x - center)`, see `shift`."""
 
-    monotone = False
+    monotone = False  # pyright: ignore[reportAssignmentType]
 
     penalty: Leaf
     center: Leaf
@@ -86,7 +86,7 @@ class Shifted(_Wrapper):
 class Conjugate(_Wrapper):
     """The Fenchel conjugate of f, see `conjugate`."""
 
-    monotone = False
+    monotone = False  # pyright: ignore[reportAssignmentType]
 
     penalty: Leaf
 

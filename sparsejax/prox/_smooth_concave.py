@@ -40,10 +40,10 @@ class _Scaled(Elementwise):
         return 1
 
     def _cost(self, b: Array) -> Array:
-        return self._price() * self._phi(b / self._scale())
+        return jnp.asarray(self._price() * self._phi(b / self._scale()))
 
     def _slope(self, b: Array) -> Array:
-        return self._price() / self._scale() * self._derivatives(b / self._scale())[0]
+        return jnp.asarray(self._price() / self._scale() * self._derivatives(b / self._scale())[0])
 
     def _shrink(self, b: Array, t: Array) -> Array:
         scale = self._scale()
@@ -63,7 +63,7 @@ class _Scaled(Elementwise):
         return kept, jnp.where(kept, y, 1), jnp.where(kept, beta, 1)
 
     def _pull(self, beta: Array, c: Array) -> tuple[Array, Array]:
-        """Where the root beats 0, and `beta - y = c phi'(y)`: of a large entry y has less digits."""
+        """Where the root beats 0, and `beta - y = c phi'(y)`: a large y has fewer digits."""
         kept, y, fixed = self._kept(beta, c)
         slope, bend = lax.stop_gradient(self._derivatives(y))
         fixed_c = lax.stop_gradient(c)

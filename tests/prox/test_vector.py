@@ -212,11 +212,16 @@ def test_l1_minus_l2_against_a_dense_grid(alpha):
         # The operator may leave the box of b: by no more than alpha.
         centre, width = b / 2 + alpha / 2, (b.max() + alpha) * np.ones(3)
         for _ in range(14):
-            axes = [np.append(np.clip(np.linspace(c - s, c + s, 17), 0, None), 0.0)
-                    for c, s in zip(centre, width)]
+            axes = [
+                np.append(np.clip(np.linspace(c - s, c + s, 17), 0, None), 0.0)
+                for c, s in zip(centre, width)
+            ]
             grid = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
-            values = (0.5 * np.sum((grid - b) ** 2, 1) + grid.sum(1)
-                      - alpha * np.linalg.norm(grid, axis=1))
+            values = (
+                0.5 * np.sum((grid - b) ** 2, 1)
+                + grid.sum(1)
+                - alpha * np.linalg.norm(grid, axis=1)
+            )
             centre, width = grid[np.argmin(values)], width * 0.4
         assert 0.5 * np.sum((v - w) ** 2) + value(v) <= values.min() + 1e-9
 
@@ -309,8 +314,13 @@ def test_group_norms_by_the_scalar_operator(scale):
     x, labels = rng.normal(size=30) * scale, np.arange(30) % 7
     weights = np.linspace(0, 2, 7)
     with jax.enable_x64(True):
-        for inner in (prox.mcp(0.3 * scale, 2.0), prox.lp(0.3, 0.5), prox.l0(0.1 * scale**2),
-                      prox.scad(0.3 * scale, 3.0), prox.cel0(0.2 * scale**2)):
+        for inner in (
+            prox.mcp(0.3 * scale, 2.0),
+            prox.lp(0.3, 0.5),
+            prox.l0(0.1 * scale**2),
+            prox.scad(0.3 * scale, 3.0),
+            prox.cel0(0.2 * scale**2),
+        ):
             for step in (0.5, 4.0):
                 penalty = prox.on_norm(inner, groups=labels, weights=weights)
                 u = np.asarray(solve(penalty, x, step))
@@ -345,9 +355,13 @@ def test_planes_by_the_variational_inequality():
     rng = np.random.default_rng(14)
     normal, matrix = rng.normal(size=6), rng.normal(size=(2, 6))
     with jax.enable_x64(True):
-        for penalty in (prox.half_space(normal, 0.3), prox.hyperplane(normal, 0.3),
-                        prox.affine(matrix, np.array([1.0, 2.0])), prox.l2_ball(0.8),
-                        prox.box(-0.3, 0.4)):
+        for penalty in (
+            prox.half_space(normal, 0.3),
+            prox.hyperplane(normal, 0.3),
+            prox.affine(matrix, np.array([1.0, 2.0])),
+            prox.l2_ball(0.8),
+            prox.box(-0.3, 0.4),
+        ):
             others = jax.jit(jax.vmap(penalty.prox))(rng.normal(size=(200, 6)) * 3)
             for x in rng.normal(size=(10, 6)) * 3:
                 p = solve(penalty, x, 1.0)
