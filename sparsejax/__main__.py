@@ -187,7 +187,7 @@ def sixteen_neurons(data: Data, report) -> Trained:
     penalty = sj.prox.wgsef(16, strength=0.1, groups=labels, num_groups=64)
     tx = sj.optim.proximal_sgd(0.2, penalty, momentum=0.9)
     fit(model, tx, data, report, steps=600, batch=None)
-    params = nnx.as_pure(nnx.state(model, nnx.Param))
+    params: Any = nnx.as_pure(nnx.state(model, nnx.Param))
     kernel, bias = params["layers"][0]["kernel"], params["layers"][0]["bias"]
     live = sj.metrics.live_units(kernel, bias)
     before = accuracy(model, data)
@@ -233,7 +233,8 @@ def train_all(data: Data) -> dict[str, Trained]:
 
 def show(trained: dict[str, Trained], data: Data) -> dict[str, sj.metrics.Report]:
     """One table of all networks."""
-    table = Table(title="digits, one seed, 540 test images", box=box.SIMPLE_HEAD, pad_edge=False)
+    title = "digits, one seed, 540 test images"
+    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("network", no_wrap=True)
     for column in ("accuracy", "sparsity (all)", "kept", "FLOPs", "bytes", "live"):
         table.add_column(column, justify="right", no_wrap=True)

@@ -128,8 +128,11 @@ class Box(Indicator):
 
 
 def outside(b: Array, radius: Array) -> Array:
-    """Infinity if an entry exceeds the radius by more than rounding: the indicator of a ball."""
-    slack = 1 + 32 * jnp.finfo(b.dtype).eps
+    """Infinity if an entry exceeds the radius: the conjugate of a norm.
+
+    By more than the root of eps: what is tested is a difference of larger numbers.
+    """
+    slack = 1 + jnp.sqrt(jnp.finfo(b.dtype).eps)
     return jnp.where(jnp.any(b > radius * slack), jnp.inf, 0).astype(b.dtype)
 
 

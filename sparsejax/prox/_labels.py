@@ -1,7 +1,7 @@
 """Labels of structured groups: which weights of a network stand and fall together."""
 
 import math
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import PyTree
@@ -9,7 +9,7 @@ from jaxtyping import PyTree
 from .._tree import is_kernel, map_named, named_leaves
 from .._view import matrix_view
 
-Kind = Literal["neuron", "filter", "channel", "filter_shape", "layer", "element"]
+KINDS = ("neuron", "filter", "channel", "filter_shape", "layer", "element")
 
 
 class GroupLabels(NamedTuple):
@@ -20,7 +20,7 @@ class GroupLabels(NamedTuple):
 
 
 def group_labels(
-    params: PyTree, kind: Kind = "neuron", axis: int | tuple[int, ...] | None = None
+    params: PyTree, kind: str = "neuron", axis: int | tuple[int, ...] | None = None
 ) -> GroupLabels:
     r"""Labels of the groups of a kind, for `prox.wgsef`, `prox.group_lasso` and their like.
 
@@ -60,8 +60,8 @@ def group_labels(
       ([[0, 1, 2], [0, 1, 2]], [0, 1, 2], 3)
       >>> penalty = prox.wgsef(2, groups=labels)
     """
-    if kind not in get_args(Kind):
-        raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, got {kind!r}.")
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}.")
     leaves = named_leaves(params)
     kernels = {name: leaf for name, leaf in leaves.items() if is_kernel(name, leaf)}
     if not kernels:
@@ -78,7 +78,7 @@ def group_labels(
     return GroupLabels(map_named(lambda name, leaf: labels.get(name), params), count)
 
 
-def _labels(shape: tuple[int, ...], kind: Kind, axis: Any) -> tuple[Any, Any, int]:
+def _labels(shape: tuple[int, ...], kind: str, axis: Any) -> tuple[Any, Any, int]:
     """Labels of a kernel, of its bias (None: in no group), and the number of groups."""
     if kind == "element":
         size = math.prod(shape)

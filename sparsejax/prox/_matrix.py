@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array
@@ -32,7 +31,7 @@ class OnSingularValues(Penalty):
         eps = jnp.finfo(out_dtype(x)).eps
         x, wide = self._widen(x)
         s = _singular_values(x)
-        floor = lax.stop_gradient(s[..., :1]) * max(np.shape(x)[-2:]) * float(eps)
+        floor = lax.stop_gradient(s[..., :1]) * max(jnp.shape(x)[-2:]) * float(eps)
         return wide.penalty.value(jnp.where(s > floor, s, 0))
 
     def _prox(self, x: Array, t: Array) -> Array:
@@ -121,28 +120,27 @@ def _singular_values_jvp(primals, tangents):
 def on_singular_values(penalty: Penalty) -> OnSingularValues:
     r"""Any even penalty of the singular values: its proximal operator between U and V^T.
 
-        `f(x) = penalty(s)`, `prox(x) = U prox_penalty(s) V^T` for `x = U diag(s) V^T`. Its derivative
-        is exact also where singular values coincide or vanish.
+    `f(x) = penalty(s)`, `prox(x) = U prox_penalty(s) V^T` for `x = U diag(s) V^T`. Its derivative
+    is exact also where singular values coincide or vanish.
 
-        Args:
-          penalty: An elementwise penalty, or one of vectors that does not depend on their order.
+    Args:
+      penalty: An elementwise penalty, or one of vectors that does not depend on their order.
 
-        Returns:
-          A penalty of matrices `(..., m, n)`; complex ones too.
+    Returns:
+      A penalty of matrices `(..., m, n)`; complex ones too.
 
-        Raises:
-          TypeError: If the penalty does not grow with the modulus.
+    Raises:
+      TypeError: If the penalty does not grow with the modulus.
 
-        Reference:
-          Lewis, The Convex Analysis of Unitarily Invariant Matrix Functions, 1995.
+    Reference:
+      Lewis, The Convex Analysis of Unitarily Invariant Matrix Functions, 1995.
 
-        Example:
-          >>> import jax.numpy as jnp
-    import numpy as np
-          >>> from sparsejax import prox
-          >>> penalty = prox.on_singular_values(prox.mcp(1.0, gamma=2.0))
-          >>> penalty.prox(jnp.diag(jnp.array([3.0, 0.5]))).tolist()
-          [[3.0, 0.0], [0.0, 0.0]]
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sparsejax import prox
+      >>> penalty = prox.on_singular_values(prox.mcp(1.0, gamma=2.0))
+      >>> penalty.prox(jnp.diag(jnp.array([3.0, 0.5]))).tolist()
+      [[3.0, 0.0], [0.0, 0.0]]
     """
     if not isinstance(penalty, Penalty) or not penalty.monotone:
         raise TypeError(
@@ -155,27 +153,26 @@ def on_singular_values(penalty: Penalty) -> OnSingularValues:
 def nuclear(strength: ArrayLike) -> OnSingularValues:
     r"""The nuclear norm: singular value soft thresholding.
 
-        `f(x) = strength * sum of singular values`; the gradient of its value is `U V^T`.
+    `f(x) = strength * sum of singular values`; the gradient of its value is `U V^T`.
 
-        Args:
-          strength: >= 0.
+    Args:
+      strength: >= 0.
 
-        Returns:
-          A convex penalty of matrices.
+    Returns:
+      A convex penalty of matrices.
 
-        Raises:
-          ValueError: If the strength is negative.
+    Raises:
+      ValueError: If the strength is negative.
 
-        Reference:
-          Cai, Candes and Shen, A Singular Value Thresholding Algorithm for Matrix Completion, 2008,
-          arXiv 0810.3286.
+    Reference:
+      Cai, Candes and Shen, A Singular Value Thresholding Algorithm for Matrix Completion, 2008,
+      arXiv 0810.3286.
 
-        Example:
-          >>> import jax.numpy as jnp
-    import numpy as np
-          >>> from sparsejax import prox
-          >>> prox.nuclear(1.0).prox(jnp.diag(jnp.array([3.0, 0.5]))).tolist()
-          [[2.0, 0.0], [0.0, 0.0]]
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sparsejax import prox
+      >>> prox.nuclear(1.0).prox(jnp.diag(jnp.array([3.0, 0.5]))).tolist()
+      [[2.0, 0.0], [0.0, 0.0]]
     """
     return on_singular_values(l1(strength))
 
@@ -183,27 +180,26 @@ def nuclear(strength: ArrayLike) -> OnSingularValues:
 def rank(strength: ArrayLike) -> OnSingularValues:
     r"""The rank: singular value hard thresholding.
 
-        `f(x) = strength * rank(x)`; keeps singular values above `sqrt(2 t strength)`.
+    `f(x) = strength * rank(x)`; keeps singular values above `sqrt(2 t strength)`.
 
-        Args:
-          strength: >= 0.
+    Args:
+      strength: >= 0.
 
-        Returns:
-          A penalty of matrices that is not weakly convex. Its value counts singular values other than
-          exactly 0.
+    Returns:
+      A penalty of matrices that is not weakly convex. Its value counts singular values other than
+      exactly 0.
 
-        Raises:
-          ValueError: If the strength is negative.
+    Raises:
+      ValueError: If the strength is negative.
 
-        Reference:
-          Lewis, The Convex Analysis of Unitarily Invariant Matrix Functions, 1995.
+    Reference:
+      Lewis, The Convex Analysis of Unitarily Invariant Matrix Functions, 1995.
 
-        Example:
-          >>> import jax.numpy as jnp
-    import numpy as np
-          >>> from sparsejax import prox
-          >>> prox.rank(2.0).prox(jnp.diag(jnp.array([3.0, 1.0]))).tolist()
-          [[3.0, 0.0], [0.0, 0.0]]
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sparsejax import prox
+      >>> prox.rank(2.0).prox(jnp.diag(jnp.array([3.0, 1.0]))).tolist()
+      [[3.0, 0.0], [0.0, 0.0]]
     """
     return on_singular_values(l0(strength))
 
@@ -211,25 +207,24 @@ def rank(strength: ArrayLike) -> OnSingularValues:
 def max_rank(r: ArrayLike) -> OnSingularValues:
     r"""The indicator of matrices of rank at most r: keep the r largest singular values.
 
-        `f(x) = 0 if rank(x) <= r, else infinity`.
+    `f(x) = 0 if rank(x) <= r, else infinity`.
 
-        Args:
-          r: An integer that may be traced.
+    Args:
+      r: An integer that may be traced.
 
-        Returns:
-          A penalty of matrices that is not weakly convex.
+    Returns:
+      A penalty of matrices that is not weakly convex.
 
-        Raises:
-          TypeError: If r is not an integer.
+    Raises:
+      TypeError: If r is not an integer.
 
-        Reference:
-          Eckart and Young, The approximation of one matrix by another of lower rank, 1936.
+    Reference:
+      Eckart and Young, The approximation of one matrix by another of lower rank, 1936.
 
-        Example:
-          >>> import jax.numpy as jnp
-    import numpy as np
-          >>> from sparsejax import prox
-          >>> prox.max_rank(1).prox(jnp.diag(jnp.array([3.0, 1.0]))).tolist()
-          [[3.0, 0.0], [0.0, 0.0]]
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sparsejax import prox
+      >>> prox.max_rank(1).prox(jnp.diag(jnp.array([3.0, 1.0]))).tolist()
+      [[3.0, 0.0], [0.0, 0.0]]
     """
     return on_singular_values(HardK(integer("r", r, "prox.max_rank(4)")))

@@ -7,6 +7,7 @@ from jaxtyping import Array, PyTree
 
 from ._cells import Cells, level
 from ._check import known, number
+from ._elementwise import outside
 from ._partition import Axes, Partition, fit, partition
 from ._penalty import Leaf, Symmetric, register, relu, static
 
@@ -35,8 +36,7 @@ class LInf(Cells):
         y, _, flat = self._flat(y)
         total = flat.partition.sum(jnp.abs(y))
         radius = flat.strength * fit(flat.weights, total.shape)
-        slack = 1 + 32 * jnp.finfo(total.dtype).eps
-        return jnp.where(jnp.any(total > radius * slack), jnp.inf, 0).astype(total.dtype)
+        return outside(total, radius)
 
 
 @register
@@ -59,7 +59,7 @@ class Slope(Symmetric):
 
     def _conjugate_value(self, y: Array) -> Array:
         tops = jnp.cumsum(along(self.axis, lambda rows: -jnp.sort(-rows), jnp.abs(y)), -1)
-        return outside_by(tops, jnp.cumsum(self.strength))
+        return outside(tops, jnp.cumsum(self.strength))
 
 
 @register
@@ -148,12 +148,6 @@ def _pooled(left: Array, right: Array) -> Array:
     return jnp.concatenate(
         [jnp.where(pools_left, mean, left), jnp.where(pools_right, mean, right)], -1
     )
-
-
-def outside_by(sums: Array, radius: Array) -> Array:
-    """Infinity if a sum exceeds its radius by more than rounding."""
-    slack = 1 + 32 * jnp.finfo(sums.dtype).eps
-    return jnp.where(jnp.any(sums > radius * slack), jnp.inf, 0).astype(sums.dtype)
 
 
 def linf(strength: ArrayLike, axis: Axes = -1) -> LInf:

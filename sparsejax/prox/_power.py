@@ -24,6 +24,10 @@ class _Power(Elementwise):
     def _power(self) -> ArrayLike:
         raise NotImplementedError
 
+    def _threshold(self, m: Array) -> Array:
+        """Up to here the minimiser is 0."""
+        raise NotImplementedError
+
     def _fraction(self, b: Array, m: Array) -> Array:
         """The root z; b is at least the threshold."""
         raise NotImplementedError
@@ -34,7 +38,7 @@ class _Power(Elementwise):
 
     def _shrink(self, b: Array, t: Array) -> Array:
         m = t * self.strength
-        threshold = jump(m, self._power())
+        threshold = lax.stop_gradient(self._threshold(m))
         kept = b > threshold
         inside = kept & (m > 0) & jnp.isfinite(b)
         z = self._fraction(jnp.where(inside, b, 1), jnp.where(inside, m, 0))
@@ -55,6 +59,9 @@ class LHalf(_Power):
     def _power(self) -> ArrayLike:
         return 0.5
 
+    def _threshold(self, m: Array) -> Array:
+        return 1.5 * jnp.cbrt(m) ** 2
+
     def _fraction(self, b: Array, m: Array) -> Array:
         # With z = y^2: y^3 - y + c = 0, whose slope is at least 1 from the root to 1. Newton from
         # the right beats the textbook's arccos, which is also slow: 15x a copy.
@@ -70,6 +77,10 @@ class LTwoThirds(_Power):
 
     def _power(self) -> ArrayLike:
         return 2 / 3
+
+    def _threshold(self, m: Array) -> Array:
+        root = jnp.sqrt(2 * m / 3)
+        return 2 * root * jnp.sqrt(root)
 
     def _fraction(self, b: Array, m: Array) -> Array:
         # With z = y^3: y^4 - y + c = 0. The textbook's second cube root cancels in float32.
@@ -91,6 +102,14 @@ class LP(_Power):
 
     def _power(self) -> ArrayLike:
         return self.p
+
+    def _threshold(self, m: Array) -> Array:
+        # u + m p u^(p-1) at the jump u = (2 m (1-p))^(1/(2-p)); there is none for p > 1.
+        p = jnp.minimum(self.p, 1)
+        scale = jnp.where(m > 0, m, 1) ** (1 / (2 - p))
+        u = (2 * (1 - p)) ** (1 / (2 - p))
+        rise = jnp.where(u > 0, p * jnp.where(u > 0, u, 1) ** (p - 1), 1)
+        return jnp.where((m > 0) & (self.p <= 1), scale * (u + rise), 0)
 
     def _fraction(self, b: Array, m: Array) -> Array:
         # In w = log z both terms are exponentials: convex, so that Newton from the right of the
@@ -117,15 +136,6 @@ class LP(_Power):
         slope = super()._slope(b)
         at_zero = jnp.where(self.p == 1, self.strength, 0)
         return jnp.where((b == 0) & (self.p >= 1), at_zero, slope)
-
-
-def jump(m: Array, p: ArrayLike) -> Array:
-    """The threshold of `m |x|^p`: `u + m p u^(p-1)` at `u = (2 m (1-p))^(1/(2-p))`; 0 for p > 1."""
-    scale = jnp.where(m > 0, m, 1) ** (1 / (2 - jnp.minimum(p, 1)))
-    u = jnp.maximum(2 * (1 - p), 0) ** (1 / (2 - jnp.minimum(p, 1)))
-    rise = jnp.where(u > 0, p * jnp.where(u > 0, u, 1) ** (p - 1), 1)
-    threshold = lax.stop_gradient(scale * (u + rise))
-    return jnp.where((m > 0) & (jnp.asarray(p) <= 1), threshold, 0)
 
 
 def _newton(residual, c: Array) -> Array:
