@@ -14,7 +14,7 @@ def known(x: Any) -> bool:
     return not isinstance(x, Tracer)
 
 
-def number(name: str, x: ArrayLike, call: str, *, positive: bool = False) -> ArrayLike:
+def number(name: str, x: Any, call: str, *, positive: bool = False) -> ArrayLike:
     """A real number or array, >= 0 (or > 0); integers become floats, so that no ratio is cut."""
     if not isinstance(x, int | float | np.ndarray | np.number | jax.Array) or isinstance(x, bool):
         raise TypeError(f"{name} must be a number or an array, got {x!r}; for example {call}.")

@@ -353,13 +353,13 @@ def moreau_envelope(penalty: Penalty, smoothing: ArrayLike = 1.0) -> MoreauEnvel
     return MoreauEnvelope(_penalty(penalty, call), smoothing)
 
 
-def _penalty(penalty: Penalty, call: str) -> Penalty:
+def _penalty(penalty: Any, call: str) -> Penalty:
     if not isinstance(penalty, Penalty):
         raise TypeError(f"penalty must be a penalty, got {penalty!r}; for example {call}.")
     return penalty
 
 
-def _growing(penalty: Penalty, call: str) -> Penalty:
+def _growing(penalty: Any, call: str) -> Penalty:
     if not _penalty(penalty, call).monotone:
         raise ValueError(
             f"{type(penalty).__name__} may fall when the modulus of an entry grows; for example "

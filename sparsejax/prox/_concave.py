@@ -29,7 +29,7 @@ class _Parabola(Elementwise):
         single = t * curvature < 1
         room = jnp.where(single, 1 - t * curvature, 1)
         between = jnp.where(b < knee, relu(b - t * slope) / room, b)
-        jump = jnp.where(single, 0, jnp.sqrt(t * slope) * jnp.sqrt(jnp.where(single, 0, knee)))
+        jump = jnp.sqrt(t * slope * jnp.where(single, 0, knee))
         return jnp.where(single, between, jnp.where(b <= jump, 0, b))
 
     def _slope(self, b: Array) -> Array:

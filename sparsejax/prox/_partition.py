@@ -63,8 +63,10 @@ class Partition:
     def norms(self, x: PyTree) -> Array:
         """The l2 norm of each group, without overflow, and with gradient 0 at 0."""
         size = lax.stop_gradient(self.max(self.map(jnp.abs, x)))
-        size = jnp.where((size > 0) & (size < jnp.inf), size, 1)
-        total = self.sum(self.map(lambda leaf, s: _square(leaf / s), x, size))
+        # So that the size and its inverse, and squares of what is divided by it, are finite.
+        bound = float(jnp.finfo(size.dtype).max) ** 0.8
+        size = jnp.where(size < jnp.inf, jnp.clip(size, 1 / bound, bound), 1)
+        total = self.sum(self.map(lambda leaf, s: _square(leaf * s), x, 1 / size))
         positive = total > 0
         return jnp.where(positive, size * jnp.sqrt(jnp.where(positive, total, 1)), total)
 

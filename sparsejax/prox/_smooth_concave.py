@@ -1,6 +1,7 @@
 """Smooth concave penalties: logarithm, exponential, Geman and any other given by its derivative."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,8 +37,9 @@ class _Scaled(Elementwise):
         """The larger root to a few digits, anything where there is none."""
         raise NotImplementedError
 
-    def _polish(self) -> int:
-        return 1
+    def _polish(self, dtype: Any) -> int:
+        """How many steps of Newton the root needs."""
+        return 2 if dtype == jnp.float32 else 4
 
     def _cost(self, b: Array) -> Array:
         return jnp.asarray(self._price() * self._phi(b / self._scale()))
@@ -75,7 +77,7 @@ class _Scaled(Elementwise):
         return kept, fixed_c * slope + lifted - (lifted - dropped) / share
 
     def _polished(self, y: Array, beta: Array, c: Array) -> Array:
-        steps = self._polish()
+        steps = self._polish(beta.dtype)
         # A few steps in a row are one pass over memory, many are a loop.
         return lax.fori_loop(
             0, steps, lambda _, y: _inside(self._step(y, beta, c), beta), y, unroll=steps < 8
@@ -115,10 +117,13 @@ class LogSum(_Scaled):
         return inverse, -inverse * inverse
 
     def _root(self, beta: Array, c: Array) -> Array:
-        # y^2 + (1 - beta) y + c - beta = 0; the roots apart, so that 1e30 does not overflow.
-        low, high = beta + 1 - 2 * jnp.sqrt(c), beta + 1 + 2 * jnp.sqrt(c)
-        gap = jnp.sqrt(jnp.where(low >= 0, low, jnp.nan)) * jnp.sqrt(high)
-        return jnp.where(beta < 1, 2 * (beta - c) / (1 - beta + gap), (beta - 1 + gap) / 2)
+        # w = 1 + y: w^2 - (1 + beta) w + c = 0, in this order without overflow or cancellation.
+        whole = 1 + beta
+        r = 2 * jnp.sqrt(c) / whole
+        return whole * (1 + jnp.sqrt(jnp.where(r <= 1, (1 - r) * (1 + r), jnp.nan))) / 2 - 1
+
+    def _polish(self, dtype: Any) -> int:
+        return 0
 
 
 @register
@@ -142,9 +147,6 @@ class Exponential(_Scaled):
     def _derivatives(self, y: Array) -> tuple[Array, Array]:
         decay = jnp.exp(-y)
         return decay, -decay
-
-    def _polish(self) -> int:
-        return 4
 
     def _root(self, beta: Array, c: Array) -> Array:
         # beta + W0(-c exp(-beta)), W0 by its series at the branch point, good to 0.1 everywhere.
@@ -175,9 +177,6 @@ class Geman(_Scaled):
     def _derivatives(self, y: Array) -> tuple[Array, Array]:
         inverse = 1 / (1 + y)
         return inverse**2, -2 * inverse**3
-
-    def _polish(self) -> int:
-        return 4
 
     def _root(self, beta: Array, c: Array) -> Array:
         # With 1 + y = (1 + beta) q: q^2 (1 - q) = d, and q = 2/3 is the branch point.
@@ -226,7 +225,7 @@ class Concave(_Scaled):
     def _derivatives(self, y: Array) -> tuple[Array, Array]:
         return jax.jvp(self.derivative, (y,), (jnp.ones_like(y),))
 
-    def _polish(self) -> int:
+    def _polish(self, dtype: Any) -> int:
         return 40
 
     def _root(self, beta: Array, c: Array) -> Array:

@@ -1,6 +1,6 @@
 """Total variation in one dimension, by dynamic programming in linear time."""
 
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -72,52 +72,77 @@ def _solve_jvp(primals, tangents):
     return out, jnp.zeros_like(out)
 
 
+class _Walk(NamedTuple):
+    """Where the dynamic programme is: one end of the queue, and a line that is to pass a target."""
+
+    i: Array
+    upper: Array
+    at: Array
+    line: Array
+    low_at: Array
+    low_line: Array
+    left: Array
+    right: Array
+    knots: Array
+    tubes: Array
+
+
 @jax.custom_batching.sequential_vmap
 def _sequential(y: Array, m: Array) -> Array:
     """Johnson's dynamic programme: forward the knots of the derivative, backward by clipping.
 
     The derivative of the cost-to-come is piecewise linear and rises; only its part between -m and
-    m matters. Its knots live in a double-ended queue, and every knot enters and leaves once.
+    m matters. Its knots (position, change of slope and of intercept) live in a double-ended queue,
+    and each enters and leaves once. One flat loop: nested ones copy the queue at every entry.
     """
-    n, one = y.shape[-1], jnp.ones((), y.dtype)
-    knots = jnp.zeros((3, 2 * n), y.dtype)  # position, change of slope, change of intercept
-
-    def forward(i, carry):
-        knots, left, right, tubes = carry
-        # No step leads to the first entry.
-        edge = jnp.where(i == 0, 0, m)
-        low = _pop(knots, left, right, (one, -edge - y[i]), -m, 1)
-        high = _pop(knots, right, low[0], (-one, -edge + y[i]), -m, -1)
-        left, right = low[0] - 1, high[0] + 1
-        ends = [jnp.stack([(-m - bend) / slope, slope, bend + m]) for _, slope, bend in (low, high)]
-        knots = knots.at[:, left].set(ends[0]).at[:, right].set(ends[1])
-        return knots, left, right, tubes.at[:, i].set(jnp.stack([ends[0][0], ends[1][0]]))
-
-    start = (knots, jnp.int32(n), jnp.int32(n - 1), jnp.zeros((2, n), y.dtype))
-    knots, left, right, tubes = lax.fori_loop(0, n - 1, forward, start)
-    last = _pop(knots, left, right, (one, -m - y[n - 1]), jnp.zeros_like(m), 1)
-    end = -last[2] / last[1]
+    n = y.shape[-1]
+    start = _Walk(
+        jnp.int32(0), jnp.array(False), jnp.int32(n), jnp.stack([jnp.ones((), y.dtype), -y[0]]),
+        jnp.int32(n), jnp.zeros(2, y.dtype), jnp.int32(n), jnp.int32(n - 1),
+        jnp.zeros((2 * n + 1, 3), y.dtype), jnp.zeros((n, 2), y.dtype),
+    )  # fmt: skip
+    done = lax.while_loop(lambda w: w.i < n, lambda w: _advance(w, y, m), start)
+    end = -done.low_line[1] / done.low_line[0]
 
     def backward(later, tube):
         u = jnp.clip(later, tube[0], tube[1])
         return u, u
 
-    _, before = lax.scan(backward, end, tubes[:, : n - 1].T, reverse=True)
+    _, before = lax.scan(backward, end, done.tubes[: n - 1], reverse=True)
     return jnp.append(before, end)
 
 
-def _pop(knots: Array, at: Array, end: Array, line: Any, target: Array, way: int) -> Any:
-    """Drop knots from one end of the queue, up to the other, until the line passes the target."""
-
-    def passes(state):
-        i, slope, bend = state
-        return ((end - i) * way >= 0) & (slope * knots[0, i] + bend <= target)
-
-    def drop(state):
-        i, slope, bend = state
-        return i + way, slope + knots[1, i], bend + knots[2, i]
-
-    return lax.while_loop(passes, drop, (at, *line))
+def _advance(w: _Walk, y: Array, m: Array) -> _Walk:
+    """Drop one knot, or turn to the upper end of the queue, or push both ends and go on."""
+    n = y.shape[-1]
+    knot, last = lax.dynamic_index_in_dim(w.knots, w.at, 0, False), w.i == n - 1
+    way, end = jnp.where(w.upper, -1, 1), jnp.where(w.upper, w.low_at, w.right)
+    short = w.line[0] * knot[0] + w.line[1] <= jnp.where(last, 0, -m)
+    drops = ((end - w.at) * way >= 0) & short
+    turns, pushes = ~drops & ~w.upper, ~drops & w.upper
+    left, right = w.low_at - 1, w.at + 1
+    low, high = (jnp.stack([(-m - line[1]) / line[0], line[0], line[1] + m])
+                 for line in (w.low_line, w.line))  # fmt: skip
+    # Written in every step, to a spare place if nothing is to be pushed: in place.
+    put = lax.dynamic_update_index_in_dim
+    knots = put(w.knots, low, jnp.where(pushes, left, 2 * n), 0)
+    knots = put(knots, high, jnp.where(pushes, right, 2 * n), 0)
+    tubes = put(w.tubes, jnp.stack([low[0], high[0]]), jnp.where(pushes, w.i, n - 1), 0)
+    one = jnp.ones((), y.dtype)
+    downward = jnp.stack([-one, y[w.i] - jnp.where(w.i == 0, 0, m)])
+    upward = jnp.stack([one, -m - y[jnp.minimum(w.i + 1, n - 1)]])
+    return _Walk(
+        i=w.i + (pushes | (turns & last)),
+        upper=turns | (w.upper & drops),
+        at=jnp.where(drops, w.at + way, jnp.where(turns, w.right, left)),
+        line=jnp.where(drops, w.line + knot[1:], jnp.where(turns, downward, upward)),
+        low_at=jnp.where(turns, w.at, w.low_at),
+        low_line=jnp.where(turns, w.line, w.low_line),
+        left=jnp.where(pushes, left, w.left),
+        right=jnp.where(pushes, right, w.right),
+        knots=knots,
+        tubes=tubes,
+    )
 
 
 def total_variation(strength: ArrayLike, axis: int | None = -1) -> TotalVariation:
