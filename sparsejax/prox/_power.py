@@ -63,8 +63,8 @@ class LHalf(_Power):
         return 1.5 * jnp.cbrt(m) ** 2
 
     def _fraction(self, b: Array, m: Array) -> Array:
-        # With z = y^2: y^3 - y + c = 0, whose slope is at least 1 from the root to 1. The textbook's
-        # arccos takes the time of 15 copies.
+        # With z = y^2: y^3 - y + c = 0, whose slope is at least 1 from the root to 1. The
+        # textbook's arccos takes the time of 15 copies.
         c = m / 2 / b / jnp.sqrt(b)
         start = 1 - c * (1 / 2 + 0.64 * c)
         return _newton(lambda y: (y * (y * y - 1) + c, 3 * y * y - 1), start) ** 2

@@ -206,7 +206,8 @@ def test_usage():
 
 @pytest.mark.parametrize("make", [
     lambda: prox.group_lasso(0.4, axis=0), lambda: prox.group_mcp(1.3, 2.0, axis=0),
-    lambda: prox.mcp(0.3, 2.0), lambda: prox.l1(0.3), lambda: prox.l0(0.3), lambda: prox.lp(0.3, 0.5),
+    lambda: prox.mcp(0.3, 2.0), lambda: prox.l1(0.3), lambda: prox.l0(0.3),
+    lambda: prox.lp(0.3, 0.5),
     lambda: prox.log_sum(0.3, 1.0), lambda: prox.scad(0.3), lambda: prox.huber(0.3),
     lambda: prox.elastic_net(0.3), lambda: prox.cel0(0.3), lambda: prox.capped_l1(0.3),
     lambda: prox.exponential(0.3), lambda: prox.geman(0.3), lambda: prox.l_half(0.3),
