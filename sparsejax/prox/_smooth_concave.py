@@ -117,10 +117,11 @@ class LogSum(_Scaled):
         return inverse, -inverse * inverse
 
     def _root(self, beta: Array, c: Array) -> Array:
-        # w = 1 + y: w^2 - (1 + beta) w + c = 0, in this order without overflow or cancellation.
+        # y^2 + (1 - beta) y + c - beta = 0, without overflow, and without cancellation for small y.
         whole = 1 + beta
         r = 2 * jnp.sqrt(c) / whole
-        return whole * (1 + jnp.sqrt(jnp.where(r <= 1, (1 - r) * (1 + r), jnp.nan))) / 2 - 1
+        gap = whole * jnp.sqrt(jnp.where(r <= 1, (1 - r) * (1 + r), jnp.nan))
+        return jnp.where(beta < 1, 2 * (beta - c) / (1 - beta + gap), (beta - 1 + gap) / 2)
 
     def _polish(self, dtype: Any) -> int:
         return 0

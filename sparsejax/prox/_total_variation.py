@@ -83,6 +83,7 @@ class _Walk(NamedTuple):
     low_line: Array
     left: Array
     right: Array
+    knot: Array
     knots: Array
     tubes: Array
 
@@ -96,11 +97,21 @@ def _sequential(y: Array, m: Array) -> Array:
     and each enters and leaves once. One flat loop: nested ones copy the queue at every entry.
     """
     n = y.shape[-1]
+    middle, line = jnp.int32(n), jnp.stack([jnp.ones((), y.dtype), -y[0]])
+    knots, tubes = jnp.zeros((2 * n + 1, 3), y.dtype), jnp.zeros((n, 2), y.dtype)
     start = _Walk(
-        jnp.int32(0), jnp.array(False), jnp.int32(n), jnp.stack([jnp.ones((), y.dtype), -y[0]]),
-        jnp.int32(n), jnp.zeros(2, y.dtype), jnp.int32(n), jnp.int32(n - 1),
-        jnp.zeros((2 * n + 1, 3), y.dtype), jnp.zeros((n, 2), y.dtype),
-    )  # fmt: skip
+        i=jnp.int32(0),
+        upper=jnp.array(False),
+        at=middle,
+        line=line,
+        low_at=middle,
+        low_line=line,
+        left=middle,
+        right=middle - 1,
+        knot=knots[0],
+        knots=knots,
+        tubes=tubes,
+    )
     done = lax.while_loop(lambda w: w.i < n, lambda w: _advance(w, y, m), start)
     end = -done.low_line[1] / done.low_line[0]
 
@@ -114,8 +125,7 @@ def _sequential(y: Array, m: Array) -> Array:
 
 def _advance(w: _Walk, y: Array, m: Array) -> _Walk:
     """Drop one knot, or turn to the upper end of the queue, or push both ends and go on."""
-    n = y.shape[-1]
-    knot, last = lax.dynamic_index_in_dim(w.knots, w.at, 0, False), w.i == n - 1
+    n, knot, last = y.shape[-1], w.knot, w.i == y.shape[-1] - 1
     way, end = jnp.where(w.upper, -1, 1), jnp.where(w.upper, w.low_at, w.right)
     short = w.line[0] * knot[0] + w.line[1] <= jnp.where(last, 0, -m)
     drops = ((end - w.at) * way >= 0) & short
@@ -123,7 +133,7 @@ def _advance(w: _Walk, y: Array, m: Array) -> _Walk:
     left, right = w.low_at - 1, w.at + 1
     low, high = (jnp.stack([(-m - line[1]) / line[0], line[0], line[1] + m])
                  for line in (w.low_line, w.line))  # fmt: skip
-    # Written in every step, to a spare place if nothing is to be pushed: in place.
+    # In place, since written in every step (to a spare place if nothing is pushed) and read after.
     put = lax.dynamic_update_index_in_dim
     knots = put(w.knots, low, jnp.where(pushes, left, 2 * n), 0)
     knots = put(knots, high, jnp.where(pushes, right, 2 * n), 0)
@@ -131,15 +141,17 @@ def _advance(w: _Walk, y: Array, m: Array) -> _Walk:
     one = jnp.ones((), y.dtype)
     downward = jnp.stack([-one, y[w.i] - jnp.where(w.i == 0, 0, m)])
     upward = jnp.stack([one, -m - y[jnp.minimum(w.i + 1, n - 1)]])
+    at = jnp.where(drops, w.at + way, jnp.where(turns, w.right, left))
     return _Walk(
         i=w.i + (pushes | (turns & last)),
         upper=turns | (w.upper & drops),
-        at=jnp.where(drops, w.at + way, jnp.where(turns, w.right, left)),
+        at=at,
         line=jnp.where(drops, w.line + knot[1:], jnp.where(turns, downward, upward)),
         low_at=jnp.where(turns, w.at, w.low_at),
         low_line=jnp.where(turns, w.line, w.low_line),
         left=jnp.where(pushes, left, w.left),
         right=jnp.where(pushes, right, w.right),
+        knot=lax.dynamic_index_in_dim(knots, at, 0, keepdims=False),
         knots=knots,
         tubes=tubes,
     )
