@@ -2,6 +2,8 @@
 
 import importlib
 import inspect
+import pathlib
+import re
 import subprocess
 import sys
 
@@ -69,3 +71,10 @@ def test_the_face_has_the_names_of_every_program():
         assert hasattr(sj, name), name
     assert sj.__version__
     assert set(sj.__all__) <= set(dir(sj))
+
+
+def test_links_of_the_readme_lead_somewhere():
+    root = pathlib.Path(__file__).parent.parent
+    links = re.findall(r"\]\((?!https?:)([^)]+)\)", (root / "README.md").read_text())
+    assert len(links) > 10
+    assert [link for link in links if not (root / link).exists()] == []
