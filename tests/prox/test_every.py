@@ -14,6 +14,12 @@ from ._cases import CASES, IDS, draw
 
 # Compilation is what these tests take: without the optimiser of the machine code it is faster.
 compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+# What depends on the code and not on the numbers is tested once for each class.
+_first = {
+    (type(c.penalty), type(getattr(c.penalty, "penalty", None)), str(c.shape)): c
+    for c in reversed(CASES)
+}
+once = pytest.mark.parametrize("case", _first.values(), ids=lambda c: c.name)
 every = pytest.mark.parametrize("case", CASES, ids=IDS)
 # What is no penalty, or takes other arguments than penalties do.
 NOT_A_FACTORY = {
@@ -81,7 +87,7 @@ def test_no_competitor_is_better(case):
             assert best <= min(others, less) * (1 + 1e-9) + 1e-12
 
 
-@every
+@once
 def test_float32_agrees_with_float64_and_low_dtypes_round_it(case):
     def solve(v):
         return case.penalty.prox(v, 1.5), case.penalty.value(v)
@@ -109,7 +115,7 @@ def test_float32_agrees_with_float64_and_low_dtypes_round_it(case):
             np.testing.assert_allclose(a, b, rtol=float(jnp.finfo(dtype).eps), atol=1e-6)
 
 
-@every
+@once
 def test_one_compilation_for_all_strengths_and_maps_over_them(case):
     compiles = []
 
@@ -175,7 +181,7 @@ def test_derivative_is_that_of_differences(case):
         close(tangent, slope, 1e-4, 1e-5)
 
 
-@every
+@once
 def test_numbers_at_the_edges(case):
     solve = compiled(case.penalty.prox)
     v = draw(case.shape, np.random.default_rng(6))
@@ -226,7 +232,7 @@ def test_weak_convexity(case):
             assert min(float(bend(x, 1.01 * x, 0.8 * rho)) for x in near) < 0
 
 
-@every
+@once
 def test_complex_by_modulus_and_phase(case):
     v = draw(case.shape, np.random.default_rng(9))
     phase = np.complex64(np.exp(0.7j))
@@ -252,7 +258,7 @@ def test_complex_by_modulus_and_phase(case):
     assert finite(grad)
 
 
-@every
+@once
 def test_one_step_or_a_step_per_entry(case):
     v = draw(case.shape, np.random.default_rng(10))
     if isinstance(v, dict):

@@ -225,3 +225,14 @@ def test_subdiff_distance_is_zero_at_what_the_operator_returns(make):
 def test_subdiff_distance_is_said_to_be_missing():
     with pytest.raises(NotImplementedError, match="Slope"):
         prox.slope(jnp.ones(6)).subdiff_distance(X, X)
+
+
+def test_norms_of_constants():
+    """XLA folds what is known at compile time, in another order of operations."""
+    with jax.enable_x64(True):
+        for dtype in (np.float32, np.float64):
+            for number in (0.0, 1e-10, 1.0, 1e10):
+                value = jax.jit(lambda: prox.l2(1.0).value(jnp.full(4, number, dtype)))  # noqa: B023
+                np.testing.assert_allclose(value(), 2 * number, rtol=1e-6)
+                spread = jax.jit(lambda: prox.sef(2).value(jnp.full(4, number, dtype)))  # noqa: B023
+                np.testing.assert_allclose(spread(), 4 * number**2, rtol=1e-5)
