@@ -41,7 +41,7 @@ ELEMENTWISE = {
     "l_half": prox.l_half(0.5),
     "l_two_thirds": prox.l_two_thirds(0.5),
     "lp, p = 0.3": prox.lp(0.5, 0.3),
-    "concave (Newton, 40 steps)": prox.concave(jnp.log1p, lambda b: 1 / (1 + b), 0.5),
+    "concave (Newton)": prox.concave(jnp.log1p, lambda b: 1 / (1 + b), 0.5),
 }
 
 

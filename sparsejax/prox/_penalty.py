@@ -1,5 +1,6 @@
 """What a penalty is: a value, a proximal operator, and the dtypes and phases all share."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar, dataclass_transform
 
@@ -206,6 +207,14 @@ def widen(v: ArrayLike) -> Inexact[Array, "..."]:
     """The array in at least float32; float64 and complex stay."""
     x = jnp.asarray(v)
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def polynomial(x: Array, coefficients: Sequence[float]) -> Array:
+    """`sum_i coefficients_i x^i`, in the order of one pass over memory."""
+    total = jnp.zeros((), x.dtype)
+    for coefficient in reversed(coefficients):
+        total = total * x + coefficient
+    return total
 
 
 def real_dtype(tree: PyTree) -> Any:

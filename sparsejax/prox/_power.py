@@ -1,12 +1,15 @@
-"""Powers `|x|^p`, 0 < p <= 2: half and two-thirds thresholding by polynomials, the rest by logs."""
+"""Powers `|x|^p`, 0 < p <= 2: each root from a start of some digits, and logarithms."""
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from ._check import known, number
-from ._penalty import Elementwise, Leaf, register
+from ._penalty import Elementwise, Leaf, polynomial, register
 
 
 class _Power(Elementwise):
@@ -28,8 +31,12 @@ class _Power(Elementwise):
         """Up to here the minimiser is 0."""
         raise NotImplementedError
 
-    def _fraction(self, b: Array, m: Array) -> Array:
-        """The root z; b is at least the threshold."""
+    def _logarithm(self, b: Array, m: Array) -> Array:
+        """Of c, where b is above the threshold and m > 0."""
+        return jnp.log(m * self._power()) + (self._power() - 2) * jnp.log(b)
+
+    def _fraction(self, log_c: Array, p: Array) -> Array:
+        """The root z to the digits of the dtype."""
         raise NotImplementedError
 
     def _cost(self, b: Array) -> Array:
@@ -37,12 +44,12 @@ class _Power(Elementwise):
         return self.strength * jnp.where(b > 0, power, b)
 
     def _shrink(self, b: Array, t: Array) -> Array:
-        m = t * self.strength
-        threshold = lax.stop_gradient(self._threshold(m))
-        kept = b > threshold
-        inside = kept & (m > 0) & jnp.isfinite(b)
-        z = self._fraction(jnp.where(inside, b, 1), jnp.where(inside, m, 0))
-        return jnp.where(kept, b * jnp.where(inside, z, 1), 0)
+        m, p = t * self.strength, jnp.asarray(self._power(), b.dtype)
+        kept = b > lax.stop_gradient(self._threshold(m))
+        inside = kept & (m > 0) & (b < jnp.inf)
+        log_c = self._logarithm(jnp.where(inside, b, 1), jnp.where(m > 0, m, 1))
+        z = _root(self, jnp.where(inside, log_c, _NOTHING), p)
+        return jnp.where(kept, b * z, 0)
 
     def _slope(self, b: Array) -> Array:
         p = self._power()
@@ -50,8 +57,56 @@ class _Power(Elementwise):
         return jnp.where(b > 0, slope, jnp.where(self.strength > 0, jnp.inf, 0))
 
 
+# The logarithm of a c that is too small to matter.
+_NOTHING = -100.0
+
+
+@jax.custom_jvp
+def _root(penalty: _Power, log_c: Array, p: Array) -> Array:
+    return penalty._fraction(log_c, p)
+
+
+@_root.defjvp
+def _root_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
+    """The derivative of the root of `z + exp(log c + (p - 1) log z) = 1`."""
+    z, (_, _, p) = _root(*primals), primals
+    _, moved_c, moved_p = tangents
+    pull = 1 - z
+    rate = z + (p - 1) * pull
+    fall = pull * (moved_c + jnp.log(jnp.where(z > 0, z, 1)) * moved_p)
+    return z, -z * fall / jnp.where(rate > 0, rate, 1)
+
+
+def _branch(p: Array) -> tuple[Array, Array]:
+    """The z and c at which both roots meet."""
+    z = (1 - p) / (2 - p)
+    return z, (1 - z) * z ** (1 - p)
+
+
+def _polished(z: Array, c: Array, p: Array, steps: int) -> Array:
+    """Newton's method for `z + c z^(p-1) = 1`."""
+    for _ in range(steps):
+        pull = c * jnp.exp((p - 1) * jnp.log(z))
+        rate = z + (p - 1) * pull
+        z = z * (1 - (z + pull - 1) / jnp.where(rate > 0, rate, jnp.inf))
+    return z
+
+
+class _Fitted(_Power):
+    """A power whose root is smooth in `r = sqrt(1 - c / c_branch)`: a polynomial in float32."""
+
+    def _coefficients(self) -> tuple[float, ...]:
+        raise NotImplementedError
+
+    def _fraction(self, log_c: Array, p: Array) -> Array:
+        c = jnp.exp(log_c)
+        r = jnp.sqrt(jnp.maximum(1 - c / _branch(p)[1], 0))
+        z = polynomial(r, self._coefficients())
+        return _polished(z, c, p, 0 if z.dtype == jnp.float32 else 2)
+
+
 @register
-class LHalf(_Power):
+class LHalf(_Fitted):
     """`strength * |x|^(1/2)`, see `l_half`."""
 
     strength: Leaf
@@ -62,16 +117,12 @@ class LHalf(_Power):
     def _threshold(self, m: Array) -> Array:
         return 1.5 * jnp.cbrt(m) ** 2
 
-    def _fraction(self, b: Array, m: Array) -> Array:
-        # With z = y^2: y^3 - y + c = 0, whose slope is at least 1 from the root to 1. The
-        # textbook's arccos takes the time of 15 copies.
-        c = m / 2 / b / jnp.sqrt(b)
-        start = 1 - c * (1 / 2 + 0.64 * c)
-        return _newton(lambda y: (y * (y * y - 1) + c, 3 * y * y - 1), start) ** 2
+    def _coefficients(self) -> tuple[float, ...]:
+        return 0.333012572, 0.546660919, 0.141201984, -0.0242412915, 0.0033658545
 
 
 @register
-class LTwoThirds(_Power):
+class LTwoThirds(_Fitted):
     """`strength * |x|^(2/3)`, see `l_two_thirds`."""
 
     strength: Leaf
@@ -83,11 +134,8 @@ class LTwoThirds(_Power):
         root = jnp.sqrt(2 * m / 3)
         return 2 * root * jnp.sqrt(root)
 
-    def _fraction(self, b: Array, m: Array) -> Array:
-        # With z = y^3: y^4 - y + c = 0. The textbook's second cube root cancels in float32.
-        c = 2 / 3 * m * jnp.exp(-4 / 3 * jnp.log(b))
-        start = 1 - c * (1 / 3 + 0.47 * c)
-        return _newton(lambda y: (y * (y**3 - 1) + c, 4 * y**3 - 1), start) ** 3
+    def _coefficients(self) -> tuple[float, ...]:
+        return 0.249871672, 0.531354561, 0.246826527, -0.0321544979, 0.00410186873
 
 
 @register
@@ -113,26 +161,10 @@ class LP(_Power):
         rise = jnp.where(u > 0, p * jnp.where(u > 0, u, 1) ** (p - 1), 1)
         return jnp.where((m > 0) & (self.p <= 1), scale * (u + rise), 0)
 
-    def _fraction(self, b: Array, m: Array) -> Array:
-        # In w = log z both terms are exponentials: convex, so that Newton from the right of the
-        # root is monotone for every p in (0, 2], and 8 steps reach float32 where z^(p-1) needs 40.
-        p = self.p
-        log_c = jnp.log(jnp.where(m > 0, m * p, 1)) + (p - 2) * jnp.log(b)
-        log_c = jnp.where(m > 0, log_c, -40)
-        above = jnp.where(p > 1, p - 1, 1)
-        start = jnp.where(p > 1, jnp.minimum(0, -log_c / above), 0)
-        steps = 8 if b.dtype == jnp.float32 else 20
-
-        def newton(w):
-            z, pull = jnp.exp(w), jnp.exp(log_c + (p - 1) * w)
-            # At p = 1 and the threshold both vanish.
-            slope = z + (p - 1) * pull
-            return w - (z + pull - 1) / jnp.where(slope > 0, slope, 1)
-
-        w = lax.stop_gradient(jnp.broadcast_to(start, b.shape))
-        for _ in range(steps - 1):
-            w = lax.stop_gradient(newton(w))
-        return jnp.exp(newton(w))
+    def _fraction(self, log_c: Array, p: Array) -> Array:
+        if p.ndim:
+            return jnp.where(p < 0.9, _beyond_jump(log_c, p), _by_logarithm(log_c, p))
+        return lax.cond(p < 0.9, _beyond_jump, _by_logarithm, log_c, p)
 
     def _slope(self, b: Array) -> Array:
         slope = super()._slope(b)
@@ -140,14 +172,32 @@ class LP(_Power):
         return jnp.where((b == 0) & (self.p >= 1), at_zero, slope)
 
 
-def _newton(residual, y: Array) -> Array:
-    """A root from two digits of it; the last step carries the derivative."""
-    y = lax.stop_gradient(y)
-    for _ in range(2 if y.dtype == jnp.float32 else 4):
-        value, slope = residual(y)
-        y = lax.stop_gradient(y - value / slope)
-    value, slope = residual(y)
-    return y - value / slope
+def _beyond_jump(log_c: Array, p: Array) -> Array:
+    """For p < 1 from the cubic in r that has the values and slopes of z at the branch (r = 0) and
+    where the penalty ends (r = 1): two digits at worst, beyond the jump.
+    """
+    at, limit = _branch(jnp.minimum(p, 0.9))
+    c = jnp.exp(log_c)
+    r = jnp.sqrt(jnp.maximum(1 - c / limit, 0))
+    rise = at * jnp.sqrt(2 / ((1 - jnp.minimum(p, 0.9)) * (2 - p)))
+    rest = 1 - at - rise
+    third = 2 * limit - rise - 2 * rest
+    start = at + r * (rise + r * (rest - third + r * third))
+    return _polished(start, c, p, 1 if c.dtype == jnp.float32 else 4)
+
+
+def _by_logarithm(log_c: Array, p: Array) -> Array:
+    """For every p. In w = log z both terms are exponentials: convex, so that Newton's method from
+    the right of the root is monotone, and 8 steps reach float32 where z^(p-1) needs 40.
+    """
+    start = jnp.where(p > 1, jnp.minimum(0, -log_c / jnp.where(p > 1, p - 1, 1)), 0)
+    w = jnp.broadcast_to(start, jnp.broadcast_shapes(start.shape, log_c.shape))
+    for _ in range(8 if w.dtype == jnp.float32 else 20):
+        z, pull = jnp.exp(w), jnp.exp(log_c + (p - 1) * w)
+        # At p = 1 and the threshold both vanish.
+        slope = z + (p - 1) * pull
+        w = w - (z + pull - 1) / jnp.where(slope > 0, slope, 1)
+    return jnp.exp(w)
 
 
 def l_half(strength: ArrayLike) -> LHalf:

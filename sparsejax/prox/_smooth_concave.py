@@ -10,14 +10,15 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from ._check import number
-from ._penalty import Elementwise, Leaf, register, relu, static
+from ._penalty import Elementwise, Leaf, largest_float, polynomial, register, relu, static
 
 
 class _Scaled(Elementwise):
-    """`strength * phi(b / scale)` with phi concave, `phi(0) = 0`.
+    """`strength * phi(b / scale)` with phi concave, phi' convex, `phi(0) = 0`.
 
     In y = u / scale the proximal operator is 0 or the larger root of `y + c phi'(y) = beta`, with
-    `beta = b / scale` and `c = t strength / scale^2`: whichever objective is less.
+    `beta = b / scale` and `c = t strength / scale^2`. What is found is the pull `beta - y`: of a
+    large y it is known to more digits.
     """
 
     def _scale(self) -> ArrayLike:
@@ -33,13 +34,13 @@ class _Scaled(Elementwise):
         """`phi'` and `phi''` for y >= 0."""
         raise NotImplementedError
 
-    def _root(self, beta: Array, c: Array) -> Array:
-        """The larger root to a few digits, anything where there is none."""
+    def _pull(self, beta: Array, c: Array, first: Array) -> Array:
+        """`beta - y` at the larger root y, near `first`; any number where there is none."""
         raise NotImplementedError
 
-    def _polish(self, dtype: Any) -> int:
-        """How many steps of Newton the root needs."""
-        return 2 if dtype == jnp.float32 else 4
+    def _jump(self, c: Array) -> Array:
+        """The y > 0 that is as good as 0, `y^2 / 2 = c (phi(y) - y phi'(y))`, if there is one."""
+        return largest_float(lambda y: (y < _tiny(y)) | (_gain(self, y, c) >= 0), c.shape, c.dtype)
 
     def _cost(self, b: Array) -> Array:
         return jnp.asarray(self._price() * self._phi(b / self._scale()))
@@ -49,49 +50,85 @@ class _Scaled(Elementwise):
 
     def _shrink(self, b: Array, t: Array) -> Array:
         scale = self._scale()
-        c = t * (self._price() / scale) / scale
-        kept, pull = self._pull(b / scale, c)
+        beta, c = b / scale, t * (self._price() / scale) / scale
+        if c.size < beta.size:
+            kept, pull = self._by_threshold(beta, c)
+        else:
+            kept, pull = self._by_objective(beta, c)
         u = jnp.where(kept, relu(b - scale * pull), 0)
         return jnp.where((c == 0) | (b == jnp.inf), b, u)
 
-    def _kept(self, beta: Array, c: Array) -> tuple[Array, Array, Array]:
-        """Where the root beats 0, the root there, and a finite beta: constants to derivatives."""
-        beta, c = lax.stop_gradient((beta, c))
-        usable = (beta > 0) & (beta < jnp.inf)
-        beta = jnp.where(usable, beta, 1)
-        y = self._polished(_inside(self._root(beta, c), beta), beta, c)
+    def _by_threshold(self, beta: Array, c: Array) -> tuple[Array, Array]:
+        """Whether the root beats 0, by a threshold found once for many entries, and the pull."""
+        fixed = lax.stop_gradient(c)
+        slope, bend = self._derivatives(jnp.zeros_like(fixed))
+        y = jnp.where(fixed * bend >= -1, 0, self._jump(fixed))
+        slope = jnp.where(y > 0, self._derivatives(jnp.where(y > 0, y, 1))[0], slope)
+        pull = jnp.where(fixed > 0, fixed * slope, 0)
+        threshold = lax.stop_gradient(y + pull)
+        kept = beta > threshold
+        beta = jnp.where(kept, beta, jnp.where(threshold > 0, threshold, 1))
+        first = beta - lax.stop_gradient(pull) * threshold / beta
+        return kept, _pull(self, beta, c, lax.stop_gradient(first))
+
+    def _by_objective(self, beta: Array, c: Array) -> tuple[Array, Array]:
+        """The same where each entry has its own c."""
+        pull = _pull(self, beta, c, lax.stop_gradient(beta))
+        y = jnp.maximum(beta - pull, 0)
         # 0.5 (y - beta)^2 + c phi(y) < 0.5 beta^2, without the cancellation.
-        kept = usable & (y > 0) & (c * self._phi(y) < y * (beta - y / 2))
-        return kept, jnp.where(kept, y, 1), jnp.where(kept, beta, 1)
-
-    def _pull(self, beta: Array, c: Array) -> tuple[Array, Array]:
-        """Where the root beats 0, and `beta - y = c phi'(y)`: a large y has fewer digits."""
-        kept, y, fixed = self._kept(beta, c)
-        slope, bend = lax.stop_gradient(self._derivatives(y))
-        fixed_c = lax.stop_gradient(c)
-        rate = 1 + fixed_c * bend
-        # Two terms of value 0, which carry the derivative of the root.
-        lifted = jnp.where(kept, beta, 1) - fixed
-        dropped = (c - fixed_c) * slope
-        share = jnp.where(rate > 0, rate, 1)
-        return kept, fixed_c * slope + lifted - (lifted - dropped) / share
-
-    def _polished(self, y: Array, beta: Array, c: Array) -> Array:
-        steps = self._polish(beta.dtype)
-        # A few steps in a row are one pass over memory, many are a loop.
-        return lax.fori_loop(
-            0, steps, lambda _, y: _inside(self._step(y, beta, c), beta), y, unroll=steps < 8
-        )
-
-    def _step(self, y: Array, beta: Array, c: Array) -> Array:
-        slope, bend = self._derivatives(y)
-        rate = 1 + c * bend
-        return y - (y - beta + c * slope) / jnp.where(rate > 0, rate, jnp.inf)
+        return (y > 0) & (c * self._phi(y) < y * (beta - y / 2)), pull
 
 
-def _inside(y: Array, beta: Array) -> Array:
-    """y kept between 0 and beta, where the root is; 0 for NaN."""
-    return jnp.where(y > 0, jnp.minimum(y, beta), 0)
+@jax.custom_jvp
+def _pull(penalty: _Scaled, beta: Array, c: Array, first: Array) -> Array:
+    return penalty._pull(beta, c, first)
+
+
+@_pull.defjvp
+def _pull_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
+    """The derivative of the root, whose parameters all come in beta and c."""
+    penalty, beta, c, _ = primals
+    _, moved_beta, moved_c, _ = tangents
+    pull = _pull(*primals)
+    y = beta - pull
+    slope, bend = penalty._derivatives(jnp.where((y > 0) & (y < jnp.inf), y, 1))
+    rate = 1 + c * bend
+    rise = (slope * moved_c + c * bend * moved_beta) / jnp.where(rate > 0, rate, 1)
+    return pull, rise
+
+
+def _gain(penalty: _Scaled, y: Array, c: Array) -> Array:
+    """How much better than 0 a stationary point y is."""
+    return c * (penalty._phi(y) - y * penalty._derivatives(y)[0]) - y * y / 2
+
+
+def _tiny(y: Array) -> Array:
+    """Below this a jump makes no difference that can be computed."""
+    return jnp.sqrt(jnp.finfo(y.dtype).eps).astype(y.dtype)
+
+
+def _root(squared: Array) -> Array:
+    """The square root, 0 where there is none."""
+    return jnp.sqrt(jnp.where(squared > 0, squared, 0))
+
+
+def _refined(step: Callable[[Array], Array], root: Array) -> Array:
+    """A root known to the digits of float32, by Newton's method for more."""
+    for _ in range(0 if root.dtype == jnp.float32 else 2):
+        root = step(root)
+    return root
+
+
+# Fitted at the points of Chebyshev: exp(p) where `p exp(-p) = (1 - r^2 / 2) / e`, to 2e-7, and
+# 1 / (1 - z)^2 where `z (1 - z)^2 = (1 - r^2) 4 / 27`, to 5e-7.
+_EXP_OF_PULL = (
+    2.71828159, -2.71824723, 2.26438083, -1.7661176, 1.30690262,
+    -0.88045089, 0.493907617, -0.204350525, 0.0531130197, -0.0063490016,
+)  # fmt: skip
+_SHARE_OF_PULL = (
+    2.24999934, -2.59796447, 2.7468258, -2.80317253, 2.69288194,
+    -2.23622413, 1.40574347, -0.561154127, 0.103065172,
+)  # fmt: skip
 
 
 @register
@@ -116,15 +153,12 @@ class LogSum(_Scaled):
         inverse = 1 / (1 + y)
         return inverse, -inverse * inverse
 
-    def _root(self, beta: Array, c: Array) -> Array:
-        # y^2 + (1 - beta) y + c - beta = 0, without overflow, and without cancellation for small y.
-        whole = 1 + beta
-        r = 2 * jnp.sqrt(c) / whole
-        gap = whole * jnp.sqrt(jnp.where(r <= 1, (1 - r) * (1 + r), jnp.nan))
-        return jnp.where(beta < 1, 2 * (beta - c) / (1 - beta + gap), (beta - 1 + gap) / 2)
-
-    def _polish(self, dtype: Any) -> int:
-        return 0
+    def _pull(self, beta: Array, c: Array, first: Array) -> Array:
+        del first
+        # (1 + y)^2 - (1 + beta) (1 + y) + c = 0, and the pull is c / (1 + y).
+        inverse = 1 / (1 + beta)
+        share = c * inverse
+        return 2 * share / (1 + _root(1 - 4 * share * inverse))
 
 
 @register
@@ -149,12 +183,17 @@ class Exponential(_Scaled):
         decay = jnp.exp(-y)
         return decay, -decay
 
-    def _root(self, beta: Array, c: Array) -> Array:
-        # beta + W0(-c exp(-beta)), W0 by its series at the branch point, good to 0.1 everywhere.
-        product = jnp.exp(jnp.log(c) - beta)
-        left = 1 - jnp.e * product
-        r = jnp.sqrt(2 * jnp.where(left >= 0, left, jnp.nan))
-        return beta - 1 + r * (1 - r * (1 / 3 - r * (11 / 72 - r * 43 / 540)))
+    def _pull(self, beta: Array, c: Array, first: Array) -> Array:
+        del first
+        # -W0(-x), the root of p = x exp(p); p / x is smooth in r, which is 0 at the branch point.
+        x = jnp.exp(jnp.log(c) - beta)
+        r = _root(2 * (1 - jnp.e * x))
+
+        def newton(p):
+            pull = x * jnp.exp(p)
+            return jnp.where(pull < 1, pull * (1 - p) / jnp.where(pull < 1, 1 - pull, 1), p)
+
+        return _refined(newton, x * polynomial(r, _EXP_OF_PULL))
 
 
 @register
@@ -179,13 +218,22 @@ class Geman(_Scaled):
         inverse = 1 / (1 + y)
         return inverse**2, -2 * inverse**3
 
-    def _root(self, beta: Array, c: Array) -> Array:
-        # With 1 + y = (1 + beta) q: q^2 (1 - q) = d, and q = 2/3 is the branch point.
+    def _jump(self, c: Array) -> Array:
+        return jnp.sqrt(2 * c) - 1
+
+    def _pull(self, beta: Array, c: Array, first: Array) -> Array:
+        del first
+        # z (1 + beta) with z = d / (1 - z)^2; z / d is smooth in r, which is 0 at the branch point.
         whole = 1 + beta
         d = c / whole / whole / whole
-        left = 1 - 27 / 4 * d
-        r = jnp.sqrt(jnp.where(left >= 0, left, jnp.nan))
-        return whole * (2 / 3 + r * (2 / 3 / jnp.sqrt(3.0) - 0.0516 * r)) - 1
+        r = _root(1 - 27 / 4 * d)
+
+        def newton(z):
+            new = d / (1 - z) ** 2
+            room = 1 - z - 2 * new
+            return jnp.where(room > 0, new * (1 - 3 * z) / jnp.where(room > 0, room, 1), z)
+
+        return whole * _refined(newton, d * polynomial(r, _SHARE_OF_PULL))
 
 
 @register
@@ -226,12 +274,26 @@ class Concave(_Scaled):
     def _derivatives(self, y: Array) -> tuple[Array, Array]:
         return jax.jvp(self.derivative, (y,), (jnp.ones_like(y),))
 
-    def _polish(self, dtype: Any) -> int:
-        return 40
+    def _pull(self, beta: Array, c: Array, first: Array) -> Array:
+        # Newton's method for a convex function: monotone after a step. Four are one pass.
+        def newton(y):
+            slope, bend = self._derivatives(y)
+            rate = 1 + c * bend
+            new = y - (y - beta + c * slope) / jnp.where(rate > 0, rate, jnp.inf)
+            return jnp.where(new > 0, jnp.minimum(new, beta), 0)
 
-    def _root(self, beta: Array, c: Array) -> Array:
-        del c
-        return beta
+        def four(state):
+            count, y, _ = state
+            for _ in range(3):
+                y = newton(y)
+            new = newton(y)
+            moved = jnp.any(jnp.abs(new - y) > 4 * jnp.finfo(y.dtype).eps * beta)
+            return count + 1, new, moved
+
+        start = jnp.broadcast_to(first, jnp.broadcast_shapes(first.shape, c.shape))
+        state = jnp.int32(0), start, jnp.array(True)
+        y = lax.while_loop(lambda state: (state[0] < 10) & state[2], four, state)[1]
+        return jnp.where(y > 0, c * self._derivatives(jnp.where(y > 0, y, 1))[0], beta)
 
 
 def log_sum(strength: ArrayLike, eps: ArrayLike = 1.0) -> LogSum:
@@ -257,7 +319,7 @@ def log_sum(strength: ArrayLike, eps: ArrayLike = 1.0) -> LogSum:
     Example:
       >>> import jax.numpy as jnp
       >>> from sparsejax import prox
-      >>> prox.log_sum(1.0, eps=1.0).prox(jnp.array([1.0, 1.5])).tolist()
+      >>> prox.log_sum(1.0, eps=1.0).prox(jnp.array([1.0, 1.5])).round(4).tolist()
       [0.0, 1.0]
     """
     call = "prox.log_sum(0.1, eps=1.0)"
