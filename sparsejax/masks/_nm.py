@@ -11,7 +11,7 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
-from .._select import fraction_of, kept_at, nm_mask
+from .._select import kept_at, nm_mask
 from .._view import matrix_view
 from ._pattern import Pattern
 
@@ -86,7 +86,7 @@ class NM(Pattern):
         del zeros
         view = matrix_view(scores.shape, self.axis, self.stacked)
         kept = kept_at(fraction, self.m, self.m - self.n)
-        kept = kept if isinstance(kept, int) else kept.astype(jnp.int8)
+        kept = kept if isinstance(kept, int) else kept.astype(jnp.int32)
         return view.from_matrix(nm_mask(view.to_matrix(scores), kept, self.m))
 
 
@@ -147,7 +147,9 @@ class Stages(Pattern):
     ) -> Bool[Array, "..."]:
         """The mask of the stage that the fraction has reached."""
         del zeros
-        reached = jnp.asarray(fraction_of(fraction, len(self.patterns)), jnp.int32)
+        # The last stage that is reached: a float a little short of i / S is meant to be it.
+        stages = jnp.asarray(fraction, jnp.float32) * len(self.patterns)
+        reached = jnp.clip(jnp.floor(stages + 1e-4), 0, len(self.patterns)).astype(jnp.int32)
         dense = [lambda s: jnp.ones(s.shape, bool)]
         return lax.switch(reached, dense + [p.select for p in self.patterns], scores)
 
@@ -198,8 +200,12 @@ def nm_stages(
 
 
 def hashable_axis(axis: Any) -> Any:
-    """Axes as a tuple, so that patterns hash."""
-    return tuple(axis) if isinstance(axis, Sequence) else axis
+    """Axes as Python integers, in a tuple if there are several, so that patterns hash."""
+    if axis is None or is_int(axis):
+        return axis if axis is None else int(axis)
+    if isinstance(axis, Sequence) and axis and all(map(is_int, axis)):
+        return tuple(map(int, axis))
+    raise ValueError(f"axis={axis!r} must be an axis or a tuple of axes, as in axis=(0, 1).")
 
 
 def is_int(x: Any) -> bool:

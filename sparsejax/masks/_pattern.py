@@ -55,6 +55,8 @@ class Pooled(Pattern):
         self, scores: Float[Array, "..."], zeros: int, fraction: ArrayLike = 1.0
     ) -> Bool[Array, "..."]:
         """The mask that zeroes the units of lowest score; slices differ by at most one unit."""
+        if scores.size == 0:
+            return jnp.ones(scores.shape, bool)
         pooled = self.pool(scores)
         slices = pooled.shape[0]
         kept = kept_at(fraction, pooled.size, zeros)
@@ -147,6 +149,8 @@ def check_sparsity(pattern: Any) -> None:
             f"{type(pattern).__name__}(sparsity={s!r}) must be the fraction of zeros, a number in "
             f"[0, 1]: {type(pattern).__name__} with sparsity=0.9 keeps a tenth."
         )
+    # Counts are exact in float64: a float32 of NumPy would round them.
+    object.__setattr__(pattern, "sparsity", float(s))
 
 
 def check_stacked(pattern: Any, shape: tuple[int, ...]) -> None:

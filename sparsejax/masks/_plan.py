@@ -211,7 +211,11 @@ def plan(
       (32, 0.5)
     """
     rows_are_outputs = _is_equinox(model)
-    leaves = named_leaves(pure(model))
+    leaves = {
+        name: leaf
+        for name, leaf in named_leaves(pure(model)).items()
+        if hasattr(leaf, "shape") and hasattr(leaf, "dtype")
+    }
     if not leaves:
         raise ValueError("plan: the tree has no leaves; pass the parameters or an nnx.Module.")
     chosen = _match(leaves, rules)
@@ -256,10 +260,18 @@ def _match(leaves, rules) -> dict[str, Pattern]:
                 f"plan: the rule {rule!r} must map to a pattern or None, got {pattern!r}; write "
                 f"{{{rule!r}: sj.Unstructured({pattern!r})}}."
             )
+        _check_expression(rule)
     first = {name: next((rule for rule in rules if re.search(rule, name)), None) for name in leaves}
     _check_rules(leaves, rules, first)
     matched = {name: rules[rule] for name, rule in first.items() if rule is not None}
     return {name: pattern for name, pattern in matched.items() if pattern is not None}
+
+
+def _check_expression(rule: Any) -> None:
+    try:
+        re.compile(rule)
+    except (re.error, TypeError) as error:
+        raise ValueError(f"plan: the rule {rule!r} is not a regular expression: {error}.") from None
 
 
 def _check_rules(leaves, rules, first) -> None:
@@ -296,7 +308,11 @@ def _problem(name: str, leaf, pattern: Pattern, rows_are_outputs: bool) -> str |
 
 def _redistribute(allocate: Allocation, chosen, leaves) -> dict[str, int]:
     """Zeroed units of the free leaves after an allocation, at the same total."""
-    free = {name: pattern for name, pattern in chosen.items() if pattern.free}
+    free = {
+        name: pattern
+        for name, pattern in chosen.items()
+        if pattern.free and math.prod(leaves[name].shape)
+    }
     if not free:
         return {}
     shapes = {name: tuple(leaves[name].shape) for name in free}
@@ -312,11 +328,15 @@ def _redistribute(allocate: Allocation, chosen, leaves) -> dict[str, int]:
     unit = _unit_size(sizes, units)
     wanted = sum(sizes[name] * sparsities[name] for name in free)
     exact = sum(sizes[name] * p.sparsity for name, p in free.items())
-    # Floating sums differ in the last bits: the total asked for decides how a half is rounded.
-    total = exact if abs(wanted - exact) < 0.5 else wanted
+    if abs(wanted - exact) > 0.5 + 1e-6 * sum(sizes.values()):
+        raise ValueError(
+            f"plan: the allocation zeroes {wanted:,.0f} entries where the patterns ask for "
+            f"{exact:,.0f}; an allocation keeps the total, as sj.masks.erk does. Give the leaves "
+            "patterns of the sparsity that you want."
+        )
     kept = _largest_remainder(
         {name: units[name] * (1 - sparsities[name]) for name in free},
-        sum(units.values()) - round(total / unit),
+        sum(units.values()) - round(exact / unit),
         units,
     )
     return {name: units[name] - kept[name] for name in free}
@@ -364,6 +384,11 @@ def _check_comparable(chosen, leaves) -> None:
     for name, pattern in chosen.items():
         if pattern.free and not isinstance(pattern, Pooled):
             raise ValueError(f"{name}: {pattern!r} has no scores to compare between leaves.")
+        if getattr(pattern, "balanced", False):
+            raise ValueError(
+                f"{name}: {pattern!r} is balanced, which one selection over all leaves cannot "
+                "promise; leave out balanced=True or plan with sj.masks.erk."
+            )
 
 
 def _is_equinox(model: PyTree) -> bool:

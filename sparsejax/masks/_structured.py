@@ -24,7 +24,7 @@ class Block(Pooled):
       sparsity: Fraction of blocks that are zero.
       axis: Contraction axis or axes, as for `NM`.
       stacked: Leading axes that count layers or experts.
-      pool: How the scores of a block are joined: "mean", "max" or "l2".
+      pool_by: How the scores of a block are joined: "mean", "max" or "l2".
       balanced: Keep the same number of blocks in each block column (up to one), so that a padded
         format wastes nothing.
 

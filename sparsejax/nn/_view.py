@@ -16,7 +16,7 @@ def view(
     masks: PyTree | Plan,
     *,
     pruned_scale: ArrayLike = 0.0,
-    pruned_gradient: str = "full",
+    pruned_gradient: str | None = None,
     decay: ArrayLike = 0.0,
 ) -> Module:
     r"""The model with masked weights, for use inside a loss.
@@ -30,7 +30,8 @@ def view(
       masks: A tree of masks such as `sj.get_masks(optimizer.opt_state)`, or a `Plan`, whose masks
         are then computed from the magnitudes at each call.
       pruned_scale: What multiplies the pruned weights in the forward pass (MdGf's beta).
-      pruned_gradient: Whether pruned weights receive the "full" gradient or one "scaled" by beta.
+      pruned_gradient: Whether pruned weights receive the "full" gradient or one "scaled" by beta;
+        None is "full" if `pruned_scale` is the number 0 and "scaled", as in MdGf, otherwise.
       decay: Pull of the pruned weights towards zero (SR-STE's lambda).
 
     Returns:

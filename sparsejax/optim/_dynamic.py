@@ -77,6 +77,7 @@ def rigl(
       16
     """
     if not callable(drop_fraction):
+        _check_fraction(drop_fraction)
         drop_fraction = optax.cosine_decay_schedule(drop_fraction, end)
 
     def gradient(grads, key):
@@ -131,6 +132,7 @@ def set_(
 
 def _dynamic(optimizer, plan, key, growth: Growth, every, end, drop_fraction):
     _check_plan(plan)
+    _check_fraction(drop_fraction)
     inner = optax.with_extra_args_support(optimizer)
 
     def init(params):
@@ -193,7 +195,10 @@ def _swap(
     """`floor(fraction * active)` of the active units of least weight, against as many others."""
     count = jnp.sum(active, dtype=jnp.uint32)
     swapped = jnp.floor(fraction * count.astype(jnp.float32)).astype(jnp.uint32)
-    kept = topk_mask(jnp.where(active, weights, -jnp.inf), count - swapped)
+    swapped = jnp.minimum(swapped, count)
+    # An active NaN is dropped first, but before what is not active.
+    weights = jnp.where(jnp.isnan(weights), -jnp.inf, weights)
+    kept = topk_mask(jnp.where(active, weights, jnp.nan), count - swapped)
     # At -inf nothing kept is grown again; a NaN gradient ranks below all others but above it.
     growing = jnp.where(jnp.isnan(growing), jnp.finfo(growing.dtype).min, growing)
     return kept | topk_mask(jnp.where(kept, -jnp.inf, growing), swapped)
@@ -223,6 +228,11 @@ def _reset(optimizer, state, grown) -> Any:
         return jnp.where(new, jnp.zeros_like(moment), moment)
 
     return optax.tree.map_params(optimizer, one, state, grown, is_leaf=is_gap)
+
+
+def _check_fraction(fraction: Any) -> None:
+    if isinstance(fraction, int | float) and not 0 <= fraction <= 1:
+        raise ValueError(f"drop_fraction={fraction} must be in [0, 1], for example 0.3.")
 
 
 def _check_plan(plan: Plan) -> None:

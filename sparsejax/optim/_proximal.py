@@ -172,7 +172,10 @@ def proximal_adam(
         directions, inner = adam.update(updates, state.adam, params)
         steps = jax.tree.map(lambda d: (-rate * d).astype(d.dtype), directions)
         unbiased = optax.tree.bias_correction(inner.nu, b2, inner.count)  # pyright: ignore
-        lengths = {name: rate / (jnp.sqrt(nu) + eps) for name, nu in named_leaves(unbiased).items()}
+        lengths = {
+            name: rate / (jnp.sqrt(nu.astype(jnp.promote_types(nu.dtype, jnp.float32))) + eps)
+            for name, nu in named_leaves(unbiased).items()
+        }
         moved = proximal_updates(penalty, steps, params, lengths.__getitem__)
         return moved, ProximalAdamState(next_step(state.count), inner)
 
@@ -195,7 +198,8 @@ def proximal_updates(penalty: Rules, updates: PyTree, params: PyTree, step_of) -
         if name not in targets:
             return u
         p, x = leaves[name], targets[name]
-        return jnp.where(x == 0, -p, x - p).astype(u.dtype)
+        # Not rounded to a narrower dtype of the update: p + u is to be x, and 0 where x is.
+        return jnp.where(x == 0, -p, x - p).astype(jnp.promote_types(u.dtype, p.dtype))
 
     return map_named(update, updates)
 
