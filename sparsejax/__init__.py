@@ -15,6 +15,9 @@ from . import (
     metrics as metrics,
 )
 from . import (
+    models as models,
+)
+from . import (
     nn as nn,
 )
 from . import (
@@ -63,6 +66,7 @@ __all__ = [
     "masks",
     "matmul",
     "metrics",
+    "models",
     "nn",
     "optim",
     "plan",

@@ -23,9 +23,12 @@ from ._allocate import (
 )
 from ._apply import apply_masks as apply_masks
 from ._apply import straight_through as straight_through
+from ._layerwise import sparsegpt as sparsegpt
+from ._layerwise import wanda as wanda
 from ._nm import NM as NM
 from ._nm import Stages as Stages
 from ._nm import nm_stages as nm_stages
+from ._pattern import FanIn as FanIn
 from ._pattern import Pattern as Pattern
 from ._pattern import Unstructured as Unstructured
 from ._pattern import topk as topk
@@ -56,6 +59,7 @@ __all__ = [
     "Allocation",
     "Block",
     "Channel",
+    "FanIn",
     "Groups",
     "Pattern",
     "Plan",
@@ -74,8 +78,10 @@ __all__ = [
     "plan",
     "random",
     "saliency",
+    "sparsegpt",
     "straight_through",
     "topk",
     "uniform",
     "uniform_plus",
+    "wanda",
 ]

@@ -3,17 +3,16 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
 from .._select import kept_at, nm_mask
 from .._view import matrix_view
-from ._pattern import Pattern
+from ._pattern import Pattern, hashable_axis, is_int
 
 
 @dataclass(frozen=True)
@@ -197,17 +196,3 @@ def nm_stages(
     else:
         raise ValueError(f'kind={kind!r} must be "stepwise" or "geometric".')
     return Stages(tuple(NM(*count, axis, stacked) for count in counts))
-
-
-def hashable_axis(axis: Any) -> Any:
-    """Axes as Python integers, in a tuple if there are several, so that patterns hash."""
-    if axis is None or is_int(axis):
-        return axis if axis is None else int(axis)
-    if isinstance(axis, Sequence) and axis and all(map(is_int, axis)):
-        return tuple(map(int, axis))
-    raise ValueError(f"axis={axis!r} must be an axis or a tuple of axes, as in axis=(0, 1).")
-
-
-def is_int(x: Any) -> bool:
-    """True for integers, not for booleans."""
-    return isinstance(x, int | np.integer) and not isinstance(x, bool)

@@ -11,8 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from .._view import matrix_view
-from ._nm import hashable_axis, is_int
-from ._pattern import Pooled, check_sparsity, check_stacked
+from ._pattern import Pooled, check_sparsity, check_stacked, hashable_axis, is_int
 
 
 @dataclass(frozen=True)
