@@ -23,6 +23,7 @@ from ._allocate import (
 )
 from ._apply import apply_masks as apply_masks
 from ._apply import straight_through as straight_through
+from ._iterative import iterative as iterative
 from ._layerwise import sparsegpt as sparsegpt
 from ._layerwise import wanda as wanda
 from ._nm import NM as NM
@@ -35,6 +36,9 @@ from ._pattern import topk as topk
 from ._plan import Plan as Plan
 from ._plan import PlannedLeaf as PlannedLeaf
 from ._plan import plan as plan
+from ._score import (
+    fisher as fisher,
+)
 from ._score import (
     grasp as grasp,
 )
@@ -49,6 +53,9 @@ from ._score import (
 )
 from ._score import (
     saliency as saliency,
+)
+from ._score import (
+    synflow as synflow,
 )
 from ._structured import Block as Block
 from ._structured import Channel as Channel
@@ -69,9 +76,11 @@ __all__ = [
     "apply_masks",
     "erdos_renyi",
     "erk",
+    "fisher",
     "from_scores",
     "global_",
     "grasp",
+    "iterative",
     "magnitude",
     "movement",
     "nm_stages",
@@ -80,6 +89,7 @@ __all__ = [
     "saliency",
     "sparsegpt",
     "straight_through",
+    "synflow",
     "topk",
     "uniform",
     "uniform_plus",

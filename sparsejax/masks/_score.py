@@ -134,6 +134,58 @@ def grasp(params: PyTree, loss_fn: Callable[[PyTree], Array]) -> PyTree:
     return jax.tree.map(jnp.multiply, params, product)
 
 
+def synflow(params: PyTree, output_fn: Callable[[PyTree], Array]) -> PyTree:
+    r"""Synaptic flow, `|w dR/dw|` with `R = sum(output_fn(|params|))`: needs no data.
+
+    One round at a high sparsity empties whole layers; `sj.masks.iterative` makes a hundred.
+
+    Args:
+      params: A tree of arrays.
+      output_fn: The network as a function of `params` alone, on an input of ones, with its norms
+        at unit statistics. Deep networks overflow float32: give parameters in float64, or kernels
+        divided by their largest entry, which scales all scores alike (without biases).
+
+    Returns:
+      The tree of scores.
+
+    Reference:
+      Tanaka et al., Pruning neural networks without any data by iteratively conserving synaptic
+      flow, 2020 (arXiv 2006.05467).
+
+    Example:
+      >>> import jax.numpy as jnp, sparsejax as sj
+      >>> params = {"a": jnp.array([1.0, -2.0]), "b": jnp.array([3.0, 0.5])}
+      >>> scores = sj.masks.synflow(params, lambda p: p["a"] * p["b"])
+      >>> scores["a"].tolist(), scores["b"].tolist()
+      ([3.0, 1.0], [3.0, 1.0])
+    """
+    positive = jax.tree.map(jnp.abs, params)
+    flow = jax.grad(lambda p: jnp.sum(output_fn(p)))(positive)
+    return jax.tree.map(lambda w, g: jnp.abs(w * g), positive, flow)
+
+
+def fisher(params: PyTree, second_moments: PyTree) -> PyTree:
+    r"""Diagonal Fisher information times the weight, `w^2 nu`, with Adam's second moment.
+
+    Args:
+      params: A tree of arrays.
+      second_moments: `optax.tree.get(opt_state, "nu")`, of the same structure.
+
+    Returns:
+      The tree of scores.
+
+    Reference:
+      LeCun, Denker and Solla, Optimal Brain Damage, 1989, with the Fisher diagonal for the Hessian.
+
+    Example:
+      >>> import jax.numpy as jnp, sparsejax as sj
+      >>> sj.masks.fisher(jnp.array([1.0, -2.0]), jnp.array([3.0, 0.5])).tolist()
+      [3.0, 2.0]
+    """
+    _check_same_shapes("fisher", params, second_moments)
+    return jax.tree.map(lambda w, nu: w * w * nu, params, second_moments)
+
+
 def _check_same_shapes(score: str, params: PyTree, grads: PyTree) -> None:
     """Leaves that broadcast would give scores of the wrong shape without a word."""
     of_params, of_grads = named_leaves(params), named_leaves(grads)

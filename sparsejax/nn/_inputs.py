@@ -85,7 +85,7 @@ def _listen(layer: Any, name: str, found: dict[str, Array]) -> None:
             return multiply(x, kernel, dimensions, *args, **kwargs)
 
         layer.dot_general = dot_general
-        if made is not None:
+        if isinstance(layer, nnx.LinearGeneral):
             layer.dot_general_cls = None
     elif isinstance(layer, nnx.Einsum):
         einsum = layer.einsum_op

@@ -18,6 +18,11 @@ from ._decay import (
 from ._dynamic import DynamicState as DynamicState
 from ._dynamic import rigl as rigl
 from ._dynamic import set_ as set_
+from ._movement import MovementState as MovementState
+from ._movement import movement as movement
+from ._phases import PhaseState as PhaseState
+from ._phases import acdc as acdc
+from ._phases import acdc_phases as acdc_phases
 from ._proximal import (
     ProximalAdamState as ProximalAdamState,
 )
@@ -54,19 +59,27 @@ from ._pruning import (
 from ._pruning import (
     track_masks as track_masks,
 )
+from ._top_kast import TopKASTState as TopKASTState
+from ._top_kast import top_kast as top_kast
 
 __all__ = [
     "DynamicState",
     "KeepState",
+    "MovementState",
+    "PhaseState",
     "ProximalAdamState",
     "ProximalState",
     "PruneState",
     "PrunedDecayState",
+    "TopKASTState",
     "TrackState",
+    "acdc",
+    "acdc_phases",
     "add_pruned_decay",
     "get_masks",
     "keep_masked",
     "mask_decay_schedule",
+    "movement",
     "proximal",
     "proximal_adam",
     "proximal_sgd",
@@ -75,5 +88,6 @@ __all__ = [
     "set_",
     "sr_ste",
     "stage_schedule",
+    "top_kast",
     "track_masks",
 ]

@@ -13,7 +13,14 @@ from .._select import topk_mask
 from .._tree import is_gap, map_named, named_leaves
 from ..masks import Plan, magnitude, random
 from ..masks._pattern import Pooled
-from ._pruning import at_step, check_params, next_step, zero_off
+from ._pruning import (
+    at_step,
+    check_params,
+    masked_updates,
+    next_step,
+    reset_moments,
+    zero_off,
+)
 
 # What a grown entry is worth: a function of the gradients and a key.
 Growth = Callable[[PyTree, Key[Array, ""]], PyTree]
@@ -153,10 +160,14 @@ def _dynamic(optimizer, plan, key, growth: Growth, every, end, drop_fraction):
             kept = jax.tree.map(_both, state.masks, masks, is_leaf=is_gap)
             grown = jax.tree.map(_only_new, state.masks, masks, is_leaf=is_gap)
             still = jax.tree.map(jnp.zeros_like, updates)
-            return zero_off(still, params, kept), masks, _reset(optimizer, state.inner, grown)
+            return (
+                zero_off(still, params, kept),
+                masks,
+                reset_moments(optimizer, state.inner, grown),
+            )
 
         def descend():
-            masked = _masked(updates, state.masks)
+            masked = masked_updates(updates, state.masks)
             moves, new = inner.update(masked, state.inner, params, **extra)
             moves = jax.tree.map(lambda m, u: m.astype(u.dtype), moves, updates)
             return zero_off(moves, params, state.masks), state.masks, new
@@ -210,24 +221,6 @@ def _both(old, new):
 
 def _only_new(old, new):
     return None if is_gap(old) else new & ~old
-
-
-def _masked(updates, masks):
-    def one(mask, u):
-        return u if is_gap(mask) or u is None else jnp.where(mask, u, jnp.zeros_like(u))
-
-    return jax.tree.map(one, masks, updates, is_leaf=is_gap)
-
-
-def _reset(optimizer, state, grown) -> Any:
-    """The state of any optimizer with zeros where entries are new; factored moments stay."""
-
-    def one(moment, new):
-        if is_gap(new) or is_gap(moment) or jnp.shape(moment) != jnp.shape(new):
-            return moment
-        return jnp.where(new, jnp.zeros_like(moment), moment)
-
-    return optax.tree.map_params(optimizer, one, state, grown, is_leaf=is_gap)
 
 
 def _check_fraction(fraction: Any) -> None:

@@ -78,7 +78,7 @@ def prune(
 
     def init(params):
         masks = plan.full_masks(params)
-        _check_some("prune", "plan", [leaf.name for leaf in plan.leaves], masks, params)
+        check_some("prune", "plan", [leaf.name for leaf in plan.leaves], masks, params)
         return PruneState(jnp.zeros((), jnp.int32), masks)
 
     def update(updates, state, params=None, **extra):
@@ -146,7 +146,7 @@ def keep_masked(masks: PyTree) -> optax.GradientTransformationExtraArgs:
 
     def init(params):
         found = map_named(check, params, by_name)
-        _check_some("keep_masked", "masks", list(by_name), found, params)
+        check_some("keep_masked", "masks", list(by_name), found, params)
         return KeepState(found)
 
     def update(updates, state, params=None, **extra):
@@ -287,6 +287,28 @@ def zero_off(updates: PyTree, params: PyTree, masks: PyTree) -> PyTree:
     return jax.tree.map(one, masks, updates, params, is_leaf=is_gap)
 
 
+def masked_updates(updates: PyTree, masks: PyTree) -> PyTree:
+    """The updates, 0 off the masks."""
+
+    def one(mask, u):
+        return u if is_gap(mask) or is_gap(u) else jnp.where(mask, u, jnp.zeros_like(u))
+
+    return jax.tree.map(one, masks, updates, is_leaf=is_gap)
+
+
+def reset_moments(
+    optimizer: optax.GradientTransformation, state: PyTree, where: PyTree, when: ArrayLike = True
+) -> Any:
+    """The state of any optimizer with zeros where masks say; factored moments stay."""
+
+    def one(moment, new):
+        if is_gap(new) or is_gap(moment) or jnp.shape(moment) != jnp.shape(new):
+            return moment
+        return jnp.where(new & when, jnp.zeros_like(moment), moment)
+
+    return optax.tree.map_params(optimizer, one, state, where, is_leaf=is_gap)
+
+
 def next_step(count: Int[Array, ""]) -> Int[Array, ""]:
     """The next step; stays at the largest integer instead of overflowing."""
     return jnp.asarray(optax.safe_increment(count))
@@ -303,7 +325,7 @@ def check_params(params: PyTree) -> None:
         raise ValueError(_NO_PARAMS)
 
 
-def _check_some(what: str, given: str, names: list[str], masks: PyTree, params: PyTree) -> None:
+def check_some(what: str, given: str, names: list[str], masks: PyTree, params: PyTree) -> None:
     """Raises if none of the named leaves is there; some may be, a tree may be partial."""
     leaves = named_leaves(params)
     if names and leaves and not jax.tree.leaves(masks):
