@@ -59,6 +59,10 @@ from ._pruning import (
 from ._pruning import (
     track_masks as track_masks,
 )
+from ._shrink import ShrinkState as ShrinkState
+from ._shrink import iterative_shrinkage as iterative_shrinkage
+from ._subset import SubsetState as SubsetState
+from ._subset import subset as subset
 from ._top_kast import TopKASTState as TopKASTState
 from ._top_kast import top_kast as top_kast
 
@@ -71,12 +75,15 @@ __all__ = [
     "ProximalState",
     "PruneState",
     "PrunedDecayState",
+    "ShrinkState",
+    "SubsetState",
     "TopKASTState",
     "TrackState",
     "acdc",
     "acdc_phases",
     "add_pruned_decay",
     "get_masks",
+    "iterative_shrinkage",
     "keep_masked",
     "mask_decay_schedule",
     "movement",
@@ -88,6 +95,7 @@ __all__ = [
     "set_",
     "sr_ste",
     "stage_schedule",
+    "subset",
     "top_kast",
     "track_masks",
 ]

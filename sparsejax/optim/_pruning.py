@@ -1,7 +1,7 @@
 """Masks in the optimizer state: pruning, given masks, masks that follow dense weights."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -132,22 +132,10 @@ def keep_masked(masks: PyTree) -> optax.GradientTransformationExtraArgs:
       >>> optax.apply_updates(params, updates)["w"].tolist()
       [2.0, 0.0]
     """
-    by_name = {name: jnp.asarray(m) for name, m in named_leaves(pure(masks)).items()}
-    for name, mask in by_name.items():
-        if mask.dtype != bool:
-            raise TypeError(f"keep_masked: the mask of {name} is {mask.dtype}, not boolean.")
-
-    def check(name, leaf, mask):
-        if mask is not None and mask.shape != leaf.shape:
-            raise ValueError(
-                f"keep_masked: {name} has shape {leaf.shape} and its mask shape {mask.shape}."
-            )
-        return mask
+    by_name = named_masks("keep_masked", masks)
 
     def init(params):
-        found = map_named(check, params, by_name)
-        check_some("keep_masked", "masks", list(by_name), found, params)
-        return KeepState(found)
+        return KeepState(check_masks("keep_masked", params, by_name))
 
     def update(updates, state, params=None, **extra):
         del extra
@@ -323,6 +311,30 @@ def check_params(params: PyTree) -> None:
     """Raises what optax raises if there are no parameters."""
     if params is None:
         raise ValueError(_NO_PARAMS)
+
+
+def named_masks(what: str, masks: PyTree) -> dict[str, Array]:
+    """Given masks by the path of their leaf."""
+    by_name = {name: jnp.asarray(m) for name, m in named_leaves(pure(masks)).items()}
+    for name, mask in by_name.items():
+        if mask.dtype != bool:
+            raise TypeError(f"{what}: the mask of {name} is {mask.dtype}, not boolean.")
+    return by_name
+
+
+def check_masks(what: str, params: PyTree, by_name: Mapping[str, Array]) -> PyTree:
+    """Given masks as a tree like the parameters, each in the shape of its leaf."""
+
+    def check(name, leaf, mask):
+        if mask is not None and mask.shape != leaf.shape:
+            raise ValueError(
+                f"{what}: {name} has shape {leaf.shape} and its mask shape {mask.shape}."
+            )
+        return mask
+
+    found = map_named(check, params, by_name)
+    check_some(what, "masks", list(by_name), found, params)
+    return found
 
 
 def check_some(what: str, given: str, names: list[str], masks: PyTree, params: PyTree) -> None:

@@ -120,3 +120,73 @@ def test_acdc_phases():
     with pytest.raises(ValueError, match="in order"):
         plan = sj.plan(params_of(), sj.Unstructured(0.5))
         sj.optim.acdc(optax.sgd(RATE), plan, [(3, 5), (5, 7)])
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 0.95])
+def test_iterative_shrinkage(alpha):
+    params = params_of()
+    plan = sj.plan(params, sj.Unstructured(0.6))
+    tx = optax.chain(
+        optax.sgd(RATE, 0.9), sj.optim.iterative_shrinkage(plan, alpha, prune_steps=5, every=2)
+    )
+    state = tx.init(params)
+    w, m = np.asarray(params["kernel"], np.float64), np.zeros((6, 5))
+    for step in range(9):
+        grads = grads_of(step)
+        updates, state = tx.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        m = 0.9 * m + np.asarray(grads["kernel"])
+        w = w - RATE * m
+        if step in (0, 2, 4):
+            mask = largest(np.abs(w), 12)
+            w = np.where(mask, w, alpha**2 * w)
+        if step >= 4:
+            w = np.where(mask, w, 0)
+            np.testing.assert_array_equal(np.asarray(params["kernel"]) == 0, ~mask)
+        np.testing.assert_allclose(params["kernel"], w, atol=1e-5)
+        np.testing.assert_array_equal(sj.get_masks(state)["kernel"], mask)
+
+
+def test_shrinkage_acts_in_bfloat16():
+    """0.99 w rounds back to w there, unless computed in float32 with what the step adds."""
+    params = {"kernel": jnp.array([[4.0], [1.0]], jnp.bfloat16)}
+    tx = sj.optim.iterative_shrinkage(sj.plan(params, sj.Unstructured(0.5)), 0.99)
+    updates, _ = tx.update({"kernel": jnp.zeros((2, 1), jnp.bfloat16)}, tx.init(params), params)
+    np.testing.assert_allclose(updates["kernel"], [[0.0], [-0.01]], rtol=1e-3)
+
+
+@pytest.mark.parametrize("compact", [False, True])
+def test_subset_leaves_the_rest_bit_identical(compact):
+    params = params_of()
+    masks = {"kernel": jax.random.bernoulli(jax.random.key(3), 0.3, (6, 5))}
+    tx = sj.optim.subset(optax.adamw(RATE, weight_decay=0.1), masks, compact=compact)
+    state, start = tx.init(params), params
+    few = {"kernel": params["kernel"][masks["kernel"]]}
+    plain = optax.adamw(RATE, weight_decay=0.1)
+    plain_state = plain.init(few)
+    for step in range(4):
+        grads = grads_of(step)
+        updates, state = tx.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        alone = {"kernel": grads["kernel"][masks["kernel"]]}
+        updates, plain_state = plain.update(alone, plain_state, few)
+        few = optax.apply_updates(few, updates)
+    np.testing.assert_array_equal(params["bias"], start["bias"])
+    outside = ~np.asarray(masks["kernel"])
+    np.testing.assert_array_equal(
+        np.asarray(params["kernel"])[outside], np.asarray(start["kernel"])[outside]
+    )
+    np.testing.assert_allclose(params["kernel"][masks["kernel"]], few["kernel"], rtol=1e-6)
+    selected = int(masks["kernel"].sum())
+    shape = optax.tree.get(state, "mu")["kernel"].shape
+    assert shape == ((selected,) if compact else (6, 5))
+
+
+def test_subset_of_nothing_and_of_other_parameters():
+    params = params_of()
+    with pytest.raises(ValueError, match="select no entry"):
+        sj.optim.subset(optax.sgd(RATE), {"kernel": jnp.zeros((6, 5), bool)})
+    with pytest.raises(TypeError, match="not boolean"):
+        sj.optim.subset(optax.sgd(RATE), {"kernel": jnp.zeros((6, 5))})
+    with pytest.raises(ValueError, match="its mask shape"):
+        sj.optim.subset(optax.sgd(RATE), {"kernel": jnp.ones((5, 6), bool)}).init(params)

@@ -78,6 +78,10 @@ MEMBERS = {
         optax.adam(rate), plan_of(), wider_plan_of(), every=2
     ),
     "acdc": lambda rate=0.1: sj.optim.acdc(optax.sgd(rate, 0.9), plan_of(), [(1, 2), (3, 99)]),
+    "iterative_shrinkage": lambda rate=0.1: optax.chain(
+        optax.sgd(rate, 0.9), sj.optim.iterative_shrinkage(plan_of(), 0.5, prune_steps=3)
+    ),
+    "subset": lambda rate=0.1: sj.optim.subset(optax.adamw(rate), masks_of()),
     "proximal": lambda rate=0.1: optax.chain(
         optax.sgd(rate), sj.optim.proximal({"kernel$": PENALTY}, rate)
     ),
@@ -85,7 +89,7 @@ MEMBERS = {
     "proximal_adam": lambda rate=0.1: sj.optim.proximal_adam(rate, PENALTY),
 }
 # Members whose parameters are exactly sparse, and those that hold masks.
-EXACT = {"prune", "keep_masked", "acdc"}
+EXACT = {"prune", "keep_masked", "acdc", "iterative_shrinkage"}
 SPARSE = EXACT | {"rigl", "set_", "proximal", "proximal_sgd", "proximal_adam"}
 MASKED = EXACT | {"rigl", "set_", "track_masks", "add_pruned_decay", "sr_ste"}
 MASKED |= {"movement", "top_kast"}
