@@ -37,6 +37,9 @@ from ._plan import Plan as Plan
 from ._plan import PlannedLeaf as PlannedLeaf
 from ._plan import plan as plan
 from ._score import (
+    changed as changed,
+)
+from ._score import (
     fisher as fisher,
 )
 from ._score import (
@@ -74,6 +77,7 @@ __all__ = [
     "Stages",
     "Unstructured",
     "apply_masks",
+    "changed",
     "erdos_renyi",
     "erk",
     "fisher",

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Key, PyTree
 
 from .._tree import map_named, named_leaves
@@ -184,6 +185,45 @@ def fisher(params: PyTree, second_moments: PyTree) -> PyTree:
     """
     _check_same_shapes("fisher", params, second_moments)
     return jax.tree.map(lambda w, nu: w * w * nu, params, second_moments)
+
+
+def changed(before: PyTree, after: PyTree, tolerance: ArrayLike = 0.0) -> PyTree:
+    r"""The masks of the entries that differ, `|after - before| > tolerance`: a sub-network.
+
+    Args:
+      before: A tree of arrays.
+      after: The same tree later; the difference is formed in at least float32.
+      tolerance: 0 for plain inequality; NaN is different from everything.
+
+    Returns:
+      The tree of masks, for `sj.optim.subset` for example.
+
+    Raises:
+      ValueError: If the trees have other leaves or shapes.
+
+    Reference:
+      Mukherjee et al., 2025 (arXiv 2505.11711).
+
+    Example:
+      >>> import jax.numpy as jnp, sparsejax as sj
+      >>> sj.masks.changed(jnp.array([1.0, 2.0]), jnp.array([1.0, 2.5])).tolist()
+      [False, True]
+    """
+    old, new = named_leaves(before), named_leaves(after)
+    if list(old) != list(new):
+        other = sorted(set(old) ^ set(new))
+        raise ValueError(f"changed(before, after): only one tree has {', '.join(other)}.")
+
+    def differ(name, x, y):
+        if jnp.shape(x) != jnp.shape(y):
+            raise ValueError(
+                f"changed(before, after): {name or 'the array'} has shape {jnp.shape(x)} before "
+                f"and {jnp.shape(y)} after."
+            )
+        x, y = (jnp.asarray(z).astype(jnp.promote_types(z.dtype, jnp.float32)) for z in (x, y))
+        return ~((x == y) | (jnp.abs(y - x) <= tolerance))
+
+    return map_named(differ, before, new)
 
 
 def _check_same_shapes(score: str, params: PyTree, grads: PyTree) -> None:

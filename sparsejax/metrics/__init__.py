@@ -37,6 +37,13 @@ from ._topology import flip_rate as flip_rate
 from ._topology import live_units as live_units
 from ._topology import mask_change as mask_change
 from ._topology import sad as sad
+from ._updates import UpdateOverlap as UpdateOverlap
+from ._updates import UpdatePartition as UpdatePartition
+from ._updates import UpdateSparsity as UpdateSparsity
+from ._updates import update_overlap as update_overlap
+from ._updates import update_partition as update_partition
+from ._updates import update_rank as update_rank
+from ._updates import update_sparsity as update_sparsity
 
 __all__ = [
     "FINDINGS",
@@ -50,6 +57,9 @@ __all__ = [
     "Reliability",
     "Report",
     "Taxonomy",
+    "UpdateOverlap",
+    "UpdatePartition",
+    "UpdateSparsity",
     "advice_markdown",
     "advise",
     "auroc",
@@ -76,4 +86,8 @@ __all__ = [
     "sad",
     "taxonomy",
     "training_flops",
+    "update_overlap",
+    "update_partition",
+    "update_rank",
+    "update_sparsity",
 ]
