@@ -63,6 +63,8 @@ from ._score import (
 from ._structured import Block as Block
 from ._structured import Channel as Channel
 from ._structured import Groups as Groups
+from ._threshold import above as above
+from ._threshold import energy_threshold as energy_threshold
 
 __all__ = [
     "NM",
@@ -76,8 +78,10 @@ __all__ = [
     "PlannedLeaf",
     "Stages",
     "Unstructured",
+    "above",
     "apply_masks",
     "changed",
+    "energy_threshold",
     "erdos_renyi",
     "erk",
     "fisher",

@@ -20,6 +20,7 @@ from ._dynamic import rigl as rigl
 from ._dynamic import set_ as set_
 from ._movement import MovementState as MovementState
 from ._movement import movement as movement
+from ._penalty import add_penalty as add_penalty
 from ._phases import PhaseState as PhaseState
 from ._phases import acdc as acdc
 from ._phases import acdc_phases as acdc_phases
@@ -81,6 +82,7 @@ __all__ = [
     "TrackState",
     "acdc",
     "acdc_phases",
+    "add_penalty",
     "add_pruned_decay",
     "get_masks",
     "iterative_shrinkage",

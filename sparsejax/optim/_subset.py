@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.core import Tracer
 from jaxtyping import PyTree
 
 from .._tree import is_gap, map_named, named_leaves
@@ -95,7 +96,7 @@ def subset(
 
 
 def _check_some_entry(masks: dict[str, Any]) -> None:
-    known = [m for m in masks.values() if not isinstance(m, jax.core.Tracer)]
+    known = [m for m in masks.values() if not isinstance(m, Tracer)]
     if len(known) == len(masks) and not any(bool(jnp.any(m)) for m in known):
         raise ValueError(
             "subset: the masks select no entry, nothing would train; lower the tolerance or "

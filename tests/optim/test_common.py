@@ -82,6 +82,9 @@ MEMBERS = {
         optax.sgd(rate, 0.9), sj.optim.iterative_shrinkage(plan_of(), 0.5, prune_steps=3)
     ),
     "subset": lambda rate=0.1: sj.optim.subset(optax.adamw(rate), masks_of()),
+    "add_penalty": lambda rate=0.1: optax.chain(
+        sj.optim.add_penalty(PENALTY, masks_of()), optax.adam(rate)
+    ),
     "proximal": lambda rate=0.1: optax.chain(
         optax.sgd(rate), sj.optim.proximal({"kernel$": PENALTY}, rate)
     ),

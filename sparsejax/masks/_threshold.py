@@ -1,0 +1,66 @@
+"""Channels kept by a threshold on their scores."""
+
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float
+
+from .._select import topk_mask
+
+
+def above(
+    scores: Float[Array, " n"], threshold: ArrayLike = 0.01, at_least: int = 1
+) -> Bool[Array, " n"]:
+    r"""The entries above a threshold, but never fewer than some.
+
+    Args:
+      scores: Scores of the channels of a layer, `abs(norm.scale)` for example; of channels that
+        residual additions tie together the maximum over the layers.
+      threshold: What is kept is larger.
+      at_least: So many of the largest are kept in any case; the lowest index wins ties.
+
+    Returns:
+      A mask, True where kept.
+
+    Reference:
+      Jiang et al., Pruning-aware Sparse Regularization for Network Pruning, 2022 (arXiv
+      2201.06776).
+
+    Example:
+      >>> import jax.numpy as jnp, sparsejax as sj
+      >>> sj.masks.above(jnp.array([0.5, 0.001, 0.2])).tolist()
+      [True, False, True]
+      >>> sj.masks.above(jnp.array([0.002, 0.001, 0.0])).tolist()
+      [True, False, False]
+    """
+    return (scores > threshold) | topk_mask(scores, min(at_least, scores.size))
+
+
+def energy_threshold(scores: Float[Array, " n"], fraction: ArrayLike = 1e-4) -> Float[Array, ""]:
+    r"""The threshold below which the scores hold a fraction of the sum of squares.
+
+    With the scores sorted to rise and `c_j` the share of the first j squares, it lies in the
+    middle of the pair at which c first exceeds the fraction; 0 if that is the first. A layer
+    whose scores are all below 1e-3 gets 1: nothing is kept.
+
+    Args:
+      scores: Scores >= 0 of the channels of a layer.
+      fraction: Share of the energy that may go.
+
+    Returns:
+      A threshold, for `sj.masks.above`.
+
+    Reference:
+      Jiang et al., 2022 (arXiv 2201.06776), the "OT" rule of its code.
+
+    Example:
+      >>> import jax.numpy as jnp, sparsejax as sj
+      >>> round(float(sj.masks.energy_threshold(jnp.array([1.0, 0.001, 2.0]))), 4)
+      0.5005
+    """
+    rising = jnp.maximum(jnp.sort(scores), 1e-18)
+    share = jnp.cumsum(rising**2) / jnp.sum(rising**2)
+    first = jnp.argmax(share > fraction)
+    below = lax.dynamic_index_in_dim(rising, jnp.maximum(first - 1, 0), keepdims=False)
+    middle = jnp.where(first > 0, (below + rising[first]) / 2, 0)
+    return jnp.where(jnp.max(scores) < 1e-3, 1.0, middle)
