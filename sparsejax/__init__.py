@@ -26,6 +26,9 @@ from . import (
 from . import (
     prox as prox,
 )
+from . import (
+    recipes as recipes,
+)
 from .formats import compress as compress
 from .kernels import matmul as matmul
 from .masks import (
@@ -71,5 +74,6 @@ __all__ = [
     "optim",
     "plan",
     "prox",
+    "recipes",
     "report",
 ]

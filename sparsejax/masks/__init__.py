@@ -64,6 +64,7 @@ from ._structured import Block as Block
 from ._structured import Channel as Channel
 from ._structured import Groups as Groups
 from ._threshold import above as above
+from ._threshold import below_threshold as below_threshold
 from ._threshold import energy_threshold as energy_threshold
 
 __all__ = [
@@ -80,6 +81,7 @@ __all__ = [
     "Unstructured",
     "above",
     "apply_masks",
+    "below_threshold",
     "changed",
     "energy_threshold",
     "erdos_renyi",
