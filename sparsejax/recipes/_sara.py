@@ -11,7 +11,7 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Key, PyTree
 
-from .._tree import named_leaves, pure
+from .._tree import map_named, named_leaves, pure
 from ..formats import gather_values, indices_of, tap, write_back
 from ..masks import below_threshold
 from ..prox import nuclear
@@ -46,6 +46,7 @@ def sara(
     weight_decay: float = 1e-2,
     rank_strength: float = 5e-4,
     rank_min_dim: int = 64,
+    rank_of_all: bool = False,
     chunk: int = 100,
     state: SaRAState | None = None,
     callback: Callable[[int, float], Any] | None = None,
@@ -71,6 +72,8 @@ def sara(
       weight_decay: Of the values, decoupled.
       rank_strength: lambda of the nuclear norm; 0 leaves it out.
       rank_min_dim: Matrices with a side of at most this are left out of it.
+      rank_of_all: Whether the nuclear norm is of all those matrices at every step, not of one: an
+        SVD of each.
       chunk: Steps that are compiled together, and between two calls of the callback.
       state: A state that an earlier call has returned, after fewer steps for example: the run goes
         on from there, to the same result.
@@ -105,7 +108,7 @@ def sara(
     if state is None:
         state = _select(0, params, theta, where)
     rate = learning_rate if callable(learning_rate) else lambda step: learning_rate
-    run = _runner(loss_fn, rate, weight_decay, rank_strength, rank_min_dim)
+    run = _runner(loss_fn, rate, weight_decay, rank_strength, rank_min_dim, rank_of_all)
     while state.step < steps:
         if state.step == progressive_step:
             kept = jax.tree.map(lambda v: jnp.abs(v) < theta, state.values)
@@ -126,7 +129,7 @@ def sara(
     return state
 
 
-def _runner(loss_fn, rate, weight_decay, strength, least):
+def _runner(loss_fn, rate, weight_decay, strength, least, every):
     """Some steps in one compiled loop, in place."""
 
     def run(params, values, moments, indices, key, steps):
@@ -143,7 +146,8 @@ def _runner(loss_fn, rate, weight_decay, strength, least):
                 values
             )
             if strength and matrices:
-                grads = _add_rank(grads, values, params, indices, matrices, strength, draw)
+                drawn = None if every else draw
+                grads = _add_rank(grads, values, params, indices, matrices, strength, drawn)
             moves, moments = _ADAM.update(grads, moments, values)
             values = jax.tree.map(lambda v, u: v - rate(t) * (u + weight_decay * v), values, moves)
             return (write_back(params, values, indices), values, moments), loss
@@ -155,24 +159,26 @@ def _runner(loss_fn, rate, weight_decay, strength, least):
 
 
 def _add_rank(grads, values, params, indices, matrices, strength, key):
-    """The gradient of the nuclear norm of one of the selected matrices."""
+    """The gradient of the nuclear norm of the selected matrices, of one if there is a key."""
     by_name, at, leaves = (named_leaves(x) for x in (values, indices, params))
 
-    def one(name):
-        def gradient():
-            zeros = jnp.zeros(leaves[name].shape, by_name[name].dtype)
-            matrix = write_back({"": zeros}, {"": by_name[name]}, {"": at[name]})[""]
-            polar = jax.grad(nuclear(strength).value)(matrix)
-            return {
-                other: v if other != name else v + gather_values({"": polar}, {"": at[name]})[""]
-                for other, v in named_leaves(grads).items()
-            }
+    def pull(name):
+        zeros = jnp.zeros(leaves[name].shape, by_name[name].dtype)
+        matrix = write_back({"": zeros}, {"": by_name[name]}, {"": at[name]})
+        polar = jax.grad(nuclear(strength).value)(matrix[""])
+        return gather_values({"": polar}, {"": at[name]})[""]
 
-        return gradient
+    def only(chosen):
+        return lambda: {
+            name: pull(name) if name in chosen else 0 * v for name, v in by_name.items()
+        }
 
-    chosen = jax.random.randint(key, (), 0, len(matrices))
-    added = jax.lax.switch(chosen, [one(name) for name in matrices])
-    return jax.tree.unflatten(jax.tree.structure(grads), list(added.values()))
+    if key is None:
+        pulls = only(matrices)()
+    else:
+        drawn = jax.random.randint(key, (), 0, len(matrices))
+        pulls = jax.lax.switch(drawn, [only([name]) for name in matrices])
+    return map_named(lambda name, g, p: g + p, grads, pulls)
 
 
 def _threshold(params, theta, fraction, where) -> float:
