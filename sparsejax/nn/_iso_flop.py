@@ -290,7 +290,7 @@ class Doped(nnx.Module):
         return y + self.second(self.first(x))
 
 
-def _like(layer: Any, outputs: int | None = None, use_bias: bool | None = None, *, rngs) -> Any:
+def _like(layer: Any, outputs: Any = None, use_bias: bool | None = None, *, rngs) -> Any:
     """A new layer with the settings of another."""
     outputs = layer.out_features if outputs is None else outputs
     bias = layer.use_bias if use_bias is None else use_bias
