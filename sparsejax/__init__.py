@@ -23,6 +23,9 @@ from . import (
 from . import (
     prox as prox,
 )
+from . import (
+    solve as solve,
+)
 from .formats import compress as compress
 from .kernels import matmul as matmul
 from .masks import (
@@ -68,4 +71,5 @@ __all__ = [
     "plan",
     "prox",
     "report",
+    "solve",
 ]

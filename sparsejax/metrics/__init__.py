@@ -18,6 +18,12 @@ from ._flops import Flops as Flops
 from ._flops import LeafFlops as LeafFlops
 from ._flops import flops as flops
 from ._flops import training_flops as training_flops
+from ._graph import EdgeScores as EdgeScores
+from ._graph import cpdag as cpdag
+from ._graph import edge_scores as edge_scores
+from ._graph import shd as shd
+from ._graph import shd_cpdag as shd_cpdag
+from ._graph import sid as sid
 from ._history import Taxonomy as Taxonomy
 from ._history import taxonomy as taxonomy
 from ._plot import plot_masks as plot_masks
@@ -42,6 +48,7 @@ __all__ = [
     "FINDINGS",
     "Advice",
     "Divergence",
+    "EdgeScores",
     "Finding",
     "Fit",
     "Flops",
@@ -55,6 +62,8 @@ __all__ = [
     "auroc",
     "brier_score",
     "bytes_of",
+    "cpdag",
+    "edge_scores",
     "expected_calibration_error",
     "exploration_rate",
     "fgsm",
@@ -74,6 +83,9 @@ __all__ = [
     "reliability",
     "report",
     "sad",
+    "shd",
+    "shd_cpdag",
+    "sid",
     "taxonomy",
     "training_flops",
 ]
