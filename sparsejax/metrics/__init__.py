@@ -10,6 +10,10 @@ from ._calibration import expected_calibration_error as expected_calibration_err
 from ._calibration import maximum_calibration_error as maximum_calibration_error
 from ._calibration import negative_log_likelihood as negative_log_likelihood
 from ._calibration import reliability as reliability
+from ._coding import active_units as active_units
+from ._coding import circular_variance as circular_variance
+from ._coding import error_at_activity as error_at_activity
+from ._coding import orientation_tuning as orientation_tuning
 from ._findings import FINDINGS as FINDINGS
 from ._findings import Finding as Finding
 from ._fit import Fit as Fit
@@ -57,13 +61,16 @@ __all__ = [
     "Reliability",
     "Report",
     "Taxonomy",
+    "active_units",
     "advice_markdown",
     "advise",
     "auroc",
     "brier_score",
     "bytes_of",
+    "circular_variance",
     "cpdag",
     "edge_scores",
+    "error_at_activity",
     "expected_calibration_error",
     "exploration_rate",
     "fgsm",
@@ -75,6 +82,7 @@ __all__ = [
     "max_softmax_probability",
     "maximum_calibration_error",
     "negative_log_likelihood",
+    "orientation_tuning",
     "pattern",
     "plot_masks",
     "plot_reliability",
