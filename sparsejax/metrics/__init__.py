@@ -41,6 +41,10 @@ from ._robustness import auroc as auroc
 from ._robustness import fgsm as fgsm
 from ._robustness import gradient_noise as gradient_noise
 from ._robustness import max_softmax_probability as max_softmax_probability
+from ._spectra import UnmixingErrors as UnmixingErrors
+from ._spectra import hoyer_sparsity as hoyer_sparsity
+from ._spectra import spectral_angle as spectral_angle
+from ._spectra import unmixing_errors as unmixing_errors
 from ._topology import Divergence as Divergence
 from ._topology import exploration_rate as exploration_rate
 from ._topology import flip_rate as flip_rate
@@ -61,6 +65,7 @@ __all__ = [
     "Reliability",
     "Report",
     "Taxonomy",
+    "UnmixingErrors",
     "active_units",
     "advice_markdown",
     "advise",
@@ -77,6 +82,7 @@ __all__ = [
     "flip_rate",
     "flops",
     "gradient_noise",
+    "hoyer_sparsity",
     "live_units",
     "mask_change",
     "max_softmax_probability",
@@ -94,6 +100,8 @@ __all__ = [
     "shd",
     "shd_cpdag",
     "sid",
+    "spectral_angle",
     "taxonomy",
     "training_flops",
+    "unmixing_errors",
 ]
