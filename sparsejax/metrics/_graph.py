@@ -25,9 +25,7 @@ class EdgeScores(NamedTuple):
     estimated: int
 
 
-def edge_scores(
-    estimate: ArrayLike, truth: ArrayLike
-) -> EdgeScores:
+def edge_scores(estimate: ArrayLike, truth: ArrayLike) -> EdgeScores:
     r"""TPR, FDR and FPR of the edges of an estimated graph.
 
     Args:
@@ -54,9 +52,7 @@ def edge_scores(
     pairs = len(true) * (len(true) - 1) // 2
     edges, count = int(true.sum()), int(found.sum())
     rate = hits / edges if edges else 1.0
-    return EdgeScores(
-        rate, wrong / max(count, 1), wrong / max(pairs - edges, 1), backwards, count
-    )
+    return EdgeScores(rate, wrong / max(count, 1), wrong / max(pairs - edges, 1), backwards, count)
 
 
 def shd(estimate: ArrayLike, truth: ArrayLike) -> int:

@@ -111,8 +111,8 @@ def hoyer_sparsity(x: Float[ArrayLike, "..."], axis: int = -1) -> Float[Array, "
     Example:
       >>> import jax.numpy as jnp
       >>> from sparsejax.metrics import hoyer_sparsity
-      >>> hoyer_sparsity(jnp.array([[0.0, 3.0, 0.0], [1.0, -1.0, 1.0]])).tolist()
-      [1.0, 0.0]
+      >>> hoyer_sparsity(jnp.array([[0.0, 3.0, 0.0], [1.0, -1.0, 1.0]])).round(4)
+      Array([1., 0.], dtype=float32)
     """
     x = jnp.asarray(x)
     root = x.shape[axis] ** 0.5

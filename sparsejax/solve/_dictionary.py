@@ -45,7 +45,7 @@ class DictionaryFit(NamedTuple):
 
 def sparse_code(
     signals: Float[Array, "batch pixels"],
-    dictionary: Float[Array, "pixels atoms"],
+    dictionary: Float[Array, "_ atoms"],
     penalty: Penalty,
     *,
     step: ArrayLike | None = None,
@@ -145,8 +145,9 @@ def dictionary_step(
       >>> from sparsejax import solve
       >>> atoms = jnp.array([[1.0, 0.0], [0.0, 1.0]])
       >>> signals, codes = jnp.array([[1.0, 1.0]]), jnp.array([[1.0, 0.0]])
-      >>> solve.dictionary_step(atoms, signals, codes, 1.0)[:, 0].round(4).tolist()
-      [0.7071000337600708, 0.7071000337600708]
+      >>> solve.dictionary_step(atoms, signals, codes, 1.0).round(2)
+      Array([[0.71, 0.  ],
+             [0.71, 1.  ]], dtype=float32)
     """
     residual = signals - codes @ dictionary.T
     moved = dictionary + learning_rate * residual.T @ codes / len(signals)

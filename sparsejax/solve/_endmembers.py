@@ -217,7 +217,7 @@ def fcls(
     Args:
       pixels: Spectra in columns, (channels, pixels), >= 0.
       endmembers: Their spectra in columns, (channels, k), >= 0.
-      weight: Of the sum.
+      weight: Of the sum. The larger it is, the more updates the shares take to settle.
       steps: The number of updates.
 
     Returns:
@@ -229,8 +229,9 @@ def fcls(
     Example:
       >>> import jax.numpy as jnp
       >>> from sparsejax import solve
-      >>> solve.fcls(jnp.array([[0.25], [0.75]]), jnp.eye(2)).round(3).tolist()
-      [[0.25], [0.75]]
+      >>> solve.fcls(jnp.array([[0.25], [0.75]]), jnp.eye(2), weight=1.0).round(2)
+      Array([[0.25],
+             [0.75]], dtype=float32)
     """
     weight = jnp.asarray(weight, pixels.dtype)
     pull = endmembers.T @ pixels + weight**2

@@ -10,7 +10,11 @@ def scene(seed, outliers, channels=120, k=4, side=30, bad=12):
     at = np.linspace(0, 1, channels)[:, None]
     spectra = np.zeros((channels, k))
     for _ in range(4):
-        centre, width, height = rng.uniform(0, 1, k), rng.uniform(0.05, 0.2, k), rng.uniform(0.2, 1, k)
+        centre, width, height = (
+            rng.uniform(0, 1, k),
+            rng.uniform(0.05, 0.2, k),
+            rng.uniform(0.2, 1, k),
+        )
         spectra += height * np.exp(-((at - centre) ** 2) / (2 * width**2))
     spectra /= spectra.max()
     regions = rng.integers(0, k, (side // 5, side // 5)).repeat(5, 0).repeat(5, 1)

@@ -1,5 +1,6 @@
 """Unmixing against NumPy, SciPy and enumeration, its descent, and bad channels."""
 
+import functools
 import itertools
 
 import jax
@@ -78,12 +79,12 @@ def test_copies_of_the_pixels_with_a_strength_of_one_over_root(double):
 
 def test_fcls_is_non_negative_least_squares_with_a_row_for_the_sum(double):
     y, m, _, _ = factors(4, pixels=5)
-    shares = solve.fcls(y, m, steps=200_00)
-    system = np.vstack([m, np.full((1, 3), 15.0)])
+    shares = solve.fcls(y, m, weight=2.0, steps=30_000)
+    system = np.vstack([m, np.full((1, 3), 2.0)])
     for pixel, share in zip(np.asarray(y).T, np.asarray(shares).T):
-        expected, _ = nnls(system, np.append(pixel, 15.0))
-        np.testing.assert_allclose(share, expected, atol=2e-4)
-    np.testing.assert_allclose(shares.sum(0), 1, atol=0.02)
+        expected, _ = nnls(system, np.append(pixel, 2.0))
+        np.testing.assert_allclose(share, expected, atol=1e-3)
+    np.testing.assert_allclose(solve.fcls(y, m).sum(0), 1, atol=0.02)
 
 
 def test_pure_pixels_are_found():
@@ -95,8 +96,8 @@ def test_pure_pixels_are_found():
     y = jnp.asarray(spectra @ shares, jnp.float32)
     assert sorted(solve.spa(y, 4).tolist()) == corners
     assert sorted(solve.pure_pixels(y, 4).tolist()) == corners
-    for seed in range(5):
-        assert sorted(solve.vca(jax.random.key(seed), y, 4).tolist()) == corners
+    several = jax.vmap(lambda key: solve.vca(key, y, 4))(jax.random.split(jax.random.key(0), 5))
+    assert np.sort(several, 1).tolist() == [corners] * 5
     noisy = y + 0.05 * jax.random.normal(jax.random.key(1), y.shape)
     found = solve.vca(jax.random.key(0), noisy, 4)  # the other projection, around the mean
     assert (shares[:, np.asarray(found)].max(0) > 0.6).all()
@@ -125,7 +126,9 @@ def test_errors_do_not_depend_on_the_order():
     cosine = (noisy * spectra).sum(0) / np.linalg.norm(noisy, axis=0)
     expected = np.arccos(cosine / np.linalg.norm(spectra, axis=0))
     best = min(
-        np.mean([float(metrics.spectral_angle(noisy[:, j], spectra[:, i])) for i, j in enumerate(p)])
+        np.mean(
+            [float(metrics.spectral_angle(noisy[:, j], spectra[:, i])) for i, j in enumerate(p)]
+        )
         for p in itertools.permutations(range(4))
     )
     np.testing.assert_allclose(errors.angles, expected, atol=1e-5)
@@ -166,9 +169,10 @@ def test_fits_hold_together_at_the_edges():
 
 def test_bad_channels_do_not_mislead():
     """Of twelve scenes with 12 of 120 channels ruined, and of as many without."""
+    compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 3})
     runs = {
-        "nmf": jax.jit(jax.vmap(lambda y: solve.unmix(y, 4, 0.0, robust=False))),
-        "robust": jax.jit(jax.vmap(lambda y: solve.unmix(y, 4))),
+        "nmf": compiled(jax.vmap(lambda y: solve.unmix(y, 4, 0.0, robust=False))),
+        "robust": compiled(jax.vmap(lambda y: solve.unmix(y, 4))),
     }
     mean = {}
     for outliers in (0.0, 1.5):
