@@ -118,7 +118,8 @@ def circular_variance(
       >>> import jax.numpy as jnp
       >>> from sparsejax.metrics import circular_variance
       >>> angles = jnp.arange(4) * jnp.pi / 4
-      >>> circular_variance(jnp.array([[1.0, 1.0], [0, 1], [0, 1], [0, 1]]), angles).round(4).tolist()
+      >>> tuning = jnp.array([[1.0, 1.0], [0.0, 1.0], [0.0, 1.0], [0.0, 1.0]])
+      >>> circular_variance(tuning, angles).round(4).tolist()
       [0.0, 1.0]
     """
     total = jnp.sum(responses, axis=0)

@@ -1,6 +1,6 @@
 """Linear acyclic graphs by sparse regression, with the scale of the noise estimated along."""
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -280,7 +280,7 @@ def _step(problem, begin: _State, stage, state: _State, domain, kind: Scale, eve
 
     gradient = stage.mu * (problem.strength * jnp.sign(state.weights) - state.pull / state.scale)
     gradient += 2 * state.weights * inverse.T
-    direction, adam = _adam.update(gradient, state.adam)
+    direction, adam = cast(tuple[Array, Any], _adam.update(gradient, state.adam))
 
     # direction = 0 and weights = those of the beginning: a stage that starts anew.
     old = _pick(again, begin, state)

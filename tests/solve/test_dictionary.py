@@ -176,12 +176,15 @@ def test_penalties_at_equal_activity_on_natural_images():
     errors = {}
     for name, grid in strengths.items():
 
-        def learn(strength, penalty=getattr(prox, name)):
+        def learn(strength, name=name):
+            penalty = getattr(prox, name)(strength)
             return solve.dictionary_learning(
-                jax.random.key(2), batches, 128, penalty(strength), max_steps=30
+                jax.random.key(2), batches, 128, penalty, max_steps=30
             )
 
-        runs = jax.jit(jax.vmap(learn))(jnp.asarray(grid, jnp.float32))
+        options = {"xla_backend_optimization_level": 3}
+        learn_all = jax.jit(jax.vmap(learn), compiler_options=options)
+        runs = learn_all(jnp.asarray(grid, jnp.float32))
         active, error = runs.active[:, -20:].mean(1), runs.error[:, -20:].mean(1)
         errors[name] = float(metrics.error_at_activity(active, error, 8.0))
     print(errors)
