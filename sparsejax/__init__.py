@@ -29,6 +29,9 @@ from . import (
 from . import (
     recipes as recipes,
 )
+from . import (
+    solve as solve,
+)
 from .formats import compress as compress
 from .kernels import matmul as matmul
 from .masks import (
@@ -76,4 +79,5 @@ __all__ = [
     "prox",
     "recipes",
     "report",
+    "solve",
 ]

@@ -120,6 +120,8 @@ _pulled.defvjp(_pulled_forward, _pulled_backward)
 
 
 def _map_masked(f, params: PyTree, masks: PyTree) -> PyTree:
+    if isinstance(masks, Plan):
+        raise TypeError("apply_masks takes masks, got a plan; plan.masks(scores) makes them.")
     by_name = named_leaves(masks)
     leaves = named_leaves(params)
     unknown = [name for name in by_name if name not in leaves]

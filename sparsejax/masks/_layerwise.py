@@ -137,7 +137,8 @@ def _map_planned(what: str, f, params: PyTree, inputs: PyTree, plan: Plan) -> Py
             got = "nothing" if found is None else f"shape {found.shape}"
             raise ValueError(
                 f"{what}: {name} {w.shape} contracts {wanted} inputs and was given {got}; pass "
-                "the Gram matrices of sj.nn.input_grams(model, batches)."
+                "the Gram matrices of sj.nn.input_grams(model, batches), or without NNX a dict of "
+                "them by path."
             )
         return f(planned[name], w, found, view)
 

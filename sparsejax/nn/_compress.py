@@ -15,6 +15,7 @@ from ..formats import SparseArray
 from ..formats._compress import compress_leaf
 from ..kernels import matmul
 from ..masks import NM, Block, Plan, Stages, apply_masks, magnitude
+from ..masks._plan import check_plan
 from ._linear import SparseKernel, promote
 
 Module = TypeVar("Module", bound=nnx.Module)
@@ -51,6 +52,12 @@ def compress(model: Module, plan: Plan, masks: PyTree | None = None) -> Module:
       >>> fast.kernel[...], fast(jnp.ones((3, 8))).shape
       (NMArray(2:4, shape=(8, 4), dtype=float32), (3, 4))
     """
+    if not isinstance(model, nnx.Module):
+        raise TypeError(
+            f"nn.compress takes an NNX module, got a {type(model).__name__}; for a tree of "
+            "parameters use sj.compress(params, plan)."
+        )
+    check_plan("nn.compress", plan)
     params = pure(model)
     if masks is None:
         masks = plan.masks(magnitude(params))

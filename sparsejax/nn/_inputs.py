@@ -41,6 +41,11 @@ def input_grams(
       >>> sj.nn.input_grams(model, [jnp.array([[1.0, 2.0], [3.0, 0.0]])])["kernel"].tolist()
       [[10.0, 2.0], [2.0, 4.0]]
     """
+    if not isinstance(model, nnx.Module):
+        raise TypeError(
+            f"input_grams takes an NNX module, got a {type(model).__name__}; for others make a "
+            "dict {path of the kernel: X^T X} of the inputs X yourself."
+        )
     graphdef, state = nnx.split(model)
 
     @jax.jit

@@ -38,6 +38,7 @@ def view(
       A module of the same class.
 
     Raises:
+      TypeError: If the model is no NNX module.
       ValueError: If a mask has another shape than its leaf, or belongs to no leaf.
 
     Reference:
@@ -52,6 +53,11 @@ def view(
       >>> float((grads["kernel"][...] != 0).mean()), float((model.kernel[...] == 0).mean())
       (1.0, 0.0)
     """
+    if not isinstance(model, nnx.Module):
+        raise TypeError(
+            f"view takes an NNX module, got a {type(model).__name__}; for plain or Linen "
+            "parameters give the loss sj.masks.straight_through(params, masks, decay=...)."
+        )
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
     seen = straight_through(
         nnx.as_pure(params),

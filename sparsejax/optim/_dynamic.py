@@ -13,6 +13,7 @@ from .._select import topk_mask
 from .._tree import is_gap, map_named, named_leaves
 from ..masks import Plan, magnitude, random
 from ..masks._pattern import Pooled
+from ..masks._plan import check_plan
 from ._pruning import (
     at_step,
     check_params,
@@ -229,6 +230,7 @@ def _check_fraction(fraction: Any) -> None:
 
 
 def _check_plan(plan: Plan) -> None:
+    check_plan("dynamic sparse training", plan)
     if plan.together:
         raise ValueError(
             "dynamic sparse training keeps the sparsity of each leaf: plan with allocate="

@@ -9,6 +9,7 @@ from jaxtyping import Array, Int, PyTree
 
 from .._tree import is_gap, map_named
 from ..masks import Plan
+from ..masks._plan import check_plan
 from ._pruning import at_step, check_params, check_some, masked_updates, next_step
 
 
@@ -58,6 +59,8 @@ def movement(
       [False, True]
     """
     planned = {leaf.name for leaf in plan.leaves}
+
+    check_plan("movement", plan)
 
     def init(params):
         def zero(name, p):

@@ -10,6 +10,7 @@ import optax
 from jaxtyping import Array, Int, PyTree
 
 from ..masks import Plan, magnitude
+from ..masks._plan import check_plan
 from ._pruning import check_params, check_some, masked_updates, next_step, reset_moments, zero_off
 
 
@@ -66,6 +67,8 @@ def acdc(
         )
     begins, ends = np.asarray(bounds[::2]), np.asarray(bounds[1::2])
     inner = optax.with_extra_args_support(optimizer)
+
+    check_plan("acdc", plan)
 
     def init(params):
         masks = plan.full_masks(params)

@@ -12,6 +12,7 @@ from jaxtyping import Array, Int, PyTree
 
 from .._tree import is_gap, map_named, named_leaves, pure
 from ..masks import Plan, magnitude
+from ..masks._plan import check_plan
 
 _HERE = __name__.rpartition(".")[0]
 
@@ -74,6 +75,9 @@ def prune(
       [[2.0, 0.0], [0.0, 3.0]]
     """
 
+    check_plan("prune", plan)
+    if isinstance(schedule, int | float) and not 0 <= schedule <= 1:
+        raise ValueError(f"prune(schedule={schedule}) must be the fraction reached, in [0, 1].")
     _check_timing(every, begin, end)
 
     def init(params):
@@ -188,6 +192,8 @@ def track_masks(
       >>> sj.get_masks(tx.init(params))["kernel"].ravel().tolist()
       [True, False, False, True]
     """
+
+    check_plan("track_masks", plan)
 
     def state_at(count, params):
         masks = plan.masks(magnitude(params), at_step(schedule, count))
@@ -315,6 +321,8 @@ def check_params(params: PyTree) -> None:
 
 def named_masks(what: str, masks: PyTree) -> dict[str, Array]:
     """Given masks by the path of their leaf."""
+    if isinstance(masks, Plan):
+        raise TypeError(f"{what} takes masks, got a plan; plan.masks(scores) makes them.")
     by_name = {name: jnp.asarray(m) for name, m in named_leaves(pure(masks)).items()}
     for name, mask in by_name.items():
         if mask.dtype != bool:

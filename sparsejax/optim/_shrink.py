@@ -10,6 +10,7 @@ from jaxtyping import Array, Int, PyTree
 
 from .._tree import is_gap
 from ..masks import Plan, magnitude
+from ..masks._plan import check_plan
 from ._pruning import at_step, check_params, check_some, next_step, zero_off
 
 
@@ -66,6 +67,8 @@ def iterative_shrinkage(
       >>> seen
       [[4.0, 1.0], [4.0, 0.5], [4.0, 0.0], [4.0, 0.0]]
     """
+
+    check_plan("iterative_shrinkage", plan)
 
     def init(params):
         masks = plan.full_masks(params)
