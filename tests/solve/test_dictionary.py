@@ -178,9 +178,7 @@ def test_penalties_at_equal_activity_on_natural_images():
 
         def learn(strength, name=name):
             penalty = getattr(prox, name)(strength)
-            return solve.dictionary_learning(
-                jax.random.key(2), batches, 128, penalty, max_steps=30
-            )
+            return solve.dictionary_learning(jax.random.key(2), batches, 128, penalty, max_steps=30)
 
         options = {"xla_backend_optimization_level": 3}
         learn_all = jax.jit(jax.vmap(learn), compiler_options=options)
