@@ -23,6 +23,7 @@ from ._endmembers import fcls as fcls
 from ._endmembers import pure_pixels as pure_pixels
 from ._endmembers import spa as spa
 from ._endmembers import vca as vca
+from ._match import match_strength as match_strength
 from ._patches import sample_patches as sample_patches
 from ._patches import whiten_image as whiten_image
 from ._structural import edge_weights as edge_weights
@@ -59,6 +60,7 @@ __all__ = [
     "is_m_matrix",
     "learn_guidance",
     "logdet_acyclicity",
+    "match_strength",
     "noise_scale",
     "polynomial_acyclicity",
     "pure_pixels",
