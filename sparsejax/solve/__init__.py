@@ -6,6 +6,9 @@ from ._acyclicity import is_m_matrix as is_m_matrix
 from ._acyclicity import logdet_acyclicity as logdet_acyclicity
 from ._acyclicity import polynomial_acyclicity as polynomial_acyclicity
 from ._acyclicity import threshold_to_dag as threshold_to_dag
+from ._concomitant import ConcomitantFit as ConcomitantFit
+from ._concomitant import concomitant_lasso as concomitant_lasso
+from ._concomitant import noise_scale as noise_scale
 from ._dag import DAGFit as DAGFit
 from ._dag import colide as colide
 from ._dag import dagma as dagma
@@ -20,6 +23,7 @@ from ._endmembers import fcls as fcls
 from ._endmembers import pure_pixels as pure_pixels
 from ._endmembers import spa as spa
 from ._endmembers import vca as vca
+from ._match import match_strength as match_strength
 from ._patches import sample_patches as sample_patches
 from ._patches import whiten_image as whiten_image
 from ._structural import edge_weights as edge_weights
@@ -36,12 +40,14 @@ from ._unmixing import update_endmembers as update_endmembers
 
 __all__ = [
     "Codes",
+    "ConcomitantFit",
     "DAGFit",
     "DictionaryFit",
     "Unmixing",
     "channel_noise",
     "clean_channels",
     "colide",
+    "concomitant_lasso",
     "dagma",
     "dictionary_learning",
     "dictionary_step",
@@ -54,6 +60,8 @@ __all__ = [
     "is_m_matrix",
     "learn_guidance",
     "logdet_acyclicity",
+    "match_strength",
+    "noise_scale",
     "polynomial_acyclicity",
     "pure_pixels",
     "sample_patches",

@@ -117,6 +117,22 @@ def test_maps_over_strengths_and_leaves_unused_atoms():
         solve.sparse_code(signals.T, dictionary.T @ dictionary, prox.l1(0.1))
 
 
+def test_strengths_of_equal_activity():
+    signals, dictionary = problem(batch=40)
+
+    def active(penalty):
+        run = jax.jit(lambda s: solve.sparse_code(signals, dictionary, penalty(s)).codes)
+        return lambda strength: float(metrics.active_units(run(strength)).mean())
+
+    for penalty in (prox.l1, prox.cel0):
+        strength = solve.match_strength(active(penalty), 1e-3, 10.0, 3.0, tolerance=0.02)
+        assert abs(active(penalty)(strength) - 3.0) <= 0.06
+    with pytest.raises(ValueError, match="does not enclose"):
+        solve.match_strength(lambda s: 1 / s, 1.0, 2.0, 5.0)
+    with pytest.raises(ValueError, match="low < high"):
+        solve.match_strength(lambda s: 1 / s, 2.0, 1.0, 5.0)
+
+
 def test_whitening_and_patches():
     rng = np.random.default_rng(4)
     image = jnp.asarray(rng.normal(size=(64, 48)).cumsum(0).cumsum(1))
