@@ -75,7 +75,8 @@ class SeparableSum(Penalty):
     @property
     def weak_convexity(self) -> ArrayLike:
         """The largest of the parts."""
-        return max((jnp.max(jnp.asarray(p.weak_convexity)) for p in self._parts()), default=0.0)
+        found = [jnp.max(jnp.asarray(p.weak_convexity)) for p in self._parts()]
+        return jnp.max(jnp.stack(found)) if found else 0.0
 
     def _parts(self) -> list[Penalty]:
         return jax.tree.leaves(self.penalties, is_leaf=lambda p: isinstance(p, Penalty))

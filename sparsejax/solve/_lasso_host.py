@@ -1,0 +1,232 @@
+"""The Lasso driven from the host: working sets that grow, for one large problem."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array
+
+from ..prox._check import known
+from ._duality import Problem, correlations, gap_of, lambda_max, problem, tolerance
+from ._gram import quadratic, solve_gram
+from ._lasso import _least_squares, strengths
+from ._solution import Result, Solution, finish
+
+# Below this share of lambda_max a short path is faster than one solve.
+SHORT = 1 / 30
+
+
+class _Problem(NamedTuple):
+    data: Problem
+    norms: Array
+    scale: float
+    tol: float
+    positive: bool
+
+
+def lasso_host(
+    X: ArrayLike,
+    y: ArrayLike,
+    lam: ArrayLike,
+    *,
+    w0: ArrayLike | None = None,
+    tol: float | None = None,
+    max_outer: int = 100,
+    weights: ArrayLike | None = None,
+    positive: bool = False,
+    l2: ArrayLike = 0.0,
+    throw: bool = True,
+) -> Solution:
+    """`lasso` with working sets of a few sizes chosen while it runs: for one large problem.
+
+    Not for jit, vmap or grad. Sizes are rounded up, so that few programs are compiled. For a
+    small lam without a start it first goes down a short path.
+
+    Args:
+      X: Design (n, p).
+      y: Target (n,).
+      lam: Strength.
+      w0: A start (p,).
+      tol: The gap to reach, over the objective at 0: 1e-6 by default, in float32 1e-5.
+      max_outer: The most working sets.
+      weights: A weight > 0 per feature (p,).
+      positive: Whether w must be >= 0.
+      l2: Strength of the ridge term.
+      throw: Whether to raise if the gap is not reached.
+
+    Returns:
+      As `lasso`.
+
+    Raises:
+      RuntimeError: If `throw` and the gap is not reached.
+      TypeError: Inside jit, vmap or grad.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sparsejax import solve
+      >>> X, y = 2 * jnp.eye(4), jnp.array([4.0, 1.0, 0.0, -2.0])
+      >>> solve.lasso_host(X, y, 1.0).value.tolist()
+      [1.0, 0.0, 0.0, 0.0]
+    """
+    at = _prepare(X, y, lam, tol, weights, positive, l2)
+    if float(lam) == 0 and float(l2) == 0:  # pyright: ignore[reportArgumentType]
+        return _least_squares(at.data, positive)
+    w = np.zeros(at.norms.size, at.data.y.dtype) if w0 is None else np.array(w0, at.data.y.dtype)
+    if w.shape != at.norms.shape:
+        raise ValueError(f"w0 must have shape {at.norms.shape}, got {w.shape}.")
+    steps = 0
+    if w0 is None:
+        for factor in _short_path(at):
+            easier = at.data._replace(thresholds=at.data.thresholds * factor)
+            loose = at._replace(data=easier, tol=max(at.tol, 1e-3))
+            w, stats, _ = _solve(loose, w, max_outer)
+            steps += stats["n_iter"]
+    w, stats, result = _solve(at, w, max_outer)
+    stats = {**stats, "n_iter": stats["n_iter"] + steps}
+    return finish("lasso_host", Solution(jnp.asarray(w), result, stats), throw)
+
+
+def lasso_path_host(
+    X: ArrayLike,
+    y: ArrayLike,
+    lams: ArrayLike | None = None,
+    *,
+    n_lams: int = 100,
+    eps: float = 1e-2,
+    tol: float | None = None,
+    max_outer: int = 100,
+    weights: ArrayLike | None = None,
+    positive: bool = False,
+    l2: ArrayLike = 0.0,
+    throw: bool = True,
+) -> Solution:
+    """`lasso_path` driven from the host, for one large problem.
+
+    Args:
+      X: Design (n, p).
+      y: Target (n,).
+      lams: Strengths (k,), best from large to small; None for a geometric sequence.
+      n_lams: How many strengths, without lams.
+      eps: The last strength over the first, without lams.
+      tol: As for `lasso_host`, as are the others.
+      max_outer: The most working sets for each.
+      weights: A weight > 0 per feature (p,).
+      positive: Whether w must be >= 0.
+      l2: Strength of the ridge term.
+      throw: Whether to raise if one of them is not solved.
+
+    Returns:
+      As `lasso_path`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sparsejax import solve
+      >>> X, y = 2 * jnp.eye(2), jnp.array([4.0, 1.0])
+      >>> solve.lasso_path_host(X, y, jnp.array([4.0, 2.0, 1.0])).value[:, 0].tolist()
+      [0.0, 1.0, 1.5]
+    """
+    at = _prepare(X, y, 1.0, tol, weights, positive, l2)
+    if lams is None:
+        lams = strengths(lambda_max(X, y, weights=weights, positive=positive), n_lams, eps)
+    w = np.zeros(at.norms.size, at.data.y.dtype)
+    found = []
+    for lam in np.asarray(lams):
+        scaled = at.data._replace(thresholds=at.data.thresholds * lam)
+        w, stats, result = _solve(at._replace(data=scaled), w, max_outer)
+        found.append((w, result, stats))
+    stats = {name: np.array([s[name] for *_, s in found]) for name in found[0][2]}
+    values = jnp.asarray(np.stack([w for w, *_ in found]))
+    results = np.array([result for _, result, _ in found])
+    stats = {**stats, "lams": np.asarray(lams)}
+    return finish("lasso_path_host", Solution(values, results, stats), throw)
+
+
+def _prepare(X: Any, y: Any, lam: Any, tol: Any, weights: Any, positive: bool, l2: Any) -> _Problem:
+    for x in (X, y, lam, weights, l2):
+        if not known(x):
+            raise TypeError("lasso_host runs on the host: in jit, vmap or grad use solve.lasso.")
+    data = problem(X, y, lam, weights, l2)
+    norms = jnp.sqrt(jnp.sum(data.columns**2, axis=1))
+    scale = float(jnp.vdot(data.y, data.y)) / (2 * data.y.size)
+    return _Problem(data, norms, scale, tolerance(tol, data.y.dtype), positive)
+
+
+def _short_path(at: _Problem) -> np.ndarray:
+    """Factors of the thresholds from near lambda_max down, if there is far to go."""
+    c = np.asarray(at.data.columns @ at.data.y) / at.data.y.size
+    size = np.maximum(c, 0) if at.positive else np.abs(c)
+    a = np.asarray(at.data.thresholds)
+    largest = np.max(size / np.where(a > 0, a, np.inf), initial=0)
+    if not np.isfinite(largest) or largest <= 1 / SHORT:
+        return np.zeros(0)
+    return np.geomspace(largest, 1, 12)[2:-1]
+
+
+@functools.partial(jax.jit, static_argnames="positive")
+def _look(pb: Problem, w: Array, part: Array, where: Array, norms: Array, positive: bool) -> Any:
+    """The gap, and the scores of all features: negative where screened."""
+    r = pb.y - part @ pb.columns[where]
+    movable = (norms > 0) & jnp.isfinite(pb.thresholds)
+    c = jnp.where(movable, correlations(pb, w, r), 0)
+    gap, s = gap_of(pb, w, r, c, positive)
+    size = jnp.maximum(c, 0) if positive else jnp.abs(c)
+    column = jnp.sqrt(norms**2 / pb.y.size + pb.l2)
+    safe = s * size < pb.thresholds - jnp.sqrt(2 * gap) * column
+    return gap, jnp.where(movable & ~safe, size / jnp.where(movable, pb.thresholds, 1), -1)
+
+
+@functools.partial(jax.jit, static_argnames="positive")
+def _inner(pb: Problem, chosen: Array, count: Any, w: Array, target: Any, positive: bool) -> Any:
+    active = jnp.arange(chosen.size) < count
+    q = quadratic(pb.columns[chosen], pb.y, pb.thresholds[chosen], pb.l2, active)
+    return solve_gram(q, jnp.where(active, w, 0), target, positive, 200, skip=True)
+
+
+def _solve(at: _Problem, w: np.ndarray, max_outer: int) -> tuple[np.ndarray, dict, Result]:
+    w = np.maximum(w, 0) if at.positive else w.copy()
+    w[(np.asarray(at.norms) == 0) | np.isinf(np.asarray(at.data.thresholds))] = 0
+    floor, rounds, outer = 0.3 * at.tol * at.scale, 0, 0
+    while True:
+        support = np.flatnonzero(w)
+        where = padded(support, bucket(support.size, w.size))
+        part = np.where(np.arange(where.size) < support.size, w[where], 0)
+        gap, score = _look(at.data, w, part, where, at.norms, at.positive)
+        gap = float(gap)
+        if not np.isfinite(gap) or gap <= at.tol * at.scale or outer == max_outer:
+            break
+        outer += 1
+        chosen = _working_set(np.array(score), support)
+        where = padded(chosen, bucket(chosen.size, w.size))
+        target = max(0.3 * gap, floor)
+        inner, _, n = _inner(at.data, where, chosen.size, w[where], target, at.positive)
+        w[chosen] = np.asarray(inner)[: chosen.size]
+        rounds += int(n)
+    stats = {"gap": gap, "n_iter": outer, "n_rounds": rounds, "support_size": np.count_nonzero(w)}
+    if not np.isfinite(gap):
+        return w, stats, Result.NONFINITE
+    return w, stats, Result.SUCCESSFUL if gap <= at.tol * at.scale else Result.MAX_STEPS
+
+
+def _working_set(score: np.ndarray, support: np.ndarray) -> np.ndarray:
+    """The support and the features that violate most, 1.3 times the support at least."""
+    violating = np.count_nonzero(score > 1)
+    room = int(max(64, 1.3 * support.size, support.size + min(violating, 1 + support.size)))
+    score[support] = np.inf
+    count = min(room, np.count_nonzero(score >= 0))
+    chosen = np.argpartition(-score, count - 1)[:count] if count < score.size else score.argsort()
+    return np.sort(chosen[score[chosen] >= 0])
+
+
+def bucket(size: int, most: int) -> int:
+    """A size rounded up to one of few, each of which is compiled once."""
+    if size <= 256:
+        return min(most, max(64, 1 << max(size - 1, 0).bit_length()))
+    return min(most, -(-size // 256) * 256)
+
+
+def padded(indices: np.ndarray, size: int) -> np.ndarray:
+    """Indices filled up with 0, which the caller masks."""
+    return np.concatenate([indices, np.zeros(size - indices.size, indices.dtype)])

@@ -1,0 +1,137 @@
+"""The Lasso against scikit-learn, finite differences, and its degenerate inputs."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sklearn.linear_model import ElasticNet, Lasso
+
+from sparsejax import solve
+
+
+def data(n=40, p=60, seed=0):
+    rng = np.random.default_rng(seed)
+    X = rng.normal(size=(n, p))
+    w = np.where(np.arange(p) < 6, 2 * rng.normal(size=p), 0)
+    return X, X @ w + 0.3 * rng.normal(size=n)
+
+
+def gap_by_hand(X, y, w, lam):
+    """Primal minus dual in NumPy, as the paper of the gap-safe rules writes them."""
+    n, r = len(y), y - X @ w
+    theta = r / n * min(1, lam / max(np.abs(X.T @ r / n).max(), 1e-300))
+    primal = r @ r / (2 * n) + lam * np.abs(w).sum()
+    return primal - (y @ y / (2 * n) - n / 2 * np.sum((theta - y / n) ** 2))
+
+
+@pytest.mark.parametrize("solver", [solve.lasso, solve.lasso_host])
+@pytest.mark.parametrize("share", [0.5, 0.1, 0.01])
+def test_against_scikit_learn(solver, share):
+    X, y = data()
+    with jax.enable_x64(True):
+        lam = float(solve.lambda_max(jnp.asarray(X), jnp.asarray(y))) * share
+        found = solver(jnp.asarray(X), jnp.asarray(y), lam, tol=1e-10)
+    expected = Lasso(lam, fit_intercept=False, tol=1e-14, max_iter=100000).fit(X, y).coef_
+    np.testing.assert_allclose(found.value, expected, atol=1e-4)
+    gap = gap_by_hand(X, y, np.asarray(found.value), lam)
+    assert gap <= 1e-10 * (y @ y) / (2 * len(y)) + 1e-14
+    np.testing.assert_allclose(found.stats["gap"], gap, atol=1e-12)
+    assert found.converged
+
+
+def test_options_against_scikit_learn():
+    X, y = data(seed=1)
+    with jax.enable_x64(True):
+        A, b = jnp.asarray(X), jnp.asarray(y)
+        mixed = solve.enet(A, b, 0.2, 0.7, tol=1e-10).value
+        positive = solve.lasso(A, b, 0.1, positive=True, tol=1e-10).value
+        weights = np.linspace(0.5, 2, 60)
+        weighted = solve.lasso(A, b, 0.1, weights=jnp.asarray(weights), tol=1e-10).value
+    fit = lambda model, X=X: model.fit(X, y).coef_  # noqa: E731
+    options = {"fit_intercept": False, "tol": 1e-14, "max_iter": 100000}
+    np.testing.assert_allclose(mixed, fit(ElasticNet(0.2, l1_ratio=0.7, **options)), atol=1e-5)
+    np.testing.assert_allclose(positive, fit(Lasso(0.1, positive=True, **options)), atol=1e-5)
+    scaled = fit(Lasso(0.1, **options), X / weights) / weights
+    np.testing.assert_allclose(weighted, scaled, atol=1e-5)
+
+
+def test_implicit_gradients_against_differences():
+    X, y = data(n=30, p=10, seed=2)
+    with jax.enable_x64(True):
+        X, y = jnp.asarray(X), jnp.asarray(y)
+        c = jnp.asarray(np.random.default_rng(3).normal(size=10))
+        f = jax.jit(lambda X, y, lam: c @ solve.lasso(X, y, lam, tol=1e-13).value)
+        grads = jax.grad(f, (0, 1, 2))(X, y, 0.1)
+        rng = np.random.default_rng(4)
+        h = 1e-6
+        for i, point in enumerate((X, y, jnp.asarray(0.1))):
+            u = jnp.asarray(rng.normal(size=point.shape))
+            args = [X, y, jnp.asarray(0.1)]
+            ahead, behind = (f(*[a + s * h * u if j == i else a for j, a in enumerate(args)])
+                             for s in (1, -1))  # fmt: skip
+            slope = (ahead - behind) / (2 * h)
+            np.testing.assert_allclose(jnp.vdot(grads[i], u), slope, rtol=1e-4, atol=1e-6)
+
+
+def test_jit_vmap_and_scan_agree_with_single_calls():
+    problems = [data(n=25, p=15, seed=s) for s in range(3)]
+    with jax.enable_x64(True):
+        X, y = (jnp.asarray(np.stack(a)) for a in zip(*problems))
+        lams = jnp.array([0.3, 0.1, 0.02])
+        together = jax.vmap(lambda X, y, lam: solve.lasso(X, y, lam, tol=1e-10).value)(X, y, lams)
+        for i in range(3):
+            alone = solve.lasso(X[i], y[i], lams[i], tol=1e-10).value
+            np.testing.assert_allclose(together[i], alone, atol=1e-8)
+        for path in (solve.lasso_path, solve.lasso_path_host):
+            found = path(X[0], y[0], lams, tol=1e-10)
+            for row, lam in zip(found.value, lams):
+                single = solve.lasso(X[0], y[0], lam, tol=1e-10).value
+                np.testing.assert_allclose(row, single, atol=1e-5)
+
+
+def test_degenerate_problems():
+    one = solve.lasso(jnp.ones((1, 1)), jnp.array([2.0]), 0.5)
+    np.testing.assert_allclose(one.value, [1.5], rtol=1e-5)
+    X, y = (jnp.asarray(a, jnp.float32) for a in data(n=10, p=5))
+    assert not solve.lasso(X, jnp.zeros(10), 0.1).value.any()
+    assert not solve.lasso(jnp.zeros((10, 5)), y, 0.1).value.any()
+    assert not solve.lasso(X, y, jnp.inf).value.any()
+    top = solve.lambda_max(X, y)
+    assert not solve.lasso(X, y, 1.0001 * top).value.any()
+    assert solve.lasso(X, y, 0.99 * top).value.any()
+    with pytest.warns(UserWarning, match="least squares"):
+        free = solve.lasso(X, y, 0.0)
+    np.testing.assert_allclose(free.value, np.linalg.lstsq(X, y, rcond=None)[0], atol=1e-3)
+    # Equal columns share a coefficient in some way; the prediction is the same.
+    twice = jnp.concatenate([X, X[:, :1]], 1)
+    a, b = solve.lasso(X, y, 0.1, tol=1e-5), solve.lasso(twice, y, 0.1, tol=1e-5)
+    np.testing.assert_allclose(X @ a.value, twice @ b.value, atol=2e-2)
+    dead = X.at[:, 2].set(0.0)
+    assert solve.lasso(dead, y, 0.05).value[2] == 0
+
+
+def test_a_working_set_that_is_too_small_is_told():
+    X, y = (jnp.asarray(a, jnp.float32) for a in data())
+    found = solve.lasso(X, y, 0.01, working_set=3, throw=False)
+    assert found.result == solve.Result.WORKING_SET and not found.converged
+    with pytest.raises(RuntimeError, match="raise working_set"):
+        solve.lasso(X, y, 0.01, working_set=3)
+
+
+@pytest.mark.parametrize(
+    "change, match",
+    [
+        ({"X": np.full((4, 3), np.nan, np.float32)}, "NaN or infinity"),
+        ({"y": np.ones(5, np.float32)}, "X's rows"),
+        ({"lam": -1.0}, ">= 0"),
+        ({"tol": 1e-9}, "float32"),
+        ({"weights": np.zeros(3, np.float32)}, "weights must be > 0"),
+        ({"w0": np.ones(4, np.float32)}, "w0 must have shape"),
+    ],
+)
+def test_mistakes(change, match):
+    rng = np.random.default_rng(0)
+    given = {"X": rng.normal(size=(4, 3)).astype(np.float32), "y": np.ones(4, np.float32)}
+    given = {**given, "lam": 0.1, **change}
+    with pytest.raises(ValueError, match=match):
+        solve.lasso(given.pop("X"), given.pop("y"), given.pop("lam"), **given)
