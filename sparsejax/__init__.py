@@ -23,6 +23,9 @@ from . import (
 from . import (
     prox as prox,
 )
+from . import (
+    recipes as recipes,
+)
 from .formats import compress as compress
 from .kernels import matmul as matmul
 from .masks import (
@@ -67,5 +70,6 @@ __all__ = [
     "optim",
     "plan",
     "prox",
+    "recipes",
     "report",
 ]

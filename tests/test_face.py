@@ -11,7 +11,7 @@ import pytest
 
 import sparsejax as sj
 
-ROOMS = ["prox", "masks", "formats", "kernels", "metrics", "optim", "nn"]
+ROOMS = ["prox", "masks", "formats", "kernels", "metrics", "optim", "nn", "recipes"]
 
 
 def in_fresh_interpreter(code: str) -> str:
