@@ -10,6 +10,11 @@ from ._calibration import expected_calibration_error as expected_calibration_err
 from ._calibration import maximum_calibration_error as maximum_calibration_error
 from ._calibration import negative_log_likelihood as negative_log_likelihood
 from ._calibration import reliability as reliability
+from ._essential import abrupt_change as abrupt_change
+from ._essential import essential_sparsity as essential_sparsity
+from ._essential import knee as knee
+from ._essential import mask_similarity as mask_similarity
+from ._essential import near_zero_count as near_zero_count
 from ._findings import FINDINGS as FINDINGS
 from ._findings import Finding as Finding
 from ._fit import Fit as Fit
@@ -50,21 +55,26 @@ __all__ = [
     "Reliability",
     "Report",
     "Taxonomy",
+    "abrupt_change",
     "advice_markdown",
     "advise",
     "auroc",
     "brier_score",
     "bytes_of",
+    "essential_sparsity",
     "expected_calibration_error",
     "exploration_rate",
     "fgsm",
     "flip_rate",
     "flops",
     "gradient_noise",
+    "knee",
     "live_units",
     "mask_change",
+    "mask_similarity",
     "max_softmax_probability",
     "maximum_calibration_error",
+    "near_zero_count",
     "negative_log_likelihood",
     "pattern",
     "plot_masks",

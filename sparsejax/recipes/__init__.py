@@ -1,9 +1,35 @@
 """Whole procedures: functions over the train and evaluate callables of the user."""
 
+from ._average import greedy_soup as greedy_soup
+from ._average import soup_geometry as soup_geometry
+from ._average import uniform_soup as uniform_soup
 from ._iterative import IterativeResult as IterativeResult
 from ._iterative import Round as Round
 from ._iterative import iterative_prune as iterative_prune
 from ._iterative import prune_remaining as prune_remaining
+from ._retraining import retraining_schedule as retraining_schedule
+from ._soups import Phase as Phase
+from ._soups import SoupResult as SoupResult
+from ._soups import sparse_model_soup as sparse_model_soup
+from ._sweep import Sweep as Sweep
+from ._sweep import nested_masks as nested_masks
+from ._sweep import sparsity_sweep as sparsity_sweep
 from ._training import train_masked as train_masked
 
-__all__ = ["IterativeResult", "Round", "iterative_prune", "prune_remaining", "train_masked"]
+__all__ = [
+    "IterativeResult",
+    "Phase",
+    "Round",
+    "SoupResult",
+    "Sweep",
+    "greedy_soup",
+    "iterative_prune",
+    "nested_masks",
+    "prune_remaining",
+    "retraining_schedule",
+    "soup_geometry",
+    "sparse_model_soup",
+    "sparsity_sweep",
+    "train_masked",
+    "uniform_soup",
+]

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -166,6 +167,11 @@ def prune_remaining(plan: Plan, scores: PyTree, masks: PyTree, progress: float) 
       >>> int(sj.recipes.prune_remaining(plan, scores, masks, 0.5)["kernel"].sum())
       8
     """
+    return _select(plan, scores, masks, float(progress))
+
+
+@partial(jax.jit, static_argnums=(0, 3))  # one compilation a round, shared by runs and copies
+def _select(plan: Plan, scores: PyTree, masks: PyTree, progress: float) -> PyTree:
     by_name = named_leaves(masks)
 
     def within(name, s, mask):
