@@ -15,6 +15,9 @@ from . import (
     metrics as metrics,
 )
 from . import (
+    models as models,
+)
+from . import (
     nn as nn,
 )
 from . import (
@@ -25,6 +28,9 @@ from . import (
 )
 from . import (
     recipes as recipes,
+)
+from . import (
+    solve as solve,
 )
 from .formats import compress as compress
 from .kernels import matmul as matmul
@@ -66,10 +72,12 @@ __all__ = [
     "masks",
     "matmul",
     "metrics",
+    "models",
     "nn",
     "optim",
     "plan",
     "prox",
     "recipes",
     "report",
+    "solve",
 ]

@@ -10,7 +10,8 @@ from flax import nnx
 from jaxtyping import PyTree
 
 _KERNEL = re.compile(r"(^|/)(kernel|weight)$")
-_NOT_A_KERNEL = re.compile(r"norm|embed", re.IGNORECASE)
+# Where a norm or an embedding has a `weight` itself; what they call a kernel is a matrix.
+_NOT_A_KERNEL = re.compile(r"(norm|embed)[^/]*/weight$", re.IGNORECASE)
 
 
 def is_gap(x: Any) -> bool:
@@ -47,7 +48,12 @@ def pure(tree: PyTree) -> PyTree:
 def named_leaves(tree: PyTree) -> dict[str, Any]:
     """The leaves by name, in the order of the tree; gaps are left out."""
     leaves = jax.tree.leaves_with_path(tree, is_leaf=is_variable)
-    values = {name_of(path): x.get_value() if is_variable(x) else x for path, x in leaves}
+    values = {}
+    for path, x in leaves:
+        name = name_of(path)
+        if name in values:
+            raise ValueError(f"two leaves of this tree have the same path {name}; rename one.")
+        values[name] = x.get_value() if is_variable(x) else x
     return {name: value for name, value in values.items() if value is not None}
 
 

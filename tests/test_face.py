@@ -11,7 +11,18 @@ import pytest
 
 import sparsejax as sj
 
-ROOMS = ["prox", "masks", "formats", "kernels", "metrics", "optim", "nn", "recipes"]
+ROOMS = [
+    "prox",
+    "masks",
+    "formats",
+    "kernels",
+    "metrics",
+    "optim",
+    "nn",
+    "models",
+    "solve",
+    "recipes",
+]
 
 
 def in_fresh_interpreter(code: str) -> str:
@@ -67,7 +78,7 @@ def test_every_public_name_is_documented(room, name):
 def test_the_face_has_the_names_of_every_program():
     for name in ("plan", "get_masks", "report", "advise", "matmul", "compress", "NM", "Block",
                  "Unstructured", "Channel", "Groups", "prox", "masks", "optim", "nn", "formats",
-                 "kernels", "metrics"):  # fmt: skip
+                 "kernels", "metrics", "solve"):  # fmt: skip
         assert hasattr(sj, name), name
     assert sj.__version__
     assert set(sj.__all__) <= set(dir(sj))

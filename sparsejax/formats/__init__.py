@@ -7,6 +7,10 @@ from ._convert import from_sparse as from_sparse
 from ._convert import to_bcoo as to_bcoo
 from ._convert import to_bcsr as to_bcsr
 from ._convert import to_scipy as to_scipy
+from ._gathered import gather_values as gather_values
+from ._gathered import indices_of as indices_of
+from ._gathered import tap as tap
+from ._gathered import write_back as write_back
 from ._nm import NMArray as NMArray
 
 __all__ = [
@@ -15,7 +19,11 @@ __all__ = [
     "SparseArray",
     "compress",
     "from_sparse",
+    "gather_values",
+    "indices_of",
+    "tap",
     "to_bcoo",
     "to_bcsr",
     "to_scipy",
+    "write_back",
 ]

@@ -23,15 +23,25 @@ from ._allocate import (
 )
 from ._apply import apply_masks as apply_masks
 from ._apply import straight_through as straight_through
+from ._iterative import iterative as iterative
+from ._layerwise import sparsegpt as sparsegpt
+from ._layerwise import wanda as wanda
 from ._nm import NM as NM
 from ._nm import Stages as Stages
 from ._nm import nm_stages as nm_stages
+from ._pattern import FanIn as FanIn
 from ._pattern import Pattern as Pattern
 from ._pattern import Unstructured as Unstructured
 from ._pattern import topk as topk
 from ._plan import Plan as Plan
 from ._plan import PlannedLeaf as PlannedLeaf
 from ._plan import plan as plan
+from ._score import (
+    changed as changed,
+)
+from ._score import (
+    fisher as fisher,
+)
 from ._score import (
     grasp as grasp,
 )
@@ -47,35 +57,51 @@ from ._score import (
 from ._score import (
     saliency as saliency,
 )
+from ._score import (
+    synflow as synflow,
+)
 from ._structured import Block as Block
 from ._structured import Channel as Channel
 from ._structured import Groups as Groups
+from ._threshold import above as above
+from ._threshold import below_threshold as below_threshold
+from ._threshold import energy_threshold as energy_threshold
 
 __all__ = [
     "NM",
     "Allocation",
     "Block",
     "Channel",
+    "FanIn",
     "Groups",
     "Pattern",
     "Plan",
     "PlannedLeaf",
     "Stages",
     "Unstructured",
+    "above",
     "apply_masks",
+    "below_threshold",
+    "changed",
+    "energy_threshold",
     "erdos_renyi",
     "erk",
+    "fisher",
     "from_scores",
     "global_",
     "grasp",
+    "iterative",
     "magnitude",
     "movement",
     "nm_stages",
     "plan",
     "random",
     "saliency",
+    "sparsegpt",
     "straight_through",
+    "synflow",
     "topk",
     "uniform",
     "uniform_plus",
+    "wanda",
 ]

@@ -34,7 +34,7 @@ def uniform(params: PyTree, sparsity: float, *, fixed: Mapping[str, float] | Non
     Args:
       params: A tree of arrays or shapes. Leaves named `kernel` or `weight` are meant.
       sparsity: Fraction of zeros over all meant leaves together.
-      fixed: Sparsities of leaves (regular expression: sparsity) that are left out of the sum.
+      fixed: Sparsities of leaves (regular expression: sparsity); the others share what is left.
 
     Returns:
       A tree of sparsities; None for leaves that are not meant.
@@ -89,6 +89,9 @@ def uniform_plus(
       [0.0, 0.9, 0.9, 0.6]
     """
 
+    if not 0 <= last_sparsity <= 1:
+        raise ValueError(f"last_sparsity={last_sparsity} must be a fraction of zeros, in [0, 1].")
+
     def shares(layers, s):
         names = sorted(layers, key=natural_order)
         head, tail = _one(names, first, names[0]), _one(names, last, names[-1])
@@ -121,7 +124,7 @@ def erdos_renyi(
     Args:
       params: A tree of arrays or shapes.
       sparsity: Fraction of zeros over all meant leaves together.
-      fixed: Sparsities of leaves (regular expression: sparsity) that are left out of the sum.
+      fixed: Sparsities of leaves (regular expression: sparsity); the others share what is left.
 
     Returns:
       A tree of sparsities; None for leaves that are not meant.
@@ -154,12 +157,12 @@ def erk(
     r"""Erdos-Renyi kernel: density proportional to `(sum(shape) / prod(shape)) ** power`.
 
     Layers that would exceed density 1 become dense and the others share what is left, so the
-    total is exact. `fixed={"head/kernel$": 0.0}` gives ERK+ (a dense classifier) on top.
+    total is exact. `fixed={"head/kernel$": 0.0}` is ERK+ (a dense classifier).
 
     Args:
       params: A tree of arrays or shapes.
       sparsity: Fraction of zeros over all meant leaves together.
-      fixed: Sparsities of leaves (regular expression: sparsity) that are left out of the sum.
+      fixed: Sparsities of leaves (regular expression: sparsity); the others share what is left.
       power: Exponent of the score.
 
     Returns:
@@ -224,7 +227,8 @@ def global_(params: PyTree, sparsity: float) -> PyTree:
     r"""One selection over all layers together, made anew at every mask update.
 
     Given to `sj.plan(..., allocate=sj.masks.global_)`, the plan compares the scores of all its
-    leaves with each other. Called by itself, it gives the layer ratios of global magnitude.
+    leaves with each other, those of stacked slices too. Called by itself, it gives the layer ratios
+    of global magnitude.
 
     Args:
       params: A tree of arrays.
@@ -258,10 +262,29 @@ def _allocate(params: PyTree, sparsity: float, fixed: Mapping[str, float] | None
         named = [name for name in layers if re.search(rule, name)]
         if not named:
             raise ValueError(f"fixed={{{rule!r}: {value}}} matches none of {', '.join(layers)}.")
+        if not 0 <= value <= 1:
+            raise ValueError(f"fixed={{{rule!r}: {value}}} must be a fraction of zeros, in [0, 1].")
         given |= {name: value for name in named if name not in given}
     free = {name: layer for name, layer in layers.items() if name not in given}
-    sparsities = {**given, **(shares(free, sparsity) if free else {})}
+    rest = _rest(layers, given, sparsity)
+    sparsities = {**given, **(shares(free, rest) if free else {})}
     return map_named(lambda name, leaf: sparsities.get(name), params)
+
+
+def _rest(layers: Mapping[str, Layer], given: Mapping[str, float], sparsity: float) -> float:
+    """The sparsity of the leaves that are not fixed, so that the total is as asked."""
+    if not given:
+        return sparsity
+    total = sum(layer.size for layer in layers.values())
+    fixed = sum(layers[name].size for name in given)
+    zeros = sparsity * total - sum(value * layers[name].size for name, value in given.items())
+    rest = total - fixed
+    if not -1e-9 * total <= zeros <= rest + 1e-9 * total:
+        raise ValueError(
+            f"a sparsity of {sparsity} in all leaves is out of reach with fixed={dict(given)}: "
+            f"the others would need {zeros:.0f} zeros of {rest} entries."
+        )
+    return min(max(zeros / rest, 0.0), 1.0) if rest else sparsity
 
 
 def _layer(name: str, leaf: Any) -> Layer | None:

@@ -1,11 +1,9 @@
 """Masks at work: masked both ways, or masked forward and dense backward."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Float, PyTree, Shaped
 
 from .._tree import map_named, named_leaves
 from ._plan import Plan
@@ -41,22 +39,24 @@ def straight_through(
     masks: PyTree | Plan,
     *,
     pruned_scale: ArrayLike = 0.0,
-    pruned_gradient: str = "full",
+    pruned_gradient: str | None = None,
     decay: ArrayLike = 0.0,
 ) -> PyTree:
     r"""Masked forward, dense backward.
 
     Forward `m w + (1 - m) beta w`. Backward, with the gradient g of what the forward returned,
-    `m g + (1 - m) (phi g + lambda w)`: `phi` is 1 for "full" and beta for "scaled".
-    beta = lambda = 0 is the straight-through estimator, lambda > 0 SR-STE, a decaying beta the
-    mask decay of MdGf.
+    `m g + (1 - m) (phi g + lambda w)`: `phi` is 1 for "full" and beta for "scaled". With
+    beta = lambda = 0 this is the straight-through estimator, with lambda > 0 SR-STE, with a
+    decaying beta the mask decay of MdGf. Without lambda it has derivatives of every order and
+    mode, in beta too.
 
     Args:
       params: A tree of arrays, the dense weights.
       masks: A tree of boolean arrays and None, looked up by path; or a `Plan`, whose masks are
         then computed from the magnitudes of `params` at each call.
       pruned_scale: beta, what multiplies the pruned weights in the forward pass.
-      pruned_gradient: Whether pruned weights receive the "full" gradient or one "scaled" by beta.
+      pruned_gradient: Whether pruned weights receive the "full" gradient or one "scaled" by beta;
+        None is "full" if `pruned_scale` is the number 0 and "scaled", as in MdGf, otherwise.
       decay: lambda, the pull of pruned weights towards zero (added to their gradient).
 
     Returns:
@@ -74,35 +74,54 @@ def straight_through(
       >>> jax.grad(lambda w: (sj.masks.straight_through(w, m) * 3.0).sum())(w).tolist()
       [3.0, 3.0]
     """
-    if pruned_gradient not in ("full", "scaled"):
+    if pruned_gradient not in (None, "full", "scaled"):
         raise ValueError(f'pruned_gradient={pruned_gradient!r} must be "full" or "scaled".')
     if isinstance(masks, Plan):
         masks = masks.masks(magnitude(jax.lax.stop_gradient(params)))
-    flow = 1.0 if pruned_gradient == "full" else pruned_scale
-    scalars = [jnp.asarray(x, jnp.float32) for x in (pruned_scale, flow, decay)]
-    return _map_masked(lambda w, m: _soft_mask(w, m, *scalars), params, masks)
+    plain = isinstance(pruned_scale, int | float) and pruned_scale == 0
+    full = plain if pruned_gradient is None else pruned_gradient == "full"
+
+    def see(w, mask):
+        wide = jnp.promote_types(w.dtype, jnp.float32)
+        if not isinstance(decay, int | float) or decay != 0:
+            w = _pulled(w, mask, jnp.asarray(decay, wide))
+        return jnp.where(mask, w, _pruned(w, jnp.asarray(pruned_scale, wide), full))
+
+    return _map_masked(see, params, masks)
 
 
-@partial(jax.custom_vjp)
-def _soft_mask(w, mask, scale, flow, decay):
-    del flow, decay
-    return jnp.where(mask, w, scale.astype(w.dtype) * w)
+def _pruned(w: Array, scale: Array, full: bool) -> Array:
+    """`scale w`, 0 for a scale of 0 whatever w is, with the gradient 1 or scale in w."""
+    finite = jnp.where(jnp.isfinite(w), w, jnp.zeros_like(w))
+    fixed, fixed_scale = jax.lax.stop_gradient((finite, scale))
+    value = jnp.where(scale == 0, fixed, jax.lax.stop_gradient(w)) * scale
+    flow = finite - fixed
+    return value.astype(w.dtype) + (flow if full else (flow * fixed_scale).astype(w.dtype))
 
 
-def _soft_mask_forward(w, mask, scale, flow, decay):
-    return _soft_mask(w, mask, scale, flow, decay), (w, mask, flow, decay)
+@jax.custom_vjp
+def _pulled(w, mask, decay):
+    """w, whose gradient pulls what is off the mask to zero."""
+    del mask, decay
+    return w
 
 
-def _soft_mask_backward(residuals, g):
-    w, mask, flow, decay = residuals
-    pruned = flow.astype(g.dtype) * g + decay.astype(w.dtype) * w
-    return jnp.where(mask, g, pruned), None, None, None, None
+def _pulled_forward(w, mask, decay):
+    return w, (w, mask, decay)
 
 
-_soft_mask.defvjp(_soft_mask_forward, _soft_mask_backward)
+def _pulled_backward(residuals, g):
+    w, mask, decay = residuals
+    pull = jnp.where(mask, 0, (decay * w).astype(g.dtype))
+    return g + pull.astype(g.dtype), None, None
+
+
+_pulled.defvjp(_pulled_forward, _pulled_backward)
 
 
 def _map_masked(f, params: PyTree, masks: PyTree) -> PyTree:
+    if isinstance(masks, Plan):
+        raise TypeError("apply_masks takes masks, got a plan; plan.masks(scores) makes them.")
     by_name = named_leaves(masks)
     leaves = named_leaves(params)
     unknown = [name for name in by_name if name not in leaves]
@@ -112,9 +131,14 @@ def _map_masked(f, params: PyTree, masks: PyTree) -> PyTree:
             f"the parameters are {', '.join(leaves)}."
         )
 
-    def one(name: str, w: Float[Array, "..."], mask: Bool[Array, "..."] | None):
+    def one(name: str, w: Float[Array, "..."], mask: Shaped[Array, "..."] | None):
         if mask is None:
             return w
+        if jnp.asarray(mask).dtype != bool:
+            raise TypeError(
+                f"the mask of {name or 'the parameter'} holds {jnp.asarray(mask).dtype}, not "
+                "booleans; True means kept: pass mask != 0."
+            )
         if jnp.shape(mask) != jnp.shape(w):
             raise ValueError(
                 f"{name or 'the parameter'} has shape {jnp.shape(w)} and its mask shape "

@@ -3,17 +3,16 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
-from .._select import fraction_of, kept_at, nm_mask
+from .._select import kept_at, nm_mask
 from .._view import matrix_view
-from ._pattern import Pattern
+from ._pattern import Pattern, hashable_axis, is_int
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ class NM(Pattern):
         del zeros
         view = matrix_view(scores.shape, self.axis, self.stacked)
         kept = kept_at(fraction, self.m, self.m - self.n)
-        kept = kept if isinstance(kept, int) else kept.astype(jnp.int8)
+        kept = kept if isinstance(kept, int) else kept.astype(jnp.int32)
         return view.from_matrix(nm_mask(view.to_matrix(scores), kept, self.m))
 
 
@@ -147,7 +146,9 @@ class Stages(Pattern):
     ) -> Bool[Array, "..."]:
         """The mask of the stage that the fraction has reached."""
         del zeros
-        reached = jnp.asarray(fraction_of(fraction, len(self.patterns)), jnp.int32)
+        # The last stage that is reached: a float a little short of i / S is meant to be it.
+        stages = jnp.asarray(fraction, jnp.float32) * len(self.patterns)
+        reached = jnp.clip(jnp.floor(stages + 1e-4), 0, len(self.patterns)).astype(jnp.int32)
         dense = [lambda s: jnp.ones(s.shape, bool)]
         return lax.switch(reached, dense + [p.select for p in self.patterns], scores)
 
@@ -195,13 +196,3 @@ def nm_stages(
     else:
         raise ValueError(f'kind={kind!r} must be "stepwise" or "geometric".')
     return Stages(tuple(NM(*count, axis, stacked) for count in counts))
-
-
-def hashable_axis(axis: Any) -> Any:
-    """Axes as a tuple, so that patterns hash."""
-    return tuple(axis) if isinstance(axis, Sequence) else axis
-
-
-def is_int(x: Any) -> bool:
-    """True for integers, not for booleans."""
-    return isinstance(x, int | np.integer) and not isinstance(x, bool)

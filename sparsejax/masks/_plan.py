@@ -90,17 +90,20 @@ class Plan:
         """The masks that keep the largest scores, as a tree like `scores`.
 
         Args:
-          scores: A tree of scores with some or all of the planned leaves.
+          scores: A tree of scores with some or all of the planned leaves. Scores, not parameters:
+            the largest stay, so for weights `plan.masks(sj.masks.magnitude(params))`.
           fraction: Fraction of the planned zeros to reach, in [0, 1]; may be traced.
 
         Returns:
           Boolean arrays; None for leaves that are not planned.
 
         Raises:
-          ValueError: If a planned leaf has another shape than the plan was made for.
+          ValueError: If a planned leaf has another shape than the plan was made for, or there are
+            leaves but none that is planned.
         """
         planned = self._by_name()
         self._check_shapes(named_leaves(scores))
+        self._check_some(named_leaves(scores))
         jointly = self._select_together(named_leaves(scores), fraction) if self.together else {}
 
         def mask(name, s):
@@ -144,6 +147,14 @@ class Plan:
                     f"{leaf.name} was planned with shape {leaf.shape} and now has shape "
                     f"{tuple(found.shape)}; make the plan from these parameters."
                 )
+
+    def _check_some(self, leaves: Mapping[str, jax.Array]) -> None:
+        """Part of a tree may be missing, but not everything."""
+        if self.leaves and leaves and not any(leaf.name in leaves for leaf in self.leaves):
+            raise ValueError(
+                f"the plan is of {', '.join(x.name for x in self.leaves)} but the leaves are "
+                f"{', '.join(leaves)}; make it from these parameters."
+            )
 
     def __rich__(self) -> Table:
         table = Table(title="sparsity plan")
@@ -210,8 +221,17 @@ def plan(
       >>> plan["dense/kernel"].kept, plan.sparsity
       (32, 0.5)
     """
+    if allocate is not None and not callable(allocate):
+        raise TypeError(
+            f"plan: allocate={allocate!r} must be a function such as sj.masks.erk or "
+            "sj.masks.global_."
+        )
     rows_are_outputs = _is_equinox(model)
-    leaves = named_leaves(pure(model))
+    leaves = {
+        name: leaf
+        for name, leaf in named_leaves(pure(model)).items()
+        if hasattr(leaf, "shape") and hasattr(leaf, "dtype")
+    }
     if not leaves:
         raise ValueError("plan: the tree has no leaves; pass the parameters or an nnx.Module.")
     chosen = _match(leaves, rules)
@@ -254,12 +274,37 @@ def _match(leaves, rules) -> dict[str, Pattern]:
         if not (pattern is None or isinstance(pattern, Pattern)):
             raise TypeError(
                 f"plan: the rule {rule!r} must map to a pattern or None, got {pattern!r}; write "
-                f"{{{rule!r}: sj.Unstructured({pattern!r})}}."
+                f"{{{rule!r}: {_suggestion(pattern)}}}."
             )
+        _check_expression(rule)
     first = {name: next((rule for rule in rules if re.search(rule, name)), None) for name in leaves}
     _check_rules(leaves, rules, first)
     matched = {name: rules[rule] for name, rule in first.items() if rule is not None}
     return {name: pattern for name, pattern in matched.items() if pattern is not None}
+
+
+def _suggestion(value: Any) -> str:
+    """The pattern that was probably meant."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1:
+        return f"sj.Unstructured({value!r})"
+    groups = re.fullmatch(r"(\d+):(\d+)", value) if isinstance(value, str) else None
+    return f"sj.NM({groups[1]}, {groups[2]})" if groups else "sj.Unstructured(0.9)"
+
+
+def check_plan(what: str, plan: Any) -> None:
+    """Raises if something else than a plan was given."""
+    if not isinstance(plan, Plan):
+        raise TypeError(
+            f"{what} takes a plan, made by sj.plan(params, rules), got a {type(plan).__name__}; "
+            "for masks that are given use sj.optim.keep_masked(masks)."
+        )
+
+
+def _check_expression(rule: Any) -> None:
+    try:
+        re.compile(rule)
+    except (re.error, TypeError) as error:
+        raise ValueError(f"plan: the rule {rule!r} is not a regular expression: {error}.") from None
 
 
 def _check_rules(leaves, rules, first) -> None:
@@ -296,7 +341,11 @@ def _problem(name: str, leaf, pattern: Pattern, rows_are_outputs: bool) -> str |
 
 def _redistribute(allocate: Allocation, chosen, leaves) -> dict[str, int]:
     """Zeroed units of the free leaves after an allocation, at the same total."""
-    free = {name: pattern for name, pattern in chosen.items() if pattern.free}
+    free = {
+        name: pattern
+        for name, pattern in chosen.items()
+        if pattern.free and math.prod(leaves[name].shape)
+    }
     if not free:
         return {}
     shapes = {name: tuple(leaves[name].shape) for name in free}
@@ -312,11 +361,15 @@ def _redistribute(allocate: Allocation, chosen, leaves) -> dict[str, int]:
     unit = _unit_size(sizes, units)
     wanted = sum(sizes[name] * sparsities[name] for name in free)
     exact = sum(sizes[name] * p.sparsity for name, p in free.items())
-    # Floating sums differ in the last bits: the total asked for decides how a half is rounded.
-    total = exact if abs(wanted - exact) < 0.5 else wanted
+    if abs(wanted - exact) > 0.5 + 1e-6 * sum(sizes.values()):
+        raise ValueError(
+            f"plan: the allocation zeroes {wanted:,.0f} entries where the patterns ask for "
+            f"{exact:,.0f}; an allocation keeps the total, as sj.masks.erk does. Give the leaves "
+            "patterns of the sparsity that you want."
+        )
     kept = _largest_remainder(
         {name: units[name] * (1 - sparsities[name]) for name in free},
-        sum(units.values()) - round(total / unit),
+        sum(units.values()) - round(exact / unit),
         units,
     )
     return {name: units[name] - kept[name] for name in free}
@@ -364,6 +417,11 @@ def _check_comparable(chosen, leaves) -> None:
     for name, pattern in chosen.items():
         if pattern.free and not isinstance(pattern, Pooled):
             raise ValueError(f"{name}: {pattern!r} has no scores to compare between leaves.")
+        if getattr(pattern, "balanced", False):
+            raise ValueError(
+                f"{name}: {pattern!r} is balanced, which one selection over all leaves cannot "
+                "promise; leave out balanced=True or plan with sj.masks.erk."
+            )
 
 
 def _is_equinox(model: PyTree) -> bool:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Key, PyTree
 
 from .._tree import map_named, named_leaves
@@ -132,6 +133,97 @@ def grasp(params: PyTree, loss_fn: Callable[[PyTree], Array]) -> PyTree:
     gradient = jax.grad(loss_fn)
     _, product = jax.jvp(gradient, (params,), (gradient(params),))
     return jax.tree.map(jnp.multiply, params, product)
+
+
+def synflow(params: PyTree, output_fn: Callable[[PyTree], Array]) -> PyTree:
+    r"""Synaptic flow, `|w dR/dw|` with `R = sum(output_fn(|params|))`: needs no data.
+
+    One round at a high sparsity empties whole layers; `sj.masks.iterative` makes a hundred.
+
+    Args:
+      params: A tree of arrays.
+      output_fn: The network as a function of `params` alone, on an input of ones, with its norms
+        at unit statistics. Deep networks overflow float32: give parameters in float64, or kernels
+        divided by their largest entry, which scales all scores alike (without biases).
+
+    Returns:
+      The tree of scores.
+
+    Reference:
+      Tanaka et al., Pruning neural networks without any data by iteratively conserving synaptic
+      flow, 2020 (arXiv 2006.05467).
+
+    Example:
+      >>> import jax.numpy as jnp, sparsejax as sj
+      >>> params = {"a": jnp.array([1.0, -2.0]), "b": jnp.array([3.0, 0.5])}
+      >>> scores = sj.masks.synflow(params, lambda p: p["a"] * p["b"])
+      >>> scores["a"].tolist(), scores["b"].tolist()
+      ([3.0, 1.0], [3.0, 1.0])
+    """
+    positive = jax.tree.map(jnp.abs, params)
+    flow = jax.grad(lambda p: jnp.sum(output_fn(p)))(positive)
+    return jax.tree.map(lambda w, g: jnp.abs(w * g), positive, flow)
+
+
+def fisher(params: PyTree, second_moments: PyTree) -> PyTree:
+    r"""Diagonal Fisher information times the weight, `w^2 nu`, with Adam's second moment.
+
+    Args:
+      params: A tree of arrays.
+      second_moments: `optax.tree.get(opt_state, "nu")`, of the same structure.
+
+    Returns:
+      The tree of scores.
+
+    Reference:
+      LeCun, Denker and Solla, Optimal Brain Damage, 1989, with the Fisher diagonal for the Hessian.
+
+    Example:
+      >>> import jax.numpy as jnp, sparsejax as sj
+      >>> sj.masks.fisher(jnp.array([1.0, -2.0]), jnp.array([3.0, 0.5])).tolist()
+      [3.0, 2.0]
+    """
+    _check_same_shapes("fisher", params, second_moments)
+    return jax.tree.map(lambda w, nu: w * w * nu, params, second_moments)
+
+
+def changed(before: PyTree, after: PyTree, tolerance: ArrayLike = 0.0) -> PyTree:
+    r"""The masks of the entries that differ, `|after - before| > tolerance`: a sub-network.
+
+    Args:
+      before: A tree of arrays.
+      after: The same tree later; the difference is formed in at least float32.
+      tolerance: 0 for plain inequality; NaN is different from everything.
+
+    Returns:
+      The tree of masks, for `sj.optim.subset` for example.
+
+    Raises:
+      ValueError: If the trees have other leaves or shapes.
+
+    Reference:
+      Mukherjee et al., 2025 (arXiv 2505.11711).
+
+    Example:
+      >>> import jax.numpy as jnp, sparsejax as sj
+      >>> sj.masks.changed(jnp.array([1.0, 2.0]), jnp.array([1.0, 2.5])).tolist()
+      [False, True]
+    """
+    old, new = named_leaves(before), named_leaves(after)
+    if list(old) != list(new):
+        other = sorted(set(old) ^ set(new))
+        raise ValueError(f"changed(before, after): only one tree has {', '.join(other)}.")
+
+    def differ(name, x, y):
+        if jnp.shape(x) != jnp.shape(y):
+            raise ValueError(
+                f"changed(before, after): {name or 'the array'} has shape {jnp.shape(x)} before "
+                f"and {jnp.shape(y)} after."
+            )
+        x, y = (jnp.asarray(z).astype(jnp.promote_types(z.dtype, jnp.float32)) for z in (x, y))
+        return ~((x == y) | (jnp.abs(y - x) <= tolerance))
+
+    return map_named(differ, before, new)
 
 
 def _check_same_shapes(score: str, params: PyTree, grads: PyTree) -> None:

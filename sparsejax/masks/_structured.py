@@ -11,8 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from .._view import matrix_view
-from ._nm import hashable_axis, is_int
-from ._pattern import Pooled, check_sparsity, check_stacked
+from ._pattern import Pooled, check_sparsity, check_stacked, hashable_axis, is_int
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,7 @@ class Block(Pooled):
       sparsity: Fraction of blocks that are zero.
       axis: Contraction axis or axes, as for `NM`.
       stacked: Leading axes that count layers or experts.
-      pool: How the scores of a block are joined: "mean", "max" or "l2".
+      pool_by: How the scores of a block are joined: "mean", "max" or "l2".
       balanced: Keep the same number of blocks in each block column (up to one), so that a padded
         format wastes nothing.
 

@@ -10,6 +10,10 @@ from ._calibration import expected_calibration_error as expected_calibration_err
 from ._calibration import maximum_calibration_error as maximum_calibration_error
 from ._calibration import negative_log_likelihood as negative_log_likelihood
 from ._calibration import reliability as reliability
+from ._coding import active_units as active_units
+from ._coding import circular_variance as circular_variance
+from ._coding import error_at_activity as error_at_activity
+from ._coding import orientation_tuning as orientation_tuning
 from ._essential import abrupt_change as abrupt_change
 from ._essential import essential_sparsity as essential_sparsity
 from ._essential import knee as knee
@@ -23,6 +27,12 @@ from ._flops import Flops as Flops
 from ._flops import LeafFlops as LeafFlops
 from ._flops import flops as flops
 from ._flops import training_flops as training_flops
+from ._graph import EdgeScores as EdgeScores
+from ._graph import cpdag as cpdag
+from ._graph import edge_scores as edge_scores
+from ._graph import shd as shd
+from ._graph import shd_cpdag as shd_cpdag
+from ._graph import sid as sid
 from ._history import Taxonomy as Taxonomy
 from ._history import taxonomy as taxonomy
 from ._plot import plot_masks as plot_masks
@@ -36,17 +46,29 @@ from ._robustness import auroc as auroc
 from ._robustness import fgsm as fgsm
 from ._robustness import gradient_noise as gradient_noise
 from ._robustness import max_softmax_probability as max_softmax_probability
+from ._spectra import UnmixingErrors as UnmixingErrors
+from ._spectra import hoyer_sparsity as hoyer_sparsity
+from ._spectra import spectral_angle as spectral_angle
+from ._spectra import unmixing_errors as unmixing_errors
 from ._topology import Divergence as Divergence
 from ._topology import exploration_rate as exploration_rate
 from ._topology import flip_rate as flip_rate
 from ._topology import live_units as live_units
 from ._topology import mask_change as mask_change
 from ._topology import sad as sad
+from ._updates import UpdateOverlap as UpdateOverlap
+from ._updates import UpdatePartition as UpdatePartition
+from ._updates import UpdateSparsity as UpdateSparsity
+from ._updates import update_overlap as update_overlap
+from ._updates import update_partition as update_partition
+from ._updates import update_rank as update_rank
+from ._updates import update_sparsity as update_sparsity
 
 __all__ = [
     "FINDINGS",
     "Advice",
     "Divergence",
+    "EdgeScores",
     "Finding",
     "Fit",
     "Flops",
@@ -55,12 +77,21 @@ __all__ = [
     "Reliability",
     "Report",
     "Taxonomy",
+    "UnmixingErrors",
+    "UpdateOverlap",
+    "UpdatePartition",
+    "UpdateSparsity",
     "abrupt_change",
+    "active_units",
     "advice_markdown",
     "advise",
     "auroc",
     "brier_score",
     "bytes_of",
+    "circular_variance",
+    "cpdag",
+    "edge_scores",
+    "error_at_activity",
     "essential_sparsity",
     "expected_calibration_error",
     "exploration_rate",
@@ -68,6 +99,7 @@ __all__ = [
     "flip_rate",
     "flops",
     "gradient_noise",
+    "hoyer_sparsity",
     "knee",
     "live_units",
     "mask_change",
@@ -76,6 +108,7 @@ __all__ = [
     "maximum_calibration_error",
     "near_zero_count",
     "negative_log_likelihood",
+    "orientation_tuning",
     "pattern",
     "plot_masks",
     "plot_reliability",
@@ -84,6 +117,15 @@ __all__ = [
     "reliability",
     "report",
     "sad",
+    "shd",
+    "shd_cpdag",
+    "sid",
+    "spectral_angle",
     "taxonomy",
     "training_flops",
+    "unmixing_errors",
+    "update_overlap",
+    "update_partition",
+    "update_rank",
+    "update_sparsity",
 ]

@@ -258,7 +258,7 @@ def advise(
     Example:
       >>> from sparsejax.metrics import advise
       >>> advise(trained=True, training=False, hardware="gpu").names
-      ('sj.masks.magnitude',)
+      ('sj.masks.sparsegpt', 'sj.masks.wanda', 'sj.masks.magnitude')
     """
     _check("hardware", hardware, _HARDWARE)
     _check("goal", goal, (*_GOALS, None))

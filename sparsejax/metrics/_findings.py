@@ -123,7 +123,7 @@ def _keeps_to(s: Study) -> bool:
     if isinstance(p, NM):
         view = matrix_view(s.entry.shape, p.axis, p.stacked)
         return largest_group(matrices(mask, view), p.m) <= p.n
-    if isinstance(p, Unstructured) or not isinstance(p, Pooled):
+    if mask.size == 0 or isinstance(p, Unstructured) or not isinstance(p, Pooled):
         return True
     live = p.pool(jnp.asarray(mask, jnp.float32)) > 0
     return bool(np.array_equal(np.asarray(p.expand(live, s.entry.shape)), mask))

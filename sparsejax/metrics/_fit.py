@@ -100,7 +100,8 @@ def divides(p: Pattern, shape: tuple[int, ...]) -> bool:
 def matrices(x: np.ndarray, view: MatrixView) -> np.ndarray:
     """The kernel as (slices, contraction, output)."""
     order = view.stacked + view.contraction + view.output
-    return x.transpose(order).reshape(-1, *view.matrix_shape[-2:])
+    slices = math.prod(view.matrix_shape[:-2])
+    return x.transpose(order).reshape(slices, *view.matrix_shape[-2:])
 
 
 def largest_group(slices: np.ndarray, m: int) -> int:

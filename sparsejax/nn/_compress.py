@@ -15,6 +15,7 @@ from ..formats import SparseArray
 from ..formats._compress import compress_leaf
 from ..kernels import matmul
 from ..masks import NM, Block, Plan, Stages, apply_masks, magnitude
+from ..masks._plan import check_plan
 from ._linear import SparseKernel, promote
 
 Module = TypeVar("Module", bound=nnx.Module)
@@ -26,7 +27,8 @@ def compress(model: Module, plan: Plan, masks: PyTree | None = None) -> Module:
     N:M and block kernels of `nnx.Linear`, `nnx.LinearGeneral` (hence of attention and recurrent
     cells) and `nnx.Einsum`, stacked by `nnx.vmap` or not, become a `SparseKernel`, and the layer
     multiplies with `sj.kernels.matmul`; their values stay trainable. Every other planned leaf stays
-    dense with zeros: other patterns, convolutions and embeddings, layers with batch axes, a
+    dense with zeros: other patterns, convolutions and embeddings, kernels tied to something else
+    than the kernel of such a layer (tied kernels stay tied), layers with batch axes, a
     `dot_general` or a `__call__` of their own, and patterns that do not run along the axes that the
     layer contracts.
 
@@ -50,6 +52,12 @@ def compress(model: Module, plan: Plan, masks: PyTree | None = None) -> Module:
       >>> fast.kernel[...], fast(jnp.ones((3, 8))).shape
       (NMArray(2:4, shape=(8, 4), dtype=float32), (3, 4))
     """
+    if not isinstance(model, nnx.Module):
+        raise TypeError(
+            f"nn.compress takes an NNX module, got a {type(model).__name__}; for a tree of "
+            "parameters use sj.compress(params, plan)."
+        )
+    check_plan("nn.compress", plan)
     params = pure(model)
     if masks is None:
         masks = plan.masks(magnitude(params))
@@ -58,9 +66,10 @@ def compress(model: Module, plan: Plan, masks: PyTree | None = None) -> Module:
     nnx.update(model, apply_masks(params, masks))
     found = named_leaves(masks)
     patterns = {leaf.name: _final(leaf.pattern) for leaf in plan.leaves if leaf.name in found}
-    for name, layer in list(_layers(model)):
-        if name in patterns:
-            _replace_kernel(layer, patterns[name], found[name], name)
+    for names, layers in _tied_layers(model):
+        name = next((name for name in names if name in patterns), None)
+        if name is not None:
+            _replace_kernel(layers, patterns[name], found[name], name)
     return model
 
 
@@ -68,26 +77,36 @@ def _final(pattern: Any) -> Any:
     return pattern.patterns[-1] if isinstance(pattern, Stages) else pattern
 
 
-def _layers(model: nnx.Module) -> Iterator[tuple[str, Any]]:
-    """The modules that have a kernel, by the name of the kernel."""
+def _tied_layers(model: nnx.Module) -> Iterator[tuple[list[str], list[Any]]]:
+    """The names of each kernel and the modules that hold it, several where it is tied."""
+    holders: dict[int, list[tuple[str, Any]]] = {}
     for path, module in nnx.iter_modules(model):
-        if isinstance(getattr(module, "kernel", None), nnx.Variable):
-            yield "/".join(map(str, (*path, "kernel"))), module
+        for attribute, value in vars(module).items():
+            if isinstance(value, nnx.Variable):
+                name = "/".join(map(str, (*path, attribute)))
+                holders.setdefault(id(value), []).append((name, module))
+    for held in holders.values():
+        names, modules = zip(*held)
+        # A kernel tied to something else, an embedding for example, stays dense.
+        if all(name.rpartition("/")[2] == "kernel" for name in names):
+            yield list(names), list(modules)
 
 
-def _replace_kernel(layer: Any, pattern: Any, mask: Any, name: str) -> None:
+def _replace_kernel(layers: list[Any], pattern: Any, mask: Any, name: str) -> None:
     if not isinstance(pattern, NM | Block) or (isinstance(pattern, NM) and pattern.n == 0):
         return
-    kernel = layer.kernel[...]
+    kernel = layers[0].kernel[...]
     view = matrix_view(kernel.shape, pattern.axis, pattern.stacked)
-    operation = _operation(layer, view)
-    if operation is None:
+    operations = [_operation(layer, view) for layer in layers]
+    if any(operation is None for operation in operations):
         return
     array = compress_leaf(kernel, pattern, mask, name)
     assert isinstance(array, SparseArray)
-    layer.kernel = SparseKernel(array)
-    layer.promote_dtype = promote
-    setattr(layer, "einsum_op" if isinstance(layer, nnx.Einsum) else "dot_general", operation)
+    shared = SparseKernel(array)
+    for layer, operation in zip(layers, operations):
+        layer.kernel = shared
+        layer.promote_dtype = promote
+        setattr(layer, "einsum_op" if isinstance(layer, nnx.Einsum) else "dot_general", operation)
 
 
 @dataclass(frozen=True)

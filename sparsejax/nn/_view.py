@@ -16,7 +16,7 @@ def view(
     masks: PyTree | Plan,
     *,
     pruned_scale: ArrayLike = 0.0,
-    pruned_gradient: str = "full",
+    pruned_gradient: str | None = None,
     decay: ArrayLike = 0.0,
 ) -> Module:
     r"""The model with masked weights, for use inside a loss.
@@ -30,13 +30,15 @@ def view(
       masks: A tree of masks such as `sj.get_masks(optimizer.opt_state)`, or a `Plan`, whose masks
         are then computed from the magnitudes at each call.
       pruned_scale: What multiplies the pruned weights in the forward pass (MdGf's beta).
-      pruned_gradient: Whether pruned weights receive the "full" gradient or one "scaled" by beta.
+      pruned_gradient: Whether pruned weights receive the "full" gradient or one "scaled" by beta;
+        None is "full" if `pruned_scale` is the number 0 and "scaled", as in MdGf, otherwise.
       decay: Pull of the pruned weights towards zero (SR-STE's lambda).
 
     Returns:
       A module of the same class.
 
     Raises:
+      TypeError: If the model is no NNX module.
       ValueError: If a mask has another shape than its leaf, or belongs to no leaf.
 
     Reference:
@@ -51,6 +53,11 @@ def view(
       >>> float((grads["kernel"][...] != 0).mean()), float((model.kernel[...] == 0).mean())
       (1.0, 0.0)
     """
+    if not isinstance(model, nnx.Module):
+        raise TypeError(
+            f"view takes an NNX module, got a {type(model).__name__}; for plain or Linen "
+            "parameters give the loss sj.masks.straight_through(params, masks, decay=...)."
+        )
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
     seen = straight_through(
         nnx.as_pure(params),

@@ -18,6 +18,12 @@ from ._decay import (
 from ._dynamic import DynamicState as DynamicState
 from ._dynamic import rigl as rigl
 from ._dynamic import set_ as set_
+from ._movement import MovementState as MovementState
+from ._movement import movement as movement
+from ._penalty import add_penalty as add_penalty
+from ._phases import PhaseState as PhaseState
+from ._phases import acdc as acdc
+from ._phases import acdc_phases as acdc_phases
 from ._proximal import (
     ProximalAdamState as ProximalAdamState,
 )
@@ -54,19 +60,35 @@ from ._pruning import (
 from ._pruning import (
     track_masks as track_masks,
 )
+from ._shrink import ShrinkState as ShrinkState
+from ._shrink import iterative_shrinkage as iterative_shrinkage
+from ._subset import SubsetState as SubsetState
+from ._subset import subset as subset
+from ._top_kast import TopKASTState as TopKASTState
+from ._top_kast import top_kast as top_kast
 
 __all__ = [
     "DynamicState",
     "KeepState",
+    "MovementState",
+    "PhaseState",
     "ProximalAdamState",
     "ProximalState",
     "PruneState",
     "PrunedDecayState",
+    "ShrinkState",
+    "SubsetState",
+    "TopKASTState",
     "TrackState",
+    "acdc",
+    "acdc_phases",
+    "add_penalty",
     "add_pruned_decay",
     "get_masks",
+    "iterative_shrinkage",
     "keep_masked",
     "mask_decay_schedule",
+    "movement",
     "proximal",
     "proximal_adam",
     "proximal_sgd",
@@ -75,5 +97,7 @@ __all__ = [
     "set_",
     "sr_ste",
     "stage_schedule",
+    "subset",
+    "top_kast",
     "track_masks",
 ]

@@ -11,6 +11,7 @@ from jaxtyping import Array, Int, PyTree
 
 from .._tree import is_gap
 from ..masks import Plan, magnitude
+from ..masks._plan import check_plan
 from ._pruning import check_params, next_step
 
 
@@ -26,11 +27,12 @@ def add_pruned_decay(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Decays the pruned weights only: `u + strength * (1 - m) * p`, with m the masks of `|p|`.
 
-    The sparse refinement of SR-STE. Like `optax.add_decayed_weights`, its place in the chain
-    decides what it means: before `optax.sgd(...)` it enters the momentum, as in the paper; between
+    The sparse refinement of SR-STE, the decay alone: the loss must see `sj.nn.view(model, plan)` or
+    `sj.masks.straight_through(params, plan)`, whose `decay` argument is the same term without a
+    transformation. Like `optax.add_decayed_weights`, its place in the chain decides what it means:
+    before `optax.sgd(...)` it enters the momentum, as in the paper; between
     `optax.scale_by_adam()` and `optax.scale_by_learning_rate(...)` it is decoupled, since Adam
-    would divide it away. The gradients are those of the masked forward pass: see `sj.nn.view` or
-    `sj.masks.straight_through`, whose `decay` argument is the same term without a transformation.
+    would divide it away.
 
     Args:
       plan: The patterns; masks are computed anew at each step from the magnitudes.
@@ -54,6 +56,8 @@ def add_pruned_decay(
       >>> updates["kernel"].ravel().tolist()
       [0.0, 0.5]
     """
+
+    check_plan("add_pruned_decay", plan)
 
     def init(params):
         return PrunedDecayState(jnp.zeros((), jnp.int32), plan.masks(magnitude(params)))

@@ -13,7 +13,15 @@ from .._select import topk_mask
 from .._tree import is_gap, map_named, named_leaves
 from ..masks import Plan, magnitude, random
 from ..masks._pattern import Pooled
-from ._pruning import at_step, check_params, next_step, zero_off
+from ..masks._plan import check_plan
+from ._pruning import (
+    at_step,
+    check_params,
+    masked_updates,
+    next_step,
+    reset_moments,
+    zero_off,
+)
 
 # What a grown entry is worth: a function of the gradients and a key.
 Growth = Callable[[PyTree, Key[Array, ""]], PyTree]
@@ -77,6 +85,7 @@ def rigl(
       16
     """
     if not callable(drop_fraction):
+        _check_fraction(drop_fraction)
         drop_fraction = optax.cosine_decay_schedule(drop_fraction, end)
 
     def gradient(grads, key):
@@ -131,6 +140,7 @@ def set_(
 
 def _dynamic(optimizer, plan, key, growth: Growth, every, end, drop_fraction):
     _check_plan(plan)
+    _check_fraction(drop_fraction)
     inner = optax.with_extra_args_support(optimizer)
 
     def init(params):
@@ -151,10 +161,14 @@ def _dynamic(optimizer, plan, key, growth: Growth, every, end, drop_fraction):
             kept = jax.tree.map(_both, state.masks, masks, is_leaf=is_gap)
             grown = jax.tree.map(_only_new, state.masks, masks, is_leaf=is_gap)
             still = jax.tree.map(jnp.zeros_like, updates)
-            return zero_off(still, params, kept), masks, _reset(optimizer, state.inner, grown)
+            return (
+                zero_off(still, params, kept),
+                masks,
+                reset_moments(optimizer, state.inner, grown),
+            )
 
         def descend():
-            masked = _masked(updates, state.masks)
+            masked = masked_updates(updates, state.masks)
             moves, new = inner.update(masked, state.inner, params, **extra)
             moves = jax.tree.map(lambda m, u: m.astype(u.dtype), moves, updates)
             return zero_off(moves, params, state.masks), state.masks, new
@@ -193,7 +207,10 @@ def _swap(
     """`floor(fraction * active)` of the active units of least weight, against as many others."""
     count = jnp.sum(active, dtype=jnp.uint32)
     swapped = jnp.floor(fraction * count.astype(jnp.float32)).astype(jnp.uint32)
-    kept = topk_mask(jnp.where(active, weights, -jnp.inf), count - swapped)
+    swapped = jnp.minimum(swapped, count)
+    # An active NaN is dropped first, but before what is not active.
+    weights = jnp.where(jnp.isnan(weights), -jnp.inf, weights)
+    kept = topk_mask(jnp.where(active, weights, jnp.nan), count - swapped)
     # At -inf nothing kept is grown again; a NaN gradient ranks below all others but above it.
     growing = jnp.where(jnp.isnan(growing), jnp.finfo(growing.dtype).min, growing)
     return kept | topk_mask(jnp.where(kept, -jnp.inf, growing), swapped)
@@ -207,25 +224,13 @@ def _only_new(old, new):
     return None if is_gap(old) else new & ~old
 
 
-def _masked(updates, masks):
-    def one(mask, u):
-        return u if is_gap(mask) or u is None else jnp.where(mask, u, jnp.zeros_like(u))
-
-    return jax.tree.map(one, masks, updates, is_leaf=is_gap)
-
-
-def _reset(optimizer, state, grown) -> Any:
-    """The state of any optimizer with zeros where entries are new; factored moments stay."""
-
-    def one(moment, new):
-        if is_gap(new) or is_gap(moment) or jnp.shape(moment) != jnp.shape(new):
-            return moment
-        return jnp.where(new, jnp.zeros_like(moment), moment)
-
-    return optax.tree.map_params(optimizer, one, state, grown, is_leaf=is_gap)
+def _check_fraction(fraction: Any) -> None:
+    if isinstance(fraction, int | float) and not 0 <= fraction <= 1:
+        raise ValueError(f"drop_fraction={fraction} must be in [0, 1], for example 0.3.")
 
 
 def _check_plan(plan: Plan) -> None:
+    check_plan("dynamic sparse training", plan)
     if plan.together:
         raise ValueError(
             "dynamic sparse training keeps the sparsity of each leaf: plan with allocate="

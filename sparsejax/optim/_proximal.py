@@ -14,7 +14,8 @@ from .._tree import is_kernel, map_named, named_leaves
 from ..prox import Penalty
 from ._pruning import at_step, check_params, next_step
 
-Rules = Penalty | Mapping[str, Penalty]
+# None leaves what the rule finds as it is.
+Rules = Penalty | Mapping[str, Penalty | None]
 
 
 class ProximalState(NamedTuple):
@@ -57,7 +58,7 @@ def proximal(
     """
 
     def init(params):
-        _check_rules(penalty, params)
+        check_rules("proximal", penalty, params)
         return ProximalState(jnp.zeros((), jnp.int32))
 
     def update(updates, state, params=None, **extra):
@@ -153,7 +154,7 @@ def proximal_adam(
     """
     rules = [penalty] if isinstance(penalty, Penalty) else list(penalty.values())
     for rule in rules:
-        if not rule.elementwise:
+        if rule is not None and not rule.elementwise:
             raise ValueError(
                 f"proximal_adam needs elementwise penalties and {type(rule).__name__} is not; use "
                 "sj.optim.proximal_sgd, or optax.chain(optax.adam(...), sj.optim.proximal(...)) if "
@@ -162,7 +163,7 @@ def proximal_adam(
     adam = optax.scale_by_adam(b1, b2, eps)  # pyright: ignore[reportArgumentType]
 
     def init(params):
-        _check_rules(penalty, params)
+        check_rules("proximal_adam", penalty, params)
         return ProximalAdamState(jnp.zeros((), jnp.int32), adam.init(params))
 
     def update(updates, state, params=None, **extra):
@@ -172,7 +173,10 @@ def proximal_adam(
         directions, inner = adam.update(updates, state.adam, params)
         steps = jax.tree.map(lambda d: (-rate * d).astype(d.dtype), directions)
         unbiased = optax.tree.bias_correction(inner.nu, b2, inner.count)  # pyright: ignore
-        lengths = {name: rate / (jnp.sqrt(nu) + eps) for name, nu in named_leaves(unbiased).items()}
+        lengths = {
+            name: rate / (jnp.sqrt(nu.astype(jnp.promote_types(nu.dtype, jnp.float32))) + eps)
+            for name, nu in named_leaves(unbiased).items()
+        }
         moved = proximal_updates(penalty, steps, params, lengths.__getitem__)
         return moved, ProximalAdamState(next_step(state.count), inner)
 
@@ -184,8 +188,8 @@ def proximal_updates(penalty: Rules, updates: PyTree, params: PyTree, step_of) -
     leaves, moves = named_leaves(params), named_leaves(updates)
     points = {name: leaves[name] + u for name, u in moves.items() if u is not None}
     targets = {}
-    for rule, names in _matched(penalty, points):
-        if _labels(rule) is not None:
+    for rule, names in matched_leaves(penalty, points):
+        if labels_of(rule) is not None:
             joint = {name: points[name] for name in names}
             targets |= rule.prox(joint, step_of(names[0]))
         else:
@@ -195,38 +199,40 @@ def proximal_updates(penalty: Rules, updates: PyTree, params: PyTree, step_of) -
         if name not in targets:
             return u
         p, x = leaves[name], targets[name]
-        return jnp.where(x == 0, -p, x - p).astype(u.dtype)
+        # Not rounded to a narrower dtype of the update: p + u is to be x, and 0 where x is.
+        return jnp.where(x == 0, -p, x - p).astype(jnp.promote_types(u.dtype, p.dtype))
 
     return map_named(update, updates)
 
 
-def _matched(penalty: Rules, leaves: Mapping[str, Array]) -> list[tuple[Penalty, list[str]]]:
+def matched_leaves(penalty: Rules, leaves: Mapping[str, Array]) -> list[tuple[Penalty, list[str]]]:
     """Each penalty with the leaves it is meant for: the first rule found in a path counts."""
     if isinstance(penalty, Penalty):
-        labels = _labels(penalty)
+        labels = labels_of(penalty)
         meant = [
             n for n, x in leaves.items() if (is_kernel(n, x) if labels is None else n in labels)
         ]
         return [(penalty, meant)] if meant else []
     first = {name: next((r for r in penalty if re.search(r, name)), None) for name in leaves}
     found = [(rule, [name for name in leaves if first[name] == rule]) for rule in penalty]
-    return [(penalty[rule], names) for rule, names in found if names]
+    return [(p, names) for rule, names in found if names and (p := penalty[rule]) is not None]
 
 
-def _labels(penalty: Any) -> Mapping[str, Array] | None:
+def labels_of(penalty: Any) -> Mapping[str, Any] | None:
     """The labels by path of a penalty whose groups may span leaves, also inside a combinator."""
     labels = getattr(getattr(penalty, "partition", None), "labels", None)
     if isinstance(labels, Mapping):
         return labels
     parts = vars(penalty).values() if isinstance(penalty, Penalty) else ()
-    return next((found for part in parts if (found := _labels(part)) is not None), None)
+    return next((found for part in parts if (found := labels_of(part)) is not None), None)
 
 
-def _check_rules(penalty: Rules, params: PyTree) -> None:
+def check_rules(what: str, penalty: Rules, params: PyTree) -> None:
+    """Raises if no leaf is meant."""
     leaves = named_leaves(params)
     # A tree without leaves is how optax's sharding tools ask for the structure of a state.
-    if leaves and not _matched(penalty, leaves):
+    if leaves and not matched_leaves(penalty, leaves):
         rules = "leaves named kernel or weight" if isinstance(penalty, Penalty) else list(penalty)
         raise ValueError(
-            f"proximal: no parameter is meant by {rules}; the parameters are {', '.join(leaves)}."
+            f"{what}: no parameter is meant by {rules}; the parameters are {', '.join(leaves)}."
         )

@@ -1,6 +1,7 @@
 """Masks in the optimizer state: pruning, given masks, masks that follow dense weights."""
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +12,9 @@ from jaxtyping import Array, Int, PyTree
 
 from .._tree import is_gap, map_named, named_leaves, pure
 from ..masks import Plan, magnitude
+from ..masks._plan import check_plan
+
+_HERE = __name__.rpartition(".")[0]
 
 # What optax raises for a transformation that needs the parameters.
 _NO_PARAMS = (
@@ -55,7 +59,8 @@ def prune(
       A transformation whose state has `count` and `masks`.
 
     Raises:
-      ValueError: If `update` gets no parameters, or a planned leaf has changed its shape.
+      ValueError: If `update` gets no parameters, a planned leaf has changed its shape, no leaf is
+        planned, `every` is less than 1 or `end` comes before `begin`.
 
     Reference:
       Zhu and Gupta, To prune, or not to prune, 2017 (arXiv 1710.01878).
@@ -70,8 +75,15 @@ def prune(
       [[2.0, 0.0], [0.0, 3.0]]
     """
 
+    check_plan("prune", plan)
+    if isinstance(schedule, int | float) and not 0 <= schedule <= 1:
+        raise ValueError(f"prune(schedule={schedule}) must be the fraction reached, in [0, 1].")
+    _check_timing(every, begin, end)
+
     def init(params):
-        return PruneState(jnp.zeros((), jnp.int32), plan.full_masks(params))
+        masks = plan.full_masks(params)
+        check_some("prune", "plan", [leaf.name for leaf in plan.leaves], masks, params)
+        return PruneState(jnp.zeros((), jnp.int32), masks)
 
     def update(updates, state, params=None, **extra):
         del extra
@@ -79,7 +91,7 @@ def prune(
         count = state.count
         due = (count >= begin) & ((count - begin) % every == 0)
         if end is not None:
-            due = (due & (count <= end)) | (count == end)
+            due = (due & (count <= end)) | ((count == end) & (count >= begin))
 
         def new_masks():
             scores = (magnitude if score is None else score)(params)
@@ -124,20 +136,10 @@ def keep_masked(masks: PyTree) -> optax.GradientTransformationExtraArgs:
       >>> optax.apply_updates(params, updates)["w"].tolist()
       [2.0, 0.0]
     """
-    by_name = {name: jnp.asarray(m) for name, m in named_leaves(pure(masks)).items()}
-    for name, mask in by_name.items():
-        if mask.dtype != bool:
-            raise TypeError(f"keep_masked: the mask of {name} is {mask.dtype}, not boolean.")
-
-    def check(name, leaf, mask):
-        if mask is not None and mask.shape != leaf.shape:
-            raise ValueError(
-                f"keep_masked: {name} has shape {leaf.shape} and its mask shape {mask.shape}."
-            )
-        return mask
+    by_name = named_masks("keep_masked", masks)
 
     def init(params):
-        return KeepState(map_named(check, params, by_name))
+        return KeepState(check_masks("keep_masked", params, by_name))
 
     def update(updates, state, params=None, **extra):
         del extra
@@ -191,6 +193,8 @@ def track_masks(
       [True, False, False, True]
     """
 
+    check_plan("track_masks", plan)
+
     def state_at(count, params):
         masks = plan.masks(magnitude(params), at_step(schedule, count))
         return TrackState(count, masks, jnp.asarray(at_step(pruned_scale, count), jnp.float32))
@@ -219,7 +223,8 @@ def get_masks(opt_state: PyTree) -> PyTree:
       opt_state: A state of optax, or `nnx.Optimizer.opt_state`.
 
     Returns:
-      Boolean arrays; None for leaves without a mask.
+      Boolean arrays; None for leaves without a mask, and for branches that no transformation with
+      masks has seen.
 
     Raises:
       ValueError: If no transformation in the state has masks.
@@ -231,18 +236,37 @@ def get_masks(opt_state: PyTree) -> PyTree:
       >>> sj.get_masks(tx.init(params))["bias"] is None
       True
     """
-    found = [pure(masks) for _, masks in optax.tree.get_all_with_path(opt_state, "masks")]
+    states = jax.tree.leaves(opt_state, is_leaf=_has_masks)
+    found = [pure(masks) for state in states if _has_masks(state) for masks in _masks_of(state)]
     if not found:
         raise ValueError(
             "get_masks: nothing in this optimizer state has masks; chain sj.optim.prune, "
             "keep_masked or track_masks into the optimizer."
         )
+    merged = functools.reduce(_merge, found)
+    return jax.tree.map(lambda m: None if is_gap(m) else m, merged, is_leaf=is_gap)
 
-    def merge(*masks):
-        present = [m for m in masks if not is_gap(m)]
-        return present[-1] if present else None
 
-    return jax.tree.map(merge, *found, is_leaf=is_gap)
+def _has_masks(x: Any) -> bool:
+    """Whether x is one of our states: parameters and other states may have a field `masks`."""
+    return isinstance(x, tuple) and hasattr(x, "masks") and type(x).__module__.startswith(_HERE)
+
+
+def _masks_of(state: Any) -> list[PyTree]:
+    """Its masks, after those of the transformations that it wraps."""
+    inner = jax.tree.leaves(getattr(state, "inner", None), is_leaf=_has_masks)
+    return [masks for x in inner if _has_masks(x) for masks in _masks_of(x)] + [state.masks]
+
+
+def _merge(first: PyTree, later: PyTree) -> PyTree:
+    """What `later` has, else `first`; a gap may stand for a whole branch."""
+    if is_gap(first) or is_gap(later):
+        return first if is_gap(later) else later
+    branch = jax.tree.structure(first, is_leaf=lambda x: x is not first)
+    if jax.tree_util.treedef_is_leaf(branch):
+        return later
+    pairs = zip(branch.flatten_up_to(first), branch.flatten_up_to(later))
+    return branch.unflatten([_merge(*pair) for pair in pairs])
 
 
 def zero_off(updates: PyTree, params: PyTree, masks: PyTree) -> PyTree:
@@ -251,9 +275,32 @@ def zero_off(updates: PyTree, params: PyTree, masks: PyTree) -> PyTree:
     def one(mask, update, param):
         if mask is None or update is None or is_gap(mask):
             return update
-        return jnp.where(mask, update, (-param).astype(update.dtype))
+        # In the wider dtype of both: an update narrower than -p would leave p + u different from 0.
+        return jnp.where(mask, update, -param)
 
     return jax.tree.map(one, masks, updates, params, is_leaf=is_gap)
+
+
+def masked_updates(updates: PyTree, masks: PyTree) -> PyTree:
+    """The updates, 0 off the masks."""
+
+    def one(mask, u):
+        return u if is_gap(mask) or is_gap(u) else jnp.where(mask, u, jnp.zeros_like(u))
+
+    return jax.tree.map(one, masks, updates, is_leaf=is_gap)
+
+
+def reset_moments(
+    optimizer: optax.GradientTransformation, state: PyTree, where: PyTree, when: ArrayLike = True
+) -> Any:
+    """The state of any optimizer with zeros where masks say; factored moments stay."""
+
+    def one(moment, new):
+        if is_gap(new) or is_gap(moment) or jnp.shape(moment) != jnp.shape(new):
+            return moment
+        return jnp.where(new & when, jnp.zeros_like(moment), moment)
+
+    return optax.tree.map_params(optimizer, one, state, where, is_leaf=is_gap)
 
 
 def next_step(count: Int[Array, ""]) -> Int[Array, ""]:
@@ -270,3 +317,46 @@ def check_params(params: PyTree) -> None:
     """Raises what optax raises if there are no parameters."""
     if params is None:
         raise ValueError(_NO_PARAMS)
+
+
+def named_masks(what: str, masks: PyTree) -> dict[str, Array]:
+    """Given masks by the path of their leaf."""
+    if isinstance(masks, Plan):
+        raise TypeError(f"{what} takes masks, got a plan; plan.masks(scores) makes them.")
+    by_name = {name: jnp.asarray(m) for name, m in named_leaves(pure(masks)).items()}
+    for name, mask in by_name.items():
+        if mask.dtype != bool:
+            raise TypeError(f"{what}: the mask of {name} is {mask.dtype}, not boolean.")
+    return by_name
+
+
+def check_masks(what: str, params: PyTree, by_name: Mapping[str, Array]) -> PyTree:
+    """Given masks as a tree like the parameters, each in the shape of its leaf."""
+
+    def check(name, leaf, mask):
+        if mask is not None and mask.shape != leaf.shape:
+            raise ValueError(
+                f"{what}: {name} has shape {leaf.shape} and its mask shape {mask.shape}."
+            )
+        return mask
+
+    found = map_named(check, params, by_name)
+    check_some(what, "masks", list(by_name), found, params)
+    return found
+
+
+def check_some(what: str, given: str, names: list[str], masks: PyTree, params: PyTree) -> None:
+    """Raises if none of the named leaves is there; some may be, a tree may be partial."""
+    leaves = named_leaves(params)
+    if names and leaves and not jax.tree.leaves(masks):
+        raise ValueError(
+            f"{what}: the {given} are of {', '.join(names)} but the parameters are "
+            f"{', '.join(leaves)}; make them from these parameters."
+        )
+
+
+def _check_timing(every: ArrayLike, begin: ArrayLike, end: ArrayLike | None) -> None:
+    if isinstance(every, int) and every < 1:
+        raise ValueError(f"prune(every={every}) must be at least 1 step.")
+    if isinstance(begin, int) and isinstance(end, int) and end < begin:
+        raise ValueError(f"prune(begin={begin}, end={end}) ends before it begins.")

@@ -8,6 +8,8 @@ from ._iterative import Round as Round
 from ._iterative import iterative_prune as iterative_prune
 from ._iterative import prune_remaining as prune_remaining
 from ._retraining import retraining_schedule as retraining_schedule
+from ._sara import SaRAState as SaRAState
+from ._sara import sara as sara
 from ._soups import Phase as Phase
 from ._soups import SoupResult as SoupResult
 from ._soups import sparse_model_soup as sparse_model_soup
@@ -20,6 +22,7 @@ __all__ = [
     "IterativeResult",
     "Phase",
     "Round",
+    "SaRAState",
     "SoupResult",
     "Sweep",
     "greedy_soup",
@@ -27,6 +30,7 @@ __all__ = [
     "nested_masks",
     "prune_remaining",
     "retraining_schedule",
+    "sara",
     "soup_geometry",
     "sparse_model_soup",
     "sparsity_sweep",

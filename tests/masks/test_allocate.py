@@ -71,11 +71,15 @@ def test_equal_layers_are_clipped_together():
     assert found[0] == found[1] == found[3] == 0.0
 
 
-def test_fixed_layers_are_left_out_of_the_sum():
+def test_fixed_layers_count_in_the_total():
+    """ERK+ of the spec: the others share `(d N - d_fixed N_fixed) / (N - N_fixed)`."""
     tree = tree_of(SHAPES[0])
     found = ordered(masks.erk(tree, 0.9, fixed={"layer_2": 0.5}))
+    sizes = np.array([np.prod(s) for s in SHAPES[0]])
     assert found[2] == 0.5
-    alone = ordered(masks.erk(tree_of(SHAPES[0][:2]), 0.9))
+    np.testing.assert_allclose(np.dot(found, sizes), 0.9 * sizes.sum(), rtol=1e-12)
+    rest = 1 - (0.1 * sizes.sum() - 0.5 * sizes[2]) / sizes[:2].sum()
+    alone = ordered(masks.erk(tree_of(SHAPES[0][:2]), rest))
     np.testing.assert_allclose(found[:2], alone)
 
 
@@ -161,3 +165,16 @@ def test_the_largest_remainder_keeps_one_more_and_ties_go_first():
     plan = sj.plan(tree, sj.Unstructured(0.5), allocate=masks.uniform)
     # 2.5 entries each, 15 - round(7.5) = 7 in all: the first leaf gets the spare one.
     assert [plan[f"layer_{i}/kernel"].kept for i in range(3)] == [3, 2, 2]
+
+
+def test_totals_that_cannot_be_kept_are_errors():
+    tree = tree_of(SHAPES[0])
+    with pytest.raises(ValueError, match="out of reach"):
+        masks.erk(tree, 0.1, fixed={"layer_0": 1.0})
+    with pytest.raises(ValueError, match=r"in \[0, 1\]"):
+        masks.uniform(tree, 0.5, fixed={"layer_0": 1.5})
+    with pytest.raises(ValueError, match="keeps the total"):
+        sj.plan(tree, sj.Unstructured(0.9), allocate=lambda t, s: dict.fromkeys(t, 0.1))
+    balanced = sj.Block((2, 2), 0.5, balanced=True)
+    with pytest.raises(ValueError, match="balanced"):
+        sj.plan(tree, balanced, allocate=masks.global_)

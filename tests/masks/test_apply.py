@@ -78,3 +78,33 @@ def test_leaves_without_a_mask_pass_and_mistakes_are_named():
         sj.masks.apply_masks(params, {"b": {"kernel": M}})
     with pytest.raises(ValueError, match="full"):
         sj.masks.straight_through(W, M, pruned_gradient="half")
+
+
+def test_straight_through_has_all_derivatives():
+    w, m = jnp.array([1.0, 2.0]), jnp.array([True, False])
+
+    def loss(w, scale=0.0, gradient=None):
+        seen = sj.masks.straight_through(w, m, pruned_scale=scale, pruned_gradient=gradient)
+        return (seen**4).sum()
+
+    # Scaled is what restricts the flow: the default wherever pruned weights take part.
+    np.testing.assert_allclose(jax.grad(loss)(w, 0.5), [4.0, 0.5 * 4 * 1.0])
+    np.testing.assert_allclose(jax.grad(loss)(w, 0.5, "full"), [4.0, 4.0])
+    np.testing.assert_allclose(jax.grad(loss, 1)(w, 0.5), 4 * 1.0 * 2.0)
+    np.testing.assert_allclose(jax.grad(loss, 1)(w, jnp.float32(0)), 0.0)
+    tangent = jax.jvp(loss, (w,), (jnp.array([0.0, 1.0]),))[1]
+    np.testing.assert_allclose(tangent, jax.grad(loss)(w)[1])
+    np.testing.assert_allclose(sj.masks.grasp(w, loss), [48.0, 0.0])
+
+
+def test_pruned_infinities_do_not_leak():
+    w, m = jnp.array([1.0, jnp.inf, jnp.nan]), jnp.array([True, False, False])
+    np.testing.assert_array_equal(sj.masks.straight_through(w, m), [1.0, 0.0, 0.0])
+    grad = jax.grad(lambda w: sj.masks.straight_through(w, m).sum())(w)
+    assert bool(jnp.all(jnp.isfinite(grad)))
+
+
+def test_masks_must_be_boolean():
+    for apply in (sj.masks.apply_masks, sj.masks.straight_through):
+        with pytest.raises(TypeError, match="not booleans"):
+            apply(jnp.ones(3), jnp.array([1, 0, 2]))

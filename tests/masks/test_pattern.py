@@ -240,3 +240,42 @@ def test_patterns_hash_by_value():
     assert len({sj.NM(2, 4, axis=[0, 1]), sj.NM(2, 4, axis=(0, 1)), sj.Block([2, 2], 0.5)}) == 2
     a, b = (sj.Groups(np.arange(4), 0.5) for _ in range(2))
     assert a == b and hash(a) == hash(b) and a != sj.Groups(np.arange(4)[::-1], 0.5)
+
+
+@pytest.mark.parametrize("m", [16, 32, 64, 256])
+def test_long_groups_against_sorting(m):
+    """Beyond 32 entries groups are sorted, not compared pair by pair."""
+    w = jax.random.normal(jax.random.key(0), (512, 3))
+    for n in (0, 2, m // 2, m):
+        mask = np.asarray(sj.masks.topk(w, sj.NM(n, m))).reshape(512 // m, m, 3)
+        order = np.argsort(-np.asarray(w).reshape(512 // m, m, 3), axis=1, kind="stable")
+        expected = np.zeros_like(mask)
+        np.put_along_axis(expected, order[:, :n], True, axis=1)
+        np.testing.assert_array_equal(mask, expected)
+    traced = jax.jit(lambda c: sj.masks.topk(w, sj.NM(2, m), c))
+    assert int(traced(0.0).sum()) == w.size and int(traced(1.0).sum()) == w.size // m * 2
+
+
+def test_nan_ranks_below_minus_infinity_in_groups_too():
+    scores = jnp.array([[jnp.nan], [-jnp.inf]])
+    assert sj.masks.topk(scores, sj.NM(1, 2)).ravel().tolist() == [False, True]
+
+
+def test_axes_must_be_integers():
+    assert sj.NM(2, 4, axis=[0, 1]) == sj.NM(2, 4, axis=(0, 1))
+    with pytest.raises(ValueError, match="must be an axis"):
+        sj.NM(2, 4, axis=())
+    with pytest.raises(ValueError, match="must be an axis"):
+        sj.NM(2, 4, axis=(True,))
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (4, 0)])
+@pytest.mark.parametrize(
+    "pattern", [sj.Unstructured(0.5), sj.Block((2, 2), 0.5), sj.Channel(0.5), sj.NM(2, 4)]
+)
+def test_leaves_without_entries(pattern, shape):
+    tree = {"empty": {"kernel": jnp.ones(shape)}, "full": {"kernel": jnp.ones((8, 8))}}
+    plan = sj.plan(tree, pattern)
+    found = plan.masks(tree)
+    assert found["empty"]["kernel"].shape == shape and int(found["full"]["kernel"].sum()) == 32
+    assert sj.report(tree, found, plan=plan).size == 64

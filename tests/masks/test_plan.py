@@ -197,3 +197,48 @@ def test_nan_scores_rank_last_in_a_plan():
     params = {"kernel": jnp.array([[jnp.nan, 1.0], [2.0, jnp.nan]])}
     masks = sj.plan(params, sj.Unstructured(0.5)).masks(sj.masks.magnitude(params))
     assert masks["kernel"].tolist() == [[False, True], [True, False]]
+
+
+def test_trees_with_odd_leaves():
+    """Equinox keeps activations and numbers among the leaves; Haiku has slashes in its keys."""
+    tree = {"kernel": jnp.ones((4, 4)), "rate": 0.1, "activation": jax.nn.relu}
+    assert len(sj.plan(tree, sj.NM(2, 4))) == 1
+    twice = {"a/b": {"kernel": jnp.ones((2, 2))}, "a": {"b": {"kernel": jnp.ones((4, 4))}}}
+    with pytest.raises(ValueError, match="same path a/b/kernel"):
+        sj.plan(twice, sj.Unstructured(0.5))
+    with pytest.raises(ValueError, match="not a regular expression"):
+        sj.plan(tree, {"(": sj.NM(2, 4)})
+
+
+def test_a_kernel_is_a_matrix_whatever_the_module_is_called():
+    names = ("time_embedding", "normalizing_flow", "patch_embed")
+    tree = {name: {"kernel": jnp.ones((8, 8))} for name in names}
+    tree |= {name: {"weight": jnp.ones((8, 8))} for name in ("layer_norm", "Embedding_0", "mlp")}
+    planned = {leaf.name for leaf in sj.plan(tree, sj.NM(2, 4)).leaves}
+    assert planned == {f"{name}/kernel" for name in names} | {"mlp/weight"}
+
+
+def test_what_is_meant_is_told():
+    params = {"kernel": jnp.ones((4, 4))}
+    plan = sj.plan(params, sj.NM(2, 4))
+    with pytest.raises(TypeError, match="erk"):
+        sj.plan(params, sj.Unstructured(0.5), allocate="erk")
+    with pytest.raises(TypeError):
+        sj.nn.view(params, plan)
+    with pytest.raises(TypeError):
+        sj.nn.compress(params, plan)
+    with pytest.raises(TypeError, match=r"sj.NM\(2, 4\)"):
+        sj.plan(params, {"kernel$": "2:4"})
+    with pytest.raises(TypeError, match=r"sj.Unstructured\(0.9\)"):
+        sj.plan(params, {"kernel$": 0.9})
+    with pytest.raises(ValueError, match="the plan is of kernel but the leaves are weight"):
+        plan.masks({"weight": jnp.ones((4, 4))})
+    with pytest.raises(TypeError, match="takes masks, got a plan"):
+        sj.masks.apply_masks(params, plan)
+    with pytest.raises(TypeError, match="takes masks, got a plan"):
+        sj.optim.keep_masked(plan)
+    for transform in (sj.optim.prune, sj.optim.track_masks, sj.optim.sr_ste, sj.optim.movement):
+        with pytest.raises(TypeError):
+            transform({"kernel$": sj.NM(2, 4)})
+    with pytest.raises(ValueError, match="fraction reached"):
+        sj.optim.prune(plan, 2.0)

@@ -174,3 +174,24 @@ def test_what_a_compressed_kernel_refuses():
         fast(jnp.ones((8, 2)), "ab,ac->bc")
     with pytest.raises(NotImplementedError, match="out_sharding"):
         fast(jnp.ones((2, 8)), out_sharding="x")
+
+
+class Tied(nnx.Module):
+    def __init__(self, rngs):
+        self.a = nnx.Linear(8, 8, use_bias=False, rngs=rngs)
+        self.b = nnx.Linear(8, 8, use_bias=False, rngs=rngs)
+        self.b.kernel = self.a.kernel
+
+    def __call__(self, x):
+        return self.b(self.a(x))
+
+
+def test_tied_kernels_stay_tied():
+    model = Tied(nnx.Rngs(0))
+    plan = sj.plan(model, sj.NM(2, 4))
+    fast = sj.nn.compress(model, plan)
+    assert fast.a.kernel is fast.b.kernel
+    assert sj.report(fast).size == sj.report(model).size == 64
+    x = jax.random.normal(jax.random.key(1), (3, 8))
+    kernel = fast.a.kernel[...].todense()
+    np.testing.assert_allclose(fast(x), x @ kernel @ kernel, rtol=1e-5, atol=1e-6)

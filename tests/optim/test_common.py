@@ -42,6 +42,10 @@ def dynamic_plan_of():
     return sj.plan(params_of(), rules)
 
 
+def wider_plan_of():
+    return sj.plan(params_of(), {r"dense/kernel$": sj.NM(3, 4), r"kernel$": sj.Unstructured(0.5)})
+
+
 def masks_of():
     return plan_of().masks(sj.masks.random(params_of(), jax.random.key(1)))
 
@@ -67,6 +71,20 @@ MEMBERS = {
     "set_": lambda rate=0.1: sj.optim.set_(
         optax.sgd(rate, 0.9), dynamic_plan_of(), jax.random.key(0), end=5, every=2
     ),
+    "movement": lambda rate=0.1: optax.chain(
+        sj.optim.movement(plan_of(), learning_rate=0.5), optax.adam(rate)
+    ),
+    "top_kast": lambda rate=0.1: sj.optim.top_kast(
+        optax.adam(rate), plan_of(), wider_plan_of(), every=2
+    ),
+    "acdc": lambda rate=0.1: sj.optim.acdc(optax.sgd(rate, 0.9), plan_of(), [(1, 2), (3, 99)]),
+    "iterative_shrinkage": lambda rate=0.1: optax.chain(
+        optax.sgd(rate, 0.9), sj.optim.iterative_shrinkage(plan_of(), 0.5, prune_steps=3)
+    ),
+    "subset": lambda rate=0.1: sj.optim.subset(optax.adamw(rate), masks_of()),
+    "add_penalty": lambda rate=0.1: optax.chain(
+        sj.optim.add_penalty(PENALTY, masks_of()), optax.adam(rate)
+    ),
     "proximal": lambda rate=0.1: optax.chain(
         optax.sgd(rate), sj.optim.proximal({"kernel$": PENALTY}, rate)
     ),
@@ -74,8 +92,10 @@ MEMBERS = {
     "proximal_adam": lambda rate=0.1: sj.optim.proximal_adam(rate, PENALTY),
 }
 # Members whose parameters are exactly sparse, and those that hold masks.
-SPARSE = {"prune", "keep_masked", "rigl", "set_", "proximal", "proximal_sgd", "proximal_adam"}
-MASKED = {"prune", "keep_masked", "rigl", "set_", "track_masks", "add_pruned_decay", "sr_ste"}
+EXACT = {"prune", "keep_masked", "acdc", "iterative_shrinkage"}
+SPARSE = EXACT | {"rigl", "set_", "proximal", "proximal_sgd", "proximal_adam"}
+MASKED = EXACT | {"rigl", "set_", "track_masks", "add_pruned_decay", "sr_ste"}
+MASKED |= {"movement", "top_kast"}
 
 every_member = pytest.mark.parametrize("name", MEMBERS)
 
@@ -104,7 +124,7 @@ def assert_sparse(name, params):
     assert found["dense/bias"] == found["out/scale"] == 0
     if name in ("rigl", "set_"):  # what has just grown is zero, too
         assert 64 <= found["dense/kernel"] < 128 and 96 <= found["out/kernel"] < 128
-    elif name in ("prune", "keep_masked"):
+    elif name in EXACT:
         assert found["dense/kernel"] == 64 and found["out/kernel"] == 96
         groups = np.asarray(params["dense"]["kernel"] != 0).reshape(4, 4, 8).sum(1)
         assert (groups == 2).all()
@@ -125,7 +145,7 @@ def test_every_member_is_here():
         for name in sj.optim.__all__
         if inspect.isfunction(getattr(sj.optim, name)) and not name.endswith("_schedule")
     }
-    assert factories - {"get_masks"} == set(MEMBERS)
+    assert factories - {"get_masks", "acdc_phases"} == set(MEMBERS)
 
 
 @every_member
@@ -285,7 +305,9 @@ def test_nnx_optimizer(name):
     for _ in range(3):
         step(model, optimizer)
     kernel = np.asarray(model.dense.kernel[...])
-    if name in ("prune", "keep_masked"):
+    if name == "acdc":
+        assert (kernel == 0).sum() == 0  # the third step is dense
+    elif name in EXACT:
         assert (kernel == 0).sum() == 64
     if name in MASKED:
         masks = sj.get_masks(optimizer.opt_state)
@@ -316,7 +338,7 @@ def test_linen_train_state(name):
 
     for _ in range(3):
         state = step(state)
-    if name in ("prune", "keep_masked"):
+    if name in EXACT - {"acdc"}:
         assert (state.params["dense"]["kernel"] == 0).sum() == 64
 
 

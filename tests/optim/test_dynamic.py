@@ -155,3 +155,17 @@ def test_bad_input():
     together = sj.plan(params_of(), sj.Unstructured(0.5), allocate=sj.masks.global_)
     with pytest.raises(ValueError, match="allocate=sj.masks.erk"):
         sj.optim.set_(optax.sgd(0.1), together, jax.random.key(0), end=9)
+
+
+def test_no_fraction_changes_the_sparsity():
+    params = {"kernel": jax.random.normal(jax.random.key(0), (8, 8))}
+    plan = sj.plan(params, sj.Unstructured(0.75))
+    tx = sj.optim.rigl(
+        optax.sgd(0.1), plan, jax.random.key(1), end=100, every=1, drop_fraction=lambda t: 1.5
+    )
+    state = tx.init(params)
+    for _ in range(3):
+        _, state = tx.update({"kernel": jnp.ones((8, 8))}, state, params)
+        assert int(sj.get_masks(state)["kernel"].sum()) == 16
+    with pytest.raises(ValueError, match=r"in \[0, 1\]"):
+        sj.optim.set_(optax.sgd(0.1), plan, jax.random.key(1), end=9, drop_fraction=1.5)

@@ -142,3 +142,27 @@ def test_bad_input():
     tx = sj.optim.proximal({"bias": sj.prox.l1(1.0)}, 0.1)
     with pytest.raises(ValueError, match="requires the current value of parameters"):
         tx.update(params, tx.init(params))
+
+
+def test_add_penalty_is_the_gradient_of_loss_plus_penalty():
+    params = {"a": {"scale": jnp.array([1.0, -0.5, 0.0])}, "b": {"scale": jnp.array([2.0])}}
+    grads = jax.tree.map(jnp.ones_like, params)
+    tx = sj.optim.add_penalty({"b/": None, "scale$": sj.prox.l1(0.25)})
+    updates, _ = tx.update(grads, tx.init(params), params)
+    np.testing.assert_allclose(updates["a"]["scale"], [1.25, 0.75, 1.0])
+    np.testing.assert_allclose(updates["b"]["scale"], [1.0])
+    groups = {"a/scale": np.array([0, 0, 1]), "b/scale": np.array([1])}
+    joint = sj.prox.group_lasso(0.5, groups=groups)
+    updates, _ = sj.optim.add_penalty(joint).update(grads, (), params)
+    value = lambda tree: joint.value({"a/scale": tree["a"]["scale"], "b/scale": tree["b"]["scale"]})  # noqa: E731
+    expected = jax.grad(value)(params)
+    jax.tree.map(lambda u, e: np.testing.assert_allclose(u, 1 + e, rtol=1e-6), updates, expected)
+
+
+def test_a_rule_of_none_leaves_its_leaves_alone():
+    params = {"a": {"kernel": jnp.ones((2, 2))}, "b": {"kernel": jnp.ones((2, 2))}}
+    tx = sj.optim.proximal({"a/": None, "kernel$": sj.prox.l1(0.5)}, 1.0)
+    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+    assert not updates["a"]["kernel"].any() and (updates["b"]["kernel"] == -0.5).all()
+    with pytest.raises(ValueError, match="add_penalty: no parameter is meant"):
+        sj.optim.add_penalty({"typo": sj.prox.l1(0.5)}).init(params)

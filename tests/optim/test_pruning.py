@@ -194,3 +194,48 @@ def test_view_keeps_dense_weights_and_moves_batch_statistics():
     model.eval()
     np.testing.assert_allclose(sj.nn.view(model, masks)(x), masked(x), rtol=1e-6)
     np.testing.assert_allclose(sj.nn.view(model, plan)(x), masked(x), rtol=1e-6)
+
+
+@pytest.mark.parametrize("wide, narrow", [(jnp.float32, jnp.bfloat16), (jnp.bfloat16, jnp.float32)])
+def test_zeros_are_exact_whatever_the_dtype_of_the_updates(wide, narrow):
+    params = {"kernel": jax.random.normal(jax.random.key(0), (8, 8), wide)}
+    grads = {"kernel": jnp.full((8, 8), 0.1, narrow)}
+    plan = sj.plan(params, sj.Unstructured(0.5))
+    masks = plan.masks(params)
+    members = {
+        "prune": (sj.optim.prune(plan), 32),
+        "keep_masked": (sj.optim.keep_masked(masks), 32),
+        "rigl": (sj.optim.rigl(optax.sgd(0.1), plan, jax.random.key(1), end=9), 32),
+        "proximal": (sj.optim.proximal(sj.prox.hard_k(16, axis=None), 1.0), 48),
+    }
+    for name, (tx, zeros) in members.items():
+        updates, _ = tx.update(grads, tx.init(params), params)
+        new = optax.apply_updates(params, updates)["kernel"]
+        assert new.dtype == wide and int((new == 0).sum()) == zeros, name
+
+
+def test_get_masks_by_path_whatever_the_tree_is():
+    """Labels of a whole branch leave one gap in place of it; parameters may be called masks."""
+    params = {"masks": {"kernel": jnp.ones((4, 4))}, "b": {"kernel": jnp.ones((8, 4))}}
+    plan = sj.plan(params, sj.NM(2, 4))
+    pruned = lambda tx: optax.chain(tx, sj.optim.prune(plan))  # noqa: E731
+    transforms = {"x": pruned(optax.adam(1e-3)), "y": pruned(optax.sgd(0.1))}
+    tx = optax.partition(transforms, {"masks": "x", "b": "y"})
+    found = sj.get_masks(tx.init(params))
+    assert jax.tree.map(jnp.shape, found) == jax.tree.map(jnp.shape, params)
+    with pytest.raises(ValueError, match="has masks"):
+        sj.get_masks(optax.adam(1e-3).init(params))
+
+
+def test_impossible_timing_and_masks_of_other_parameters():
+    params = {"kernel": jnp.ones((4, 4))}
+    plan = sj.plan(params, sj.Unstructured(0.5))
+    with pytest.raises(ValueError, match="at least 1"):
+        sj.optim.prune(plan, every=0)
+    with pytest.raises(ValueError, match="before it begins"):
+        sj.optim.prune(plan, begin=10, end=1)
+    other = {"weight": jnp.ones((4, 4))}
+    with pytest.raises(ValueError, match="but the parameters are weight"):
+        sj.optim.prune(plan).init(other)
+    with pytest.raises(ValueError, match="but the parameters are weight"):
+        sj.optim.keep_masked(plan.masks(params)).init(other)

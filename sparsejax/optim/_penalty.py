@@ -1,0 +1,77 @@
+"""Penalties as gradients: what network slimming and its like add to the loss."""
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import PyTree
+
+from .._tree import map_named, named_leaves
+from ._proximal import Rules, check_rules, labels_of, matched_leaves
+from ._pruning import check_masks, check_params, named_masks
+
+
+def add_penalty(
+    penalty: Rules, keep: PyTree | None = None
+) -> optax.GradientTransformationExtraArgs:
+    r"""Adds the (sub)gradient of a penalty, on the entries that are to be pruned only if given.
+
+    `u + (1 - keep) * grad f(p)`. With `{r"norm.*scale$": sj.prox.l1(5e-4)}` this is network
+    slimming; with the channels to keep it is MaskSparsity: what will be pruned goes to 0 and what
+    will stay is not shrunk. Comes before the optimizer in a chain. A subgradient leaves values of
+    about learning rate times strength instead of zeros: `sj.optim.proximal` is the exact form.
+    Under Adam the gradient of the penalty is normalised with that of the loss.
+
+    Args:
+      penalty: As in `sj.optim.proximal`: a penalty for the leaves named `kernel` or `weight`, or
+        regular expressions and penalties.
+      keep: Masks by path, True where the penalty does not act; leaves without one are penalised
+        whole.
+
+    Returns:
+      A transformation without state.
+
+    Raises:
+      ValueError: If no leaf is meant, a mask has another shape than its leaf, or `update` gets no
+        parameters.
+
+    Reference:
+      Liu et al., Learning Efficient Convolutional Networks through Network Slimming, 2017 (arXiv
+      1708.06519); Jiang et al., Pruning-aware Sparse Regularization for Network Pruning, 2022
+      (arXiv 2201.06776).
+
+    Example:
+      >>> import jax.numpy as jnp, optax, sparsejax as sj
+      >>> params, keep = {"scale": jnp.array([1.0, -0.5])}, {"scale": jnp.array([True, False])}
+      >>> tx = sj.optim.add_penalty({"scale$": sj.prox.l1(0.25)}, keep)
+      >>> updates, _ = tx.update({"scale": jnp.zeros(2)}, tx.init(params), params)
+      >>> updates["scale"].tolist()
+      [0.0, -0.25]
+    """
+    by_name = {} if keep is None else named_masks("add_penalty", keep)
+
+    def init(params):
+        check_rules("add_penalty", penalty, params)
+        if by_name:
+            check_masks("add_penalty", params, by_name)
+        return optax.EmptyState()
+
+    def update(updates, state, params=None, **extra):
+        del extra
+        check_params(params)
+        leaves = named_leaves(params)
+        pulls = {}
+        for rule, names in matched_leaves(penalty, leaves):
+            if labels_of(rule) is not None:
+                pulls |= jax.grad(rule.value)({name: leaves[name] for name in names})
+            else:
+                pulls |= {name: jax.grad(rule.value)(leaves[name]) for name in names}
+
+        def pull(name, u, p, mask):
+            del name
+            if p is None:
+                return u
+            return u + (p if mask is None else jnp.where(mask, 0, p)).astype(u.dtype)
+
+        return map_named(pull, updates, pulls, by_name), state
+
+    return optax.GradientTransformationExtraArgs(init, update)

@@ -1,0 +1,127 @@
+"""AC/DC: compressed and decompressed phases in turn."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Int, PyTree
+
+from ..masks import Plan, magnitude
+from ..masks._plan import check_plan
+from ._pruning import check_params, check_some, masked_updates, next_step, reset_moments, zero_off
+
+
+class PhaseState(NamedTuple):
+    """State of `acdc`: the step, the masks in force, the state of the optimizer."""
+
+    count: Int[Array, ""]
+    masks: PyTree
+    inner: optax.OptState
+
+
+def acdc(
+    optimizer: optax.GradientTransformation, plan: Plan, phases: Sequence[tuple[int, int]]
+) -> optax.GradientTransformationExtraArgs:
+    r"""AC/DC: alternates compressed and dense phases, and ends with both models.
+
+    At the first step of a compressed phase the masks are those of the largest weights, and stay
+    until it ends; parameters are exactly 0 off them. Between the phases all weights train, those
+    that were pruned from 0; at each switch to dense the moments of the optimizer start at 0.
+
+    Args:
+      optimizer: The optimizer, which sees masked gradients in compressed phases.
+      plan: What is pruned, usually with `allocate=sj.masks.global_`.
+      phases: Compressed phases (first step, first step after); `acdc_phases(steps)` makes the
+        usual ones. A last one that never ends may end at any large number.
+
+    Returns:
+      A transformation whose state has `count`, `masks` and `inner`.
+
+    Raises:
+      ValueError: If the phases overlap or are out of order, or there are no parameters.
+
+    Reference:
+      Peste et al., AC/DC: Alternating Compressed/DeCompressed Training of Deep Neural Networks,
+      2021 (arXiv 2106.12379).
+
+    Example:
+      >>> import jax.numpy as jnp, optax, sparsejax as sj
+      >>> params = {"kernel": jnp.array([[3.0], [1.0]])}
+      >>> tx = sj.optim.acdc(optax.sgd(0.5), sj.plan(params, sj.Unstructured(0.5)), [(1, 2)])
+      >>> state, seen = tx.init(params), []
+      >>> for _ in range(3):
+      ...     updates, state = tx.update({"kernel": jnp.ones((2, 1))}, state, params)
+      ...     params = optax.apply_updates(params, updates)
+      ...     seen.append(params["kernel"].ravel().tolist())
+      >>> seen
+      [[2.5, 0.5], [2.0, 0.0], [1.5, -0.5]]
+    """
+    bounds = [step for phase in phases for step in phase]
+    if not bounds or bounds != sorted(set(bounds)) or bounds[0] < 0:
+        raise ValueError(
+            f"acdc(phases={list(phases)}) must be (begin, end) pairs in order, begin < end, that "
+            "do not touch: [(100, 200), (300, 500)]."
+        )
+    begins, ends = np.asarray(bounds[::2]), np.asarray(bounds[1::2])
+    inner = optax.with_extra_args_support(optimizer)
+
+    check_plan("acdc", plan)
+
+    def init(params):
+        masks = plan.full_masks(params)
+        check_some("acdc", "plan", [leaf.name for leaf in plan.leaves], masks, params)
+        return PhaseState(jnp.zeros((), jnp.int32), masks, inner.init(params))
+
+    def update(updates, state, params=None, **extra):
+        check_params(params)
+        compress, release = jnp.any(state.count == begins), jnp.any(state.count == ends)
+        full = plan.full_masks(params)
+        masks = jax.lax.cond(
+            compress,
+            lambda: plan.masks(magnitude(params)),
+            lambda: jax.tree.map(lambda new, old: new & release | old, full, state.masks),
+        )
+        old = reset_moments(optimizer, state.inner, full, release)
+        moves, new = inner.update(masked_updates(updates, masks), old, params, **extra)
+        return zero_off(moves, params, masks), PhaseState(next_step(state.count), masks, new)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def acdc_phases(
+    steps: int, *, warmup: float = 0.1, length: float = 0.05, last: float = 0.15
+) -> list[tuple[int, int]]:
+    r"""The compressed phases of AC/DC: after a warm-up in turn with dense ones, the last longer.
+
+    Args:
+      steps: Length of training.
+      warmup: Fraction of it that is dense at first.
+      length: Fraction of each phase, 5 of 100 epochs in the paper.
+      last: Fraction of the last compressed phase, which comes after a dense phase that takes up
+        what is left.
+
+    Returns:
+      Pairs (first step, first step after); the last one ends with training.
+
+    Raises:
+      ValueError: If the fractions leave no room.
+
+    Reference:
+      Peste et al., 2021 (arXiv 2106.12379).
+
+    Example:
+      >>> import sparsejax as sj
+      >>> sj.optim.acdc_phases(100, warmup=0.1, length=0.1, last=0.2)
+      [(10, 20), (30, 40), (50, 60), (80, 100)]
+    """
+    begin, final, each = round(steps * warmup), steps - round(steps * last), round(steps * length)
+    if each < 1 or not 0 <= begin < final < steps:
+        raise ValueError(
+            f"acdc_phases({steps}, warmup={warmup}, length={length}, last={last}) leaves no steps "
+            "for a phase."
+        )
+    starts = range(begin, final - 2 * each + 1, 2 * each)
+    return [(start, start + each) for start in starts] + [(final, steps)]

@@ -1,0 +1,120 @@
+"""Iterative shrinkage by percentage: what ranks lowest shrinks a little at every step."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Int, PyTree
+
+from .._tree import is_gap
+from ..masks import Plan, magnitude
+from ..masks._plan import check_plan
+from ._pruning import at_step, check_params, check_some, next_step, zero_off
+
+
+class ShrinkState(NamedTuple):
+    """State of `iterative_shrinkage`: the step and the masks of the largest weights."""
+
+    count: Int[Array, ""]
+    masks: PyTree
+
+
+def iterative_shrinkage(
+    plan: Plan,
+    alpha: optax.ScalarOrSchedule = 0.95,
+    *,
+    prune_steps: ArrayLike = 100_000,
+    every: ArrayLike = 1,
+) -> optax.GradientTransformationExtraArgs:
+    r"""ISS-P: the weights that rank lowest are not zeroed but multiplied by alpha, and may return.
+
+    For the first `prune_steps` steps the masks m are those of the largest `|p + u|`, chosen anew
+    each time, and the new parameters `p + u` where m and `alpha (p + u)` elsewhere. With the last
+    of these steps the masks stay and the rest is exactly 0. In a chain of transformations, this
+    should be the last one. The weights that shrink settle near `rate * alpha / (1 - alpha)` under
+    Adam: masks can only change if the smallest kept weights are of that order.
+
+    Args:
+      plan: What is pruned, one sparsity for all in the paper. (Its authors round the number of
+        pruned weights up, here it is rounded to nearest as everywhere.)
+      alpha: Factor per step: 0 is iterative hard thresholding, 1 never prunes; a number or an
+        optax schedule.
+      prune_steps: Length of the first stage.
+      every: Steps between two shrinkages, by `alpha ** every`.
+
+    Returns:
+      A transformation whose state has `count` and `masks`.
+
+    Raises:
+      ValueError: If `update` gets no parameters or no leaf is planned.
+
+    Reference:
+      Wang et al., Iterative Soft Shrinkage Learning for Efficient Image Super-Resolution, 2023
+      (arXiv 2303.09650).
+
+    Example:
+      >>> import jax.numpy as jnp, optax, sparsejax as sj
+      >>> params = {"kernel": jnp.array([[4.0], [2.0]])}
+      >>> plan = sj.plan(params, sj.Unstructured(0.5))
+      >>> tx = sj.optim.iterative_shrinkage(plan, 0.5, prune_steps=3)
+      >>> state, seen = tx.init(params), []
+      >>> for _ in range(4):
+      ...     updates, state = tx.update({"kernel": jnp.zeros((2, 1))}, state, params)
+      ...     params = optax.apply_updates(params, updates)
+      ...     seen.append(params["kernel"].ravel().tolist())
+      >>> seen
+      [[4.0, 1.0], [4.0, 0.5], [4.0, 0.0], [4.0, 0.0]]
+    """
+
+    check_plan("iterative_shrinkage", plan)
+
+    def init(params):
+        masks = plan.full_masks(params)
+        check_some("iterative_shrinkage", "plan", [x.name for x in plan.leaves], masks, params)
+        return ShrinkState(jnp.zeros((), jnp.int32), masks)
+
+    def update(updates, state, params=None, **extra):
+        del extra
+        check_params(params)
+        count = state.count
+        due = (count % every == 0) | (count == prune_steps - 1)
+
+        def shrink():
+            moved = jax.tree.map(_sum, params, updates, is_leaf=is_gap)
+            masks = plan.masks(magnitude(moved))
+            factor = jnp.asarray(at_step(alpha, count), jnp.float32) ** every
+            return _shrunk(updates, params, masks, factor), masks
+
+        def leave():
+            return _shrunk(updates, params, state.masks, jnp.ones(())), state.masks
+
+        moves, masks = jax.lax.cond(due & (count < prune_steps), shrink, leave)
+        over = count >= prune_steps - 1
+        moves = jax.tree.map(
+            lambda zeroed, moved: moved if is_gap(zeroed) else jnp.where(over, zeroed, moved),
+            zero_off(moves, params, masks),
+            moves,
+            is_leaf=is_gap,
+        )
+        return moves, ShrinkState(next_step(count), masks)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _sum(p, u):
+    return p if is_gap(u) else p + u
+
+
+def _shrunk(updates, params, masks, factor):
+    """Updates to `factor (p + u)` off the masks, in at least float32: 0.99 w is w in bfloat16."""
+
+    def one(mask, u, p):
+        if is_gap(mask) or is_gap(u):
+            return u
+        wide = jnp.promote_types(jnp.promote_types(u.dtype, p.dtype), jnp.float32)
+        p, u = p.astype(wide), u.astype(wide)
+        return jnp.where(mask, u, factor.astype(wide) * (p + u) - p)
+
+    return jax.tree.map(one, masks, updates, params, is_leaf=is_gap)

@@ -1,0 +1,114 @@
+"""Training a given subset of the entries, the others bit-identical under any optimizer."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.core import Tracer
+from jaxtyping import PyTree
+
+from .._tree import is_gap, map_named, named_leaves
+from ._pruning import check_masks, masked_updates, named_masks
+
+
+class SubsetState(NamedTuple):
+    """State of `subset`: the state of the optimizer, of the selected entries if compact."""
+
+    inner: optax.OptState
+
+
+def subset(
+    optimizer: optax.GradientTransformation, masks: PyTree, *, compact: bool = False
+) -> optax.GradientTransformationExtraArgs:
+    r"""Trains the entries of a mask only: `u = m * optimizer(m * g)`.
+
+    What is not selected stays bit-identical under any optimizer, momentum and weight decay. A leaf
+    without a mask stays as it is. Clip with the norm of the full gradient before, in a chain, if
+    the full training did.
+
+    Args:
+      optimizer: The optimizer.
+      masks: Boolean arrays by the path of the leaf, such as `sj.masks.changed(before, after)`.
+      compact: Whether the optimizer sees the selected entries as vectors, so that its state has
+        their size. It must then be elementwise (Adam, SGD, not Adafactor or Muon) and the masks
+        known when this is called; in a chain of transformations parameters that it asks for are
+        gathered, too.
+
+    Returns:
+      A transformation whose state has `inner`.
+
+    Raises:
+      ValueError: If nothing is selected, a mask has another shape than its leaf, or none belongs
+        to a leaf.
+      TypeError: If a mask is not boolean.
+
+    Reference:
+      Mukherjee et al., Reinforcement Learning Finetunes Small Subnetworks in Large Language
+      Models, 2025 (arXiv 2505.11711).
+
+    Example:
+      >>> import jax.numpy as jnp, optax, sparsejax as sj
+      >>> params, masks = {"w": jnp.ones(3)}, {"w": jnp.array([True, False, True])}
+      >>> tx = sj.optim.subset(optax.adamw(0.5), masks, compact=True)
+      >>> state = tx.init(params)
+      >>> updates, _ = tx.update({"w": jnp.ones(3)}, state, params)
+      >>> updates["w"].round(2).tolist(), optax.tree.get(state, "mu")["w"].shape
+      ([-0.5, 0.0, -0.5], (2,))
+    """
+    by_name = named_masks("subset", masks)
+    _check_some_entry(by_name)
+    inner = optax.with_extra_args_support(optimizer)
+    places = {n: np.flatnonzero(m).astype(np.int32) for n, m in by_name.items()} if compact else {}
+
+    def aligned(tree):
+        """The masks of a tree: all False where there is none."""
+        found = check_masks("subset", tree, by_name)
+        return jax.tree.map(
+            lambda m, p: jnp.zeros(p.shape, bool) if m is None else m, found, tree, is_leaf=is_gap
+        )
+
+    def gather(tree):
+        return map_named(lambda name, x, at: None if at is None else _take(x, at), tree, places)
+
+    def init(params):
+        check_masks("subset", params, by_name)
+        return SubsetState(inner.init(gather(params) if compact else params))
+
+    def update(updates, state, params=None, **extra):
+        if not compact:
+            found = aligned(updates)
+            moves, new = inner.update(masked_updates(updates, found), state.inner, params, **extra)
+            return masked_updates(moves, found), SubsetState(new)
+        few = None if params is None else gather(params)
+        moves, new = inner.update(gather(updates), state.inner, few, **extra)
+
+        def scatter(name, u, move, at):
+            del name
+            still = jnp.zeros_like(u)
+            return still if at is None else _put(still, move, at)
+
+        moves = map_named(scatter, updates, named_leaves(moves), places)
+        return moves, SubsetState(new)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _check_some_entry(masks: dict[str, Any]) -> None:
+    known = [m for m in masks.values() if not isinstance(m, Tracer)]
+    if len(known) == len(masks) and not any(bool(jnp.any(m)) for m in known):
+        raise ValueError(
+            "subset: the masks select no entry, nothing would train; lower the tolerance or "
+            "threshold that made them."
+        )
+
+
+def _take(x: Any, places: Any) -> Any:
+    return x.reshape(-1)[places]
+
+
+def _put(x: Any, values: Any, places: Any) -> Any:
+    flat = x.reshape(-1).at[places]
+    sure = {"unique_indices": True, "indices_are_sorted": True}
+    return flat.set(values.astype(x.dtype), **sure).reshape(x.shape)

@@ -1,0 +1,115 @@
+"""Top-KAST: sparse forward, a little less sparse backward, never dense."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Int, PyTree
+
+from .._tree import is_gap
+from ..masks import Plan, magnitude
+from ._pruning import check_params, check_some, masked_updates, next_step
+
+
+class TopKASTState(NamedTuple):
+    """State of `top_kast`: the step, forward and backward masks, the state of the optimizer."""
+
+    count: Int[Array, ""]
+    masks: PyTree
+    backward: PyTree
+    inner: optax.OptState
+
+
+def top_kast(
+    optimizer: optax.GradientTransformation,
+    plan: Plan,
+    backward: Plan,
+    *,
+    every: ArrayLike = 100,
+    exploration: ArrayLike = 1e-4,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Top-KAST: the forward set A has the largest weights, the backward set B somewhat more.
+
+    The loss sees A; gradient and optimizer act on B, a superset, and what is outside B stays as it
+    is, bit for bit. To the loss is added
+    `exploration * (sum_A w^2 + sum_{B - A} w^2 / d)`, d the density of A in the leaf, which makes
+    room for others. Both sets are chosen anew, by magnitude, every `every` steps.
+
+    Args:
+      optimizer: The optimizer, which sees gradients of entries in B only.
+      plan: The forward set.
+      backward: The backward set: the same leaves at lower sparsities.
+      every: Steps between two choices.
+      exploration: Strength of the penalty.
+
+    Returns:
+      A transformation whose state has `count`, `masks` (A), `backward` (B) and `inner`; the loss
+      sees `sj.nn.view(model, sj.get_masks(opt_state))`.
+
+    Raises:
+      ValueError: If the plans have other leaves, or B is sparser than A, or there are no
+        parameters.
+
+    Reference:
+      Jayakumar et al., Top-KAST: Top-K Always Sparse Training, 2021 (arXiv 2106.03517).
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax, sparsejax as sj
+      >>> params = {"kernel": jnp.array([[4.0], [3.0], [2.0], [1.0]])}
+      >>> forward, backward = (sj.plan(params, sj.Unstructured(s)) for s in (0.75, 0.5))
+      >>> tx = sj.optim.top_kast(optax.sgd(1.0), forward, backward, exploration=0.0)
+      >>> updates, _ = tx.update({"kernel": jnp.ones((4, 1))}, tx.init(params), params)
+      >>> updates["kernel"].ravel().tolist()
+      [-1.0, -1.0, 0.0, 0.0]
+    """
+    _check_nested(plan, backward)
+    inner = optax.with_extra_args_support(optimizer)
+    names = [leaf.name for leaf in plan.leaves]
+
+    def choose(params):
+        scores = magnitude(params)
+        return plan.masks(scores), backward.masks(scores)
+
+    def init(params):
+        masks, wider = choose(params)
+        check_some("top_kast", "plan", names, masks, params)
+        return TopKASTState(jnp.zeros((), jnp.int32), masks, wider, inner.init(params))
+
+    def update(updates, state, params=None, **extra):
+        check_params(params)
+        due = (state.count % every == 0) & (state.count > 0)
+        kept = (state.masks, state.backward)
+        masks, wider = jax.lax.cond(due, lambda: choose(params), lambda: kept)
+
+        def pull(mask, wide, g, p):
+            if is_gap(mask) or is_gap(g):
+                return g
+            own = jnp.sum(mask) / max(mask.size, 1)
+            strength = jnp.where(mask, 1.0, 1.0 / jnp.maximum(own, 1e-9))
+            return jnp.where(wide, g + (2 * exploration * strength * p).astype(g.dtype), 0)
+
+        pulled = jax.tree.map(pull, masks, wider, updates, params, is_leaf=is_gap)
+        moves, new = inner.update(pulled, state.inner, params, **extra)
+        moves = masked_updates(moves, wider)
+        return moves, TopKASTState(next_step(state.count), masks, wider, new)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _check_nested(plan: Plan, backward: Plan) -> None:
+    wider = {leaf.name: leaf for leaf in backward.leaves}
+    for leaf in plan.leaves:
+        other = wider.get(leaf.name)
+        if other is None or type(other.pattern) is not type(leaf.pattern):
+            raise ValueError(
+                f"top_kast: {leaf.name} is planned as {leaf.pattern!r} in the forward set and as "
+                f"{other and other.pattern!r} in the backward set; plan the same leaves with the "
+                "same kind of pattern."
+            )
+        if other.zeros > leaf.zeros:
+            raise ValueError(
+                f"top_kast: {leaf.name} has sparsity {leaf.sparsity:.3g} in the forward set and "
+                f"{other.sparsity:.3g} in the backward set, which must contain it."
+            )

@@ -1,0 +1,52 @@
+"""Gram matrices of the inputs of kernels."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import sparsejax as sj
+
+
+class Model(nnx.Module):
+    def __init__(self, rngs):
+        self.first = nnx.Linear(6, 8, rngs=rngs)
+        self.attention = nnx.MultiHeadAttention(2, 8, decode=False, rngs=rngs)
+        self.mix = nnx.Einsum("bthd,hdo->bto", (2, 4, 5), rngs=rngs)
+
+    def __call__(self, x):
+        y = self.attention(jnp.tanh(self.first(x)))
+        return self.mix(y.reshape(*y.shape[:-1], 2, 4))
+
+
+def test_of_every_linear_layer():
+    model = Model(nnx.Rngs(0))
+    batches = [jax.random.normal(jax.random.key(i), (2, 3, 6)) for i in range(3)]
+    grams = sj.nn.input_grams(model, batches)
+    x = np.concatenate([np.asarray(b).reshape(-1, 6) for b in batches])
+    np.testing.assert_allclose(grams["first/kernel"], x.T @ x, rtol=1e-4, atol=1e-5)
+    hidden = np.tanh(x @ model.first.kernel[...] + model.first.bias[...])
+    for name in ("query", "key", "value"):
+        gram = grams[f"attention/{name}/kernel"]
+        np.testing.assert_allclose(gram, hidden.T @ hidden, rtol=1e-4, atol=1e-4)
+    y = np.concatenate(
+        [np.asarray(model.attention(jnp.tanh(model.first(b)))).reshape(-1, 8) for b in batches]
+    )
+    np.testing.assert_allclose(grams["mix/kernel"], y.T @ y, rtol=1e-4, atol=1e-5)
+    assert grams["attention/out/kernel"].shape == (8, 8)
+    # The model itself still multiplies as before.
+    assert model.first.dot_general is nnx.Linear(1, 1, rngs=nnx.Rngs(0)).dot_general
+
+
+def test_a_layer_called_twice_adds_up_and_call_says_how():
+    model = nnx.Linear(4, 4, rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(0), (5, 4))
+    twice = sj.nn.input_grams(model, [x], lambda m, x: m(m(x)))
+    y = model(x)
+    np.testing.assert_allclose(twice["kernel"], x.T @ x + y.T @ y, rtol=1e-5)
+
+
+def test_nothing_ran():
+    with pytest.raises(ValueError, match="no linear layer ran"):
+        sj.nn.input_grams(nnx.Linear(4, 4, rngs=nnx.Rngs(0)), [])

@@ -1,0 +1,192 @@
+"""Movement pruning, Top-KAST and AC/DC against plain NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import sparsejax as sj
+
+RATE = 0.1
+
+
+def params_of(seed=0, shape=(6, 5)):
+    keys = jax.random.split(jax.random.key(seed), 2)
+    return {"kernel": jax.random.normal(keys[0], shape), "bias": jnp.ones(shape[1])}
+
+
+def grads_of(step, shape=(6, 5)):
+    keys = jax.random.split(jax.random.key(100 + step), 2)
+    return {
+        "kernel": jax.random.normal(keys[0], shape),
+        "bias": jax.random.normal(keys[1], shape[1:]),
+    }
+
+
+def largest(scores, kept):
+    order = np.argsort(-scores.ravel(), kind="stable")[:kept]
+    mask = np.zeros(scores.size, bool)
+    mask[order] = True
+    return mask.reshape(scores.shape)
+
+
+def test_movement():
+    params = params_of()
+    plan = sj.plan(params, sj.Unstructured(0.6))
+    ramp = optax.linear_schedule(0.0, 1.0, 4)
+    tx = optax.chain(sj.optim.movement(plan, ramp, learning_rate=0.5), optax.sgd(RATE))
+    state = tx.init(params)
+    w, b, s = np.asarray(params["kernel"]), np.asarray(params["bias"]), np.zeros((6, 5))
+    for step in range(8):
+        mask = np.asarray(sj.get_masks(state)["kernel"])
+        np.testing.assert_array_equal(mask, largest(s, 30 - round(18 * min(step / 4, 1))))
+        grads = grads_of(step)
+        updates, state = tx.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        g = np.asarray(grads["kernel"])
+        s = s - 0.5 * g * w
+        w = w - RATE * np.where(mask, g, 0)
+        b = b - RATE * np.asarray(grads["bias"])
+        np.testing.assert_allclose(params["kernel"], w, atol=1e-6)
+        np.testing.assert_allclose(params["bias"], b, atol=1e-6)
+    assert sj.get_masks(state)["bias"] is None
+
+
+def test_top_kast():
+    params = params_of()
+    forward, backward = (sj.plan(params, sj.Unstructured(x)) for x in (0.8, 0.5))
+    tx = sj.optim.top_kast(optax.sgd(RATE, 0.9), forward, backward, every=3, exploration=0.01)
+    state = tx.init(params)
+    w, m = np.asarray(params["kernel"], np.float64), np.zeros((6, 5))
+    for step in range(8):
+        if step % 3 == 0:
+            a, b = largest(np.abs(w), 6), largest(np.abs(w), 15)
+        grads = grads_of(step)
+        updates, state = tx.update(grads, state, params)
+        outside = np.asarray(params["kernel"])[~b]
+        params = optax.apply_updates(params, updates)
+        np.testing.assert_array_equal(sj.get_masks(state)["kernel"], a)
+        np.testing.assert_array_equal(state.backward["kernel"], b)
+        # Bit for bit.
+        np.testing.assert_array_equal(np.asarray(params["kernel"])[~b], outside)
+        g = np.asarray(grads["kernel"]) + 2 * 0.01 * w * np.where(a, 1, 1 / 0.2)
+        m = 0.9 * m + np.where(b, g, 0)
+        w = w - RATE * np.where(b, m, 0)
+        np.testing.assert_allclose(params["kernel"], w, atol=1e-5)
+    assert (a <= b).all()
+
+
+def test_top_kast_needs_nested_sets():
+    params = params_of()
+    plans = [sj.plan(params, p) for p in (sj.Unstructured(0.5), sj.Unstructured(0.8), sj.NM(1, 2))]
+    with pytest.raises(ValueError, match="must contain it"):
+        sj.optim.top_kast(optax.sgd(RATE), plans[0], plans[1])
+    with pytest.raises(ValueError, match="same kind"):
+        sj.optim.top_kast(optax.sgd(RATE), plans[0], plans[2])
+
+
+def test_acdc():
+    params = params_of()
+    plan = sj.plan(params, sj.Unstructured(0.6))
+    tx = sj.optim.acdc(optax.sgd(RATE, 0.9), plan, [(2, 4), (6, 9)])
+    state = tx.init(params)
+    w, m = np.asarray(params["kernel"], np.float64), np.zeros((6, 5))
+    mask = np.ones((6, 5), bool)
+    for step in range(9):
+        if step in (2, 6):
+            mask = largest(np.abs(w), 12)
+        if step == 4:
+            mask, m = np.ones((6, 5), bool), np.zeros((6, 5))
+        grads = grads_of(step)
+        updates, state = tx.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        m = 0.9 * m + np.where(mask, grads["kernel"], 0)
+        w = np.where(mask, w - RATE * m, 0)
+        np.testing.assert_array_equal(sj.get_masks(state)["kernel"], mask)
+        np.testing.assert_array_equal(np.asarray(params["kernel"]) == 0, ~mask)
+        np.testing.assert_allclose(params["kernel"], w, atol=1e-5)
+
+
+def test_acdc_phases():
+    phases = sj.optim.acdc_phases(1000)
+    assert phases[0] == (100, 150) and phases[-1] == (850, 1000)
+    bounds = [x for phase in phases for x in phase]
+    assert bounds == sorted(set(bounds))
+    # The dense phase before the last is at least as long as the others.
+    assert phases[-1][0] - phases[-2][1] >= 50
+    with pytest.raises(ValueError, match="leaves no steps"):
+        sj.optim.acdc_phases(10, warmup=0.9)
+    with pytest.raises(ValueError, match="in order"):
+        plan = sj.plan(params_of(), sj.Unstructured(0.5))
+        sj.optim.acdc(optax.sgd(RATE), plan, [(3, 5), (5, 7)])
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 0.95])
+def test_iterative_shrinkage(alpha):
+    params = params_of()
+    plan = sj.plan(params, sj.Unstructured(0.6))
+    tx = optax.chain(
+        optax.sgd(RATE, 0.9), sj.optim.iterative_shrinkage(plan, alpha, prune_steps=5, every=2)
+    )
+    state = tx.init(params)
+    w, m = np.asarray(params["kernel"], np.float64), np.zeros((6, 5))
+    for step in range(9):
+        grads = grads_of(step)
+        updates, state = tx.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        m = 0.9 * m + np.asarray(grads["kernel"])
+        w = w - RATE * m
+        if step in (0, 2, 4):
+            mask = largest(np.abs(w), 12)
+            w = np.where(mask, w, alpha**2 * w)
+        if step >= 4:
+            w = np.where(mask, w, 0)
+            np.testing.assert_array_equal(np.asarray(params["kernel"]) == 0, ~mask)
+        np.testing.assert_allclose(params["kernel"], w, atol=1e-5)
+        np.testing.assert_array_equal(sj.get_masks(state)["kernel"], mask)
+
+
+def test_shrinkage_acts_in_bfloat16():
+    """0.99 w rounds back to w there, unless computed in float32 with what the step adds."""
+    params = {"kernel": jnp.array([[4.0], [1.0]], jnp.bfloat16)}
+    tx = sj.optim.iterative_shrinkage(sj.plan(params, sj.Unstructured(0.5)), 0.99)
+    updates, _ = tx.update({"kernel": jnp.zeros((2, 1), jnp.bfloat16)}, tx.init(params), params)
+    np.testing.assert_allclose(updates["kernel"], [[0.0], [-0.01]], rtol=1e-3)
+
+
+@pytest.mark.parametrize("compact", [False, True])
+def test_subset_leaves_the_rest_bit_identical(compact):
+    params = params_of()
+    masks = {"kernel": jax.random.bernoulli(jax.random.key(3), 0.3, (6, 5))}
+    tx = sj.optim.subset(optax.adamw(RATE, weight_decay=0.1), masks, compact=compact)
+    state, start = tx.init(params), params
+    few = {"kernel": params["kernel"][masks["kernel"]]}
+    plain = optax.adamw(RATE, weight_decay=0.1)
+    plain_state = plain.init(few)
+    for step in range(4):
+        grads = grads_of(step)
+        updates, state = tx.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        alone = {"kernel": grads["kernel"][masks["kernel"]]}
+        updates, plain_state = plain.update(alone, plain_state, few)
+        few = optax.apply_updates(few, updates)
+    np.testing.assert_array_equal(params["bias"], start["bias"])
+    outside = ~np.asarray(masks["kernel"])
+    np.testing.assert_array_equal(
+        np.asarray(params["kernel"])[outside], np.asarray(start["kernel"])[outside]
+    )
+    np.testing.assert_allclose(params["kernel"][masks["kernel"]], few["kernel"], rtol=1e-6)
+    selected = int(masks["kernel"].sum())
+    shape = optax.tree.get(state, "mu")["kernel"].shape
+    assert shape == ((selected,) if compact else (6, 5))
+
+
+def test_subset_of_nothing_and_of_other_parameters():
+    params = params_of()
+    with pytest.raises(ValueError, match="select no entry"):
+        sj.optim.subset(optax.sgd(RATE), {"kernel": jnp.zeros((6, 5), bool)})
+    with pytest.raises(TypeError, match="not boolean"):
+        sj.optim.subset(optax.sgd(RATE), {"kernel": jnp.zeros((6, 5))})
+    with pytest.raises(ValueError, match="its mask shape"):
+        sj.optim.subset(optax.sgd(RATE), {"kernel": jnp.ones((5, 6), bool)}).init(params)
