@@ -14,6 +14,11 @@ from ._coding import active_units as active_units
 from ._coding import circular_variance as circular_variance
 from ._coding import error_at_activity as error_at_activity
 from ._coding import orientation_tuning as orientation_tuning
+from ._essential import abrupt_change as abrupt_change
+from ._essential import essential_sparsity as essential_sparsity
+from ._essential import knee as knee
+from ._essential import mask_similarity as mask_similarity
+from ._essential import near_zero_count as near_zero_count
 from ._findings import FINDINGS as FINDINGS
 from ._findings import Finding as Finding
 from ._fit import Fit as Fit
@@ -76,6 +81,7 @@ __all__ = [
     "UpdateOverlap",
     "UpdatePartition",
     "UpdateSparsity",
+    "abrupt_change",
     "active_units",
     "advice_markdown",
     "advise",
@@ -86,6 +92,7 @@ __all__ = [
     "cpdag",
     "edge_scores",
     "error_at_activity",
+    "essential_sparsity",
     "expected_calibration_error",
     "exploration_rate",
     "fgsm",
@@ -93,10 +100,13 @@ __all__ = [
     "flops",
     "gradient_noise",
     "hoyer_sparsity",
+    "knee",
     "live_units",
     "mask_change",
+    "mask_similarity",
     "max_softmax_probability",
     "maximum_calibration_error",
+    "near_zero_count",
     "negative_log_likelihood",
     "orientation_tuning",
     "pattern",

@@ -1,6 +1,39 @@
-"""How whole procedures run: functions over train and evaluate callables of the user."""
+"""Whole procedures: functions over the train and evaluate callables of the user."""
 
+from ._average import greedy_soup as greedy_soup
+from ._average import soup_geometry as soup_geometry
+from ._average import uniform_soup as uniform_soup
+from ._iterative import IterativeResult as IterativeResult
+from ._iterative import Round as Round
+from ._iterative import iterative_prune as iterative_prune
+from ._iterative import prune_remaining as prune_remaining
+from ._retraining import retraining_schedule as retraining_schedule
 from ._sara import SaRAState as SaRAState
 from ._sara import sara as sara
+from ._soups import Phase as Phase
+from ._soups import SoupResult as SoupResult
+from ._soups import sparse_model_soup as sparse_model_soup
+from ._sweep import Sweep as Sweep
+from ._sweep import nested_masks as nested_masks
+from ._sweep import sparsity_sweep as sparsity_sweep
+from ._training import train_masked as train_masked
 
-__all__ = ["SaRAState", "sara"]
+__all__ = [
+    "IterativeResult",
+    "Phase",
+    "Round",
+    "SaRAState",
+    "SoupResult",
+    "Sweep",
+    "greedy_soup",
+    "iterative_prune",
+    "nested_masks",
+    "prune_remaining",
+    "retraining_schedule",
+    "sara",
+    "soup_geometry",
+    "sparse_model_soup",
+    "sparsity_sweep",
+    "train_masked",
+    "uniform_soup",
+]

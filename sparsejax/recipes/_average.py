@@ -1,0 +1,149 @@
+"""Averages of parameters: uniform and greedy soups."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from .._tree import named_leaves
+from ._check import as_number, check_callable, returned_params
+
+
+def uniform_soup(trees: Sequence[PyTree], weights: Sequence[float] | None = None) -> PyTree:
+    r"""The average `sum_i lambda_i theta_i`, added up in at least float32, in the order given.
+
+    Members that share their masks give an average with the same exact zeros. Integers and booleans
+    (counters) are those of the first member.
+
+    Args:
+      trees: Parameters of the members, all of one structure.
+      weights: lambda, one number a member; None means `1 / m`.
+
+    Returns:
+      A tree like the first, in its dtypes.
+
+    Raises:
+      ValueError: If there are no members, shapes differ, or there is not one weight a member.
+
+    Reference:
+      Wortsman et al., Model Soups, 2022 (arXiv 2203.05482); Zimmer et al., Sparse Model Soups, 2023
+      (arXiv 2306.16788).
+
+    Example:
+      >>> import jax.numpy as jnp, sparsejax as sj
+      >>> sj.recipes.uniform_soup([jnp.array([1.0, 0.0]), jnp.array([3.0, 0.0])]).tolist()
+      [2.0, 0.0]
+    """
+    trees = list(trees)
+    if not trees:
+        raise ValueError("uniform_soup: there are no members to average.")
+    for i, tree in enumerate(trees[1:], 1):
+        returned_params(f"member {i}", trees[0], tree)
+    weights = [1 / len(trees)] * len(trees) if weights is None else list(weights)
+    if len(weights) != len(trees):
+        raise ValueError(f"uniform_soup: {len(trees)} members and {len(weights)} weights.")
+
+    def average(first, *rest):
+        if not jnp.issubdtype(jnp.result_type(first), jnp.inexact):
+            return first
+        wide = jnp.promote_types(jnp.result_type(first), jnp.float32)
+        total = jnp.zeros(jnp.shape(first), wide)
+        for weight, x in zip(weights, (first, *rest)):
+            total = total + weight * jnp.asarray(x).astype(wide)
+        return total.astype(jnp.result_type(first))
+
+    return trees[0] if len(trees) == 1 and weights[0] == 1 else jax.tree.map(average, *trees)
+
+
+def greedy_soup(
+    trees: Sequence[PyTree], score: Callable[[PyTree], Any]
+) -> tuple[PyTree, tuple[int, ...]]:
+    r"""The average of the members that help: from the best on, each joins if the score holds.
+
+    A member joins if `score(average with it) >= score(average so far)`. Score on held-out data.
+
+    Args:
+      trees: Parameters of the members, all of one structure.
+      score: `score(params) -> number`, larger is better; NaN ranks last and never joins.
+
+    Returns:
+      The average, and the numbers of the members in it, the best first.
+
+    Raises:
+      ValueError: If there are no members or shapes differ.
+      TypeError: If `score` is not a function of the parameters to a number.
+
+    Reference:
+      Wortsman et al., Model Soups, 2022 (arXiv 2203.05482).
+
+    Example:
+      >>> import jax.numpy as jnp, sparsejax as sj
+      >>> members = [jnp.array(0.0), jnp.array(2.0), jnp.array(9.0)]
+      >>> soup, chosen = sj.recipes.greedy_soup(members, lambda p: -abs(p - 1.0))
+      >>> float(soup), chosen
+      (1.0, (0, 1))
+    """
+    check_callable("score", score, "params")
+    trees = list(trees)
+    if not trees:
+        raise ValueError("greedy_soup: there are no members to average.")
+    number = lambda tree: as_number("score", score(tree))  # noqa: E731
+    scores = np.nan_to_num([number(tree) for tree in trees], nan=-np.inf)
+    order = [int(i) for i in np.argsort(-scores, kind="stable")]
+    chosen, soup, best = [order[0]], trees[order[0]], scores[order[0]]
+    for i in order[1:]:
+        trial = uniform_soup([trees[j] for j in [*chosen, i]])
+        if (found := number(trial)) >= best:
+            chosen, soup, best = [*chosen, i], trial, found
+    return soup, tuple(chosen)
+
+
+def soup_geometry(trees: Sequence[PyTree]) -> dict[str, float]:
+    r"""How far apart the members are: pairwise distances, angles, distances to their average.
+
+    `|theta_i - theta_j|_2` and `arccos(<theta_i, theta_j> / (|theta_i| |theta_j|))` in degrees over
+    all floating leaves together.
+
+    Args:
+      trees: Parameters of at least two members.
+
+    Returns:
+      `distance_mean`, `distance_max`, `angle_mean`, `angle_max`, `centre_min`, `centre_max`.
+
+    Raises:
+      ValueError: If there are fewer than two members.
+
+    Reference:
+      Zimmer et al., Sparse Model Soups, 2023 (arXiv 2306.16788).
+
+    Example:
+      >>> import jax.numpy as jnp, sparsejax as sj
+      >>> found = sj.recipes.soup_geometry([jnp.array([1.0, 0.0]), jnp.array([0.0, 1.0])])
+      >>> round(found["angle_mean"]), round(found["distance_max"], 3)
+      (90, 1.414)
+    """
+    if len(trees) < 2:
+        raise ValueError(f"soup_geometry needs two members or more, got {len(trees)}.")
+    flat = np.stack([_flat(tree) for tree in trees])
+    centre = np.linalg.norm(flat - flat.mean(0), axis=1)
+    i, j = np.triu_indices(len(trees), 1)
+    distance = np.linalg.norm(flat[i] - flat[j], axis=1)
+    length = np.maximum(np.linalg.norm(flat, axis=1), 1e-30)
+    cosine = np.sum(flat[i] * flat[j], axis=1) / (length[i] * length[j])
+    angle = np.degrees(np.arccos(np.clip(cosine, -1, 1)))
+    return {
+        "distance_mean": float(distance.mean()),
+        "distance_max": float(distance.max()),
+        "angle_mean": float(angle.mean()),
+        "angle_max": float(angle.max()),
+        "centre_min": float(centre.min()),
+        "centre_max": float(centre.max()),
+    }
+
+
+def _flat(tree: PyTree) -> np.ndarray:
+    leaves = [x for x in named_leaves(tree).values() if jnp.issubdtype(x.dtype, jnp.floating)]
+    return np.concatenate([np.asarray(x, np.float64).ravel() for x in leaves])

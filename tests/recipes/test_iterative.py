@@ -1,0 +1,202 @@
+"""Iterative pruning against a loop in NumPy; rewinding, resuming, and what is refused."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import sparsejax as sj
+from sparsejax import recipes
+
+from ._problem import DATA, PARAMS, STEPS, TEST, accuracy, loss, same, train
+
+KEY = jax.random.key(7)
+NAMES = ("layer_0", "layer_1")
+
+
+def plan(sparsity=0.8, **options):
+    return sj.plan(PARAMS, sj.Unstructured(sparsity), **options)
+
+
+def schedule_of(start):
+    rate = optax.cosine_decay_schedule(0.1, STEPS)
+    return lambda t: rate(t + start)
+
+
+@partial(jax.jit, static_argnames=("start", "stop"))
+def stepwise(params, masks, key, start=0, stop=STEPS):
+    return recipes.train_masked(
+        params, masks, loss, optax.sgd(schedule_of(start)), DATA, steps=stop, key=key, start=start
+    )
+
+
+def oracle(rounds, sparsity, together):
+    """Lottery tickets in NumPy: sort magnitudes, keep, rewind to the start."""
+    masks = {n: np.ones(PARAMS[n]["kernel"].shape, bool) for n in NAMES}
+    as_tree = lambda: {n: {"kernel": jnp.asarray(masks[n]), "bias": None} for n in NAMES}  # noqa: E731
+    trained = train(PARAMS, as_tree(), jax.random.fold_in(KEY, 0))
+    for r in range(1, rounds + 1):
+        groups = [NAMES] if together else [(n,) for n in NAMES]
+        for group in groups:
+            w = np.concatenate(
+                [np.abs(np.where(masks[n], trained[n]["kernel"], 0)).ravel() for n in group]
+            )
+            size = w.size
+            met = round(size * sparsity) / size  # what the plan meets, whole entries
+            kept = size - round(size * (1 - (1 - met) ** (r / rounds)))
+            flat = np.zeros(size, bool)
+            flat[np.argsort(-w, kind="stable")[:kept]] = True
+            for n in group:
+                masks[n], flat = (
+                    flat[: masks[n].size].reshape(masks[n].shape),
+                    flat[masks[n].size :],
+                )
+        start = {
+            n: {
+                "kernel": jnp.where(masks[n], PARAMS[n]["kernel"], 0),
+                "bias": PARAMS[n]["bias"],
+            }
+            for n in NAMES
+        }
+        trained = train(start, as_tree(), jax.random.fold_in(KEY, r))
+    return trained, as_tree()
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_lottery_tickets_are_those_of_a_plain_loop(together):
+    chosen = plan(allocate=sj.masks.global_ if together else None)
+    found = recipes.iterative_prune(PARAMS, train, chosen, key=KEY, rounds=4)
+    params, masks = oracle(4, 0.8, together)
+    for name in NAMES:
+        np.testing.assert_array_equal(found.masks[name]["kernel"], masks[name]["kernel"])
+        np.testing.assert_allclose(
+            found.params[name]["kernel"], params[name]["kernel"], rtol=1e-5, atol=1e-6
+        )
+        assert found.masks[name]["bias"] is None
+    assert same(found.ticket, sj.masks.apply_masks(PARAMS, masks))
+    met = found.masks
+    zeros = sum(int((~met[name]["kernel"]).sum()) for name in NAMES)
+    assert zeros == sum(leaf.zeros for leaf in chosen.leaves)
+
+
+def test_masks_are_nested_and_zeros_exact():
+    seen = []
+    recipes.iterative_prune(
+        PARAMS, train, plan(0.95), key=KEY, rounds=3, rewind="none", callback=seen.append,
+        evaluate=lambda p: accuracy(p, TEST),
+    )  # fmt: skip
+    assert len(seen) == 4 and all(0 <= r.score <= 1 for r in seen[-1].rounds)
+    for before, after in zip(seen, seen[1:]):
+        for name in NAMES:
+            assert not jnp.any(after.masks[name]["kernel"] & ~before.masks[name]["kernel"])
+            off = ~after.masks[name]["kernel"]
+            assert jnp.all(jnp.where(off, after.params[name]["kernel"], 0) == 0)
+
+
+def test_leaves_of_different_sparsity_are_each_geometric():
+    rules = {"layer_0": sj.Unstructured(0.75), "layer_1": sj.NM(1, 4)}
+    chosen = sj.plan({n: {"kernel": PARAMS[n]["kernel"]} for n in NAMES}, rules)
+    masks = recipes.prune_remaining(
+        chosen, sj.masks.magnitude(PARAMS), chosen.full_masks(PARAMS), 0.5
+    )
+    assert int(masks["layer_0"]["kernel"].sum()) == 64
+    assert int(masks["layer_1"]["kernel"].sum()) == 32
+
+
+def test_rewinding_to_a_step():
+    found = recipes.iterative_prune(PARAMS, stepwise, plan(), key=KEY, rounds=1, rewind_step=5)
+    full = plan().full_masks(PARAMS)
+    early = stepwise(PARAMS, full, jax.random.fold_in(KEY, 0), stop=5)
+    assert same(found.origin, early)
+    again = stepwise(found.ticket, found.masks, jax.random.fold_in(KEY, 1), start=5)
+    assert same(found.params, again)
+
+
+def test_rewinding_the_learning_rate_keeps_the_weights():
+    found = recipes.iterative_prune(
+        PARAMS, stepwise, plan(), key=KEY, rounds=1, rewind="learning_rate", rewind_step=5
+    )
+    dense = stepwise(PARAMS, plan().full_masks(PARAMS), jax.random.fold_in(KEY, 0))
+    start = sj.masks.apply_masks(dense, found.masks)
+    assert found.origin is None
+    assert same(found.params, stepwise(start, found.masks, jax.random.fold_in(KEY, 1), start=5))
+
+
+def test_a_run_that_was_killed_resumes_to_the_same_result():
+    class Killed(Exception):
+        pass
+
+    seen = []
+
+    def die_after_two(result):
+        seen.append(result)
+        if len(result.rounds) == 3:
+            raise Killed
+
+    run = partial(recipes.iterative_prune, PARAMS, train, plan(), key=KEY, rounds=4)
+    with pytest.raises(Killed):
+        run(callback=die_after_two)
+    assert same(run(resume=seen[-1]), run())
+
+
+def test_a_trained_network_is_not_trained_first():
+    calls = []
+
+    def counted(params, masks, key):
+        calls.append(masks)
+        return train(params, masks, key)
+
+    found = recipes.iterative_prune(
+        PARAMS, counted, plan(), key=KEY, rounds=2, rewind="none", trained=True
+    )
+    assert len(calls) == 2 and len(found.rounds) == 3
+
+
+def test_training_under_masks_is_that_of_a_plain_loop():
+    masks = plan().masks(sj.masks.magnitude(PARAMS))
+    found = train(PARAMS, masks, KEY)
+    params = sj.masks.apply_masks(PARAMS, masks)
+    trace = jax.tree.map(jnp.zeros_like, params)
+    epochs = [jax.random.permutation(jax.random.fold_in(KEY, e), 128) for e in range(5)]
+    rows = jnp.concatenate(epochs).reshape(-1, 32)
+    for row in rows[:STEPS]:
+        grads = jax.grad(loss)(params, jax.tree.map(lambda x, r=row: x[r], DATA))
+        trace = jax.tree.map(lambda t, g: 0.9 * t + g, trace, grads)
+        params = jax.tree.map(lambda p, t: p - 0.1 * t, params, trace)
+        params = sj.masks.apply_masks(params, masks)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, params)
+
+
+def test_training_goes_on_where_it_stopped():
+    masks = plan().full_masks(PARAMS)
+    run = partial(
+        recipes.train_masked, masks=masks, loss=loss, optimizer=optax.sgd(0.1), data=DATA, key=KEY
+    )
+    halfway = run(PARAMS, steps=7)
+    assert same(run(halfway, steps=15, start=7), run(PARAMS, steps=15))
+
+
+def test_what_is_refused():
+    run = partial(recipes.iterative_prune, PARAMS, plan=plan(), key=KEY, rounds=1)
+    with pytest.raises(TypeError, match=r"called as train\(params, masks, key\)"):
+        run(lambda params: params)
+    with pytest.raises(TypeError, match=r"train\(params, masks, key, start=...\)"):
+        run(lambda params, masks, key: params, rewind_step=3)
+    with pytest.raises(TypeError, match="it returned None"):
+        run(lambda params, masks, key: None)
+    with pytest.raises(ValueError, match="keep_masked"):
+        run(lambda params, masks, key: PARAMS)
+    with pytest.raises(TypeError, match="must return one number"):
+        run(train, evaluate=lambda p: p)
+    with pytest.raises(ValueError, match="rounds=0"):
+        recipes.iterative_prune(PARAMS, train, plan(), key=KEY, rounds=0)
+    with pytest.raises(ValueError, match="data is empty"):
+        recipes.train_masked(
+            PARAMS, None, loss, optax.sgd(0.1), {"x": jnp.ones((0, 8))}, steps=1, key=KEY
+        )
+    with pytest.raises(ValueError, match="number of rows"):
+        bad = {"x": jnp.ones((3, 8)), "y": jnp.ones(2)}
+        recipes.train_masked(PARAMS, None, loss, optax.sgd(0.1), bad, steps=1, key=KEY)

@@ -1,0 +1,77 @@
+"""One order gives the masks of the plan; the curve, its turning points, and what is refused."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sparsejax as sj
+from sparsejax import recipes
+
+from ._problem import PARAMS, TEST, accuracy, same, train
+
+KEY = jax.random.key(3)
+GRID = [0.0, 0.3, 0.55, 0.9, 0.999, 1.0]
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_masks_of_one_order_are_those_of_the_plan(together):
+    allocate = sj.masks.global_ if together else None
+    scores = sj.masks.magnitude(PARAMS)
+    rough = jax.tree.map(lambda s: jnp.round(2 * s) / 2, scores)  # many ties
+    rough["layer_0"]["kernel"] = rough["layer_0"]["kernel"].at[0, :3].set(jnp.nan)
+    for values in (scores, rough):
+        plan = sj.plan(PARAMS, sj.Unstructured(0.5), allocate=allocate)
+        found = recipes.nested_masks(values, plan, GRID)
+        for sparsity, masks in zip(GRID, found):
+            exact = sj.plan(PARAMS, sj.Unstructured(sparsity), allocate=allocate).masks(values)
+            assert same(masks, exact)
+        for before, after in zip(found, found[1:]):
+            for name in PARAMS:
+                assert not jnp.any(after[name]["kernel"] & ~before[name]["kernel"])
+
+
+def test_the_sweep_scores_each_point_and_resumes():
+    seen = []
+    options = dict(sparsities=[0.0, 0.5, 0.95], finetune=train, seeds=2, key=KEY)
+    evaluate = lambda p: accuracy(p, TEST)  # noqa: E731
+    whole = recipes.sparsity_sweep(PARAMS, evaluate, callback=seen.append, **options)
+    assert whole.table.shape == (3, 2) and whole.sparsities == (0.0, 0.5, 182 / 192)
+    plan = sj.plan(PARAMS, sj.Unstructured(0.95), allocate=sj.masks.global_)
+    masks = plan.masks(sj.masks.magnitude(PARAMS))
+    start = sj.masks.apply_masks(PARAMS, masks)
+    last = [float(evaluate(train(start, masks, jax.random.fold_in(KEY, i)))) for i in (0, 1)]
+    assert list(whole.scores[-1]) == last
+    assert whole.leaf_sparsities[-1]["layer_0/kernel"] == pytest.approx(
+        1 - float(masks["layer_0"]["kernel"].mean())
+    )
+    assert recipes.sparsity_sweep(PARAMS, evaluate, resume=seen[0], **options) == whole
+
+
+def test_patterns_in_place_of_sparsities():
+    kept = []
+    recipes.sparsity_sweep(
+        PARAMS,
+        lambda p: kept.append(int((p["layer_0"]["kernel"] != 0).sum())) or 0.0,
+        patterns=[sj.NM(3, 4), sj.NM(1, 4)],
+        rules={"layer_0/kernel": sj.Unstructured(0.5)},
+    )
+    assert kept == [96, 32]
+
+
+def test_what_is_refused():
+    with pytest.raises(ValueError, match="key=jax.random.key"):
+        recipes.sparsity_sweep(PARAMS, lambda p: 0.0, finetune=train)
+    with pytest.raises(ValueError, match="increasing"):
+        recipes.sparsity_sweep(PARAMS, lambda p: 0.0, sparsities=[0.5, 0.1])
+    with pytest.raises(TypeError, match=r"evaluate\(params\)"):
+        recipes.sparsity_sweep(PARAMS, lambda: 0.0)
+    with pytest.raises(ValueError, match=r"not in \[0, 1\]"):
+        recipes.sparsity_sweep(PARAMS, lambda p: 0.0, sparsities=[90.0])
+
+
+def test_similarity_of_random_masks_is_their_density():
+    a, b = (np.random.default_rng(i).random(200_000) < 0.3 for i in (0, 1))
+    assert sj.metrics.mask_similarity(jnp.asarray(a), jnp.asarray(b)) == pytest.approx(
+        0.3, abs=0.01
+    )
