@@ -60,15 +60,17 @@ def nm_mask(
     *lead, k, columns = scores.shape
     if k % m:
         raise ValueError(f"groups of {m} do not divide the contraction length {k}.")
-    keys = sortable(scores).reshape(*lead, k // m, m, columns)
+    groups = scores.reshape(*lead, k // m, m, columns)
     if m > _PAIRWISE:
-        order = jnp.argsort(~keys, axis=-2, stable=True)
+        order = jnp.argsort(~sortable(groups), axis=-2, stable=True)
         return (jnp.argsort(order, axis=-2) < n).reshape(scores.shape)
-    slots = [keys[..., i, :] for i in range(m)]
+    slots = [groups[..., i, :] for i in range(m)]
+    missing = [jnp.isnan(slot) for slot in slots]
     ranks = [jnp.zeros(slots[0].shape, jnp.int8) for _ in range(m)]
     for j in range(m):
         for i in range(j):
-            wins = slots[i] >= slots[j]
+            # Against NaN everything wins, a NaN before it too.
+            wins = (slots[i] >= slots[j]) | missing[j]
             ranks[j] += wins.astype(jnp.int8)
             ranks[i] += (~wins).astype(jnp.int8)
     n = jnp.asarray(n, jnp.int8)
