@@ -17,6 +17,11 @@ from ._sweep import Sweep as Sweep
 from ._sweep import nested_masks as nested_masks
 from ._sweep import sparsity_sweep as sparsity_sweep
 from ._training import train_masked as train_masked
+from ._unlearning import fisher_diagonal as fisher_diagonal
+from ._unlearning import fisher_forgetting as fisher_forgetting
+from ._unlearning import forget_split as forget_split
+from ._unlearning import influence_unlearning as influence_unlearning
+from ._unlearning import unlearn as unlearn
 
 __all__ = [
     "IterativeResult",
@@ -25,7 +30,11 @@ __all__ = [
     "SaRAState",
     "SoupResult",
     "Sweep",
+    "fisher_diagonal",
+    "fisher_forgetting",
+    "forget_split",
     "greedy_soup",
+    "influence_unlearning",
     "iterative_prune",
     "nested_masks",
     "prune_remaining",
@@ -36,4 +45,5 @@ __all__ = [
     "sparsity_sweep",
     "train_masked",
     "uniform_soup",
+    "unlearn",
 ]
