@@ -7,6 +7,13 @@ from ._iterative import IterativeResult as IterativeResult
 from ._iterative import Round as Round
 from ._iterative import iterative_prune as iterative_prune
 from ._iterative import prune_remaining as prune_remaining
+from ._reprogram import Prompt as Prompt
+from ._reprogram import few_shot as few_shot
+from ._reprogram import frequency_mapping as frequency_mapping
+from ._reprogram import linear_probe as linear_probe
+from ._reprogram import prompt_images as prompt_images
+from ._reprogram import random_mapping as random_mapping
+from ._reprogram import visual_prompt as visual_prompt
 from ._retraining import retraining_schedule as retraining_schedule
 from ._sara import SaRAState as SaRAState
 from ._sara import sara as sara
@@ -26,18 +33,24 @@ from ._unlearning import unlearn as unlearn
 __all__ = [
     "IterativeResult",
     "Phase",
+    "Prompt",
     "Round",
     "SaRAState",
     "SoupResult",
     "Sweep",
+    "few_shot",
     "fisher_diagonal",
     "fisher_forgetting",
     "forget_split",
+    "frequency_mapping",
     "greedy_soup",
     "influence_unlearning",
     "iterative_prune",
+    "linear_probe",
     "nested_masks",
+    "prompt_images",
     "prune_remaining",
+    "random_mapping",
     "retraining_schedule",
     "sara",
     "soup_geometry",
@@ -46,4 +59,5 @@ __all__ = [
     "train_masked",
     "uniform_soup",
     "unlearn",
+    "visual_prompt",
 ]
