@@ -56,6 +56,9 @@ from ._topology import flip_rate as flip_rate
 from ._topology import live_units as live_units
 from ._topology import mask_change as mask_change
 from ._topology import sad as sad
+from ._unlearning import UnlearningReport as UnlearningReport
+from ._unlearning import membership_attack as membership_attack
+from ._unlearning import unlearning_report as unlearning_report
 from ._updates import UpdateOverlap as UpdateOverlap
 from ._updates import UpdatePartition as UpdatePartition
 from ._updates import UpdateSparsity as UpdateSparsity
@@ -77,6 +80,7 @@ __all__ = [
     "Reliability",
     "Report",
     "Taxonomy",
+    "UnlearningReport",
     "UnmixingErrors",
     "UpdateOverlap",
     "UpdatePartition",
@@ -106,6 +110,7 @@ __all__ = [
     "mask_similarity",
     "max_softmax_probability",
     "maximum_calibration_error",
+    "membership_attack",
     "near_zero_count",
     "negative_log_likelihood",
     "orientation_tuning",
@@ -123,6 +128,7 @@ __all__ = [
     "spectral_angle",
     "taxonomy",
     "training_flops",
+    "unlearning_report",
     "unmixing_errors",
     "update_overlap",
     "update_partition",

@@ -7,6 +7,13 @@ from ._iterative import IterativeResult as IterativeResult
 from ._iterative import Round as Round
 from ._iterative import iterative_prune as iterative_prune
 from ._iterative import prune_remaining as prune_remaining
+from ._reprogram import Prompt as Prompt
+from ._reprogram import few_shot as few_shot
+from ._reprogram import frequency_mapping as frequency_mapping
+from ._reprogram import linear_probe as linear_probe
+from ._reprogram import prompt_images as prompt_images
+from ._reprogram import random_mapping as random_mapping
+from ._reprogram import visual_prompt as visual_prompt
 from ._retraining import retraining_schedule as retraining_schedule
 from ._sara import SaRAState as SaRAState
 from ._sara import sara as sara
@@ -17,18 +24,33 @@ from ._sweep import Sweep as Sweep
 from ._sweep import nested_masks as nested_masks
 from ._sweep import sparsity_sweep as sparsity_sweep
 from ._training import train_masked as train_masked
+from ._unlearning import fisher_diagonal as fisher_diagonal
+from ._unlearning import fisher_forgetting as fisher_forgetting
+from ._unlearning import forget_split as forget_split
+from ._unlearning import influence_unlearning as influence_unlearning
+from ._unlearning import unlearn as unlearn
 
 __all__ = [
     "IterativeResult",
     "Phase",
+    "Prompt",
     "Round",
     "SaRAState",
     "SoupResult",
     "Sweep",
+    "few_shot",
+    "fisher_diagonal",
+    "fisher_forgetting",
+    "forget_split",
+    "frequency_mapping",
     "greedy_soup",
+    "influence_unlearning",
     "iterative_prune",
+    "linear_probe",
     "nested_masks",
+    "prompt_images",
     "prune_remaining",
+    "random_mapping",
     "retraining_schedule",
     "sara",
     "soup_geometry",
@@ -36,4 +58,6 @@ __all__ = [
     "sparsity_sweep",
     "train_masked",
     "uniform_soup",
+    "unlearn",
+    "visual_prompt",
 ]
