@@ -88,6 +88,7 @@ def main() -> None:
     x, y, x_test, y_test = digits()
     trunk = pretrain(x)
     rows, essential, scores, at_90, falls = [], {}, {}, {}, {}
+    by_layer, left = {}, {}
     for name, (classes, label) in TASKS.items():
         data, test = {"x": x, "y": label(y)}, {"x": x_test, "y": label(y_test)}
         params, finetune, evaluate = task(trunk, classes, data, test)
@@ -97,6 +98,14 @@ def main() -> None:
             params, evaluate, sparsities=[0.9], **options,
             score=lambda p: sj.masks.random(p, jax.random.key(9)),
         )  # fmt: skip
+        each, each_chance = (
+            sj.recipes.sparsity_sweep(
+                params, evaluate, sparsities=[0.9], together=False, score=score, **options
+            )
+            for score in (None, lambda p: sj.masks.random(p, jax.random.key(9)))
+        )
+        by_layer[name] = np.mean(each.scores[0]) - np.mean(each_chance.scores[0])
+        left[name] = max(sweep.leaf_sparsities[9].values())
         mean = np.asarray(sweep.table).mean(1)
         essential[name] = sj.metrics.essential_sparsity(GRID, mean)
         scores[name] = mean
@@ -115,6 +124,9 @@ def main() -> None:
          differ],
         ["magnitude over random at 0.9, smallest", f"{min(at_90.values()):.3f}", "> 0",
          bool(min(at_90.values()) > 0)],
+        ["the same with 0.9 in each layer, smallest", f"{min(by_layer.values()):.3f}", "> 0",
+         bool(min(by_layer.values()) > 0)],
+        ["sparsity of the sparser layer, selected together at 0.9", f"{max(left.values()):.3f}", ""],
         ["slope .9 to .95 over slope below .5, smallest", f"{min(falls.values()):.1f}", ">= 3",
          bool(min(falls.values()) >= 3)],
     ]  # fmt: skip

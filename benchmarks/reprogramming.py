@@ -112,12 +112,12 @@ def main() -> None:
     )
     probe = min(mean[s, "LP", k][0] - mean[s, "ILM", k][0] for s in levels for k in (10, 100))
     ece = [mean[s, "upstream", 0][1] for s in levels]
-    ratio = fall("ILM", 100) / fall("LP", 100)
+    more = fall("ILM", 100) >= 1.5 * fall("LP", 100)  # a product: the probe may lose nothing
     claims = [
         ["ILM over FLM and RLM, 100 shots, smallest", f"{over:+.3f}", "> 0", bool(over > 0)],
         ["LP over ILM, smallest", f"{probe:+.3f}", "> 0", bool(probe > 0)],
         ["relative loss to .98, ILM and LP, 100 shots",
-         f"{fall('ILM', 100):.3f}, {fall('LP', 100):.3f}", "ratio >= 1.5", bool(ratio >= 1.5)],
+         f"{fall('ILM', 100):.3f}, {fall('LP', 100):.3f}", "1.5 times", bool(more)],
         ["upstream calibration error", ", ".join(f"{e:.3f}" for e in ece), "grows",
          bool(np.all(np.diff(ece) > 0))],
     ]  # fmt: skip
