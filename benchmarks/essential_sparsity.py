@@ -126,7 +126,7 @@ def main() -> None:
          bool(min(at_90.values()) > 0)],
         ["the same with 0.9 in each layer, smallest", f"{min(by_layer.values()):.3f}", "> 0",
          bool(min(by_layer.values()) > 0)],
-        ["sparsity of the sparser layer, selected together at 0.9", f"{max(left.values()):.3f}", ""],
+        ["sparsity of the sparser layer, chosen together at 0.9", f"{max(left.values()):.3f}", ""],
         ["slope .9 to .95 over slope below .5, smallest", f"{min(falls.values()):.1f}", ">= 3",
          bool(min(falls.values()) >= 3)],
     ]  # fmt: skip

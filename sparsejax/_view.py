@@ -82,6 +82,11 @@ def _default_axes(shape: tuple[int, ...], inner: int, stacked: int) -> tuple[int
         return (stacked,)
     if inner == 4:
         return (stacked, stacked + 1, stacked + 2)
+    if inner == 1:
+        raise ValueError(
+            f"a leaf of shape {shape} (a bias or scale) is no kernel and contracts nothing: let "
+            'the rule find kernels only, {r"kernel$": ...}, or prune it by sj.Unstructured(0.5).'
+        )
     raise ValueError(
         f"axis=None does not say which axes of a kernel of shape {shape} are contracted. "
         "Say axis=0 for an input projection (in, heads, head_dim), axis=(0, 1) for an output "

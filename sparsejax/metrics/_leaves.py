@@ -16,7 +16,8 @@ from .._tree import is_gap, is_kernel, name_of, named_leaves, pure
 from .._view import MatrixView, matrix_view
 from ..masks import Plan, Stages
 
-_SPARED = re.compile(r"norm|embed|(^|/)(bias|scale)$", re.IGNORECASE)
+# A matrix called kernel is pruned like any other, also in a module called embed.
+_SPARED = re.compile(r"(norm|embed)(?!.*/kernel$)|(^|/)(bias|scale)$", re.IGNORECASE)
 
 History = Mapping[Any, PyTree] | Sequence[PyTree]
 
@@ -173,6 +174,11 @@ def row_counts(x):
 
 def steps_of(history: History) -> dict[int, dict[str, Any]]:
     """A history of masks as {step: {path: mask}}, in the order of the steps."""
+    if not isinstance(history, Mapping | Sequence):
+        raise TypeError(
+            f"history is a {type(history).__name__}; pass the masks over training, as in "
+            "[sj.get_masks(opt_state), ...] or {0: masks, 100: masks}."
+        )
     if isinstance(history, Mapping):
         if not all(isinstance(step, int | np.integer) for step in history):
             raise TypeError(

@@ -173,7 +173,12 @@ class Report:
         return totals | dense | own | {"taxonomy": kind, "leaves": leaves, "findings": found}
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes a standalone HTML page."""
+        """Writes a standalone HTML page, `report.html`; `str(report)` is the text."""
+        if not os.fspath(path).lower().endswith((".html", ".htm")):
+            raise ValueError(
+                f"{os.fspath(path)!r} is no HTML file: report.save('report.html'), or print "
+                "str(report)."
+            )
         with open(path, "w", encoding="utf-8") as file:
             file.write(html_page(self))
 

@@ -220,9 +220,9 @@ def matched_leaves(penalty: Rules, leaves: Mapping[str, Array]) -> list[tuple[Pe
 
 def labels_of(penalty: Any) -> Mapping[str, Any] | None:
     """The labels by path of a penalty whose groups may span leaves, also inside a combinator."""
-    labels = getattr(getattr(penalty, "partition", None), "labels", None)
-    if isinstance(labels, Mapping):
-        return labels
+    groups = getattr(penalty, "partition", None)
+    if groups is not None and groups.spans_leaves:
+        return named_leaves(groups.labels)
     parts = vars(penalty).values() if isinstance(penalty, Penalty) else ()
     return next((found for part in parts if (found := labels_of(part)) is not None), None)
 

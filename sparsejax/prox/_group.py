@@ -164,7 +164,8 @@ def group_lasso(
       weights: A weight per group; by default the root of its size.
 
     Returns:
-      A convex penalty of arrays, or of pytrees if the labels are one.
+      A convex penalty of arrays, or of pytrees if the labels are one. `prox.group_labels` puts the
+      bias of a neuron into its group: without it a neuron of zero weights is still a constant.
 
     Raises:
       ValueError: If the strength is negative, or groups overlap or do not fit.

@@ -13,6 +13,7 @@ from jaxtyping import Array, PyTree
 
 from .._tree import map_named, named_leaves
 from ._check import known
+from ._labels import GroupLabels
 from ._penalty import Leaf, register, static
 
 Axes = int | Sequence[int] | None
@@ -128,6 +129,8 @@ def partition(
     axis: Axes = None, groups: PyTree = None, num_groups: int | None = None, call: str = ""
 ) -> Partition:
     """The partition that `axis=` or `groups=` describe, checked where the labels are known."""
+    if isinstance(groups, GroupLabels):
+        groups, num_groups = groups
     if groups is None:
         axes = None if axis is None else (axis,) if isinstance(axis, int) else tuple(axis)
         return Partition(axis=axes)
@@ -198,7 +201,9 @@ def _count(groups: PyTree, num_groups: int | None, call: str) -> int:
             )
     if not all(map(known, leaves)):
         if num_groups is None:
-            raise ValueError(f"num_groups is needed where the labels are traced; as in {call}.")
+            raise ValueError(
+                "num_groups is needed where the labels are traced: groups=labels, num_groups=8."
+            )
         return num_groups
     low = min((int(np.min(leaf)) for leaf in leaves if np.size(leaf)), default=0)
     high = max((int(np.max(leaf)) for leaf in leaves if np.size(leaf)), default=-1)

@@ -242,3 +242,8 @@ def test_what_is_meant_is_told():
             transform({"kernel$": sj.NM(2, 4)})
     with pytest.raises(ValueError, match="fraction reached"):
         sj.optim.prune(plan, 2.0)
+
+
+def test_a_bias_is_no_kernel():
+    with pytest.raises(ValueError, match=r"dense/bias \(8,\).*kernel\$"):
+        sj.plan({"dense": {"bias": jnp.ones(8)}}, {"bias": sj.NM(2, 4)})

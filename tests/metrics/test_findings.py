@@ -93,6 +93,10 @@ CASES = {
         ),
         dict(masked(FREE, embedding=W)),
     ),
+    "W1 a weight": (
+        dict(model={"embed": {"weight": W}}, masks={"embed": {"weight": FREE}}),
+        dict(model={"embed": {"kernel": W}}, masks={"embed": {"kernel": FREE}}),
+    ),
     "W1 bias": (
         dict(model={"bias": jnp.array([0.0, 1.0])}, masks={"bias": jnp.array([False, True])}),
         dict(model={"bias": jnp.array([0.0, 1.0])}),

@@ -56,3 +56,8 @@ def test_the_last_change_in_steps():
     found = taxonomy({0: FULL, 100: keep(1, 2, 3), 750: keep(1, 2), 1000: keep(1, 2)})
     assert found.last_change == 0.75
     np.testing.assert_allclose(found.flips, (0.7 + 0.1 + 0) / 3)
+
+
+def test_a_report_is_no_history():
+    with pytest.raises(TypeError):
+        taxonomy(object())  # pyright: ignore

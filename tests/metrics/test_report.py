@@ -78,6 +78,8 @@ def test_text_html_dict_and_file(pruned, tmp_path):
     data = json.loads(json.dumps(found.as_dict()))
     assert data["sparsity"] == found.sparsity and data["leaves"][0]["path"] == found.leaves[0].path
     assert data["leaves"][0]["shape"] == [16, 32] or data["leaves"][0]["shape"]
+    with pytest.raises(ValueError, match="report.html"):
+        found.save(tmp_path / "report.json")
     found.save(tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
     assert page.startswith("<!doctype html>") and "dense/kernel" in page

@@ -98,7 +98,8 @@ def test_the_step_follows_the_schedule_and_rules_choose():
         np.testing.assert_array_equal(params["a"]["kernel"], 1.0)
 
 
-def test_a_neuron_is_one_group_over_kernel_and_bias():
+@pytest.mark.parametrize("form", ["by path", "tree", "with count"])
+def test_a_neuron_is_one_group_over_kernel_and_bias(form):
     rng = np.random.default_rng(2)
     kernel, bias = rng.normal(size=(4, 6)).astype(np.float32), rng.normal(size=6).astype(np.float32)
     params = {
@@ -107,7 +108,9 @@ def test_a_neuron_is_one_group_over_kernel_and_bias():
     }
     neurons = jnp.arange(6)
     labels = {"hidden/kernel": jnp.broadcast_to(neurons, (4, 6)), "hidden/bias": neurons}
-    penalty = sj.prox.group_lasso(1.0, groups=labels, num_groups=6, weights=jnp.full(6, 1.5))
+    counted = sj.prox.group_labels({"hidden": params["hidden"]})
+    groups = {"by path": labels, "tree": counted.labels, "with count": counted}[form]
+    penalty = sj.prox.group_lasso(1.0, groups=groups, weights=jnp.full(6, 1.5))
     tx = sj.optim.proximal(penalty, 1.0)
     updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
     new = optax.apply_updates(params, updates)
