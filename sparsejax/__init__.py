@@ -1,5 +1,6 @@
 """Sparse learning for JAX: penalties, masks, sparse training, compressed formats and kernels."""
 
+from importlib.metadata import PackageNotFoundError as _PackageNotFoundError
 from importlib.metadata import version as _version
 
 from . import (
@@ -56,7 +57,10 @@ from .metrics import advise as advise
 from .metrics import report as report
 from .optim import get_masks as get_masks
 
-__version__ = _version("sparsejax")
+try:
+    __version__ = _version("sparsejax")
+except _PackageNotFoundError:  # from a source tree that is not installed
+    __version__ = "0+unknown"
 
 __all__ = [
     "NM",

@@ -46,7 +46,7 @@ def test_a_convolution_has_input_channels_innermost():
     "shape, axis, stacked, message",
     [
         ((8, 2, 4), None, 0, r"axis=0 .*axis=\(0, 1\).*stacked=1"),
-        ((8,), None, 0, "does not say"),
+        ((8,), None, 0, "does not say|is no kernel"),
         ((8, 4), 2, 0, "not an axis"),
         ((8, 4), (0, 0), 0, "names an axis twice"),
         ((8, 4, 2), 0, 1, "one of the 1 stacked"),

@@ -1,7 +1,8 @@
 """The product of a dense and a compressed matrix: one function, several implementations."""
 
+import importlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from types import ModuleType
@@ -14,11 +15,13 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Shaped
 
 from ...formats import SparseArray
-from . import _dense, _xla
+from ._finish import FUSED, How, finish
 
-# Each has product(x, w), transposed(dy, w), sampled(x, dy, w) and explain(rows, w); what it cannot
-# do raises NotImplementedError. None tries them in this order.
-IMPLEMENTATIONS: dict[str, ModuleType] = {"xla": _xla, "dense": _dense}
+# Each has product(x, w, bias, how), transposed(dy, w, how), sampled(x, dy, w, how) and
+# explain(rows, w); what it cannot do raises NotImplementedError and the next is tried.
+IMPLEMENTATIONS = ("xla", "dense", "pallas_tpu", "pallas_gpu")
+# What is tried on a platform where nothing is said.
+DEFAULT = {"tpu": ("pallas_tpu", "xla", "dense"), "gpu": ("pallas_gpu", "xla", "dense")}
 
 
 def matmul(
@@ -43,11 +46,13 @@ def matmul(
     Args:
       x: `(..., K)`, floats; `(stacked..., ..., K)` if W is stacked.
       w: `NMArray`, `BlockArray` or array of shape `(stacked..., K, N)`.
-      implementation: "xla", "dense" (decompress first), or names to try in turn; None chooses.
+      implementation: "xla", "dense" (decompress first), "pallas_tpu", or names to try in turn;
+        None chooses by the platform. Gradients that one has no kernel for are XLA's.
       precision: As in `jax.lax.dot_general`.
       out_dtype: Dtype of the result; None means that of x.
       bias: `(N,)`, added before the result is rounded to `out_dtype`.
-      activation: Elementwise function applied before rounding, such as `jax.nn.relu`.
+      activation: Elementwise function applied before rounding; kernels do `jax.nn.relu`, `silu`,
+        `sigmoid` and `jnp.tanh` before they write.
 
     Returns:
       `(..., N)`.
@@ -66,18 +71,17 @@ def matmul(
     x = jnp.asarray(x)
     w = w if isinstance(w, SparseArray) else jnp.asarray(w)
     _check(x, w)
-    out_dtype = x.dtype if out_dtype is None else jnp.dtype(out_dtype)
-    if isinstance(w, SparseArray):
-        names = _names(implementation)
-        y = _jitted(x, w, names, precision)
-    else:
+    bias = None if bias is None else jnp.asarray(bias)
+    how = How(precision, activation, x.dtype if out_dtype is None else jnp.dtype(out_dtype))
+    if not isinstance(w, SparseArray):
         total = jnp.promote_types(jnp.promote_types(x.dtype, w.dtype), jnp.float32)
         y = jnp.matmul(x, w, precision=precision, preferred_element_type=total)
-    if bias is not None:
-        y = y + jnp.asarray(bias, y.dtype)
-    if activation is not None:
-        y = activation(y)
-    return y.astype(out_dtype)
+        return finish(y, bias, how)
+    names = _names(implementation)
+    one_bias = bias is None or bias.ndim == 1
+    if one_bias and (activation is None or any(activation is f for f in FUSED)):
+        return _jitted(x, w, bias, names, how)
+    return finish(_jitted(x, w, None, names, How(precision)), bias, how)
 
 
 def explain(x: Any, w: Any, implementation: str | Sequence[str] | None = None) -> str:
@@ -103,62 +107,81 @@ def explain(x: Any, w: Any, implementation: str | Sequence[str] | None = None) -
     rows = math.prod(x.shape[w.ndim - 2 : -1])
     for name in _names(implementation):
         try:
-            return f"{name}: {IMPLEMENTATIONS[name].explain(rows, w)}"
+            return f"{name}: {_module(name).explain(rows, w)}"
         except NotImplementedError:
             continue
     raise NotImplementedError("explain: no implementation can do this.")
 
 
-@partial(jax.jit, static_argnames=("names", "precision"))
-def _jitted(x, w, names: tuple[str, ...], precision: Any):
-    multiply: Callable[..., Any] = partial(_flat, names=names, precision=precision)
+@partial(jax.jit, static_argnames=("names", "how"))
+def _jitted(x, w, bias, names: tuple[str, ...], how: How):
+    multiply: Callable[..., Any] = partial(_flat, names=names, how=how)
     for _ in range(w.ndim - 2):
-        multiply = jax.vmap(multiply)
-    return multiply(x, w)
+        multiply = jax.vmap(multiply, in_axes=(0, 0, None))
+    return multiply(x, w, bias)
 
 
-def _flat(x, w, names: tuple[str, ...], precision: Any):
+def _flat(x, w, bias, names: tuple[str, ...], how: How):
     *batch, k = x.shape
-    y: Any = _product(x.reshape(math.prod(batch), k), w, names, precision)
+    y: Any = _product(x.reshape(math.prod(batch), k), w, bias, names, how)
     return y.reshape(*batch, y.shape[-1])
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _product(x, w, names: tuple[str, ...], precision: Any):
-    return _try(names, "product", x, w, precision)
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _product(x, w, bias, names: tuple[str, ...], how: How):
+    return _try(names, "product", x, w, bias, how)
 
 
-def _forward(x, w, names, precision):
-    return _try(names, "product", x, w, precision), (x, w)
+def _forward(x, w, bias, names, how):
+    if how.activation is None:
+        return _try(names, "product", x, w, bias, how), (x, w, bias, None)
+    # The derivative of the activation needs what comes before it.
+    before = _try(names, "product", x, w, bias, How(how.precision))
+    return finish(before, None, how), (x, w, bias, before)
 
 
-def _backward(names, precision, saved, dy):
-    x, w = saved
-    dx = _try(names, "transposed", dy, w, precision).astype(x.dtype)
-    values = _try(names, "sampled", x, dy, w, precision).astype(w.dtype)
-    return dx, replace(jax.tree.map(_no_gradient, w), values=values)
+def _backward(names, how, saved, dy):
+    x, w, bias, before = saved
+    if before is not None:
+        dy = jax.vjp(how.activation, before)[1](dy.astype(before.dtype))[0]
+    # What an implementation has no gradient kernel for, XLA does.
+    names = dict.fromkeys((*names, "xla"))
+    back = How(how.precision, dtype=x.dtype)
+    dx = _try(names, "transposed", dy, w, back).astype(x.dtype)
+    values = _try(names, "sampled", x, dy, w, back).astype(w.dtype)
+    db = None if bias is None else dy.sum(0, dtype=_sum_dtype(dy)).astype(bias.dtype)
+    return dx, replace(jax.tree.map(_no_gradient, w), values=values), db
 
 
 _product.defvjp(_forward, _backward)
+
+
+def _sum_dtype(y: Array) -> Any:
+    return jnp.promote_types(y.dtype, jnp.float32)
 
 
 def _no_gradient(leaf: Any) -> np.ndarray:
     return np.zeros(leaf.shape, jax.dtypes.float0)
 
 
-def _try(names: tuple[str, ...], product: str, *args: Any):
+def _try(names: Iterable[str], product: str, *args: Any):
     errors = []
     for name in names:
         try:
-            return getattr(IMPLEMENTATIONS[name], product)(*args)
+            return getattr(_module(name), product)(*args)
         except NotImplementedError as error:
             errors.append(f"{name}: {error}")
     raise NotImplementedError("matmul: no implementation can do this:\n  " + "\n  ".join(errors))
 
 
+def _module(name: str) -> ModuleType:
+    """Loaded when first asked for: Pallas takes long to import."""
+    return importlib.import_module(f"._{name}", __package__)
+
+
 def _names(implementation: str | Sequence[str] | None) -> tuple[str, ...]:
     if implementation is None:
-        return tuple(IMPLEMENTATIONS)
+        return DEFAULT.get(jax.default_backend(), ("xla", "dense"))
     names = (implementation,) if isinstance(implementation, str) else tuple(implementation)
     unknown = [name for name in names if name not in IMPLEMENTATIONS]
     if unknown or not names:

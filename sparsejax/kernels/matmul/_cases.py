@@ -79,6 +79,21 @@ SMALL = (
     Case("no rows, blocks", (0,), 16, 8, block=(4, 4), density=0.5),
 )
 
+# The least that the tiles of TPU and GPU kernels divide.
+TILED = (
+    Case("blocks 128", (5,), 384, 256, block=(128, 128), density=0.5),
+    Case("blocks 128, holes", (2, 20), 384, 384, block=(128, 128), fill="holes", density=0.5),
+    Case("blocks 128, more slots", (3,), 256, 256, block=(128, 128), density=0.5, slots=2),
+    Case("blocks 128, two tiles of rows", (600,), 128, 128, block=(128, 128)),
+    Case("blocks 64x128", (5,), 256, 256, block=(64, 128), density=0.5, fill="random"),
+    Case("blocks 16", (130,), 64, 64, block=(16, 16), density=0.4, fill="random"),
+    Case("2:4 tiled", (5,), 512, 128, nm=(2, 4)),
+    Case("1:4 tiled, share 64", (20,), 512, 128, nm=(1, 4), share=64),
+    Case("4:8 tiled, K padded", (3,), 1020, 128, nm=(4, 8)),
+    Case("2:16 tiled", (130,), 2048, 128, nm=(2, 16)),
+    Case("1:32 tiled", (1,), 4096, 128, nm=(1, 32)),
+)
+
 ROWS = (1, 16, 128, 1024)
 DENSITIES = (0.5, 0.25, 0.1, 0.05)
 

@@ -6,24 +6,25 @@ from jax import lax
 from jaxtyping import Array, Float, Shaped
 
 from ...formats import SparseArray
+from ._finish import How, finish
 from ._xla import dot_dtypes
 
 
-def product(x: Shaped[Array, "m k"], w: SparseArray, precision: Any) -> Float[Array, "m n"]:
-    """`x W`."""
-    return _dot(x, w.todense(), ((1,), (0,)), precision)
+def product(x: Shaped[Array, "m k"], w: SparseArray, bias: Any, how: How) -> Float[Array, "m n"]:
+    """`activation(x W + bias)`."""
+    return finish(_dot(x, w.todense(), ((1,), (0,)), how), bias, how)
 
 
-def transposed(dy: Shaped[Array, "m n"], w: SparseArray, precision: Any) -> Float[Array, "m k"]:
+def transposed(dy: Shaped[Array, "m n"], w: SparseArray, how: How) -> Float[Array, "m k"]:
     """`dy W^T`."""
-    return _dot(dy, w.todense(), ((1,), (1,)), precision)
+    return _dot(dy, w.todense(), ((1,), (1,)), how)
 
 
 def sampled(
-    x: Shaped[Array, "m k"], dy: Shaped[Array, "m n"], w: SparseArray, precision: Any
+    x: Shaped[Array, "m k"], dy: Shaped[Array, "m n"], w: SparseArray, how: How
 ) -> Float[Array, "..."]:
     """`x^T dy` where W stores something."""
-    return w.take(_dot(x, dy, ((0,), (0,)), precision))
+    return w.take(_dot(x, dy, ((0,), (0,)), how))
 
 
 def explain(rows: int, w: SparseArray) -> str:
@@ -32,12 +33,12 @@ def explain(rows: int, w: SparseArray) -> str:
     return "decompressed"
 
 
-def _dot(a, b, contracted: tuple[tuple[int], tuple[int]], precision: Any):
+def _dot(a, b, contracted: tuple[tuple[int], tuple[int]], how: How):
     dtype, total = dot_dtypes(a, b)
     return lax.dot_general(
         a.astype(dtype),
         b.astype(dtype),
         (contracted, ((), ())),
-        precision=precision,
+        precision=how.precision,
         preferred_element_type=total,
     )

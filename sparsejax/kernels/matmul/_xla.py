@@ -8,26 +8,27 @@ from jaxtyping import Array, Float, Shaped
 
 from ...formats import BlockArray, NMArray, SparseArray
 from . import _xla_block, _xla_nm
+from ._finish import How, finish
 
 
-def product(x: Shaped[Array, "m k"], w: SparseArray, precision: Any) -> Float[Array, "m n"]:
-    """`x W`, accumulated and returned in at least float32."""
-    x, w, dot = _promoted(x, w, precision)
-    return _forms(w).product(x, w, **dot)
+def product(x: Shaped[Array, "m k"], w: SparseArray, bias: Any, how: How) -> Float[Array, "m n"]:
+    """`activation(x W + bias)`, accumulated in at least float32."""
+    x, w, dot = _promoted(x, w, how)
+    return finish(_forms(w).product(x, w, **dot), bias, how)
 
 
-def transposed(dy: Shaped[Array, "m n"], w: SparseArray, precision: Any) -> Float[Array, "m k"]:
+def transposed(dy: Shaped[Array, "m n"], w: SparseArray, how: How) -> Float[Array, "m k"]:
     """`dy W^T`, the gradient with respect to x."""
-    dy, w, dot = _promoted(dy, w, precision)
+    dy, w, dot = _promoted(dy, w, how)
     return _forms(w).transposed(dy, w, **dot)
 
 
 def sampled(
-    x: Shaped[Array, "m k"], dy: Shaped[Array, "m n"], w: SparseArray, precision: Any
+    x: Shaped[Array, "m k"], dy: Shaped[Array, "m n"], w: SparseArray, how: How
 ) -> Float[Array, "..."]:
     """`x^T dy` where W stores something, the gradient with respect to its values."""
     dtype, total = dot_dtypes(x, dy)
-    dot = {"precision": precision, "preferred_element_type": total}
+    dot = {"precision": how.precision, "preferred_element_type": total}
     return _forms(w).sampled(x.astype(dtype), dy.astype(dtype), w, **dot)
 
 
@@ -46,9 +47,9 @@ def _forms(w: SparseArray) -> Any:
     raise NotImplementedError(f"xla multiplies NMArray and BlockArray, not {type(w).__name__}")
 
 
-def _promoted(x: Any, w: SparseArray, precision: Any) -> tuple[Any, SparseArray, dict[str, Any]]:
+def _promoted(x: Any, w: SparseArray, how: How) -> tuple[Any, SparseArray, dict[str, Any]]:
     dtype, total = dot_dtypes(x, w)
-    dot = {"precision": precision, "preferred_element_type": total}
+    dot = {"precision": how.precision, "preferred_element_type": total}
     return x.astype(dtype), w if w.dtype == dtype else w.astype(dtype), dot
 
 

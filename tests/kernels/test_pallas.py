@@ -1,0 +1,193 @@
+"""Pallas kernels without their hardware: interpreted, lowered, and compiled ahead of time."""
+
+import contextlib
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.pallas import mosaic_gpu as plgpu
+from jax.experimental.pallas import tpu as pltpu
+
+import sparsejax as sj
+from sparsejax.formats import BlockArray
+from sparsejax.kernels import _mosaic
+from sparsejax.kernels.matmul import _pallas_gpu, _pallas_tpu
+from sparsejax.kernels.matmul._cases import SMALL, TILED
+from sparsejax.kernels.matmul._finish import How
+
+from .test_matmul import assert_close, in_double
+
+MODULES = {"pallas_tpu": _pallas_tpu, "pallas_gpu": _pallas_gpu}
+DTYPES = {"pallas_tpu": jnp.float32, "pallas_gpu": jnp.bfloat16}
+PLATFORM = {"pallas_tpu": ("tpu", "tpu_custom_call"), "pallas_gpu": ("cuda", "mosaic_gpu")}
+
+
+def can(name, case):
+    """Whether the implementation takes the case."""
+    x, w = case.make(DTYPES[name])
+    try:
+        MODULES[name].explain(x.shape[0], w)
+    except NotImplementedError:
+        return False
+    return True
+
+
+PAIRS = [
+    pytest.param(name, case, id=f"{name}-{case.name}")
+    for name in MODULES
+    for case in TILED
+    if can(name, case)
+]
+
+
+def interpreted(name):
+    if name == "pallas_tpu":
+        return pltpu.force_tpu_interpret_mode()
+    if not hasattr(plgpu, "InterpretGPUParams"):
+        pytest.skip("this JAX has no interpreter for these GPU kernels")
+    return plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams())
+
+
+def lowering(name):
+    return _mosaic.hopper() if name == "pallas_gpu" else contextlib.nullcontext()
+
+
+def test_most_cases_are_taken():
+    taken = {name: sum(p.values[0] == name for p in PAIRS) for name in MODULES}
+    assert taken == {"pallas_tpu": len(TILED) - 2, "pallas_gpu": len(TILED)}
+
+
+@pytest.mark.parametrize("name, case", PAIRS)
+def test_product_bias_and_activation(name, case):
+    x, w = case.make(DTYPES[name])
+    bias = jnp.linspace(-3, 3, w.shape[1])
+    with interpreted(name):
+        y = sj.matmul(x, w, implementation=name, bias=bias, activation=jax.nn.relu)
+    assert y.dtype == x.dtype
+    want = np.maximum(np.asarray(x, np.float64) @ in_double(w) + np.asarray(bias, np.float64), 0)
+    assert_close(y, want, 1e-5 if y.dtype == jnp.float32 else 1e-2)
+
+
+@pytest.mark.parametrize("activation", [jax.nn.silu, jax.nn.sigmoid, jnp.tanh])
+def test_activations_inside_are_those_outside(activation):
+    x, w = TILED[0].make()
+    with interpreted("pallas_tpu"):
+        inside = sj.matmul(x, w, implementation="pallas_tpu", activation=activation)
+        outside = sj.matmul(x, w, implementation="pallas_tpu", activation=lambda y: activation(y))
+    np.testing.assert_allclose(inside, outside, rtol=2e-6, atol=2e-7)
+
+
+GRADIENTS = ["blocks 128, holes", "blocks 128, more slots", "blocks 64x128", "blocks 16"]
+
+
+@pytest.mark.parametrize(
+    "name, case", [p for p in PAIRS if p.values[1].name in (*GRADIENTS, "2:4 tiled")]
+)
+def test_gradients(name, case):
+    x, w = case.make(DTYPES[name])
+    bias = jnp.linspace(-1, 1, w.shape[1])
+
+    def gradients(implementation):
+        def loss(x, w, bias):
+            how = {"implementation": implementation, "bias": bias, "activation": jax.nn.silu}
+            return jnp.sin(sj.matmul(x, w, out_dtype=jnp.float32, **how)).sum()
+
+        return jax.grad(loss, argnums=(0, 1, 2), allow_int=True)(x, w, bias)
+
+    with interpreted(name):
+        dx, dw, db = gradients(name)
+    want_x, want_w, want_b = gradients("dense")
+    assert dx.dtype == x.dtype and dw.dtype == w.dtype and db.dtype == bias.dtype
+    tolerance = 1e-5 if x.dtype == jnp.float32 else 1e-2
+    assert_close(dx, want_x, tolerance)
+    assert_close(dw.values, want_w.values, tolerance)
+    assert_close(db, want_b, tolerance)
+    if isinstance(w, BlockArray):
+        assert (dw.values[~np.asarray(w.used)] == 0).all()
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_empty_columns_are_exactly_zero(name):
+    x, w = next(c for c in TILED if c.name == "blocks 128, holes").make(DTYPES[name])
+    x = x.at[..., :128].set(jnp.nan)  # the block row that no block is in
+    with interpreted(name):
+        y = sj.matmul(x, w, implementation=name)
+    assert not w.count[0] and (y[..., :128] == 0).all() and jnp.isfinite(y).all()
+
+
+def test_vmap_over_x_and_over_stacked_weights():
+    name = "pallas_gpu"
+    x, w = next(c for c in TILED if c.name == "blocks 64x128").make(DTYPES[name])
+    stack = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), w)
+    xs = jnp.stack([x, -x])
+    want = np.asarray(xs, np.float64) @ in_double(w)
+    multiply = partial(sj.matmul, implementation=name)
+    with interpreted(name):
+        assert_close(jax.vmap(multiply, in_axes=(0, None))(xs, w), want, 1e-2)
+        assert_close(multiply(xs, stack), want, 1e-2)
+
+
+def test_vmap_lowers_for_tpu():
+    # The interpreter does not take a vmapped kernel that says which axes are parallel.
+    x, w = TILED[0].make()
+    stack = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), w)
+    multiply = jax.jit(partial(sj.matmul, implementation="pallas_tpu"))
+    for arguments in ((jnp.stack([x, x]), stack), (jnp.stack([x, x]), w)):
+        lowered = multiply.trace(*arguments).lower(lowering_platforms=("tpu",))
+        assert "tpu_custom_call" in lowered.as_text()
+    over_x = jax.jit(jax.vmap(multiply, in_axes=(0, None)))
+    lowered = over_x.trace(jnp.stack([x, x]), w).lower(lowering_platforms=("tpu",))
+    assert "tpu_custom_call" in lowered.as_text()
+
+
+@pytest.mark.parametrize("name, case", PAIRS)
+def test_lowering(name, case):
+    x, w = case.make(DTYPES[name])
+    x = x.reshape(-1, x.shape[-1])
+    platform, call = PLATFORM[name]
+    dy = jnp.zeros((x.shape[0], w.shape[1]), x.dtype)
+    how = How(activation=jax.nn.silu, dtype=x.dtype)
+    module = MODULES[name]
+    products = {"product": lambda x, dy, w: module.product(x, w, None, how)}
+    if isinstance(w, BlockArray):
+        products["transposed"] = lambda x, dy, w: module.transposed(dy, w, how)
+        if w.block[0] >= 64:
+            products["sampled"] = lambda x, dy, w: module.sampled(x, dy, w, how)
+    for product in products.values():
+        with lowering(name):
+            lowered = jax.jit(product).trace(x, dy, w).lower(lowering_platforms=(platform,))
+        assert call in lowered.as_text()
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_what_a_kernel_cannot_do_is_left_to_xla(name):
+    for case in (c for c in SMALL if c.name in ("2:4", "9:18, index planes", "uneven", "no slots")):
+        assert not can(name, case)
+        x, w = case.make(DTYPES[name])
+        with pytest.raises(NotImplementedError, match=name):
+            sj.matmul(x, w, implementation=name)
+        y = sj.matmul(x, w, implementation=(name, "xla"))
+        assert_close(y, np.asarray(x, np.float64) @ in_double(w), 1e-2)
+        assert sj.kernels.explain(x, w, (name, "xla")).startswith("xla")
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_reason_is_said(name):
+    x, w = SMALL[0].make(DTYPES[name])
+    with pytest.raises(NotImplementedError, match="4 groups and 12 columns"):
+        sj.matmul(x, w, implementation=name)
+    if name == "pallas_gpu":
+        with pytest.raises(NotImplementedError, match="float32"):
+            sj.matmul(*TILED[0].make(), implementation=name)
+
+
+@pytest.mark.aot
+@pytest.mark.parametrize("case", [p.values[1] for p in PAIRS if p.values[0] == "pallas_gpu"])
+def test_compiles_for_the_h200(case):
+    pytest.importorskip("jax_plugins.xla_cuda13", reason="needs the CUDA plugin, no GPU")
+    x, w = case.make(jnp.bfloat16)
+    x = x.reshape(-1, x.shape[-1])
+    how = How(activation=jax.nn.silu, dtype=x.dtype)
+    assert _mosaic.compile_for_hopper(lambda x, w: _pallas_gpu.product(x, w, None, how), x, w)
