@@ -1,5 +1,11 @@
 """How sparse matrices are stored: compressed pytrees and conversions."""
 
+from ._active import ActiveSet as ActiveSet
+from ._active import select_nonzero as select_nonzero
+from ._active import select_threshold as select_threshold
+from ._active import select_topk as select_topk
+from ._active import select_union as select_union
+from ._active import unit_major as unit_major
 from ._array import SparseArray as SparseArray
 from ._block import BlockArray as BlockArray
 from ._compress import compress as compress
@@ -14,6 +20,7 @@ from ._gathered import write_back as write_back
 from ._nm import NMArray as NMArray
 
 __all__ = [
+    "ActiveSet",
     "BlockArray",
     "NMArray",
     "SparseArray",
@@ -21,9 +28,14 @@ __all__ = [
     "from_sparse",
     "gather_values",
     "indices_of",
+    "select_nonzero",
+    "select_threshold",
+    "select_topk",
+    "select_union",
     "tap",
     "to_bcoo",
     "to_bcsr",
     "to_scipy",
+    "unit_major",
     "write_back",
 ]

@@ -1,6 +1,9 @@
 """Products with compressed matrices: one public function per operation, several implementations."""
 
+from .active import active_expand as active_expand
+from .active import active_ffn as active_ffn
+from .active import active_reduce as active_reduce
 from .matmul import explain as explain
 from .matmul import matmul as matmul
 
-__all__ = ["explain", "matmul"]
+__all__ = ["active_expand", "active_ffn", "active_reduce", "explain", "matmul"]

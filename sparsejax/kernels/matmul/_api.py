@@ -1,11 +1,9 @@
 """The product of a dense and a compressed matrix: one function, several implementations."""
 
-import importlib
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
-from types import ModuleType
 from typing import Any
 
 import jax
@@ -15,13 +13,11 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Shaped
 
 from ...formats import SparseArray
+from .._choose import attempt, load, names_of
 from ._finish import FUSED, How, finish
 
-# Each has product(x, w, bias, how), transposed(dy, w, how), sampled(x, dy, w, how) and
-# explain(rows, w); what it cannot do raises NotImplementedError and the next is tried.
-IMPLEMENTATIONS = ("xla", "dense", "pallas_tpu", "pallas_gpu")
-# What is tried on a platform where nothing is said.
-DEFAULT = {"tpu": ("pallas_tpu", "xla", "dense"), "gpu": ("pallas_gpu", "xla", "dense")}
+# Each implementation has product(x, w, bias, how), transposed(dy, w, how), sampled(x, dy, w, how)
+# and explain(rows, w); what it cannot do raises NotImplementedError and the next is tried.
 
 
 def matmul(
@@ -77,7 +73,7 @@ def matmul(
         total = jnp.promote_types(jnp.promote_types(x.dtype, w.dtype), jnp.float32)
         y = jnp.matmul(x, w, precision=precision, preferred_element_type=total)
         return finish(y, bias, how)
-    names = _names(implementation)
+    names = names_of("matmul", implementation)
     one_bias = bias is None or bias.ndim == 1
     if one_bias and (activation is None or any(activation is f for f in FUSED)):
         return _jitted(x, w, bias, names, how)
@@ -105,9 +101,9 @@ def explain(x: Any, w: Any, implementation: str | Sequence[str] | None = None) -
     if not isinstance(w, SparseArray):
         return "dense"
     rows = math.prod(x.shape[w.ndim - 2 : -1])
-    for name in _names(implementation):
+    for name in names_of("matmul", implementation):
         try:
-            return f"{name}: {_module(name).explain(rows, w)}"
+            return f"{name}: {load(__package__, name).explain(rows, w)}"
         except NotImplementedError:
             continue
     raise NotImplementedError("explain: no implementation can do this.")
@@ -164,32 +160,8 @@ def _no_gradient(leaf: Any) -> np.ndarray:
     return np.zeros(leaf.shape, jax.dtypes.float0)
 
 
-def _try(names: Iterable[str], product: str, *args: Any):
-    errors = []
-    for name in names:
-        try:
-            return getattr(_module(name), product)(*args)
-        except NotImplementedError as error:
-            errors.append(f"{name}: {error}")
-    raise NotImplementedError("matmul: no implementation can do this:\n  " + "\n  ".join(errors))
-
-
-def _module(name: str) -> ModuleType:
-    """Loaded when first asked for: Pallas takes long to import."""
-    return importlib.import_module(f"._{name}", __package__)
-
-
-def _names(implementation: str | Sequence[str] | None) -> tuple[str, ...]:
-    if implementation is None:
-        return DEFAULT.get(jax.default_backend(), ("xla", "dense"))
-    names = (implementation,) if isinstance(implementation, str) else tuple(implementation)
-    unknown = [name for name in names if name not in IMPLEMENTATIONS]
-    if unknown or not names:
-        raise ValueError(
-            f"matmul(implementation={implementation!r}) must be among {list(IMPLEMENTATIONS)}, a "
-            "sequence of them to try, or None to choose."
-        )
-    return names
+def _try(names: Iterable[str], operation: str, *args: Any):
+    return attempt(__package__, "matmul", names, operation, *args)
 
 
 def _check(x, w) -> None:

@@ -86,6 +86,8 @@ TILED = (
     Case("blocks 128, more slots", (3,), 256, 256, block=(128, 128), density=0.5, slots=2),
     Case("blocks 128, two tiles of rows", (600,), 128, 128, block=(128, 128)),
     Case("blocks 64x128", (5,), 256, 256, block=(64, 128), density=0.5, fill="random"),
+    Case("blocks 16x128", (5,), 64, 256, block=(16, 128), density=0.5, fill="random"),
+    Case("blocks 64x32", (5,), 128, 64, block=(64, 32), density=0.5),
     Case("blocks 16", (130,), 64, 64, block=(16, 16), density=0.4, fill="random"),
     Case("2:4 tiled", (5,), 512, 128, nm=(2, 4)),
     Case("1:4 tiled, share 64", (20,), 512, 128, nm=(1, 4), share=64),

@@ -16,8 +16,8 @@ from jaxtyping import Array, Float
 
 from ...formats import NMArray
 from .. import _mosaic
+from .._walk import layout, promoted, spec, stages
 from ._finish import How, finish_inside
-from ._gpu_block import layout, promoted, spec, stages
 from ._tiles import padded_rows, position_planes, row_tile
 
 WIDTH = 64  # columns of W in a tile
@@ -63,8 +63,8 @@ def product(x: Float[Array, "m k"], w: NMArray, bias: Any, how: How) -> Float[Ar
                 step,
                 grid=(groups // DEPTH,),
                 in_specs=[
-                    spec((m, tile, DEPTH), lambda g: (0, i, g), dtype),
-                    spec((n, DEPTH, WIDTH), lambda g: (0, g, j), dtype),
+                    spec((m, tile, DEPTH), lambda g: (0, i, g), layout(DEPTH, dtype)),
+                    spec((n, DEPTH, WIDTH), lambda g: (0, g, j), layout(WIDTH, dtype)),
                     plgpu.BlockSpec((code.shape[0], DEPTH, WIDTH), lambda g: (0, g, j)),
                 ],
                 max_concurrent_steps=stages(_step_bytes(w, tile, DEPTH), 4 * DEPTH * WIDTH),

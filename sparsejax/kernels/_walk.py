@@ -1,0 +1,155 @@
+"""A product for Hopper whose thread blocks each walk a list of tiles.
+
+The memory warp reads the list and copies the tiles of x and of what is stored that it names into a
+ring of buffers; one or two warpgroups multiply them on the tensor cores. A list runs as many steps
+as it has tiles: an empty one gives zeros.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+from jaxtyping import Array, Float, Shaped
+
+from . import _mosaic
+from .matmul._finish import How, finish_inside
+from .matmul._tiles import padded_rows, row_tile
+
+SIDES = (16, 32, 64, 128)  # of tiles that the tensor cores take
+DEPTH = 64  # of a step, along the contraction
+SHARED = 224 * 2**10  # bytes for the ring of buffers and the result
+STAGES = 6
+
+
+def walk(
+    x: Shaped[Array, "m k"],
+    stored: Shaped[Array, "rows columns"],
+    lists: tuple[Array, ...],
+    *,
+    columns: tuple[int, int],
+    depth: int,
+    steps: Callable[..., Any],
+    x_at: Callable[..., Any],
+    stored_at: Callable[..., Any],
+    list_of: Callable[..., Any] = lambda j, *_: j,
+    transposed: bool = False,
+    bias: Any = None,
+    how: How,
+) -> Float[Array, "m n"]:
+    """`y[:, j] = sum_k x[:, x_at(j, k)] stored[stored_at(j, k)]` over `steps(j)` values of k.
+
+    Args:
+      x: Activations, in blocks of `depth` columns.
+      stored: In blocks `(depth, width)`, or `(width, depth)` if transposed.
+      lists: Integers that the functions read: they get `(j, k, *lists)`.
+      columns: How many blocks of columns y has, and their width.
+      depth: Of a step.
+      steps: Number of steps of list j.
+      x_at: Block column of x.
+      stored_at: Block row and block column of what is stored.
+      list_of: Which list the j-th thread block takes.
+      transposed: Whether the blocks are stored transposed.
+      bias: `(n,)` or None.
+      how: Activation and dtype of the result.
+    """
+    (count, width), rows = columns, x.shape[0]
+    dtype, out_dtype = promoted(x, stored), how.dtype or jnp.float32
+    groups, tile = tiles_of(rows, width)
+    x, stored = padded_rows(x.astype(dtype), groups * tile), stored.astype(dtype)
+    wide = min(width, 128 // jnp.dtype(out_dtype).itemsize)  # columns written at once
+    bias = jnp.zeros(count * width) if bias is None else bias.astype(jnp.float32)
+
+    def body(*refs):
+        *lists, x, stored, bias, y, out = refs
+        j, i = list_of(lax.axis_index("list"), *lists), lax.axis_index("rows")
+        group = lax.axis_index("wg")
+
+        def context(pipeline):
+            @partial(pl.run_scoped, total=plgpu.WGMMAAccumulatorRef((tile, width), jnp.float32))
+            def _(total):
+                pipeline(total)
+                added = _mosaic.vector(bias, j * width, width, axis=0)
+                added = lax.broadcast_in_dim(added, (tile, width), (1,))
+                result = finish_inside(total[...], added, how)
+                for part in range(width // wide):
+                    slab = out.at[group, part % 2]
+                    plgpu.wait_smem_to_gmem(1, wait_read_only=True)
+                    slab[...] = result[:, part * wide : (part + 1) * wide].astype(out_dtype)
+                    plgpu.commit_smem()
+                    place = pl.ds((i * groups + group) * tile, tile)
+                    slice_ = pl.ds(j * width + part * wide, wide)
+                    plgpu.copy_smem_to_gmem(slab, y.at[place, slice_])
+                plgpu.wait_smem_to_gmem(0)
+
+        def step(_, x, block, total):
+            block = _mosaic.transposed(block) if transposed else block
+            plgpu.wgmma(total, x.at[pl.ds(group * tile, tile)], block)
+            plgpu.wgmma_wait(1)
+            return total
+
+        part = (width, depth) if transposed else (depth, width)
+        tiling = layout(min(depth, part[1]), dtype)
+        pipeline = plgpu.emit_pipeline_warp_specialized(
+            step,
+            grid=(steps(j, *lists),),
+            in_specs=[
+                spec((groups * tile, depth), lambda k: (i, x_at(j, k, *lists)), tiling, release=1),
+                spec(part, lambda k: stored_at(j, k, *lists), tiling, release=1),
+            ],
+            memory_registers=40,
+            wg_axis="wg",
+            num_compute_wgs=groups,
+            max_concurrent_steps=stages(
+                depth * (groups * tile + width) * 2, 2 * groups * tile * 128
+            ),
+            compute_context=context,
+        )
+        pipeline(x, stored)
+
+    result = plgpu.SMEM((groups, 2, tile, wide), out_dtype, transforms=layout(wide, out_dtype))
+    kernel = _mosaic.kernel(
+        body,
+        out_type=jax.ShapeDtypeStruct((x.shape[0], count * width), out_dtype),
+        scratch_types=[result],
+        grid=(count, x.shape[0] // (groups * tile)),
+        grid_names=("list", "rows"),
+        num_threads=groups + 1,
+        thread_name="wg",
+    )
+    return kernel(*lists, x, stored, bias)[:rows]
+
+
+def tiles_of(rows: int, width: int) -> tuple[int, int]:
+    """Warpgroups, and rows of x for each: as few as 64 where there are not more."""
+    groups = 1 if rows <= 128 else 2
+    return groups, row_tile(-(-rows // groups), jnp.bfloat16, 128, least=64)
+
+
+def promoted(*arrays: Any) -> Any:
+    """The common dtype; raises if the tensor cores do not take it."""
+    dtype = jnp.result_type(*(a.dtype for a in arrays))
+    if dtype not in (jnp.bfloat16, jnp.float16):
+        raise NotImplementedError(f"{dtype}: the tensor cores take bfloat16 and float16")
+    return dtype
+
+
+def stages(step: int, rest: int) -> int:
+    """Steps whose tiles fit into shared memory beside the rest."""
+    return max(2, min(STAGES, (SHARED - rest) // step))
+
+
+def layout(columns: int, dtype: Any) -> tuple[Any, ...]:
+    """How the tensor cores want tiles in shared memory; both operands alike, by the narrower."""
+    size = jnp.dtype(dtype).itemsize
+    swizzle = plgpu.find_swizzle(min(columns * size, 128) * 8)
+    return plgpu.TilingTransform((8, swizzle // size)), plgpu.SwizzleTransform(swizzle)
+
+
+def spec(shape: tuple[int, ...], index_map: Any, tiling: Any, release: int = 0) -> Any:
+    """A tile that is copied ahead; `release` steps after its own it may be overwritten."""
+    return plgpu.BlockSpec(shape, index_map, transforms=tiling, delay_release=release)

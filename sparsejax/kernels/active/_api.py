@@ -1,0 +1,273 @@
+"""Reduce over active units, produce active units, or both: three functions, several forms."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Shaped
+
+from ...formats import ActiveSet
+from .._choose import attempt, names_of
+from ._dense import spread, take_units
+
+Implementation = str | Sequence[str] | None
+
+
+def active_reduce(
+    v: Shaped[Array, "..."],
+    w: Shaped[Array, "..."],
+    s: ActiveSet,
+    scale: Shaped[Array, "..."] | None = None,
+    *,
+    gathered: bool = False,
+    implementation: Implementation = None,
+) -> Float[Array, "t d"]:
+    r"""A product that contracts over the active units only.
+
+    `y = sum_{j < count} scale_j v[index_j] w[index_j]`, accumulated in float32.
+
+    Args:
+      v: `(T, n, g)`, or `(T, n)` for units of one neuron; with `gathered` `(T, K, g)`, as
+        `active_expand` gives it.
+      w: `(n, g, d)` or `(n, d)`; see `sj.formats.unit_major`. A Flax kernel `(in, out)` is one.
+      s: One set for all tokens, or one per token.
+      scale: `(T, K)`, a factor per token and active unit.
+      gathered: Whether v is by place in the list.
+      implementation: "xla", "dense", "pallas_tpu", or names to try in turn; None chooses.
+
+    Returns:
+      `(T, d)` in the dtype of v.
+
+    Raises:
+      ValueError: If the shapes do not match.
+
+    Reference:
+      Chen et al., WINA, 2025, arXiv 2505.19427; Song et al., BlockFFN, 2025, arXiv 2507.08771.
+
+    Example:
+      >>> import jax.numpy as jnp, sparsejax as sj
+      >>> v, w = jnp.array([[0.0, 2.0, 0.0, 1.0]]), jnp.ones((4, 3))
+      >>> s = sj.formats.select_nonzero(v, capacity=2)
+      >>> sj.kernels.active_reduce(v, w, s).tolist()
+      [[3.0, 3.0, 3.0]]
+    """
+    names = names_of("active_reduce", implementation)
+    v, w = _units("active_reduce", v, 2), _units("active_reduce", w, 1)
+    length = s.capacity if gathered else w.shape[0]
+    if v.shape[1:] != (length, w.shape[1]):
+        kind = "places" if gathered else "units"
+        raise ValueError(
+            f"active_reduce: v of shape {v.shape} needs {length} {kind} of {w.shape[1]} for w of "
+            f"shape {w.shape}."
+        )
+    _check_set("active_reduce", s, v.shape[0])
+    return _reduced(v if gathered else take_units(v, s), w, s, scale, names).astype(v.dtype)
+
+
+def active_expand(
+    x: Shaped[Array, "..."],
+    w: Shaped[Array, "..."],
+    s: ActiveSet,
+    scale: Shaped[Array, "..."] | None = None,
+    *,
+    activation: Callable[[Array], Array] | None = None,
+    implementation: Implementation = None,
+) -> Float[Array, "t k g"]:
+    r"""A product that produces the active units only.
+
+    `h_j = scale_j activation(x w[index_j]^T)`, accumulated in float32; zero from `count` on.
+
+    Args:
+      x: `(T, d)`.
+      w: `(n, g, d)` or `(n, d)`; see `sj.formats.unit_major`.
+      s: One set for all tokens, or one per token.
+      scale: `(T, K)`, a factor per token and active unit.
+      activation: An elementwise function.
+      implementation: As in `active_reduce`.
+
+    Returns:
+      `(T, K, g)` in the dtype of x, by place in the list.
+
+    Raises:
+      ValueError: If the shapes do not match.
+
+    Example:
+      >>> import jax.numpy as jnp, sparsejax as sj
+      >>> s = sj.formats.select_topk(jnp.array([0.0, 9.0, 1.0]), 2)
+      >>> w = jnp.arange(6.0).reshape(3, 2)
+      >>> sj.kernels.active_expand(jnp.ones((1, 2)), w, s)[..., 0].tolist()
+      [[5.0, 9.0]]
+    """
+    names = names_of("active_expand", implementation)
+    w = _units("active_expand", w, 1)
+    _check_input("active_expand", x, w)
+    _check_set("active_expand", s, x.shape[0])
+    h = _produced(x, w, s, activation, names)
+    return (h if scale is None else h * scale[..., None]).astype(x.dtype)
+
+
+def active_ffn(
+    x: Shaped[Array, "..."],
+    w_up: Shaped[Array, "..."],
+    w_down: Shaped[Array, "..."],
+    s: ActiveSet,
+    *,
+    activation: Callable[[Array], Array] = jax.nn.relu,
+    w_gate: Shaped[Array, "..."] | None = None,
+    gate_values: Shaped[Array, "..."] | None = None,
+    scale: Shaped[Array, "..."] | None = None,
+    implementation: Implementation = None,
+) -> Float[Array, "t d"]:
+    r"""A feed-forward network of the active units only.
+
+    `y = sum_j scale_j h_j w_down[index_j]` with `h_j = activation(x w_up[index_j]^T)`; with
+    `w_gate` `h_j = activation(x w_gate[index_j]^T) (x w_up[index_j]^T)`; with `gate_values`, which
+    are already activated and by place in the list, `h_j = gate_values_j (x w_up[index_j]^T)`.
+
+    Args:
+      x: `(T, d)`.
+      w_up: `(n, g, d)` or `(n, d)`; see `sj.formats.unit_major`.
+      w_down: The same shape.
+      s: One set for all tokens, or one per token.
+      activation: An elementwise function.
+      w_gate: The same shape.
+      gate_values: `(T, K, g)`, or `(T, K)`.
+      scale: `(T, K)`, a factor per token and active unit; zero for a unit of the union that a
+        token does not use.
+      implementation: As in `active_reduce`.
+
+    Returns:
+      `(T, d)` in the dtype of x.
+
+    Raises:
+      ValueError: If the shapes do not match, or both gates are given.
+
+    Reference:
+      Song et al., BlockFFN, 2025, arXiv 2507.08771; Lee et al., CATS, 2024, arXiv 2404.08763.
+
+    Example:
+      >>> import jax.numpy as jnp, sparsejax as sj
+      >>> x, w = jnp.ones((1, 2)), jnp.arange(6.0).reshape(3, 2)
+      >>> s = sj.formats.select_topk((x @ w.T)[0], 1)
+      >>> sj.kernels.active_ffn(x, w, w, s).tolist()
+      [[36.0, 45.0]]
+    """
+    if w_gate is not None and gate_values is not None:
+        raise ValueError("active_ffn: give w_gate or gate_values, not both.")
+    names = names_of("active_ffn", implementation)
+    up, down = _units("active_ffn", w_up, 1), _units("active_ffn", w_down, 1)
+    gate = None if w_gate is None else _units("active_ffn", w_gate, 1)
+    for name, w in (("w_up", up), ("w_down", down), ("w_gate", gate)):
+        if w is not None and w.shape != up.shape:
+            raise ValueError(
+                f"active_ffn: {name} of shape {w.shape} and w_up of shape {up.shape} differ; all "
+                "count units first, as sj.formats.unit_major(kernel, axis) gives them."
+            )
+    _check_input("active_ffn", x, up)
+    _check_set("active_ffn", s, x.shape[0])
+    if gate_values is not None:
+        gate_values = _units("active_ffn", gate_values, 2)
+        h = _produced(x, up, s, None, names) * gate_values
+    elif gate is not None:
+        h = _produced(x, gate, s, activation, names) * _produced(x, up, s, None, names)
+    else:
+        h = _produced(x, up, s, activation, names)
+    return _reduced(h, down, s, scale, names).astype(x.dtype)
+
+
+def _reduced(h, w, s: ActiveSet, scale, names) -> Float[Array, "t d"]:
+    """The sum over places of h, which is made exactly zero in unused ones."""
+    h = h.astype(jnp.promote_types(h.dtype, jnp.float32))
+    h = h if scale is None else h * scale[..., None]
+    return _reduce(jnp.where(s.used[..., None], h, 0), w, s, names)
+
+
+def _produced(x, w, s: ActiveSet, activation, names) -> Float[Array, "t k g"]:
+    u: Any = _expand(x, w, s, names)
+    if activation is None:
+        return u
+    # Not every function is 0 at 0, and what is finite at 0 may have no finite derivative there.
+    safe = jnp.where(s.used[..., None], u, 1)
+    return jnp.where(s.used[..., None], activation(safe), 0)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _reduce(h, w, s: ActiveSet, names):
+    return _attempt(names, "reduce", h, w, s)
+
+
+def _reduce_forward(h, w, s, names):
+    return _reduce(h, w, s, names), (h, w, s)
+
+
+def _reduce_backward(names, saved, dy):
+    h, w, s = saved
+    dh: Any = _expand(dy, w, s, names)
+    return dh.astype(h.dtype), _outer(h, dy, s, w), _no_gradient(s)
+
+
+_reduce.defvjp(_reduce_forward, _reduce_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _expand(x, w, s: ActiveSet, names):
+    return _attempt(names, "expand", x, w, s)
+
+
+def _expand_forward(x, w, s, names):
+    return _expand(x, w, s, names), (x, w, s)
+
+
+def _expand_backward(names, saved, du):
+    x, w, s = saved
+    du = jnp.where(s.used[..., None], du, 0)
+    dx: Any = _reduce(du, w, s, names)
+    return dx.astype(x.dtype), _outer(du, x, s, w), _no_gradient(s)
+
+
+_expand.defvjp(_expand_forward, _expand_backward)
+
+
+def _outer(h, x, s: ActiveSet, w) -> Float[Array, "n g d"]:
+    """The gradient of the weights: `h_j` times x at active units, zero at the others."""
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    h = spread(h, s, w.shape[0])
+    return jnp.einsum("tng,td->ngd", h, x, preferred_element_type=wide).astype(w.dtype)
+
+
+def _no_gradient(s: ActiveSet) -> ActiveSet:
+    return jax.tree.map(lambda leaf: np.zeros(leaf.shape, jax.dtypes.float0), s)
+
+
+def _attempt(names, operation: str, *args: Any) -> Any:
+    return attempt(__package__, f"active_{operation}", names, operation, *args)
+
+
+def _units(what: str, w: Any, lead: int) -> Float[Array, "..."]:
+    """With the axis of neurons within a unit, where it was left out."""
+    if not jnp.issubdtype(w.dtype, jnp.floating):
+        raise TypeError(f"{what} multiplies floats, got {w.dtype} of shape {w.shape}.")
+    if w.ndim == 2:
+        return w[:, None] if lead == 1 else w[..., None]
+    if w.ndim != 3:
+        raise ValueError(f"{what}: an array of shape {w.shape} must have 2 or 3 axes.")
+    return w
+
+
+def _check_input(what: str, x: Any, w: Any) -> None:
+    if x.ndim != 2 or x.shape[1] != w.shape[2]:
+        raise ValueError(
+            f"{what}: x of shape {x.shape} must be (T, {w.shape[2]}) for w of shape {w.shape}; "
+            "units come first in w, as sj.formats.unit_major(kernel, axis=1) gives them."
+        )
+
+
+def _check_set(what: str, s: ActiveSet, tokens: int) -> None:
+    if s.index.ndim not in (1, 2) or (s.index.ndim == 2 and s.index.shape[0] != tokens):
+        raise ValueError(
+            f"{what}: lists of shape {s.index.shape} for {tokens} tokens; one set (K,) or one per "
+            f"token ({tokens}, K) is needed."
+        )

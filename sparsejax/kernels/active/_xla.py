@@ -1,0 +1,79 @@
+"""The truth: the rows of the active units are gathered and multiplied.
+
+Shapes are static, counts are not: a list is cut to the shortest of a few lengths that holds what is
+active, and where a quarter of the units may be, all of them are multiplied.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from ...formats import ActiveSet
+from . import _dense
+
+# Lengths as fractions of all units. Beyond the last the gathered copy costs more than it saves.
+BUCKETS = (1 / 16, 1 / 8, 1 / 4)
+
+
+def reduce(h: Float[Array, "t k g"], w: Float[Array, "n g d"], s: ActiveSet) -> Float[Array, "t d"]:
+    """`sum_j h_j w[index_j]`."""
+    if s.index.ndim == 2:
+        return _by_token(lambda h, index: _reduced(h[None], w, index)[0], h, s.index)
+
+    def cut(length: int | None):
+        if length is None:
+            return _dense.reduce(h, w, s)
+        return _reduced(h[:, :length], w, s.index[:length])
+
+    return _bucketed(cut, w.shape[0], s)
+
+
+def expand(x: Float[Array, "t d"], w: Float[Array, "n g d"], s: ActiveSet) -> Float[Array, "t k g"]:
+    """`x w[index_j]^T`, zero from `count` on."""
+    if s.index.ndim == 2:
+        u = _by_token(lambda x, index: _expanded(x[None], w, index)[0], x, s.index)
+        return jnp.where(s.used[..., None], u, 0)
+
+    def cut(length: int | None):
+        if length is None:
+            return _dense.expand(x, w, s)
+        u = _expanded(x, w, s.index[:length])
+        used = s.used[:length, None]
+        missing = s.capacity - length
+        return jnp.pad(jnp.where(used, u, 0), ((0, 0), (0, missing), (0, 0)))
+
+    return _bucketed(cut, w.shape[0], s)
+
+
+def _reduced(h, w, index) -> Float[Array, "t d"]:
+    return jnp.einsum("tkg,kgd->td", h, _rows(w, index), preferred_element_type=h.dtype)
+
+
+def _expanded(x, w, index) -> Float[Array, "t k g"]:
+    return jnp.einsum("td,kgd->tkg", x, _rows(w, index), preferred_element_type=jnp.float32)
+
+
+def _rows(w, index) -> Float[Array, "k g d"]:
+    return w.at[index].get(mode="promise_in_bounds")
+
+
+def _by_token(f: Callable[..., Any], *arrays: Any) -> Any:
+    """A token after the other: all gathered rows at once would be T times the active weights."""
+    return jax.vmap(f)(*arrays) if arrays[0].shape[0] == 1 else lax.map(lambda a: f(*a), arrays)
+
+
+def _bucketed(cut: Callable[[int | None], Any], units: int, s: ActiveSet) -> Any:
+    """`cut(length)` for the shortest length that holds the set; `cut(None)` takes all units."""
+    lengths: list[int | None] = [
+        length for f in BUCKETS if 0 < (length := int(f * units)) < s.capacity
+    ]
+    lengths.append(s.capacity if s.capacity <= max(BUCKETS[-1] * units, 1) else None)
+    if len(lengths) == 1:
+        return cut(lengths[0])
+    bounds = jnp.asarray(lengths[:-1])
+    branches = [lambda length=length: cut(length) for length in lengths]
+    return lax.switch(jnp.searchsorted(bounds, s.count), branches)

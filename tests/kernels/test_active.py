@@ -1,0 +1,261 @@
+"""Active units against the masked dense product, in every form."""
+
+import contextlib
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.pallas import mosaic_gpu as plgpu
+from jax.experimental.pallas import tpu as pltpu
+
+import sparsejax as sj
+from sparsejax.formats import (
+    ActiveSet,
+    select_nonzero,
+    select_threshold,
+    select_topk,
+    select_union,
+    unit_major,
+)
+from sparsejax.kernels import _mosaic, active_expand, active_ffn, active_reduce
+
+from .test_matmul import assert_close
+
+N, D = 32, 16
+# units of one and of several neurons; one set and one per token; short and long lists
+SETS = {
+    "one of 3": (1, 3, False),
+    "one of 3, units of 2": (2, 3, False),
+    "bucketed": (1, 9, False),
+    "more than a quarter": (2, 20, False),
+    "all": (1, N, False),
+    "by token": (1, 5, True),
+    "by token, units of 2": (2, 5, True),
+}
+
+
+def make(name, tokens=3, dtype=jnp.float32, d=D, count=None):
+    size, capacity, by_token = SETS[name]
+    rng = np.random.default_rng(len(name))
+    lists = []
+    for _ in range(tokens if by_token else 1):
+        active = max(1, capacity - 2) if count is None else count
+        index = np.sort(rng.permutation(N)[:active])
+        lists.append((np.pad(index, (0, capacity - active)), active))
+    index, counts = (np.stack(a) for a in zip(*lists))
+    if not by_token:
+        index, counts = index[0], counts[0]
+    s = ActiveSet(
+        jnp.asarray(index, jnp.int32), jnp.asarray(counts, jnp.int32), jnp.zeros(counts.shape, bool)
+    )
+    x = jnp.asarray(rng.normal(size=(tokens, d)), dtype)
+    weights = [jnp.asarray(rng.normal(size=(N, size, d)) / 4, dtype) for _ in range(3)]
+    return s, x, weights, member(s, tokens)
+
+
+def member(s, tokens):
+    """(T, n) ones where a unit is active, by hand."""
+    mask = np.zeros((tokens, N))
+    for t in range(tokens):
+        row = np.asarray(s.index if s.index.ndim == 1 else s.index[t])
+        count = int(s.count if s.count.ndim == 0 else s.count[t])
+        mask[t, row[:count]] = 1
+    return mask
+
+
+def by_place(dense, s):
+    """(T, n, g) in the order of the lists, zero in unused places."""
+    out = np.zeros((dense.shape[0], s.capacity, dense.shape[2]))
+    for t in range(dense.shape[0]):
+        row = np.asarray(s.index if s.index.ndim == 1 else s.index[t])
+        count = int(s.count if s.count.ndim == 0 else s.count[t])
+        out[t, :count] = dense[t, row[:count]]
+    return out
+
+
+def wide(*arrays):
+    return [np.asarray(a, np.float64) for a in arrays]
+
+
+@pytest.mark.parametrize("implementation", ["xla", "dense"])
+@pytest.mark.parametrize("name", SETS)
+def test_reduce_and_expand(name, implementation):
+    s, x, (w, *_), mask = make(name)
+    X, W = wide(x, w)
+    h = np.einsum("td,ngd->tng", X, W) * mask[:, :, None]
+    scale = jnp.linspace(0.5, 2, 3 * s.capacity).reshape(3, -1)
+    got = active_expand(x, w, s, scale, implementation=implementation)
+    assert_close(got, by_place(h, s) * np.asarray(scale)[..., None])
+    v = jnp.asarray(np.random.default_rng(1).normal(size=(3, *w.shape[:2])), jnp.float32)
+    want = np.einsum("tng,ngd->td", np.asarray(v, np.float64) * mask[:, :, None], W)
+    assert_close(active_reduce(v, w, s, implementation=implementation), want)
+    compact = (
+        jnp.asarray(by_place(np.asarray(v), s), jnp.float32)
+        .at[..., -1, :]
+        .add(0 if s.capacity == N else jnp.nan)
+    )
+    # What stands in unused places is not looked at.
+    if (np.asarray(s.count) < s.capacity).all():
+        got = active_reduce(compact, w, s, gathered=True, implementation=implementation)
+        assert_close(got, want)
+
+
+@pytest.mark.parametrize("name", ["one of 3", "bucketed", "by token, units of 2"])
+@pytest.mark.parametrize("form", ["plain", "gate", "gate values"])
+def test_ffn_and_its_gradients(name, form):
+    s, x, (up, down, gate), mask = make(name)
+    scale = jnp.linspace(0.5, 1.5, 3 * s.capacity).reshape(3, -1)
+    values = jnp.linspace(-1, 1, 3 * s.capacity * up.shape[1]).reshape(3, s.capacity, -1)
+
+    def sparse(x, up, down, gate, values, scale):
+        more = {"plain": {}, "gate": {"w_gate": gate}, "gate values": {"gate_values": values}}[form]
+        return active_ffn(x, up, down, s, activation=jax.nn.silu, scale=scale, **more)
+
+    def dense(x, up, down, gate, values, scale):
+        spread = partial(sj.kernels.active._dense.spread, s=s, units=N)
+        u = jnp.einsum("td,ngd->tng", x, up)
+        if form == "plain":
+            h = jax.nn.silu(u)
+        elif form == "gate":
+            h = jax.nn.silu(jnp.einsum("td,ngd->tng", x, gate)) * u
+        else:
+            h = spread(values) * u
+        h = h * mask[..., None] * spread(scale[..., None])
+        return jnp.einsum("tng,ngd->td", h, down)
+
+    arguments = x, up, down, gate, values, scale
+    assert_close(sparse(*arguments), dense(*arguments))
+
+    def loss(f):
+        return jax.jit(jax.grad(lambda *a: jnp.sin(f(*a)).sum(), argnums=tuple(range(6))))
+
+    for got, want in zip(loss(sparse)(*arguments), loss(dense)(*arguments)):
+        assert_close(got, want, 1e-4)
+
+
+def test_second_derivatives():
+    s, x, (w, *_), mask = make("one of 3, units of 2", tokens=1, d=2)
+    mask = jnp.asarray(mask[..., None], jnp.float32)
+    sparse = lambda x, w: jnp.sin(active_ffn(x, w, w, s, activation=jnp.tanh)).sum()  # noqa: E731
+
+    def dense(x, w):
+        h = jnp.tanh(jnp.einsum("td,ngd->tng", x, w)) * mask
+        return jnp.sin(jnp.einsum("tng,ngd->td", h, w)).sum()
+
+    for argument in (0, 1):
+        derivative = lambda f: jax.jacrev(jax.grad(f, argument), 1)(x, w)  # noqa: B023, E731
+        assert_close(derivative(sparse), derivative(dense), 1e-4)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 5, 8, 9])
+def test_every_bucket_gives_the_same(count):
+    s, x, (w, *_), mask = make("bucketed", count=count)
+    want = np.einsum("td,ngd->tng", *wide(x, w)) * mask[:, :, None]
+    got = jax.jit(active_expand)(x, w, s)
+    assert_close(got, by_place(want, s))
+    assert (np.asarray(got)[:, count:] == 0).all()
+    y = active_reduce(got, w, s, gathered=True)
+    assert_close(y, np.einsum("tng,ngd->td", want, *wide(w)))
+    assert count or (np.asarray(y) == 0).all()
+
+
+def test_vmap_over_sets_is_a_set_per_token():
+    s, x, (up, down, _), _ = make("by token")
+    together = active_ffn(x, up, down, s)
+    one = lambda x, s: active_ffn(x[None], up, down, s)[0]  # noqa: E731
+    assert_close(jax.vmap(one)(x, s), together)
+
+
+def test_builders():
+    score = jnp.array([[0.0, 3.0, 1.0, 3.0, jnp.nan], [5.0, 0.0, 5.0, 5.0, 1.0]])
+    top = select_topk(score, 2)
+    assert top.index.tolist() == [[1, 3], [0, 2]] and top.count.tolist() == [2, 2]
+    assert select_topk(jnp.zeros(5), 3).index.tolist() == [0, 1, 2]
+    above = select_threshold(score, 1.0, capacity=2)
+    assert above.index.tolist() == [[1, 3], [0, 2]]
+    assert above.count.tolist() == [2, 2] and above.overflow.tolist() == [False, True]
+    by_unit = select_threshold(score[1], jnp.array([9.0, -1, 9, 1, 9]), capacity=4)
+    assert by_unit.index.tolist() == [1, 3, 0, 0] and int(by_unit.count) == 2
+    union = select_union(score > 2, capacity=5)
+    assert union.index.tolist() == [0, 1, 2, 3, 0] and int(union.count) == 4
+    used = select_nonzero(jnp.nan_to_num(score), capacity=5)
+    assert used.index.tolist() == [0, 1, 2, 3, 4]
+    nothing = select_nonzero(jnp.zeros((2, 3)), capacity=1)
+    assert int(nothing.count) == 0 and not bool(nothing.overflow)
+
+
+def test_overflow_runs_the_dense_branch():
+    score = jnp.array([1.0, 2.0, 3.0])
+    for capacity, want in ((3, "active"), (2, "dense")):
+        s = select_threshold(score, 0.5, capacity)
+        found = s.unless_overflow(lambda: 0, lambda: 1)
+        assert ["active", "dense"][int(found)] == want
+
+
+def test_unit_major():
+    kernel = jnp.arange(24.0).reshape(4, 6)
+    assert_close(unit_major(kernel, 0)[2, 0], kernel[2])
+    assert_close(unit_major(kernel, 1, size=3)[1, 2], kernel[:, 5])
+
+
+def test_mistakes():
+    s, x, (w, *_), _ = make("one of 3")
+    with pytest.raises(ValueError, match=r"select_topk\(k=9\) must be between 1 and the 3"):
+        select_topk(jnp.ones(3), 9)
+    with pytest.raises(ValueError, match="unit_major.*5 do not divide"):
+        unit_major(jnp.ones((4, 6)), 1, 5)
+    with pytest.raises(ValueError, match="units come first"):
+        active_expand(x[:, :3], w, s)
+    with pytest.raises(ValueError, match="32 units"):
+        active_reduce(x, w, s)
+    with pytest.raises(ValueError, match="not both"):
+        active_ffn(x, w, w, s, w_gate=w, gate_values=jnp.ones((3, 3)))
+    with pytest.raises(ValueError, match="w_down of shape"):
+        active_ffn(x, w, w[:4], s)
+    with pytest.raises(ValueError, match="for 3 tokens"):
+        active_expand(x, w, make("by token", tokens=2)[0])
+    with pytest.raises(ValueError, match="active_ffn.*must be among"):
+        active_ffn(x, w, w, s, implementation="triton")
+    with pytest.raises(TypeError, match="floats"):
+        active_expand(x, jnp.ones((N, D), int), s)
+
+
+HARDWARE = [
+    ("pallas_tpu", "tpu", jnp.float32, 1, 128),
+    ("pallas_tpu", "tpu", jnp.bfloat16, 16, 256),
+    ("pallas_gpu", "cuda", jnp.bfloat16, 16, 128),
+    ("pallas_gpu", "cuda", jnp.bfloat16, 128, 64),
+]
+
+
+@pytest.mark.parametrize("name, platform, dtype, size, d", HARDWARE)
+def test_kernels(name, platform, dtype, size, d):
+    rng = np.random.default_rng(0)
+    up, down = (jnp.asarray(rng.normal(size=(6, size, d)) / 8, dtype) for _ in range(2))
+    x = jnp.asarray(rng.normal(size=(3, d)), dtype)
+    s = select_union(jnp.array([[1, 0, 0, 1, 1, 0]]) > 0, capacity=4)
+    ffn = partial(active_ffn, activation=jax.nn.silu, implementation=name)
+    with _mosaic.hopper() if name == "pallas_gpu" else contextlib.nullcontext():
+        lowered = jax.jit(ffn).trace(x, up, down, s).lower(lowering_platforms=(platform,))
+    assert ("mosaic_gpu" if platform == "cuda" else "tpu_custom_call") in lowered.as_text()
+    if name == "pallas_gpu" and not hasattr(plgpu, "InterpretGPUParams"):
+        pytest.skip("this JAX has no interpreter for these GPU kernels")
+    interpreter = (
+        pltpu.force_tpu_interpret_mode()
+        if name == "pallas_tpu"
+        else plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams())
+    )
+    want = active_ffn(x, up, down, s, activation=jax.nn.silu, implementation="dense")
+    with interpreter:
+        got = ffn(x, up, down, s)
+    assert_close(got, want, 1e-5 if dtype == jnp.float32 else 2e-2)
+
+
+@pytest.mark.parametrize("name", ["pallas_tpu", "pallas_gpu"])
+def test_what_a_kernel_cannot_do(name):
+    s, x, (w, *_), _ = make("by token")
+    with pytest.raises(NotImplementedError, match=name):
+        active_expand(x, w, s, implementation=name)
+    assert active_expand(x, w, s, implementation=(name, "xla")).shape == (3, 5, 1)
