@@ -1,6 +1,12 @@
 """The same through all units: what the active set has to beat."""
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float
 
 from ...formats import ActiveSet
@@ -8,22 +14,41 @@ from ...formats import ActiveSet
 
 def reduce(h: Float[Array, "t k g"], w: Float[Array, "n g d"], s: ActiveSet) -> Float[Array, "t d"]:
     """`sum_j h_j w[index_j]`, zeros for what is not active."""
-    return jnp.einsum("tng,ngd->td", spread(h, s, w.shape[0]), w, preferred_element_type=h.dtype)
+    return contract(spread(h, s, w.shape[0]), w)
 
 
 def expand(x: Float[Array, "t d"], w: Float[Array, "n g d"], s: ActiveSet) -> Float[Array, "t k g"]:
     """`x w[index_j]^T`, of all units computed those that are active."""
-    every = jnp.einsum("td,ngd->tng", x, w, preferred_element_type=jnp.float32)
-    return jnp.where(s.used[..., None], take_units(every, s), 0)
+    return jnp.where(s.used[..., None], take_units(produce(x, w), s), 0)
+
+
+def contract(h: Float[Array, "t k g"], rows: Float[Array, "k g d"]) -> Float[Array, "t d"]:
+    """The sum over units and their neurons, as one product of matrices."""
+    h, rows = h.reshape(h.shape[0], -1), rows.reshape(-1, rows.shape[2])
+    return _dot(h, rows, 0)
+
+
+def produce(x: Float[Array, "t d"], rows: Float[Array, "k g d"]) -> Float[Array, "t k g"]:
+    """The units of these rows, as one product of matrices."""
+    u = _dot(x, rows.reshape(-1, rows.shape[2]), 1)
+    return u.reshape(x.shape[0], *rows.shape[:2])
+
+
+def _dot(a, b, axis: int):
+    total = jnp.promote_types(jnp.promote_types(a.dtype, b.dtype), jnp.float32)
+    return lax.dot_general(a, b, (((1,), (axis,)), ((), ())), preferred_element_type=total)
 
 
 def spread(h: Float[Array, "t k g"], s: ActiveSet, units: int) -> Float[Array, "t n g"]:
-    """Values of a list in the places of their units."""
+    """Values of a list in the places of their units, zero at the others."""
+    if s.index.ndim == 2:
+        one: Callable[..., Any] = partial(spread, units=units)
+        return jax.vmap(lambda h, s: one(h[None], s)[0])(h, s)
+    # Where each unit stands in the list, from 1: gathering from there beats scattering rows.
     index = jnp.where(s.used, s.index, units)
-    if index.ndim == 1:
-        index = jnp.broadcast_to(index, (h.shape[0], index.shape[0]))
-    rows = jnp.arange(h.shape[0])[:, None]
-    return jnp.zeros((h.shape[0], units, h.shape[2]), h.dtype).at[rows, index].add(h, mode="drop")
+    order = jnp.arange(1, s.capacity + 1, dtype=jnp.int32)
+    place = jnp.zeros(units, jnp.int32).at[index].set(order, mode="drop")
+    return jnp.pad(h, ((0, 0), (1, 0), (0, 0))).at[:, place].get(mode="promise_in_bounds")
 
 
 def take_units(v: Float[Array, "t n g"], s: ActiveSet) -> Float[Array, "t k g"]:

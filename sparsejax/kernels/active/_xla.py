@@ -22,12 +22,12 @@ BUCKETS = (1 / 16, 1 / 8, 1 / 4)
 def reduce(h: Float[Array, "t k g"], w: Float[Array, "n g d"], s: ActiveSet) -> Float[Array, "t d"]:
     """`sum_j h_j w[index_j]`."""
     if s.index.ndim == 2:
-        return _by_token(lambda h, index: _reduced(h[None], w, index)[0], h, s.index)
+        return _by_token(lambda h, index: _dense.contract(h[None], _rows(w, index))[0], h, s.index)
 
     def cut(length: int | None):
         if length is None:
             return _dense.reduce(h, w, s)
-        return _reduced(h[:, :length], w, s.index[:length])
+        return _dense.contract(h[:, :length], _rows(w, s.index[:length]))
 
     return _bucketed(cut, w.shape[0], s)
 
@@ -35,26 +35,18 @@ def reduce(h: Float[Array, "t k g"], w: Float[Array, "n g d"], s: ActiveSet) -> 
 def expand(x: Float[Array, "t d"], w: Float[Array, "n g d"], s: ActiveSet) -> Float[Array, "t k g"]:
     """`x w[index_j]^T`, zero from `count` on."""
     if s.index.ndim == 2:
-        u = _by_token(lambda x, index: _expanded(x[None], w, index)[0], x, s.index)
+        u = _by_token(lambda x, index: _dense.produce(x[None], _rows(w, index))[0], x, s.index)
         return jnp.where(s.used[..., None], u, 0)
 
     def cut(length: int | None):
         if length is None:
             return _dense.expand(x, w, s)
-        u = _expanded(x, w, s.index[:length])
+        u = _dense.produce(x, _rows(w, s.index[:length]))
         used = s.used[:length, None]
         missing = s.capacity - length
         return jnp.pad(jnp.where(used, u, 0), ((0, 0), (0, missing), (0, 0)))
 
     return _bucketed(cut, w.shape[0], s)
-
-
-def _reduced(h, w, index) -> Float[Array, "t d"]:
-    return jnp.einsum("tkg,kgd->td", h, _rows(w, index), preferred_element_type=h.dtype)
-
-
-def _expanded(x, w, index) -> Float[Array, "t k g"]:
-    return jnp.einsum("td,kgd->tkg", x, _rows(w, index), preferred_element_type=jnp.float32)
 
 
 def _rows(w, index) -> Float[Array, "k g d"]:
