@@ -35,6 +35,10 @@ from ._lasso_host import lasso_path_host as lasso_path_host
 from ._match import match_strength as match_strength
 from ._patches import sample_patches as sample_patches
 from ._patches import whiten_image as whiten_image
+from ._penalized import group_lasso as group_lasso
+from ._penalized import logistic_lasso as logistic_lasso
+from ._penalized import multitask_lasso as multitask_lasso
+from ._penalized import penalized_regression as penalized_regression
 from ._proximal_gradient import fista as fista
 from ._proximal_gradient import proximal_gradient as proximal_gradient
 from ._solution import Result as Result
@@ -73,6 +77,7 @@ __all__ = [
     "expm_acyclicity",
     "fcls",
     "fista",
+    "group_lasso",
     "iht",
     "irls_weights",
     "is_acyclic",
@@ -84,9 +89,12 @@ __all__ = [
     "lasso_path_host",
     "learn_guidance",
     "logdet_acyclicity",
+    "logistic_lasso",
     "match_strength",
+    "multitask_lasso",
     "noise_scale",
     "operator_norm",
+    "penalized_regression",
     "polynomial_acyclicity",
     "proximal_gradient",
     "pure_pixels",

@@ -1,0 +1,306 @@
+"""The Lasso family as scikit-learn estimators: `pip install "sparsejax[sklearn]"`."""
+
+import warnings
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .. import prox
+from ._lasso import strengths
+from ._lasso_host import lasso_host, lasso_path_host
+from ._penalized import multitask_lasso, penalized_regression
+
+try:
+    from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.model_selection import check_cv
+    from sklearn.utils.multiclass import check_classification_targets, type_of_target
+    from sklearn.utils.validation import check_is_fitted, validate_data
+except ImportError as error:
+    raise ImportError(
+        'sparsejax.solve.estimators needs scikit-learn: pip install "sparsejax[sklearn]".'
+    ) from error
+
+__all__ = ["ElasticNet", "Lasso", "LassoCV", "MultiTaskLasso", "SparseLogisticRegression"]
+
+
+class _Linear(RegressorMixin, BaseEstimator):
+    """A linear model `X @ coef_.T + intercept_`, fitted to centred data in float64."""
+
+    fit_intercept: bool
+
+    def fit(self, X: Any, y: Any) -> Any:
+        """Fits X (n, p) and y (n,), or (n, q) for several targets."""
+        X, y = validate_data(self, X, y, dtype=np.float64, y_numeric=True, **self._targets())
+        y = np.asarray(y, np.float64)
+        x_mean = X.mean(0) if self.fit_intercept else np.zeros(X.shape[1])
+        y_mean = y.mean(0) if self.fit_intercept else 0.0 * y[0]
+        with jax.enable_x64(True):
+            found = self._solve(X - x_mean, y - y_mean)
+            self.coef_ = np.asarray(found.value).T
+            self.n_iter_, self.dual_gap_ = int(found.stats["n_iter"]), float(found.stats["gap"])
+            _warn(self, found)
+        self.intercept_ = y_mean - x_mean @ self.coef_.T
+        return self
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Predictions (n,), or (n, q) for several targets."""
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype=np.float64, reset=False)
+        return X @ self.coef_.T + self.intercept_
+
+    def _targets(self) -> dict[str, Any]:
+        return {}
+
+    def _solve(self, X: np.ndarray, y: np.ndarray) -> Any:
+        raise NotImplementedError
+
+
+def _warn(estimator: Any, found: Any) -> None:
+    """scikit-learn's way of telling that max_iter was too small."""
+    if not bool(np.all(found.converged)):
+        message = f"{type(estimator).__name__} did not reach tol: raise max_iter or tol."
+        warnings.warn(message, ConvergenceWarning, stacklevel=3)
+
+
+class Lasso(_Linear):
+    """`min_w |y - X w|^2 / (2 n) + alpha |w|_1` by `solve.lasso_host`.
+
+    Args:
+      alpha: Strength, > 0.
+      fit_intercept: Whether to fit an intercept.
+      positive: Whether coefficients must be >= 0.
+      tol: The duality gap to reach, over the objective at 0.
+      max_iter: The most working sets.
+
+    Reference:
+      Massias, Gramfort and Salmon, Celer, 2018, arXiv 1802.07481.
+
+    Example:
+      >>> import numpy as np
+      >>> from sparsejax.solve.estimators import Lasso
+      >>> X = np.array([[0.0, 1.0], [1.0, -1.0], [2.0, 0.5], [3.0, 0.0]])
+      >>> Lasso(alpha=0.1).fit(X, 2 * X[:, 0] + 1).coef_.round(2).tolist()
+      [1.92, 0.0]
+    """
+
+    def __init__(self, alpha=1.0, *, fit_intercept=True, positive=False, tol=1e-6, max_iter=100):
+        self.alpha = alpha
+        self.fit_intercept = fit_intercept
+        self.positive = positive
+        self.tol = tol
+        self.max_iter = max_iter
+
+    def _solve(self, X, y):
+        options = {"tol": self.tol, "max_outer": self.max_iter, "throw": False}
+        return lasso_host(X, y, self.alpha, positive=self.positive, **options)
+
+
+class ElasticNet(_Linear):
+    """`min_w |y - X w|^2 / (2 n) + alpha (l1_ratio |w|_1 + (1 - l1_ratio) |w|^2 / 2)`.
+
+    Args:
+      alpha: Strength, > 0.
+      l1_ratio: Share of the l1 norm, in (0, 1].
+      fit_intercept: Whether to fit an intercept.
+      positive: Whether coefficients must be >= 0.
+      tol: The duality gap to reach, over the objective at 0.
+      max_iter: The most working sets.
+
+    Reference:
+      Zou and Hastie, Regularization and variable selection via the elastic net, 2005.
+
+    Example:
+      >>> import numpy as np
+      >>> from sparsejax.solve.estimators import ElasticNet
+      >>> X = np.array([[0.0, 1.0], [1.0, -1.0], [2.0, 0.5], [3.0, 0.0]])
+      >>> ElasticNet(alpha=0.1).fit(X, 2 * X[:, 0] + 1).coef_.round(2).tolist()
+      [1.88, 0.0]
+    """
+
+    def __init__(
+        self, alpha=1.0, *, l1_ratio=0.5, fit_intercept=True, positive=False, tol=1e-6, max_iter=100
+    ):
+        self.alpha = alpha
+        self.l1_ratio = l1_ratio
+        self.fit_intercept = fit_intercept
+        self.positive = positive
+        self.tol = tol
+        self.max_iter = max_iter
+
+    def _solve(self, X, y):
+        lam, l2 = self.alpha * self.l1_ratio, self.alpha * (1 - self.l1_ratio)
+        options = {"tol": self.tol, "max_outer": self.max_iter, "throw": False}
+        return lasso_host(X, y, lam, l2=l2, positive=self.positive, **options)
+
+
+class LassoCV(_Linear):
+    """The Lasso with the strength of least cross-validated error along a path.
+
+    Args:
+      alphas: How many strengths, or the strengths.
+      eps: The last strength over the first, where their number is given.
+      fit_intercept: Whether to fit an intercept.
+      cv: Folds, as in scikit-learn.
+      tol: The duality gap to reach, over the objective at 0.
+      max_iter: The most working sets for each strength.
+
+    Example:
+      >>> import numpy as np
+      >>> from sparsejax.solve.estimators import LassoCV
+      >>> X = np.random.default_rng(0).normal(size=(30, 4))
+      >>> LassoCV(alphas=5).fit(X, 2 * X[:, 0] + 1).coef_.round(1).tolist()
+      [2.0, 0.0, 0.0, 0.0]
+    """
+
+    def __init__(
+        self, *, alphas=100, eps=1e-3, fit_intercept=True, cv=None, tol=1e-6, max_iter=100
+    ):
+        self.alphas = alphas
+        self.eps = eps
+        self.fit_intercept = fit_intercept
+        self.cv = cv
+        self.tol = tol
+        self.max_iter = max_iter
+
+    def _solve(self, X, y):
+        options = {"tol": self.tol, "max_outer": self.max_iter, "throw": False}
+        self.alphas_ = self._path(X, y)
+        errors = []
+        for train, test in check_cv(self.cv).split(X, y):  # pyright: ignore
+            # Each fold is centred by itself: what is left out must not be seen.
+            own = self.fit_intercept
+            x_mean = X[train].mean(0) if own else 0.0
+            y_mean = y[train].mean() if own else 0.0
+            fold = lasso_path_host(X[train] - x_mean, y[train] - y_mean, self.alphas_, **options)
+            predicted = (X[test] - x_mean) @ np.asarray(fold.value).T + y_mean
+            errors.append(((predicted - y[test][:, None]) ** 2).mean(0))
+        self.mse_path_ = np.stack(errors, axis=1)
+        self.alpha_ = float(self.alphas_[self.mse_path_.mean(1).argmin()])
+        return lasso_host(X, y, self.alpha_, **options)
+
+    def _path(self, X, y):
+        if not isinstance(self.alphas, int | np.integer):
+            return np.sort(np.asarray(self.alphas, np.float64))[::-1]
+        largest = np.abs(X.T @ y).max() / len(y)
+        return np.asarray(strengths(largest or 1.0, int(self.alphas), self.eps))
+
+
+class MultiTaskLasso(_Linear):
+    """`min_W |Y - X W|_F^2 / (2 n) + alpha sum_j |W_j|`: one support for several targets.
+
+    Args:
+      alpha: Strength, > 0.
+      fit_intercept: Whether to fit intercepts.
+      tol: The duality gap to reach, over the objective at 0.
+      max_iter: The most steps.
+
+    Example:
+      >>> import numpy as np
+      >>> from sparsejax.solve.estimators import MultiTaskLasso
+      >>> X = np.array([[0.0, 1.0], [1.0, -1.0], [2.0, 0.5], [3.0, 0.0]])
+      >>> Y = X[:, :1] * np.array([2.0, -1.0])
+      >>> MultiTaskLasso(alpha=0.1).fit(X, Y).coef_[:, 0].round(2).tolist()
+      [1.93, -0.96]
+    """
+
+    def __init__(self, alpha=1.0, *, fit_intercept=True, tol=1e-6, max_iter=20_000):
+        self.alpha = alpha
+        self.fit_intercept = fit_intercept
+        self.tol = tol
+        self.max_iter = max_iter
+
+    def _targets(self):
+        return {"multi_output": True}
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        tags.target_tags.single_output = False
+        return tags
+
+    def _solve(self, X, y):
+        if y.ndim == 1:
+            raise ValueError("MultiTaskLasso needs y of shape (n, q); for one target use Lasso.")
+        options = {"tol": self.tol, "max_steps": self.max_iter, "throw": False}
+        return multitask_lasso(jnp.asarray(X), jnp.asarray(y), self.alpha, **options)
+
+
+class SparseLogisticRegression(ClassifierMixin, BaseEstimator):
+    """`min_{w, b} mean log(1 + exp(-y (X w + b))) + alpha |w|_1` for two classes.
+
+    Args:
+      alpha: Strength, > 0.
+      fit_intercept: Whether to fit b, which is not penalised.
+      tol: The distance to the subdifferential to reach, over that at 0.
+      max_iter: The most steps.
+
+    Example:
+      >>> import numpy as np
+      >>> from sparsejax.solve.estimators import SparseLogisticRegression
+      >>> X = np.array([[0.0, 1.0], [1.0, -1.0], [2.0, 0.5], [3.0, 0.0]])
+      >>> SparseLogisticRegression(alpha=0.1).fit(X, ["a", "a", "b", "b"]).predict(X).tolist()
+      ['a', 'a', 'b', 'b']
+    """
+
+    def __init__(self, alpha=0.01, *, fit_intercept=True, tol=1e-5, max_iter=20_000):
+        self.alpha = alpha
+        self.fit_intercept = fit_intercept
+        self.tol = tol
+        self.max_iter = max_iter
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.multi_class = False
+        return tags
+
+    def fit(self, X: Any, y: Any) -> Any:
+        """Fits X (n, p) and y (n,) of two classes."""
+        X, y = validate_data(self, X, y, dtype=np.float64)
+        check_classification_targets(y)
+        self.classes_ = np.unique(y)
+        if len(self.classes_) > 2:
+            raise ValueError(
+                "Only binary classification is supported. The type of the target is "
+                f"{type_of_target(y)}."
+            )
+        if len(self.classes_) < 2:
+            raise ValueError(f"SparseLogisticRegression needs two classes, got {self.classes_}.")
+        sign = np.where(y == self.classes_[1], 1.0, -1.0)
+        # The same problem in columns of one size, and of mean 0 where b takes up the rest.
+        mean = X.mean(0) if self.fit_intercept else np.zeros(X.shape[1])
+        size = np.sqrt(np.mean((X - mean) ** 2, axis=0))
+        size = np.where(size > 0, size, 1)
+        columns, weights = (X - mean) / size, 1 / size
+        if self.fit_intercept:
+            columns, weights = np.c_[columns, np.ones(len(X))], np.r_[weights, 0]
+        with jax.enable_x64(True):
+            penalty = prox.weighted_l1(self.alpha, jnp.asarray(weights))
+            found = penalized_regression(
+                jnp.asarray(columns), jnp.asarray(sign), penalty, loss="logistic",
+                tol=self.tol, max_steps=self.max_iter, throw=False,
+            )  # fmt: skip
+            w, self.n_iter_ = np.asarray(found.value), int(found.stats["n_iter"])
+            _warn(self, found)
+        coef = w[: X.shape[1]] / size
+        self.coef_ = coef[None]
+        self.intercept_ = (w[X.shape[1] :] if self.fit_intercept else np.zeros(1)) - mean @ coef
+        return self
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """`X w + b`, (n,): positive for the second class."""
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype=np.float64, reset=False)
+        return X @ self.coef_[0] + self.intercept_[0]
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Classes (n,)."""
+        return self.classes_[(self.decision_function(X) > 0).astype(int)]
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Probabilities (n, 2)."""
+        z = self.decision_function(X)
+        second = np.exp(-np.logaddexp(0, -z))
+        return np.stack([1 - second, second], axis=1)
