@@ -14,7 +14,7 @@ from ._pruning import at_step, check_params, check_some, masked_updates, next_st
 
 
 class MovementState(NamedTuple):
-    """State of `movement` and `soft_movement`: the step, the masks of the step to come, the scores."""
+    """State of both movement prunings: the step, the masks of the step to come, the scores."""
 
     count: Int[Array, ""]
     masks: PyTree
