@@ -26,16 +26,13 @@ def mixed_loss(params, alpha, batch):
     return optax.softmax_cross_entropy_with_integer_labels(found, batch["y"]).mean()
 
 
-@pytest.mark.parametrize("momentum", [None, 0.9])
-def test_second_order_is_the_derivative_through_the_step(momentum):
+def test_second_order_is_the_derivative_through_the_step():
     """Against central differences of the validation loss after the step, in float64."""
     with jax.enable_x64(True):
         params = jax.tree.map(lambda x: np.asarray(x, np.float64), PARAMS)
         train, test = ({"x": np.asarray(d["x"], np.float64), "y": d["y"]} for d in (DATA, TEST))
-        tx = optax.chain(optax.add_decayed_weights(1e-3), optax.sgd(0.3, momentum))
-        state = tx.init(params)
-        if momentum:
-            _, state = tx.update(params, state, params)
+        tx = optax.chain(optax.add_decayed_weights(1e-3), optax.sgd(0.3, 0.9))
+        _, state = tx.update(params, tx.init(params), params)
         alpha = jnp.array([0.3, -0.2], jnp.float64)
         masks = PLAN.masks(sj.masks.magnitude(params))
 
