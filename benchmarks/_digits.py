@@ -83,8 +83,13 @@ def train(
     seeds: int,
     batch: int = 64,
     watch: Callable[..., Any] = lambda old, new, grads: None,
+    side_by_side: bool = True,
 ) -> Result:
-    """Trains `seeds` networks side by side; everything has a leading axis of seeds."""
+    """Trains `seeds` networks; everything has a leading axis of seeds.
+
+    Side by side, what a step does only now and then (`lax.cond`) is computed at every step; one
+    after the other, only when it is due.
+    """
 
     def one(key):
         key_init, key_data = jax.random.split(key)
@@ -104,4 +109,5 @@ def train(
         predicted = logits(method.view(params, state), data.x_test).argmax(-1)
         return Result(params, state, jnp.mean(predicted == data.y_test), history)
 
-    return jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(0), seeds))
+    keys = jax.random.split(jax.random.key(0), seeds)
+    return jax.jit(jax.vmap(one) if side_by_side else lambda keys: jax.lax.map(one, keys))(keys)

@@ -26,9 +26,15 @@ from ._apply import straight_through as straight_through
 from ._iterative import iterative as iterative
 from ._layerwise import sparsegpt as sparsegpt
 from ._layerwise import wanda as wanda
+from ._learned import apply_scores as apply_scores
+from ._learned import scaled_scores as scaled_scores
+from ._learned import score_mask as score_mask
 from ._nm import NM as NM
 from ._nm import Stages as Stages
 from ._nm import nm_stages as nm_stages
+from ._nodes import compact as compact
+from ._nodes import edges_from_nodes as edges_from_nodes
+from ._nodes import node_masks as node_masks
 from ._pattern import FanIn as FanIn
 from ._pattern import Pattern as Pattern
 from ._pattern import Unstructured as Unstructured
@@ -81,8 +87,11 @@ __all__ = [
     "Unstructured",
     "above",
     "apply_masks",
+    "apply_scores",
     "below_threshold",
     "changed",
+    "compact",
+    "edges_from_nodes",
     "energy_threshold",
     "erdos_renyi",
     "erk",
@@ -94,9 +103,12 @@ __all__ = [
     "magnitude",
     "movement",
     "nm_stages",
+    "node_masks",
     "plan",
     "random",
     "saliency",
+    "scaled_scores",
+    "score_mask",
     "sparsegpt",
     "straight_through",
     "synflow",

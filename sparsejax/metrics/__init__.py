@@ -35,6 +35,8 @@ from ._graph import shd_cpdag as shd_cpdag
 from ._graph import sid as sid
 from ._history import Taxonomy as Taxonomy
 from ._history import taxonomy as taxonomy
+from ._paired import PairedTest as PairedTest
+from ._paired import paired_t_test as paired_t_test
 from ._plot import plot_masks as plot_masks
 from ._plot import plot_reliability as plot_reliability
 from ._plot import plot_sparsity as plot_sparsity
@@ -77,6 +79,7 @@ __all__ = [
     "Flops",
     "LeafFlops",
     "LeafReport",
+    "PairedTest",
     "Reliability",
     "Report",
     "Taxonomy",
@@ -114,6 +117,7 @@ __all__ = [
     "near_zero_count",
     "negative_log_likelihood",
     "orientation_tuning",
+    "paired_t_test",
     "pattern",
     "plot_masks",
     "plot_reliability",

@@ -165,8 +165,8 @@ QUESTIONS = (
     ),
     (
         "Is random pruning enough?",
-        "Always include random masks with the same layer ratios, random search, and one-shot "
-        "magnitude as baselines.",
+        "Always include random masks with the same layer ratios, random search "
+        "(sj.recipes.random_search), and one-shot magnitude as baselines.",
     ),
     (
         "What is a fair comparison?",

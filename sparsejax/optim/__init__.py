@@ -20,6 +20,7 @@ from ._dynamic import rigl as rigl
 from ._dynamic import set_ as set_
 from ._movement import MovementState as MovementState
 from ._movement import movement as movement
+from ._movement import soft_movement as soft_movement
 from ._penalty import add_penalty as add_penalty
 from ._phases import PhaseState as PhaseState
 from ._phases import acdc as acdc
@@ -95,6 +96,7 @@ __all__ = [
     "prune",
     "rigl",
     "set_",
+    "soft_movement",
     "sr_ste",
     "stage_schedule",
     "subset",

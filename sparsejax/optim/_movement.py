@@ -1,4 +1,4 @@
-"""Movement pruning: scores that learn where weights are going."""
+"""Movement pruning: scores that learn where weights are going, ranked or against a threshold."""
 
 from typing import NamedTuple
 
@@ -8,13 +8,13 @@ import optax
 from jaxtyping import Array, Int, PyTree
 
 from .._tree import is_gap, map_named
-from ..masks import Plan
+from ..masks import Plan, Unstructured
 from ..masks._plan import check_plan
 from ._pruning import at_step, check_params, check_some, masked_updates, next_step
 
 
 class MovementState(NamedTuple):
-    """State of `movement`: the step, the masks of the step to come, the scores."""
+    """State of both movement prunings: the step, the masks of the step to come, the scores."""
 
     count: Int[Array, ""]
     masks: PyTree
@@ -58,19 +58,83 @@ def movement(
       >>> sj.get_masks(state)["kernel"].ravel().tolist()
       [False, True]
     """
-    planned = {leaf.name for leaf in plan.leaves}
-
     check_plan("movement", plan)
+
+    def choose(scores, count):
+        return plan.masks(scores, at_step(schedule, count))
+
+    return _scored("movement", plan, choose, learning_rate, lambda score, count: 0.0)
+
+
+def soft_movement(
+    plan: Plan,
+    threshold: optax.ScalarOrSchedule = 0.1,
+    *,
+    strength: optax.ScalarOrSchedule = 0.0,
+    learning_rate: optax.ScalarOrSchedule = 1e-2,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Soft movement pruning, for fine-tuning: a threshold on the scores, not a rank.
+
+    With the gradient g of the masked weights,
+    `S <- S - learning_rate * (g * w + strength(t) * sigmoid'(S))` for every entry from S = 0, and
+    `m = sigmoid(S) > threshold(t)` for the step to come; the second term is the gradient of the
+    penalty `strength * sum sigmoid(S)`. How sparse each leaf becomes is found by training: the
+    strength says how much, and leaves may differ. Else as `movement`.
+
+    Args:
+      plan: Which leaves; the numbers in its patterns play no part: `sj.Unstructured(0.5)`.
+      threshold: In [0, 0.5): a number or an optax schedule, which usually rises from 0 to 0.1.
+      strength: Of the penalty: a number or an optax schedule, which usually rises from 0.
+      learning_rate: Of the scores: a number or an optax schedule.
+
+    Returns:
+      A transformation whose state has `count`, `masks` and `scores`.
+
+    Raises:
+      ValueError: If a pattern of the plan is not `Unstructured`, a constant threshold is not in
+        [0, 0.5), `update` gets no parameters, or no leaf is planned.
+
+    Reference:
+      Sanh, Wolf and Rush, 2020 (arXiv 2005.07683), section 4.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, sparsejax as sj
+      >>> params = {"kernel": jnp.array([[3.0], [0.5], [2.0]])}
+      >>> plan = sj.plan(params, sj.Unstructured(0.5))
+      >>> tx = sj.optim.soft_movement(plan, 0.1, learning_rate=1.0)
+      >>> grads = {"kernel": jnp.array([[1.0], [-1.0], [0.1]])}  # only 3.0 shrinks by much
+      >>> updates, state = tx.update(grads, tx.init(params), params)
+      >>> sj.get_masks(state)["kernel"].ravel().tolist()
+      [False, True, True]
+    """
+    check_plan("soft_movement", plan)
+    _check_soft(plan, threshold)
+
+    def choose(scores, count):
+        cut = at_step(threshold, count)
+        return map_named(lambda name, s: jax.nn.sigmoid(s) > cut, scores)
+
+    def pull(score, count):
+        value = jax.nn.sigmoid(score)
+        return at_step(strength, count) * value * (1 - value)
+
+    return _scored("soft_movement", plan, choose, learning_rate, pull)
+
+
+def _scored(what: str, plan: Plan, choose, learning_rate, pull):
+    """Scores that follow `g w + pull(S)`, and the masks that `choose` makes of them."""
+    planned = {leaf.name for leaf in plan.leaves}
 
     def init(params):
         def zero(name, p):
             wide = jnp.promote_types(p.dtype, jnp.float32)
             return jnp.zeros_like(p, wide) if name in planned else None
 
-        scores = map_named(zero, params)
-        masks = plan.masks(scores, at_step(schedule, jnp.zeros((), jnp.int32)))
-        check_some("movement", "plan", sorted(planned), masks, params)
-        return MovementState(jnp.zeros((), jnp.int32), masks, scores)
+        plan.full_masks(params)  # checks the shapes
+        scores, count = map_named(zero, params), jnp.zeros((), jnp.int32)
+        masks = choose(scores, count)
+        check_some(what, "plan", sorted(planned), masks, params)
+        return MovementState(count, masks, scores)
 
     def update(updates, state, params=None, **extra):
         del extra
@@ -80,11 +144,25 @@ def movement(
         def accumulate(score, g, p):
             if is_gap(score) or is_gap(g):
                 return score
-            return score - (rate * g * p).astype(score.dtype)
+            return score - (rate * (g * p + pull(score, state.count))).astype(score.dtype)
 
         scores = jax.tree.map(accumulate, state.scores, updates, params, is_leaf=is_gap)
-        masks = plan.masks(scores, at_step(schedule, count))
+        masks = choose(scores, count)
         # Not planned is not masked: what holds no scores has gaps in both.
         return masked_updates(updates, state.masks), MovementState(count, masks, scores)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _check_soft(plan: Plan, threshold: optax.ScalarOrSchedule) -> None:
+    for leaf in plan.leaves:
+        if not isinstance(leaf.pattern, Unstructured):
+            raise ValueError(
+                f"soft_movement: {leaf.name} is planned as {leaf.pattern!r}, and a threshold keeps "
+                "to no pattern; plan it with sj.Unstructured, or use sj.optim.movement."
+            )
+    if isinstance(threshold, int | float) and not 0 <= threshold < 0.5:
+        raise ValueError(
+            f"soft_movement(threshold={threshold}) must be in [0, 0.5): scores start at 0, where "
+            "their sigmoid is 0.5."
+        )

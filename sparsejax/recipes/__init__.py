@@ -3,10 +3,20 @@
 from ._average import greedy_soup as greedy_soup
 from ._average import soup_geometry as soup_geometry
 from ._average import uniform_soup as uniform_soup
+from ._bilevel import bilevel_gradient as bilevel_gradient
 from ._iterative import IterativeResult as IterativeResult
 from ._iterative import Round as Round
 from ._iterative import iterative_prune as iterative_prune
 from ._iterative import prune_remaining as prune_remaining
+from ._learned_masks import ScoredResult as ScoredResult
+from ._learned_masks import SearchedNetwork as SearchedNetwork
+from ._learned_masks import Stage as Stage
+from ._learned_masks import dass as dass
+from ._learned_masks import score_prune as score_prune
+from ._random_search import SearchComparison as SearchComparison
+from ._random_search import SearchResult as SearchResult
+from ._random_search import compare_random_search as compare_random_search
+from ._random_search import random_search as random_search
 from ._reprogram import Prompt as Prompt
 from ._reprogram import few_shot as few_shot
 from ._reprogram import frequency_mapping as frequency_mapping
@@ -36,8 +46,16 @@ __all__ = [
     "Prompt",
     "Round",
     "SaRAState",
+    "ScoredResult",
+    "SearchComparison",
+    "SearchResult",
+    "SearchedNetwork",
     "SoupResult",
+    "Stage",
     "Sweep",
+    "bilevel_gradient",
+    "compare_random_search",
+    "dass",
     "few_shot",
     "fisher_diagonal",
     "fisher_forgetting",
@@ -51,8 +69,10 @@ __all__ = [
     "prompt_images",
     "prune_remaining",
     "random_mapping",
+    "random_search",
     "retraining_schedule",
     "sara",
+    "score_prune",
     "soup_geometry",
     "sparse_model_soup",
     "sparsity_sweep",

@@ -53,6 +53,42 @@ def test_movement():
     assert sj.get_masks(state)["bias"] is None
 
 
+def test_soft_movement():
+    params = params_of()
+    plan = sj.plan(params, sj.Unstructured(0.6))
+    rising = optax.linear_schedule(0.0, 0.4, 4)
+    heavier = optax.linear_schedule(0.0, 0.2, 4)
+    tx = sj.optim.soft_movement(plan, rising, strength=heavier, learning_rate=0.5)
+    tx = optax.chain(tx, optax.sgd(RATE))
+    state = tx.init(params)
+    w, b, s = np.asarray(params["kernel"]), np.asarray(params["bias"]), np.zeros((6, 5))
+    zeros = []
+    for step in range(8):
+        share = 1 / (1 + np.exp(-s))
+        mask = np.asarray(sj.get_masks(state)["kernel"])
+        np.testing.assert_array_equal(mask, share > 0.4 * min(step / 4, 1))
+        zeros.append((~mask).sum())
+        grads = grads_of(step)
+        updates, state = tx.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        g = np.asarray(grads["kernel"])
+        s = s - 0.5 * (g * w + 0.2 * min(step / 4, 1) * share * (1 - share))
+        w = w - RATE * np.where(mask, g, 0)
+        b = b - RATE * np.asarray(grads["bias"])
+        np.testing.assert_allclose(params["kernel"], w, atol=1e-6)
+        np.testing.assert_allclose(params["bias"], b, atol=1e-6)
+    assert zeros[0] == 0 and 0 < zeros[-1] < 30
+    assert sj.get_masks(state)["bias"] is None
+
+
+def test_soft_movement_keeps_to_no_pattern_and_starts_dense():
+    params = params_of()
+    with pytest.raises(ValueError, match="keeps to no pattern"):
+        sj.optim.soft_movement(sj.plan(params, sj.NM(1, 2)))
+    with pytest.raises(ValueError, match="their sigmoid is 0.5"):
+        sj.optim.soft_movement(sj.plan(params, sj.Unstructured(0.5)), 0.5)
+
+
 def test_top_kast():
     params = params_of()
     forward, backward = (sj.plan(params, sj.Unstructured(x)) for x in (0.8, 0.5))

@@ -46,6 +46,10 @@ def wider_plan_of():
     return sj.plan(params_of(), {r"dense/kernel$": sj.NM(3, 4), r"kernel$": sj.Unstructured(0.5)})
 
 
+def dense_plan_of():
+    return sj.plan(params_of(), sj.Unstructured(0.5))
+
+
 def masks_of():
     return plan_of().masks(sj.masks.random(params_of(), jax.random.key(1)))
 
@@ -74,6 +78,9 @@ MEMBERS = {
     "movement": lambda rate=0.1: optax.chain(
         sj.optim.movement(plan_of(), learning_rate=0.5), optax.adam(rate)
     ),
+    "soft_movement": lambda rate=0.1: optax.chain(
+        sj.optim.soft_movement(dense_plan_of(), strength=0.1, learning_rate=0.5), optax.adam(rate)
+    ),
     "top_kast": lambda rate=0.1: sj.optim.top_kast(
         optax.adam(rate), plan_of(), wider_plan_of(), every=2
     ),
@@ -95,7 +102,7 @@ MEMBERS = {
 EXACT = {"prune", "keep_masked", "acdc", "iterative_shrinkage"}
 SPARSE = EXACT | {"rigl", "set_", "proximal", "proximal_sgd", "proximal_adam"}
 MASKED = EXACT | {"rigl", "set_", "track_masks", "add_pruned_decay", "sr_ste"}
-MASKED |= {"movement", "top_kast"}
+MASKED |= {"movement", "soft_movement", "top_kast"}
 
 every_member = pytest.mark.parametrize("name", MEMBERS)
 
