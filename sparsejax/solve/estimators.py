@@ -267,7 +267,9 @@ class SparseLogisticRegression(ClassifierMixin, BaseEstimator):
                 f"{type_of_target(y)}."
             )
         if len(self.classes_) < 2:
-            raise ValueError(f"SparseLogisticRegression needs two classes, got {self.classes_}.")
+            raise ValueError(
+                f"SparseLogisticRegression needs two classes, got one class: {self.classes_}."
+            )
         sign = np.where(y == self.classes_[1], 1.0, -1.0)
         # The same problem in columns of one size, and of mean 0 where b takes up the rest.
         mean = X.mean(0) if self.fit_intercept else np.zeros(X.shape[1])
@@ -297,7 +299,8 @@ class SparseLogisticRegression(ClassifierMixin, BaseEstimator):
 
     def predict(self, X: Any) -> np.ndarray:
         """Classes (n,)."""
-        return self.classes_[(self.decision_function(X) > 0).astype(int)]
+        second = self.decision_function(X) > 0
+        return self.classes_[second.astype(int)]
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Probabilities (n, 2)."""

@@ -87,5 +87,5 @@ def test_cross_validation_finds_the_strength_that_scikit_learn_finds():
 
 def test_a_fit_that_is_cut_short_warns():
     X, y = load_diabetes(return_X_y=True)
-    with pytest.warns(ConvergenceWarning, match="Lasso did not reach tol"):
-        ours.Lasso(0.01, max_iter=1, tol=1e-12).fit(X, y)
+    with pytest.warns(ConvergenceWarning, match="MultiTaskLasso did not reach tol"):
+        ours.MultiTaskLasso(0.01, max_iter=1).fit(X, y[:, None])
