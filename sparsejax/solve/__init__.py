@@ -37,6 +37,12 @@ from ._patches import sample_patches as sample_patches
 from ._patches import whiten_image as whiten_image
 from ._proximal_gradient import fista as fista
 from ._proximal_gradient import proximal_gradient as proximal_gradient
+from ._random_reference import Preconditioner as Preconditioner
+from ._random_reference import RandomSupportFit as RandomSupportFit
+from ._random_reference import precondition_apply as precondition_apply
+from ._random_reference import precondition_unapply as precondition_unapply
+from ._random_reference import random_reference as random_reference
+from ._random_reference import random_support_lasso as random_support_lasso
 from ._solution import Result as Result
 from ._solution import Solution as Solution
 from ._structural import edge_weights as edge_weights
@@ -56,6 +62,8 @@ __all__ = [
     "ConcomitantFit",
     "DAGFit",
     "DictionaryFit",
+    "Preconditioner",
+    "RandomSupportFit",
     "Result",
     "Solution",
     "Unmixing",
@@ -88,8 +96,12 @@ __all__ = [
     "noise_scale",
     "operator_norm",
     "polynomial_acyclicity",
+    "precondition_apply",
+    "precondition_unapply",
     "proximal_gradient",
     "pure_pixels",
+    "random_reference",
+    "random_support_lasso",
     "sample_patches",
     "sample_sem",
     "scale_free_dag",
