@@ -3,6 +3,7 @@
 from ._advise import Advice as Advice
 from ._advise import advice_markdown as advice_markdown
 from ._advise import advise as advise
+from ._audit import privacy_audit as privacy_audit
 from ._bytes import bytes_of as bytes_of
 from ._calibration import Reliability as Reliability
 from ._calibration import brier_score as brier_score
@@ -119,6 +120,7 @@ __all__ = [
     "plot_reliability",
     "plot_sparsity",
     "plot_training",
+    "privacy_audit",
     "reliability",
     "report",
     "sad",

@@ -7,6 +7,8 @@ from ._acyclicity import logdet_acyclicity as logdet_acyclicity
 from ._acyclicity import polynomial_acyclicity as polynomial_acyclicity
 from ._acyclicity import threshold_to_dag as threshold_to_dag
 from ._algebra import operator_norm as operator_norm
+from ._basis_pursuit import basis_pursuit as basis_pursuit
+from ._basis_pursuit import min_norm as min_norm
 from ._concomitant import ConcomitantFit as ConcomitantFit
 from ._concomitant import concomitant_lasso as concomitant_lasso
 from ._concomitant import noise_scale as noise_scale
@@ -35,6 +37,21 @@ from ._lasso_host import lasso_path_host as lasso_path_host
 from ._match import match_strength as match_strength
 from ._patches import sample_patches as sample_patches
 from ._patches import whiten_image as whiten_image
+from ._privacy import PrivacySpent as PrivacySpent
+from ._privacy import clip_entries as clip_entries
+from ._privacy import clip_l2 as clip_l2
+from ._privacy import gaussian_delta as gaussian_delta
+from ._privacy import gaussian_sigma as gaussian_sigma
+from ._privacy import l2_randomizer as l2_randomizer
+from ._private_iht import PrivateIHTFit as PrivateIHTFit
+from ._private_iht import ldp_iht as ldp_iht
+from ._private_moments import MomentMechanism as MomentMechanism
+from ._private_moments import PrivateFit as PrivateFit
+from ._private_moments import moment_mechanism as moment_mechanism
+from ._private_moments import nldp_message as nldp_message
+from ._private_moments import nldp_regression as nldp_regression
+from ._private_moments import nldp_server as nldp_server
+from ._private_moments import soft_thresholded_ols as soft_thresholded_ols
 from ._proximal_gradient import fista as fista
 from ._proximal_gradient import proximal_gradient as proximal_gradient
 from ._random_reference import Preconditioner as Preconditioner
@@ -62,13 +79,20 @@ __all__ = [
     "ConcomitantFit",
     "DAGFit",
     "DictionaryFit",
+    "MomentMechanism",
     "Preconditioner",
+    "PrivacySpent",
+    "PrivateFit",
+    "PrivateIHTFit",
     "RandomSupportFit",
     "Result",
     "Solution",
     "Unmixing",
+    "basis_pursuit",
     "channel_noise",
     "clean_channels",
+    "clip_entries",
+    "clip_l2",
     "colide",
     "concomitant_lasso",
     "dagma",
@@ -81,18 +105,27 @@ __all__ = [
     "expm_acyclicity",
     "fcls",
     "fista",
+    "gaussian_delta",
+    "gaussian_sigma",
     "iht",
     "irls_weights",
     "is_acyclic",
     "is_m_matrix",
+    "l2_randomizer",
     "lambda_max",
     "lasso",
     "lasso_host",
     "lasso_path",
     "lasso_path_host",
+    "ldp_iht",
     "learn_guidance",
     "logdet_acyclicity",
     "match_strength",
+    "min_norm",
+    "moment_mechanism",
+    "nldp_message",
+    "nldp_regression",
+    "nldp_server",
     "noise_scale",
     "operator_norm",
     "polynomial_acyclicity",
@@ -105,6 +138,7 @@ __all__ = [
     "sample_patches",
     "sample_sem",
     "scale_free_dag",
+    "soft_thresholded_ols",
     "spa",
     "sparse_code",
     "spatial_guidance",

@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 from ..prox._check import known
-from ._duality import lambda_max, matrix_and_target
+from ._duality import check_number, lambda_max, matrix_and_target
 from ._lasso import lasso, strengths
 from ._lasso_host import lasso_host
 from ._solution import Solution
@@ -308,6 +308,8 @@ def _choices(shape: Any, k: int, m: Any, lam: Any, delta: float, restarts: int) 
     if isinstance(lam, str):
         if lam != "cv":
             raise ValueError(f"lam must be a number, None or 'cv', got {lam!r}; as in {CALL}.")
+    elif lam is not None:
+        check_number("lam", lam, ())
     if (len(widths) > 1 or restarts > 1 or isinstance(lam, str)) and n < 2 * FOLDS:
         raise ValueError(
             f"choosing by held-out error needs {2 * FOLDS} rows, X has {n}; give m and lam, as in "
@@ -341,7 +343,7 @@ def _fit(
     # A residual that is 0, or rounding, has nothing to fit.
     nothing = jnp.linalg.norm(r) <= 10 * jnp.finfo(r.dtype).eps * jnp.linalg.norm(y)
     r = jnp.where(nothing, 0, r)
-    found = solver(pre.residual, r, jnp.where(lam > 0, lam, jnp.finfo(X.dtype).tiny))
+    found = solver(pre.residual, r, jnp.where(nothing & (lam == 0), 1, lam))
     q = pre.basis.T @ y
     w = precondition_unapply(pre, X, q, found.value)
     prediction = pre.basis @ q + pre.residual @ found.value + level

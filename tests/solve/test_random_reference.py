@@ -1,4 +1,4 @@
-"""Random-reference preconditioning against NumPy, the guarantee by counting, and degenerate data."""
+"""Random-reference preconditioning against NumPy, its guarantee by counting, degenerate data."""
 
 import jax
 import jax.numpy as jnp
@@ -134,9 +134,9 @@ def test_columns_of_zeros_duplicates_and_nothing_to_fit():
     y = np.random.default_rng(0).normal(size=30)
     fit = solve.random_support_lasso(X, y, k=2, key=KEY, m=20, lam=0.1)
     np.testing.assert_allclose(fit.prediction, X @ np.linalg.lstsq(X, y)[0], atol=1e-8)
-    for X, y in ((0 * X, y), (X, 0 * y)):
+    for design, target in ((0 * X, y), (X, 0 * y)):
         for m in (0, 3):
-            fit = solve.random_support_lasso(X, y, k=2, key=KEY, m=m)
+            fit = solve.random_support_lasso(design, target, k=2, key=KEY, m=m)
             assert not fit.prediction.any() and not fit.coefficients.any()
     tiny = solve.random_support_lasso(1e-200 * walk(), walk()[:, 3], k=1, key=KEY, m=4, lam=0.1)
     same = solve.random_support_lasso(walk(), walk()[:, 3], k=1, key=KEY, m=4, lam=0.1)
