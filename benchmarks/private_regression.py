@@ -59,9 +59,9 @@ def rate_table() -> Table:
             found = [median(seeds, public=public, **(fixed | {name: v})) for v in values]
             soft, raw = zip(*found)
             label = f"{name} = {', '.join(f'{v:g}' for v in values)}"
-            rows.append([f"{label}{', public covariates' if public else ''}",
-                         " ".join(f"{e:.4f}" for e in soft), slope(values, soft),
-                         " ".join(f"{e:.4f}" for e in raw), slope(values, raw), theory])  # fmt: skip
+            cells = [" ".join(f"{e:.4f}" for e in soft), slope(values, soft)]
+            cells += [" ".join(f"{e:.4f}" for e in raw), slope(values, raw), theory]
+            rows.append([f"{label}{', public covariates' if public else ''}", *cells])
     columns = ["sweep", "error", "slope", "without threshold", "slope ", "theory"]
     return table_of("l2 error of nldp_server, medians", columns, rows)
 

@@ -15,6 +15,7 @@ from ._coding import active_units as active_units
 from ._coding import circular_variance as circular_variance
 from ._coding import error_at_activity as error_at_activity
 from ._coding import orientation_tuning as orientation_tuning
+from ._design import design_value as design_value
 from ._essential import abrupt_change as abrupt_change
 from ._essential import essential_sparsity as essential_sparsity
 from ._essential import knee as knee
@@ -95,6 +96,7 @@ __all__ = [
     "bytes_of",
     "circular_variance",
     "cpdag",
+    "design_value",
     "edge_scores",
     "error_at_activity",
     "essential_sparsity",

@@ -7,6 +7,15 @@ from ._acyclicity import logdet_acyclicity as logdet_acyclicity
 from ._acyclicity import polynomial_acyclicity as polynomial_acyclicity
 from ._acyclicity import threshold_to_dag as threshold_to_dag
 from ._algebra import operator_norm as operator_norm
+from ._bandits import BanditResult as BanditResult
+from ._bandits import LinearBandit as LinearBandit
+from ._bandits import exhaustive_bandit as exhaustive_bandit
+from ._bandits import g_optimal as g_optimal
+from ._bandits import lasso_bandit as lasso_bandit
+from ._bandits import ols_bandit as ols_bandit
+from ._bandits import parameter_elimination as parameter_elimination
+from ._bandits import sparse_net as sparse_net
+from ._bandits import sphere_net as sphere_net
 from ._basis_pursuit import basis_pursuit as basis_pursuit
 from ._basis_pursuit import min_norm as min_norm
 from ._concomitant import ConcomitantFit as ConcomitantFit
@@ -75,10 +84,12 @@ from ._unmixing import update_abundances as update_abundances
 from ._unmixing import update_endmembers as update_endmembers
 
 __all__ = [
+    "BanditResult",
     "Codes",
     "ConcomitantFit",
     "DAGFit",
     "DictionaryFit",
+    "LinearBandit",
     "MomentMechanism",
     "Preconditioner",
     "PrivacySpent",
@@ -102,9 +113,11 @@ __all__ = [
     "edge_weights",
     "enet",
     "erdos_renyi_dag",
+    "exhaustive_bandit",
     "expm_acyclicity",
     "fcls",
     "fista",
+    "g_optimal",
     "gaussian_delta",
     "gaussian_sigma",
     "iht",
@@ -114,6 +127,7 @@ __all__ = [
     "l2_randomizer",
     "lambda_max",
     "lasso",
+    "lasso_bandit",
     "lasso_host",
     "lasso_path",
     "lasso_path_host",
@@ -127,7 +141,9 @@ __all__ = [
     "nldp_regression",
     "nldp_server",
     "noise_scale",
+    "ols_bandit",
     "operator_norm",
+    "parameter_elimination",
     "polynomial_acyclicity",
     "precondition_apply",
     "precondition_unapply",
@@ -141,7 +157,9 @@ __all__ = [
     "soft_thresholded_ols",
     "spa",
     "sparse_code",
+    "sparse_net",
     "spatial_guidance",
+    "sphere_net",
     "threshold_to_dag",
     "unmix",
     "update_abundances",
