@@ -150,9 +150,11 @@ def test_mistakes_are_told():
     net = solve.sparse_net(5, 1, 0.5)
     call = solve.parameter_elimination
     for arguments, text in (
-        ((Phi, reward[:3], net, 0.1, 0.1), "shape"), ((Phi, reward, net[:, :2], 0.1, 0.1), "columns"),
+        ((Phi, reward[:3], net, 0.1, 0.1), "shape"),
+        ((Phi, reward, net[:, :2], 0.1, 0.1), "columns"),
         ((Phi, reward, net, -0.1, 0.1), "eps"), ((Phi, reward, net, 0.1, np.nan), "h must"),
-        ((Phi * np.nan, reward, net, 0.1, 0.1), "NaN"), ((Phi, reward * np.inf, net, 0.1, 0.1), "NaN"),
+        ((Phi * np.nan, reward, net, 0.1, 0.1), "NaN"),
+        ((Phi, reward * np.inf, net, 0.1, 0.1), "NaN"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=text):
             call(*arguments)
