@@ -376,7 +376,7 @@ def _checked(features: Any, reward: Any, candidates: Any) -> tuple[Array, Array,
         shape = jax.ShapeDtypeStruct((), Phi.dtype)
 
         def host(a):
-            r = float(reward(int(a)))
+            r = float(np.asarray(reward(int(a))))
             if not math.isfinite(r):
                 raise ValueError(f"reward({int(a)}) is {r}; it must be a finite number.")
             return np.asarray(r, Phi.dtype)

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -118,8 +118,8 @@ def _rounds(
     def message(key, x, y, theta):
         return l2_randomizer(key, x * (jnp.vdot(x, theta) - y), radius, epsilon)
 
-    def turn(theta, group):
-        said = jax.vmap(message, in_axes=(0, 0, 0, None))(*group, theta)
+    def turn(theta: Array, group: Any) -> tuple[Array, Array]:
+        said = jax.vmap(lambda one: message(*one, theta))(group)
         moved = theta - step * said.mean(0)
         moved = jnp.where(topk_mask(jnp.abs(moved), kept), moved, 0)
         theta = clip_l2(moved, norm_bound)

@@ -368,7 +368,7 @@ def _mean_message(
     """Means of messages, a chunk of users at a time: never all triangles at once."""
     n, d = X.shape
     keys = jax.random.split(key, n)
-    send = jax.vmap(functools.partial(nldp_message, mechanism=how, part=part))
+    send = jax.vmap(lambda key, x, y: nldp_message(key, x, y, how, part))
     whole, chunk = n // CHUNK, CHUNK
 
     def add(total, users):
