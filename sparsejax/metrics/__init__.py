@@ -3,6 +3,7 @@
 from ._advise import Advice as Advice
 from ._advise import advice_markdown as advice_markdown
 from ._advise import advise as advise
+from ._audit import privacy_audit as privacy_audit
 from ._bytes import bytes_of as bytes_of
 from ._calibration import Reliability as Reliability
 from ._calibration import brier_score as brier_score
@@ -14,6 +15,7 @@ from ._coding import active_units as active_units
 from ._coding import circular_variance as circular_variance
 from ._coding import error_at_activity as error_at_activity
 from ._coding import orientation_tuning as orientation_tuning
+from ._design import design_value as design_value
 from ._essential import abrupt_change as abrupt_change
 from ._essential import essential_sparsity as essential_sparsity
 from ._essential import knee as knee
@@ -97,6 +99,7 @@ __all__ = [
     "bytes_of",
     "circular_variance",
     "cpdag",
+    "design_value",
     "edge_scores",
     "error_at_activity",
     "essential_sparsity",
@@ -123,6 +126,7 @@ __all__ = [
     "plot_reliability",
     "plot_sparsity",
     "plot_training",
+    "privacy_audit",
     "reliability",
     "report",
     "sad",

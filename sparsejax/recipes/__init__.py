@@ -1,5 +1,10 @@
 """Whole procedures: functions over the train and evaluate callables of the user."""
 
+from ._active_mtl import ActiveMTL as ActiveMTL
+from ._active_mtl import active_mtl as active_mtl
+from ._active_mtl import allocate_samples as allocate_samples
+from ._active_mtl import multitask_als as multitask_als
+from ._active_mtl import task_relevance as task_relevance
 from ._average import greedy_soup as greedy_soup
 from ._average import soup_geometry as soup_geometry
 from ._average import uniform_soup as uniform_soup
@@ -41,6 +46,7 @@ from ._unlearning import influence_unlearning as influence_unlearning
 from ._unlearning import unlearn as unlearn
 
 __all__ = [
+    "ActiveMTL",
     "IterativeResult",
     "Phase",
     "Prompt",
@@ -53,6 +59,8 @@ __all__ = [
     "SoupResult",
     "Stage",
     "Sweep",
+    "active_mtl",
+    "allocate_samples",
     "bilevel_gradient",
     "compare_random_search",
     "dass",
@@ -65,6 +73,7 @@ __all__ = [
     "influence_unlearning",
     "iterative_prune",
     "linear_probe",
+    "multitask_als",
     "nested_masks",
     "prompt_images",
     "prune_remaining",
@@ -76,6 +85,7 @@ __all__ = [
     "soup_geometry",
     "sparse_model_soup",
     "sparsity_sweep",
+    "task_relevance",
     "train_masked",
     "uniform_soup",
     "unlearn",

@@ -1,0 +1,84 @@
+"""Misspecified linear bandits: what elimination over a sparse net asks and misses, and baselines.
+
+    python benchmarks/bandits.py
+
+Rewards are linear in unit features up to eps, with random or (for least squares) worst signs.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from _timing import save, table_of
+from rich.table import Table
+
+from sparsejax import solve
+
+jax.config.update("jax_enable_x64", True)
+
+
+def unit(rng, *shape):
+    x = rng.normal(size=shape)
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def elimination_table(eps: float = 0.2, seeds: int = 5) -> Table:
+    rows = []
+    for d, s in ((6, 2), (12, 2), (18, 2), (6, 3), (12, 3)):
+        net = solve.sparse_net(d, s, eps)
+        gaps, queries, every = [], [], []
+        for seed in range(seeds):
+            rng = np.random.default_rng(seed)
+            theta = np.zeros(d)
+            theta[rng.choice(d, s, replace=False)] = unit(rng, s)
+            Phi = unit(rng, 400, d)
+            reward = Phi @ theta + eps * rng.choice([-1, 1], 400)
+            found = solve.parameter_elimination(Phi, reward, net, eps, eps)
+            gaps.append(float(reward.max() - reward[int(found.action)]))
+            queries.append(int(found.queries))
+            every.append(solve.exhaustive_bandit(Phi, reward, net).queries)
+        rows.append([f"d = {d}, s = {s}", len(net), f"{max(gaps):.2f}", f"{4 * eps:.1f}",
+                     f"{min(queries)}..{max(queries)}", f"{min(every)}..{max(every)}",
+                     bool(max(gaps) <= 4 * eps)])  # fmt: skip
+    columns = ["problem", "net", "largest gap", "proved", "queries", "queries of exhaustive"]
+    return table_of(f"parameter_elimination, 400 actions, eps = h = {eps}", columns, rows)
+
+
+def least_squares_table(actions: int = 1500) -> Table:
+    rows = []
+    for d in (4, 8, 16, 32):
+        Phi = jnp.asarray(unit(np.random.default_rng(d), actions, d))
+        p = solve.g_optimal(Phi)
+        # Error at a is sum_b p_b phi_a M^-1 phi_b nu_b: worst where every sign of nu agrees.
+        weights = jnp.abs(Phi @ jnp.linalg.inv((Phi.T * p) @ Phi) @ (Phi.T * p)).sum(1)
+        worst = float(weights.max())
+        rows.append([f"d = {d}", f"{worst:.2f}", f"{worst / d**0.5:.2f}", f"{1 + d**0.5:.2f}"])
+    columns = ["problem", "error / eps", "over sqrt(d)", "bound"]
+    return table_of("least squares on a G-optimal design, worst misspecification", columns, rows)
+
+
+def lasso_table(d: int = 200, n: int = 120, eps: float = 0.05, seeds: int = 3) -> Table:
+    rows = []
+    for s in (1, 2, 4, 8):
+        cells = []
+        for equal in (True, False):
+            off = []
+            for seed in range(seeds):
+                rng = np.random.default_rng(seed)
+                theta = np.zeros(d)
+                values = rng.choice([-1, 1], s) / s**0.5 if equal else unit(rng, s)
+                theta[rng.choice(d, s, replace=False)] = values
+                Phi = rng.choice([-1.0, 1.0], (400, d))
+                reward = Phi @ theta + eps * rng.choice([-1, 1], 400)
+                fit = solve.lasso_bandit(jax.random.key(seed), Phi, reward, s, n, eps)
+                error = np.abs(Phi @ (np.asarray(fit.theta) - theta)).max()
+                off.append(float(error) / eps)
+            cells += [f"{np.mean(off):.2f}", f"{min(off):.2f}..{max(off):.2f}"]
+        rows.append([f"s = {s}", *cells])
+    title = f"lasso_bandit, signs, d = {d}, {n} queries, eps = {eps}: value error / eps"
+    columns = ["problem", "entries of equal size", "seeds", "of any size", "seeds "]
+    caption = "Entries below the strength 2 eps are not found, and each costs its size."
+    return table_of(title, columns, rows, caption)
+
+
+if __name__ == "__main__":
+    save("bandits", elimination_table(), least_squares_table(), lasso_table())

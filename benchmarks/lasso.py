@@ -1,0 +1,215 @@
+"""The Lasso over scikit-learn, celer, skglm and adelie: same problems, one run, one thread.
+
+    python benchmarks/lasso.py             every cell, about 15 minutes, most of them scikit-learn's
+    python benchmarks/lasso.py --quick     without the cells where scikit-learn takes minutes
+
+Every solver runs at the loosest tolerance of a few whose duality gap is at most 1e-6 of the
+objective at 0; the gap is computed from its coefficients in NumPy, the same for all. A ratio below
+1 means that the solver takes less time than scikit-learn. Compiling is timed apart. Peers that are
+not installed are left out, which the tables say.
+"""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
+
+import argparse
+import importlib
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from _timing import save
+from rich.table import Table
+from sklearn.linear_model import Lasso
+
+from sparsejax import solve
+
+jax.config.update("jax_enable_x64", True)
+GAP = 1e-6
+Fit = Callable[[Any], np.ndarray]
+
+
+def design(n: int, p: int, support: int = 50, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Columns of an AR(1) process of correlation 0.5, 50 true ones, noise of a tenth of it."""
+    rng = np.random.default_rng(seed)
+    noise = rng.normal(size=(n, p))
+    X = np.empty((n, p), order="F")
+    X[:, 0] = noise[:, 0]
+    for j in range(1, p):
+        X[:, j] = 0.5 * X[:, j - 1] + 0.75**0.5 * noise[:, j]
+    w = np.zeros(p)
+    w[rng.permutation(p)[:support]] = rng.choice([-1, 1], support)
+    y = X @ w
+    return X, y + rng.normal(size=n) * np.std(y) / 10**0.5
+
+
+def relative_gap(X: np.ndarray, y: np.ndarray, w: np.ndarray, lam: float) -> float:
+    """Primal minus dual over the objective at 0, by hand."""
+    n, r = len(y), y - X @ w
+    theta = r / n * min(1, lam / max(np.abs(X.T @ r / n).max(), 1e-300))
+    primal = r @ r / (2 * n) + lam * np.abs(w).sum()
+    dual = y @ y / (2 * n) - n / 2 * np.sum((theta - y / n) ** 2)
+    return float((primal - dual) / (y @ y / (2 * n)))
+
+
+def candidates(X: np.ndarray, y: np.ndarray, lam: float) -> dict[str, tuple[Fit, tuple]]:
+    """Fits by name, from a tolerance to coefficients, and the tolerances to try."""
+    A, b = jnp.asarray(X), jnp.asarray(y)
+    found: dict[str, tuple[Fit, tuple]] = {
+        "sparsejax": (lambda tol: np.asarray(solve.lasso_host(A, b, lam, tol=tol).value), (GAP,)),
+        "scikit-learn": (
+            lambda tol: Lasso(lam, fit_intercept=False, tol=tol, max_iter=100_000).fit(X, y).coef_,
+            (4e-7, 1e-7),
+        ),
+    }
+    if celer := module("celer"):
+        found["celer"] = (
+            lambda tol: celer.Lasso(lam, fit_intercept=False, tol=tol).fit(X, y).coef_,
+            (4e-7, 1e-7, 1e-8),
+        )
+    if skglm := module("skglm"):
+        found["skglm"] = (
+            lambda tol: skglm.Lasso(lam, fit_intercept=False, tol=tol).fit(X, y).coef_,
+            (1e-4, 1e-5, 1e-6, 1e-7, 1e-8),
+        )
+    return found
+
+
+def module(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return None
+
+
+def timed(fit: Fit, tol: Any) -> tuple[float, float, np.ndarray]:
+    """Best time of a few runs (one if it is long), the first time, and the coefficients."""
+    start = time.perf_counter()
+    w = fit(tol)
+    first = best = time.perf_counter() - start
+    if first > 20:
+        return first, first, w
+    for _ in range(3):
+        start = time.perf_counter()
+        w = fit(tol)
+        best = min(best, time.perf_counter() - start)
+    return best, first, w
+
+
+def single(title: str, X: np.ndarray, y: np.ndarray, share: float) -> list[tuple]:
+    lam = float(np.abs(X.T @ y).max() / len(y)) * share
+    rows = []
+    for name, (fit, tols) in candidates(X, y, lam).items():
+        for tol in tols:
+            best, first, w = timed(fit, tol)
+            gap = relative_gap(X, y, w, lam)
+            if gap <= GAP:
+                break
+        rows.append((title, name, best, first - best, gap, int(np.count_nonzero(w))))
+    return rows
+
+
+def path(title: str, X: np.ndarray, y: np.ndarray, peers: bool) -> list[tuple]:
+    """100 strengths down to a hundredth of the largest; the worst gap counts."""
+    largest = float(np.abs(X.T @ y).max() / len(y))
+    lams = largest * 0.01 ** (np.arange(100) / 99)
+    A, b = jnp.asarray(X), jnp.asarray(y)
+    from sklearn.linear_model import lasso_path
+
+    fits: dict[str, tuple[Fit, Any]] = {
+        "sparsejax": (
+            lambda tol: np.asarray(solve.lasso_path_host(A, b, jnp.asarray(lams), tol=tol).value),
+            GAP,
+        )
+    }
+    if peers:
+        fits["scikit-learn"] = (
+            lambda tol: lasso_path(X, y, alphas=lams, tol=tol, max_iter=100_000)[1].T,
+            4e-7,
+        )
+    if celer := module("celer"):
+        fits["celer"] = (
+            lambda tol: celer.celer_path(X, y, "lasso", alphas=lams, tol=tol)[1].T,
+            1e-7,
+        )
+    rows = []
+    for name, (fit, tol) in fits.items():
+        best, first, w = timed(fit, tol)
+        gap = max(relative_gap(X, y, row, lam) for row, lam in zip(w, lams))
+        rows.append((title, name, best, first - best, gap, int(np.count_nonzero(w[-1]))))
+    return rows
+
+
+def batch(count: int = 64, n: int = 100, p: int = 200) -> Table:
+    """Many small problems at once by vmap, over a loop of scikit-learn."""
+    X, y = design(n, p, 10)
+    rng = np.random.default_rng(1)
+    Y = np.stack([y[rng.permutation(n)] * 0.3 + y for _ in range(count)])
+    lams = np.abs(Y @ X).max(1) / n / 10
+    one = jax.jit(
+        jax.vmap(lambda y, lam: solve.lasso(jnp.asarray(X), y, lam, tol=GAP, working_set=64).value)
+    )
+    arrays = jnp.asarray(Y), jnp.asarray(lams)
+
+    def loop(tol):
+        fits = [Lasso(lam, fit_intercept=False, tol=tol, max_iter=100_000) for lam in lams]
+        return np.stack([fit.fit(X, y).coef_ for fit, y in zip(fits, Y)])
+
+    rows = {"vmap": timed(lambda _: np.asarray(one(*arrays)), None), "loop": timed(loop, 4e-7)}
+    table = Table(
+        title=f"{count} Lassos of n={n}, p={p}, a tenth of the largest strength",
+        caption="Goal: 5 times faster than the loop.",
+    )
+    for column in ("solver", "seconds", "compiling", "largest gap", "loop / this"):
+        table.add_column(column, justify="right")
+    for name, (best, first, w) in rows.items():
+        gap = max(relative_gap(X, y, v, lam) for v, y, lam in zip(w, Y, lams))
+        compiling = f"{first - best:.1f}" if name == "vmap" else ""
+        ratio = f"{rows['loop'][0] / best:.2f}"
+        table.add_row(name, f"{best:.4f}", compiling, f"{gap:.1e}", ratio)
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="without what takes minutes")
+    quick = parser.parse_args().quick
+    warnings.filterwarnings("ignore")
+    rows = []
+    small, wide = design(1000, 5000), design(500, 20_000)
+    rows += single("n=1000 p=5000, lam_max/10", *small, 0.1)
+    rows += single("n=500 p=20000, lam_max/10", *wide, 0.1)
+    if not quick:
+        rows += single("n=1000 p=5000, lam_max/100", *small, 0.01)
+        rows += path("path of 100, n=1000 p=5000", *small, True)
+        rows += single("n=500 p=20000, lam_max/100", *wide, 0.01)
+    missing = [name for name in ("celer", "skglm", "adelie") if module(name) is None]
+    table = Table(
+        title="One problem, driven from the host",
+        caption="Goals over scikit-learn: 0.5 at lam_max/100 and on the path, 1 elsewhere."
+        + (f" Not installed: {', '.join(missing)}." if missing else ""),
+    )
+    for column in ("problem", "solver", "seconds", "first call more", "gap", "nonzeros", "over sk"):
+        table.add_column(column, justify="left" if column == "problem" else "right")
+    base = {title: best for title, name, best, *_ in rows if name == "scikit-learn"}
+    for title, name, best, compiling, gap, nonzeros in rows:
+        ratio = f"{best / base[title]:.3f}" if title in base else ""
+        told = f"{gap:.1e}{'' if gap <= GAP else ' !'}"
+        cells = (f"{best:.3f}", f"{compiling:.1f}", told, str(nonzeros), ratio)
+        table.add_row(title, name, *cells)
+    if not quick:
+        save("lasso-cpu", table, batch())
+    else:
+        from rich.console import Console
+
+        Console(width=130).print(table, batch())
+
+
+if __name__ == "__main__":
+    main()
