@@ -14,9 +14,9 @@ CALL = "solve.lasso(X, y, 0.1)"
 
 
 class Problem(NamedTuple):
-    """`|y - X w|^2 / (2 n) + sum_j a_j |w_j| + l2 |w|^2 / 2`, with X kept by columns."""
+    """`|y - X w|^2 / (2 n) + sum_j a_j |w_j| + l2 |w|^2 / 2`."""
 
-    columns: Float[Array, "p n"]
+    X: Float[Array, "n p"]
     y: Float[Array, " n"]
     thresholds: Float[Array, " p"]
     l2: Float[Array, ""]
@@ -40,7 +40,7 @@ def problem(X: Any, y: Any, lam: Any, weights: Any, l2: Any) -> Problem:
                 "solve.proximal_gradient(smooth, prox.weighted_l1(lam, weights), w0)."
             )
         thresholds = lam * jnp.asarray(weights, dtype)
-    return Problem(X.T, y, thresholds, jnp.asarray(l2, dtype))
+    return Problem(X, y, thresholds, jnp.asarray(l2, dtype))
 
 
 def matrix_and_target(X: Any, y: Any, ndim: int, call: str) -> tuple[Array, Array]:
@@ -87,7 +87,7 @@ def tolerance(tol: float | None, dtype: Any) -> float:
 
 def correlations(pb: Problem, w: Array, r: Array) -> Float[Array, " p"]:
     """`X^T r / n - l2 w`, minus the gradient of the smooth part."""
-    return pb.columns @ r / pb.y.size - pb.l2 * w
+    return r @ pb.X / pb.y.size - pb.l2 * w
 
 
 def share(c: Array, thresholds: Array, positive: bool) -> Float[Array, ""]:
@@ -149,7 +149,7 @@ def duality_gap(
     """
     pb = problem(X, y, lam, weights, l2)
     w = jnp.asarray(w, pb.y.dtype)
-    r = pb.y - w @ pb.columns
+    r = pb.y - pb.X @ w
     return gap_of(pb, w, r, correlations(pb, w, r), positive)[0]
 
 

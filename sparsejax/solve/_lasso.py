@@ -109,7 +109,7 @@ def lasso(
 
 @functools.partial(jax.jit, static_argnames=("m", "max_outer", "positive"))
 def _solve(pb: Problem, w: Array, tol: Any, m: int, max_outer: int, positive: bool) -> Any:
-    norms = jnp.sqrt(jnp.sum(pb.columns**2, axis=1))
+    norms = jnp.sqrt(jnp.sum(pb.X**2, axis=0))
     movable = (norms > 0) & jnp.isfinite(pb.thresholds)
     scale = jnp.vdot(pb.y, pb.y) / (2 * pb.y.size)
     # What cannot move is 0, and a start with too many entries keeps the largest.
@@ -118,14 +118,14 @@ def _solve(pb: Problem, w: Array, tol: Any, m: int, max_outer: int, positive: bo
     w = jnp.zeros_like(w).at[kept].set(w[kept])
 
     def measured(w, outer, rounds, full):
-        r = pb.y - w @ pb.columns
+        r = pb.y - pb.X @ w
         c = jnp.where(movable, correlations(pb, w, r), 0)
         gap, s = gap_of(pb, w, r, c, positive)
         return _State(w, r, c, gap, s, outer, rounds, full)
 
     def outer(s: _State) -> _State:
         chosen, active, full = _choose(pb, s, norms, movable, m, positive)
-        q = quadratic(pb.columns[chosen], pb.y, pb.thresholds[chosen], pb.l2, active)
+        q = quadratic(pb.X[:, chosen].T, pb.y, pb.thresholds[chosen], pb.l2, active)
         target = jnp.maximum(0.3 * s.gap, 0.3 * tol * scale)
         inner, _, rounds = solve_gram(q, s.w[chosen], target, positive, ROUNDS)
         w = s.w.at[chosen].set(jnp.where(active, inner, s.w[chosen]))
@@ -169,7 +169,7 @@ def _least_squares(pb: Problem, positive: bool) -> Solution:
             "solve.proximal_gradient(smooth, prox.box(0.0, jnp.inf), w0)."
         )
     warnings.warn("lasso with lam=0 is least squares: the solution of smallest norm", stacklevel=3)
-    w = jnp.linalg.lstsq(pb.columns.T, pb.y)[0]
+    w = jnp.linalg.lstsq(pb.X, pb.y)[0]
     none = jnp.zeros((), jnp.int32)
     stats = {
         "gap": jnp.zeros((), w.dtype), "n_iter": none, "n_rounds": none,
@@ -193,13 +193,13 @@ def _attach_jvp(m: int, primals: Any, tangents: Any) -> tuple[Array, Array]:
     part, on = w[chosen], w[chosen] != 0
 
     def residual(pb: Problem) -> Array:
-        rows = pb.columns[chosen]
+        rows = pb.X[:, chosen].T
         r = pb.y - part @ rows
         thresholds = jnp.where(on, pb.thresholds[chosen], 0)
         return jnp.where(on, rows @ r / pb.y.size - pb.l2 * part - thresholds * jnp.sign(part), 0)
 
     right = jax.jvp(residual, (pb,), (dpb,))[1]
-    q = quadratic(pb.columns[chosen], pb.y, pb.thresholds[chosen], pb.l2, on)
+    q = quadratic(pb.X[:, chosen].T, pb.y, pb.thresholds[chosen], pb.l2, on)
     return w, jnp.zeros_like(w).at[chosen].set(masked_solve(q.gram, on, right), unique_indices=True)
 
 

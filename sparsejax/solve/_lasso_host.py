@@ -149,14 +149,19 @@ def _prepare(X: Any, y: Any, lam: Any, tol: Any, weights: Any, positive: bool, l
         if not known(x):
             raise TypeError("lasso_host runs on the host: in jit, vmap or grad use solve.lasso.")
     data = problem(X, y, lam, weights, l2)
-    norms = jnp.sqrt(jnp.sum(data.columns**2, axis=1))
-    scale = float(jnp.vdot(data.y, data.y)) / (2 * data.y.size)
-    return _Problem(data, norms, scale, tolerance(tol, data.y.dtype), positive)
+    norms, scale = _sizes(data)
+    return _Problem(data, norms, float(scale), tolerance(tol, data.y.dtype), positive)
+
+
+@jax.jit
+def _sizes(pb: Problem) -> tuple[Array, Array]:
+    """The norms of the columns, and the objective at 0."""
+    return jnp.sqrt(jnp.sum(pb.X**2, axis=0)), jnp.vdot(pb.y, pb.y) / (2 * pb.y.size)
 
 
 def _short_path(at: _Problem) -> np.ndarray:
     """Factors of the thresholds from near lambda_max down, if there is far to go."""
-    c = np.asarray(at.data.columns @ at.data.y) / at.data.y.size
+    c = np.asarray(at.data.y @ at.data.X) / at.data.y.size
     size = np.maximum(c, 0) if at.positive else np.abs(c)
     a = np.asarray(at.data.thresholds)
     largest = np.max(size / np.where(a > 0, a, np.inf), initial=0)
@@ -168,7 +173,7 @@ def _short_path(at: _Problem) -> np.ndarray:
 @functools.partial(jax.jit, static_argnames="positive")
 def _look(pb: Problem, w: Array, part: Array, where: Array, norms: Array, positive: bool) -> Any:
     """The gap, and the scores of all features: negative where screened."""
-    r = pb.y - part @ pb.columns[where]
+    r = pb.y - pb.X[:, where] @ part
     movable = (norms > 0) & jnp.isfinite(pb.thresholds)
     c = jnp.where(movable, correlations(pb, w, r), 0)
     gap, s = gap_of(pb, w, r, c, positive)
@@ -181,7 +186,7 @@ def _look(pb: Problem, w: Array, part: Array, where: Array, norms: Array, positi
 @functools.partial(jax.jit, static_argnames="positive")
 def _inner(pb: Problem, chosen: Array, count: Any, w: Array, target: Any, positive: bool) -> Any:
     active = jnp.arange(chosen.size) < count
-    q = quadratic(pb.columns[chosen], pb.y, pb.thresholds[chosen], pb.l2, active)
+    q = quadratic(pb.X[:, chosen].T, pb.y, pb.thresholds[chosen], pb.l2, active)
     return solve_gram(q, jnp.where(active, w, 0), target, positive, 200, skip=True)
 
 
