@@ -281,7 +281,7 @@ def active_mtl(
             f"budget of {(n0 + n_min) * tasks}, got {budget}; give n0."
         )
     sums = _Sums(sampler, tasks, key)
-    X, y = _checked(*target, None, "target")
+    X, y = _checked(target[0], target[1], None, "target")
     sums.draw(allocate_samples(np.ones(tasks), budget) if method == "uniform" else [n0] * tasks)
     nu = jnp.zeros(tasks)
     rest = budget - sums.counts.sum()
@@ -310,7 +310,8 @@ class _Sums:
                 continue
             key = jax.random.fold_in(self.key, self.calls)
             self.calls += 1
-            X, y = _checked(*self.sampler(key, task, int(n)), int(n), f"sampler(key, {task}, {n})")
+            X, y = self.sampler(key, task, int(n))
+            X, y = _checked(X, y, int(n), f"sampler(key, {task}, {n})")
             if self.grams is None:
                 d = X.shape[1]
                 self.grams = np.zeros((self.counts.size, d, d), X.dtype)

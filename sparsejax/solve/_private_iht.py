@@ -119,7 +119,8 @@ def _rounds(
         return l2_randomizer(key, x * (jnp.vdot(x, theta) - y), radius, epsilon)
 
     def turn(theta: Array, group: Any) -> tuple[Array, Array]:
-        said = jax.vmap(lambda one: message(*one, theta))(group)
+        one, x, y = group
+        said = jax.vmap(message, in_axes=(0, 0, 0, None))(one, x, y, theta)
         moved = theta - step * said.mean(0)
         moved = jnp.where(topk_mask(jnp.abs(moved), kept), moved, 0)
         theta = clip_l2(moved, norm_bound)

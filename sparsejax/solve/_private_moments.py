@@ -358,7 +358,8 @@ def nldp_regression(
         second = _mean_message(first, X[: n // 2], y[: n // 2], how, "second")[0]
         cross = _mean_message(other, X[n // 2 :], y[n // 2 :], how, "cross")[1]
         return nldp_server(second, cross, n // 2, how, **end)
-    return nldp_server(*_mean_message(key, X, y, how, "both"), n, how, **end)
+    second, cross = _mean_message(key, X, y, how, "both")
+    return nldp_server(second, cross, n, how, **end)
 
 
 @functools.partial(jax.jit, static_argnames=("how", "part"))
