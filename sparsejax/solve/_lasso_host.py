@@ -216,9 +216,13 @@ def _solve(at: _Problem, w: np.ndarray, max_outer: int) -> tuple[np.ndarray, dic
 
 
 def _working_set(score: np.ndarray, support: np.ndarray) -> np.ndarray:
-    """The support and the features that violate most, 1.3 times the support at least."""
+    """The support and the features that violate most, at most a quarter more of them.
+
+    A set that grows faster finds features that leave again, and their Gram matrix is what costs.
+    """
     violating = np.count_nonzero(score > 1)
-    room = int(max(64, 1.3 * support.size, support.size + min(violating, 1 + support.size)))
+    more = max(support.size // 20, min(violating, support.size // 4))
+    room = max(256, support.size + more)
     score[support] = np.inf
     count = min(room, np.count_nonzero(score >= 0))
     chosen = np.argpartition(-score, count - 1)[:count] if count < score.size else score.argsort()
