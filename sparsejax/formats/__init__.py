@@ -18,6 +18,10 @@ from ._gathered import indices_of as indices_of
 from ._gathered import tap as tap
 from ._gathered import write_back as write_back
 from ._nm import NMArray as NMArray
+from ._save import convert_block as convert_block
+from ._save import load_safetensors as load_safetensors
+from ._save import save_safetensors as save_safetensors
+from ._save import shard_columns as shard_columns
 
 __all__ = [
     "ActiveSet",
@@ -25,13 +29,17 @@ __all__ = [
     "NMArray",
     "SparseArray",
     "compress",
+    "convert_block",
     "from_sparse",
     "gather_values",
     "indices_of",
+    "load_safetensors",
+    "save_safetensors",
     "select_nonzero",
     "select_threshold",
     "select_topk",
     "select_union",
+    "shard_columns",
     "tap",
     "to_bcoo",
     "to_bcsr",

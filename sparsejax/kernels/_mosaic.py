@@ -27,7 +27,7 @@ def vector(ref: Any, start: Any, size: int, axis: int) -> Any:
     """Loads part of a vector, in the layout of a product summed over `axis`."""
     how = {"layout": plgpu.Layout.WGMMA.reduce(axis), "optimized": False}
     if jax.__version_info__ < (0, 11):
-        return plgpu.load(ref, (pl.ds(start, size),), **how)
+        return plgpu.load(ref, (pl.ds(start, size),), **how)  # pyright: ignore
     return plgpu.load(ref.at[pl.ds(start, size)], **how)
 
 

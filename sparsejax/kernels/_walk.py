@@ -147,7 +147,9 @@ def layout(columns: int, dtype: Any) -> tuple[Any, ...]:
     """How the tensor cores want tiles in shared memory; both operands alike, by the narrower."""
     size = jnp.dtype(dtype).itemsize
     swizzle = plgpu.find_swizzle(min(columns * size, 128) * 8)
-    return plgpu.TilingTransform((8, swizzle // size)), plgpu.SwizzleTransform(swizzle)
+    tiling: Any = plgpu.TilingTransform  # abstract, says the type checker of some releases
+    swizzling: Any = plgpu.SwizzleTransform
+    return tiling((8, swizzle // size)), swizzling(swizzle)
 
 
 def spec(shape: tuple[int, ...], index_map: Any, tiling: Any, release: int = 0) -> Any:

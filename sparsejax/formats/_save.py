@@ -1,0 +1,180 @@
+"""Compressed weights in safetensors files, and their placement on many devices."""
+
+import dataclasses
+import importlib
+import json
+import os
+from collections.abc import Mapping
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
+
+from .._tree import name_of
+from ._array import SparseArray
+from ._block import BlockArray
+from ._nm import NMArray
+
+_KINDS: dict[str, type[SparseArray]] = {"NMArray": NMArray, "BlockArray": BlockArray}
+_STATIC = {"NMArray": ("m", "padding"), "BlockArray": ()}
+
+
+def save_safetensors(tree: PyTree, path: str | os.PathLike[str]) -> None:
+    """Writes a tree of arrays and compressed matrices as one safetensors file.
+
+    A compressed matrix becomes one tensor for each of its leaves, `NAME.values` and so on; what is
+    static about it stands in the metadata of the file.
+
+    Args:
+      tree: Nested dicts of arrays, `NMArray` and `BlockArray`.
+      path: A file.
+
+    Raises:
+      ImportError: If safetensors is not installed.
+      ValueError: If two leaves would get the same name.
+
+    Example:
+      >>> import os, tempfile, jax.numpy as jnp, sparsejax as sj
+      >>> w = sj.formats.NMArray.fromdense(jnp.eye(8), 1, 4)
+      >>> path = os.path.join(tempfile.mkdtemp(), "w.safetensors")
+      >>> sj.formats.save_safetensors({"layer": {"kernel": w}}, path)
+      >>> sj.formats.load_safetensors(path)["layer"]["kernel"]
+      NMArray(1:4, shape=(8, 8), dtype=float32)
+    """
+    tensors: dict[str, Any] = {}
+    kinds: dict[str, Any] = {}
+    for place, leaf in jax.tree.leaves_with_path(tree, is_leaf=_is_sparse):
+        name = name_of(place)
+        parts = {name: leaf}
+        if _is_sparse(leaf):
+            kind = type(leaf).__name__
+            kinds[name] = {"kind": kind, **{key: getattr(leaf, key) for key in _STATIC[kind]}}
+            parts = {f"{name}.{key}": getattr(leaf, key) for key in _leaves(kind)}
+        if tensors.keys() & parts.keys():
+            raise ValueError(f"save_safetensors: two leaves are named {name}; rename one.")
+        tensors |= {key: jnp.asarray(value) for key, value in parts.items()}
+    _safetensors().save_file(tensors, path, metadata={"sparsejax": json.dumps(kinds)})
+
+
+def load_safetensors(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The tree that `save_safetensors` wrote, as nested dicts.
+
+    Args:
+      path: A file.
+
+    Raises:
+      ImportError: If safetensors is not installed.
+
+    Example:
+      >>> import os, tempfile, jax.numpy as jnp, sparsejax as sj
+      >>> path = os.path.join(tempfile.mkdtemp(), "w.safetensors")
+      >>> sj.formats.save_safetensors({"a": {"b": jnp.ones(2)}}, path)
+      >>> sj.formats.load_safetensors(path)["a"]["b"].tolist()
+      [1.0, 1.0]
+    """
+    tensors = _safetensors().load_file(path)
+    with importlib.import_module("safetensors").safe_open(path, "np") as file:
+        kinds = json.loads((file.metadata() or {}).get("sparsejax", "{}"))
+    for name, about in kinds.items():
+        kind = about.pop("kind")
+        parts = {key: tensors.pop(f"{name}.{key}") for key in _leaves(kind)}
+        tensors[name] = _KINDS[kind](**parts, **about)
+    return _nested(tensors)
+
+
+def shard_columns(w: SparseArray, mesh: Mesh, axis: str) -> SparseArray:
+    """Places a compressed matrix so that its columns, the outputs, are spread over a mesh axis.
+
+    Every leaf has the columns (of an `NMArray`) or block columns (of a `BlockArray`) as an axis;
+    the lists by block row, which the gradient reads, stay on every device.
+
+    Args:
+      w: `(K, N)`.
+      mesh: A mesh of devices whose axes are automatic: the compiler spreads the products.
+      axis: The name of one of its axes, whose size divides the columns or block columns.
+
+    Raises:
+      ValueError: If the axis is unknown, or does not divide.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, sparsejax as sj
+      >>> w = sj.formats.NMArray.fromdense(jnp.eye(8), 1, 4)
+      >>> auto = jax.sharding.AxisType.Auto
+      >>> mesh = jax.make_mesh((1,), ("model",), axis_types=(auto,))
+      >>> placed = sj.formats.shard_columns(w, mesh, "model")
+      >>> tuple(placed.values.sharding.spec)
+      (None, None, 'model')
+    """
+    if axis not in mesh.shape:
+        raise ValueError(f"shard_columns: the mesh has the axes {tuple(mesh.shape)}, not {axis!r}.")
+    if isinstance(w, NMArray):
+        columns, specs = w.code.shape[-1], {"values": -1, "code": -1}
+    else:
+        assert isinstance(w, BlockArray)
+        columns, specs = w.index.shape[-2], {"values": -4, "index": -2, "count": -1}
+    if columns % mesh.shape[axis]:
+        raise ValueError(
+            f"shard_columns: {mesh.shape[axis]} devices do not divide the {columns} columns (or "
+            f"blocks of them) of {w}."
+        )
+
+    def place(name: str):
+        leaf = getattr(w, name)
+        spec: list[str | None] = [None] * leaf.ndim
+        if name in specs:
+            spec[specs[name]] = axis
+        return jax.device_put(leaf, NamedSharding(mesh, PartitionSpec(*spec)))
+
+    kind = type(w).__name__
+    static = {key: getattr(w, key) for key in _STATIC[kind]}
+    return type(w)(**{name: place(name) for name in _leaves(kind)}, **static)
+
+
+def convert_block(w: BlockArray, block: int | tuple[int, int]) -> BlockArray:
+    """The same matrix in blocks of another size, through the dense matrix.
+
+    Smaller blocks drop what is zero in the larger ones; larger ones take the zeros between in.
+
+    Args:
+      w: `(stacked..., K, N)`.
+      block: `(bk, bn)` or one number for both.
+
+    Raises:
+      ValueError: If the blocks do not divide the matrix.
+
+    Example:
+      >>> import jax.numpy as jnp, sparsejax as sj
+      >>> w = sj.formats.BlockArray.fromdense(jnp.eye(8), 4)
+      >>> sj.formats.convert_block(w, 2).density
+      0.25
+    """
+    return BlockArray.fromdense(w.todense(), block)
+
+
+def _leaves(kind: str) -> tuple[str, ...]:
+    names = (field.name for field in dataclasses.fields(cast(Any, _KINDS[kind])))
+    return tuple(name for name in names if name not in _STATIC[kind])
+
+
+def _is_sparse(x: Any) -> bool:
+    return isinstance(x, NMArray | BlockArray)
+
+
+def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for name, value in flat.items():
+        *parents, last = name.split("/")
+        place = tree
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[last] = value
+    return tree
+
+
+def _safetensors() -> Any:
+    try:
+        return importlib.import_module("safetensors.flax")
+    except ImportError as error:
+        raise ImportError('safetensors files need: pip install "sparsejax[models]".') from error

@@ -1,0 +1,93 @@
+"""Compressed weights survive files, checkpoints and sharding bit for bit."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sparsejax as sj
+from sparsejax.formats import BlockArray, NMArray
+
+
+def tree(dtype=jnp.float32):
+    w = jnp.asarray(np.random.default_rng(0).normal(size=(16, 8)), dtype)
+    stacked = jnp.stack([w, -w])
+    return {
+        "a": {"kernel": NMArray.fromdense(w[:14], 2, 4), "bias": jnp.arange(8.0)},
+        "b": {"kernel": BlockArray.fromdense(jnp.where(w > 1, w, 0), 4)},
+        "c": {
+            "kernel": NMArray.fromdense(stacked, 9, 16),
+            "shared": NMArray.fromdense(w, 1, 4, share=4),
+        },
+    }
+
+
+def assert_same(got, want):
+    assert jax.tree.structure(got) == jax.tree.structure(want)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want)):
+        assert a.dtype == b.dtype and (np.asarray(a) == np.asarray(b)).all()
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_safetensors_round_trip(tmp_path, dtype):
+    want = tree(dtype)
+    sj.formats.save_safetensors(want, tmp_path / "w.safetensors")
+    assert_same(sj.formats.load_safetensors(tmp_path / "w.safetensors"), want)
+
+
+def test_orbax_round_trip(tmp_path):
+    checkpoint = pytest.importorskip("orbax.checkpoint")
+    want = tree()
+    with checkpoint.StandardCheckpointer() as saver:
+        saver.save(tmp_path / "w", want)
+        saver.wait_until_finished()
+        got = saver.restore(tmp_path / "w", jax.tree.map(jnp.zeros_like, want))
+    assert_same(got, want)
+
+
+def test_names_that_collide(tmp_path):
+    w = tree()["a"]["kernel"]
+    with pytest.raises(ValueError, match="two leaves are named"):
+        sj.formats.save_safetensors({"a": w, "a.code": w.code}, tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize("block", [2, 8, (4, 8)])
+def test_convert_block(block):
+    w = tree()["b"]["kernel"]
+    other = sj.formats.convert_block(w, block)
+    assert other.block == ((block, block) if isinstance(block, int) else block)
+    np.testing.assert_array_equal(other.todense(), w.todense())
+    with pytest.raises(ValueError, match="does not divide"):
+        sj.formats.convert_block(w, 3)
+
+
+def test_columns_over_eight_devices():
+    code = """
+import jax, jax.numpy as jnp, numpy as np, sparsejax as sj
+mesh = jax.make_mesh((8,), ("model",), axis_types=(jax.sharding.AxisType.Auto,))
+w = jnp.asarray(np.random.default_rng(0).normal(size=(32, 64)), jnp.float32)
+x = jnp.asarray(np.random.default_rng(1).normal(size=(5, 32)), jnp.float32)
+mask = np.kron(np.random.default_rng(2).random((8, 8)) < 0.5, np.ones((4, 8), bool))
+blocks = sj.formats.BlockArray.fromdense(w, (4, 8), mask=mask)
+for s in (sj.formats.NMArray.fromdense(w, 2, 4), blocks):
+    placed = sj.formats.shard_columns(s, mesh, "model")
+    assert len(placed.values.sharding.device_set) == 8
+    loss = lambda x, s: jnp.sin(x @ s).sum()
+    y, (dx, dw) = jax.jit(jax.value_and_grad(loss, (0, 1), allow_int=True))(x, placed)
+    want, (wx, ww) = jax.value_and_grad(loss, (0, 1), allow_int=True)(x, s)
+    np.testing.assert_allclose(y, want, rtol=1e-5)
+    np.testing.assert_allclose(dx, wx, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(dw.values, ww.values, rtol=1e-5, atol=1e-5)
+try:
+    sj.formats.shard_columns(sj.formats.BlockArray.fromdense(w, 16), mesh, "model")
+except ValueError as error:
+    assert "8 devices do not divide the 4" in str(error), error
+else:
+    raise SystemExit("no error")
+"""
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, **flags})
