@@ -14,7 +14,7 @@ import sparsejax as sj
 from sparsejax.formats import BlockArray
 from sparsejax.kernels import _mosaic
 from sparsejax.kernels.matmul import _pallas_gpu, _pallas_tpu
-from sparsejax.kernels.matmul._cases import SMALL, TILED
+from sparsejax.kernels.matmul._cases import SMALL, TILED, Case
 from sparsejax.kernels.matmul._finish import How
 
 from .test_matmul import assert_close, in_double
@@ -171,6 +171,21 @@ def test_what_a_kernel_cannot_do_is_left_to_xla(name):
         y = sj.matmul(x, w, implementation=(name, "xla"))
         assert_close(y, np.asarray(x, np.float64) @ in_double(w), 1e-2)
         assert sj.kernels.explain(x, w, (name, "xla")).startswith("xla")
+
+
+@pytest.mark.parametrize("name, platform", [("pallas_tpu", "tpu"), ("pallas_gpu", "gpu")])
+def test_dense_is_chosen_where_kernels_lose(monkeypatch, name, platform):
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    by_name = {case.name: case.make(DTYPES[name]) for case in TILED}
+    few, w = by_name["2:4 tiled"]
+    many = jax.ShapeDtypeStruct((4096, few.shape[1]), few.dtype)
+    assert sj.kernels.explain(few, w).startswith(f"{name}: 2:4 planes")
+    assert sj.kernels.explain(many, w) == "dense: decompressed"
+    assert sj.kernels.explain(many, w, name).startswith(name)
+    x, half = Case("", (5,), 512, 128, block=(128, 128), density=0.5).make(DTYPES[name])
+    assert sj.kernels.explain(x, half).startswith(f"{name}: blocks of 128x128")
+    x, full = by_name["blocks 128, two tiles of rows"]
+    assert sj.kernels.explain(x, full) == "dense: decompressed"
 
 
 @pytest.mark.parametrize("name", MODULES)

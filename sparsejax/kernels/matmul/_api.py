@@ -12,10 +12,13 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Shaped
 
-from ...formats import SparseArray
+from ...formats import NMArray, SparseArray
 from .._choose import attempt, load, names_of
 from ._finish import FUSED, How, finish
 
+# On a GPU or TPU: rows of x up to which reading less of an N:M matrix pays, and the density up to
+# which skipping blocks does. From a model of bytes and products, not yet measured.
+NM_ROWS, BLOCK_DENSITY = 64, 0.6
 # Each implementation has product(x, w, bias, how), transposed(dy, w, how), sampled(x, dy, w, how)
 # and explain(rows, w); what it cannot do raises NotImplementedError and the next is tried.
 
@@ -73,7 +76,7 @@ def matmul(
         total = jnp.promote_types(jnp.promote_types(x.dtype, w.dtype), jnp.float32)
         y = jnp.matmul(x, w, precision=precision, preferred_element_type=total)
         return finish(y, bias, how)
-    names = names_of("matmul", implementation)
+    names = _names(x, w, implementation)
     one_bias = bias is None or bias.ndim == 1
     if one_bias and (activation is None or any(activation is f for f in FUSED)):
         return _jitted(x, w, bias, names, how)
@@ -101,7 +104,7 @@ def explain(x: Any, w: Any, implementation: str | Sequence[str] | None = None) -
     if not isinstance(w, SparseArray):
         return "dense"
     rows = math.prod(x.shape[w.ndim - 2 : -1])
-    for name in names_of("matmul", implementation):
+    for name in _names(x, w, implementation):
         try:
             return f"{name}: {load(__package__, name).explain(rows, w)}"
         except NotImplementedError:
@@ -150,6 +153,19 @@ def _backward(names, how, saved, dy):
 
 
 _product.defvjp(_forward, _backward)
+
+
+def _names(x: Any, w: SparseArray, implementation: Any) -> tuple[str, ...]:
+    """The names to try; unasked, dense first where kernels of a device are expected to lose."""
+    names = names_of("matmul", implementation)
+    if implementation is not None or names[0] == "xla":
+        return names
+    rows = math.prod(x.shape[w.ndim - 2 : -1])
+    if isinstance(w, NMArray):
+        loses = rows > NM_ROWS or 2 * w.n > w.m
+    else:
+        loses = w.density > BLOCK_DENSITY
+    return ("dense", *names) if loses else names
 
 
 def _sum_dtype(y: Array) -> Any:
