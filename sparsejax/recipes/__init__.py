@@ -3,10 +3,15 @@
 from ._average import greedy_soup as greedy_soup
 from ._average import soup_geometry as soup_geometry
 from ._average import uniform_soup as uniform_soup
+from ._channels import ChannelGraph as ChannelGraph
+from ._channels import channel_graph as channel_graph
+from ._channels import permute_channels as permute_channels
 from ._iterative import IterativeResult as IterativeResult
 from ._iterative import Round as Round
 from ._iterative import iterative_prune as iterative_prune
 from ._iterative import prune_remaining as prune_remaining
+from ._rearrange import Rearranged as Rearranged
+from ._rearrange import rearrange as rearrange
 from ._reprogram import Prompt as Prompt
 from ._reprogram import few_shot as few_shot
 from ._reprogram import frequency_mapping as frequency_mapping
@@ -31,13 +36,16 @@ from ._unlearning import influence_unlearning as influence_unlearning
 from ._unlearning import unlearn as unlearn
 
 __all__ = [
+    "ChannelGraph",
     "IterativeResult",
     "Phase",
     "Prompt",
+    "Rearranged",
     "Round",
     "SaRAState",
     "SoupResult",
     "Sweep",
+    "channel_graph",
     "few_shot",
     "fisher_diagonal",
     "fisher_forgetting",
@@ -48,9 +56,11 @@ __all__ = [
     "iterative_prune",
     "linear_probe",
     "nested_masks",
+    "permute_channels",
     "prompt_images",
     "prune_remaining",
     "random_mapping",
+    "rearrange",
     "retraining_schedule",
     "sara",
     "soup_geometry",
