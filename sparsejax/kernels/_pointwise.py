@@ -24,8 +24,8 @@ def pointwise(
 
     `y[o, p] = clip(bias[o] + sum_c W[c, o] x[c, p], *clamp)`. Channel first, every stored block of
     weights meets contiguous rows of pixels. Blocks of b outputs that share an input channel are
-    `sj.Block((1, b), sparsity)`; on a CPU wide ones pay (b of 16 and more): for b in 1, 2, 4 use
-    dense unless nearly nothing is kept, see the benchmark.
+    `sj.Block((1, b), sparsity)`. On a CPU XLA has no fast form for the b of 1, 2 and 4 that the
+    paper's own kernels use; 16 and more pay, see benchmarks/sparse_convnets.py.
 
     Args:
       x: `(..., C, H, W)`, floats.
