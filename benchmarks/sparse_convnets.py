@@ -102,7 +102,7 @@ def one_shot(networks, sets):
                 rows.append([n, sparsity, method, *one_shot_cells(networks, sets, plan, method)])
                 print(rows[-1], flush=True)
     columns = ["n", "sparsity", "order", "accuracy: as trained", "rearranged",
-               "kept |W|: as trained", "rearranged", "predictions changed"]  # fmt: skip
+               "kept magnitude: as trained", "rearranged", "predictions changed"]  # fmt: skip
     return table_of("Groups of n outputs, pruned at once", columns, rows)
 
 

@@ -1,5 +1,6 @@
 """Channels of a whole network put in an order in which groups lose less."""
 
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -74,28 +75,27 @@ def rearrange(
         raise ValueError(f'rearrange(method={method!r}) must be "l1" or "greedy".')
     # Sorting and gathering go on on the host: no shape is compiled twice.
     params = jax.tree.map(np.asarray, pure(model))
-    keep = jax.jit(lambda params: plan.masks(magnitude(params)))
-    best = before = _kept(params, keep(params))
+    best = before = _kept(params, plan)
     permutations: dict[str, np.ndarray] = {}
     for name in graph.sets:
         for order in _candidates(name, params, graph, plan, method):
             tried = jax.tree.map(np.asarray, permute_channels(params, graph, {name: order}))
-            kept = _kept(tried, keep(tried))
+            kept = _kept(tried, plan)
             if kept > best * (1 + 1e-9):
                 best, permutations[name] = kept, order
     if isinstance(model, nnx.Module) or permutations:
         model = permute_channels(model, graph, permutations)
-    after = _kept_of(pure(model), keep)
-    return Rearranged(model, permutations, before, after)
+    return Rearranged(model, permutations, before, _kept(pure(model), plan))
 
 
-def _kept_of(params: PyTree, keep: Any) -> float:
-    return _kept(params, keep(params))
+@partial(jax.jit, static_argnames="plan")
+def _masks(params: PyTree, plan: Plan) -> PyTree:
+    return plan.masks(magnitude(params))
 
 
-def _kept(params: PyTree, masks: PyTree) -> float:
+def _kept(params: PyTree, plan: Plan) -> float:
     leaves, kept, total = named_leaves(params), 0.0, 0.0
-    for name, mask in named_leaves(masks).items():
+    for name, mask in named_leaves(_masks(params, plan)).items():
         size = np.abs(np.asarray(leaves[name], np.float64))
         kept, total = kept + size[np.asarray(mask)].sum(), total + size.sum()
     return float(kept / total) if total else 1.0
