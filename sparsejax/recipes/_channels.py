@@ -156,7 +156,9 @@ def _take(name, leaf, axis: int, segments, graph: ChannelGraph, permutations):
             f"permute_channels: axis {axis} of {name} of shape {leaf.shape} should have {start} "
             "channels; is this tree of the network that the graph was made from?"
         )
-    return jnp.take(leaf, np.concatenate(parts), axis=axis)
+    # On the host nothing is compiled.
+    take = np.take if isinstance(leaf, np.ndarray) else jnp.take
+    return take(leaf, np.concatenate(parts), axis=axis)
 
 
 def _check_permutations(graph: ChannelGraph, permutations: Mapping[str, Any]) -> None:
