@@ -8,6 +8,7 @@ from ._active import select_union as select_union
 from ._active import unit_major as unit_major
 from ._array import SparseArray as SparseArray
 from ._block import BlockArray as BlockArray
+from ._block import choose_output_block as choose_output_block
 from ._compress import compress as compress
 from ._convert import from_sparse as from_sparse
 from ._convert import to_bcoo as to_bcoo
@@ -28,6 +29,7 @@ __all__ = [
     "BlockArray",
     "NMArray",
     "SparseArray",
+    "choose_output_block",
     "compress",
     "convert_block",
     "from_sparse",

@@ -123,6 +123,37 @@ class BlockArray(SparseArray):
         return f"blocks={bk}x{bn}, slots={slots}, shape={self.shape}, dtype={self.dtype}"
 
 
+def choose_output_block(w: Shaped[Array | np.ndarray, "k n"]) -> int:
+    """How many outputs a block of a sparse matrix should hold, 1, 2 or 4: XNNPACK's rule.
+
+    The largest b such that at least 9 of 10 entries of the stored blocks `(1, b)` are not zero;
+    columns beyond the last whole block do not count.
+
+    Args:
+      w: `(K, N)` with zeros, on the host.
+
+    Raises:
+      ValueError: If W is not a matrix.
+
+    Reference:
+      Elsen et al., Fast Sparse ConvNets, 2019 (arXiv 1911.09723).
+
+    Example:
+      >>> import numpy as np, sparsejax as sj
+      >>> sj.formats.choose_output_block(np.kron(np.eye(4), np.ones((1, 2))))
+      2
+    """
+    kept = np.asarray(w) != 0
+    if kept.ndim != 2:
+        raise ValueError(f"choose_output_block(w) takes a matrix (K, N), not shape {kept.shape}.")
+    for b in (4, 2):
+        whole = kept[:, : kept.shape[1] // b * b].reshape(len(kept), -1, b)
+        blocks = int(whole.any(-1).sum())
+        if blocks and 10 * int(whole.sum()) >= 9 * b * blocks:
+            return b
+    return 1
+
+
 def stacked(f: Callable[..., Any], axes: int) -> Callable[..., Any]:
     """`f` mapped over a number of leading axes of all its arguments."""
     for _ in range(axes):

@@ -69,6 +69,7 @@ from ._score import (
 from ._structured import Block as Block
 from ._structured import Channel as Channel
 from ._structured import Groups as Groups
+from ._structured import group_labels as group_labels
 from ._threshold import above as above
 from ._threshold import below_threshold as below_threshold
 from ._threshold import energy_threshold as energy_threshold
@@ -99,6 +100,7 @@ __all__ = [
     "from_scores",
     "global_",
     "grasp",
+    "group_labels",
     "iterative",
     "magnitude",
     "movement",

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from .._view import matrix_view
 from ._pattern import Pooled, check_sparsity, check_stacked, hashable_axis, is_int
@@ -18,12 +18,17 @@ from ._pattern import Pooled, check_sparsity, check_stacked, hashable_axis, is_i
 class Block(Pooled):
     r"""Rectangular blocks of the kernel seen as a (contraction, output) matrix stay or fall whole.
 
+    `Block((1, n), s)` are the groups of n outputs that share an input; with the input channel as
+    the slowest of the contracted axes, `Block((kh * kw, n), s, axis=(2, 0, 1))` are those of whole
+    kernels of a convolution `(kh, kw, in, out)`. Where n does not divide the outputs, see
+    `sj.masks.group_labels`.
+
     Args:
       shape: Block shape (rows along the contraction, columns along the output).
       sparsity: Fraction of blocks that are zero.
       axis: Contraction axis or axes, as for `NM`.
       stacked: Leading axes that count layers or experts.
-      pool_by: How the scores of a block are joined: "mean", "max" or "l2".
+      pool_by: How the scores of a block are joined: "mean", "max", "l2" or "sum".
       balanced: Keep the same number of blocks in each block column (up to one), so that a padded
         format wastes nothing.
 
@@ -98,7 +103,7 @@ class Channel(Pooled):
       sparsity: Fraction of channels that are zero.
       axis: The axis that counts channels.
       stacked: Leading axes that count layers.
-      pool_by: How the scores of a channel are joined: "mean", "max" or "l2".
+      pool_by: How the scores of a channel are joined: "mean", "max", "l2" or "sum".
 
     Raises:
       ValueError: If the sparsity is outside [0, 1] or the axis is not one of the leaf.
@@ -156,7 +161,7 @@ class Groups(Pooled):
       labels: Integers 0..G-1 in the shape of the leaf (without the stacked axes).
       sparsity: Fraction of groups that are zero.
       stacked: Leading axes that count layers.
-      pool_by: How the scores of a group are joined: "mean", "max" or "l2".
+      pool_by: How the scores of a group are joined: "mean", "max", "l2" or "sum".
 
     Raises:
       ValueError: If labels are not integers 0..G-1, each used, or do not fit the leaf.
@@ -214,10 +219,10 @@ class Groups(Pooled):
         wide = flat.astype(jnp.promote_types(flat.dtype, jnp.float32)).T
         if self.pool_by == "max":
             return jax.ops.segment_max(wide, labels, self.count).T
-        values = wide if self.pool_by == "mean" else wide**2
+        values = wide**2 if self.pool_by == "l2" else wide
         sums = jax.ops.segment_sum(values, labels, self.count).T
-        if self.pool_by == "l2":
-            return jnp.sqrt(sums)
+        if self.pool_by != "mean":
+            return jnp.sqrt(sums) if self.pool_by == "l2" else sums
         return sums / jnp.asarray(np.bincount(self.labels.ravel(), minlength=self.count))
 
     def expand(
@@ -227,13 +232,48 @@ class Groups(Pooled):
         return kept[:, self.labels.ravel()].reshape(shape)
 
 
+def group_labels(shape: tuple[int, ...], n: int, *, taps: bool = False) -> Int[np.ndarray, "..."]:
+    r"""Labels for `Groups` of n neighbouring outputs that share an input; the last may be fewer.
+
+    Args:
+      shape: Shape of a kernel `(in, out)` or `(kh, kw, in, out)`.
+      n: Outputs in a group.
+      taps: Whether each position of the window is a group by itself; otherwise whole kernels are.
+
+    Returns:
+      Integers of that shape, counted along outputs first, then inputs.
+
+    Raises:
+      ValueError: If the shape is no kernel's or n is less than 1.
+
+    Reference:
+      Xu et al., SparseByteNN, 2023 (arXiv 2310.19509).
+
+    Example:
+      >>> import sparsejax as sj
+      >>> sj.masks.group_labels((2, 3), 2).tolist()
+      [[0, 0, 1], [2, 2, 3]]
+    """
+    if len(shape) < 2 or not is_int(n) or n < 1:
+        raise ValueError(
+            f"group_labels(shape={shape}, n={n}) takes a kernel (..., in, out) and n >= 1."
+        )
+    *window, inputs, outputs = shape
+    blocks = -(-outputs // n)
+    channel = np.arange(inputs)[:, None] * blocks + np.arange(outputs) // n
+    place = np.arange(math.prod(window)).reshape(*window, 1, 1) if taps else np.zeros((1, 1), int)
+    return np.broadcast_to(place * inputs * blocks + channel, shape).astype(np.int32)
+
+
 def _join(x: Float[Array, "..."], axes: tuple[int, ...], how: str) -> Float[Array, "..."]:
     if how == "max":
         return jnp.max(x, axes)
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    return jnp.mean(x, axes) if how == "mean" else jnp.sqrt(jnp.sum(x * x, axes))
+    if how == "l2":
+        return jnp.sqrt(jnp.sum(x * x, axes))
+    return jnp.mean(x, axes) if how == "mean" else jnp.sum(x, axes)
 
 
 def _check_pool(pattern: Any) -> None:
-    if pattern.pool_by not in ("mean", "max", "l2"):
-        raise ValueError(f'pool_by={pattern.pool_by!r} must be "mean", "max" or "l2".')
+    if pattern.pool_by not in ("mean", "max", "l2", "sum"):
+        raise ValueError(f'pool_by={pattern.pool_by!r} must be "mean", "max", "l2" or "sum".')

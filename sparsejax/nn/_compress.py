@@ -26,7 +26,9 @@ def compress(model: Module, plan: Plan, masks: PyTree | None = None) -> Module:
 
     N:M and block kernels of `nnx.Linear`, `nnx.LinearGeneral` (hence of attention and recurrent
     cells) and `nnx.Einsum`, stacked by `nnx.vmap` or not, become a `SparseKernel`, and the layer
-    multiplies with `sj.kernels.matmul`; their values stay trainable. Every other planned leaf stays
+    multiplies with `sj.kernels.matmul`; their values stay trainable. So do those of layers that say
+    with an attribute `takes_compressed` which axes of their kernel they contract, and multiply by
+    functions that take both kinds (`sj.models` has one). Every other planned leaf stays
     dense with zeros: other patterns, convolutions and embeddings, kernels tied to something else
     than the kernel of such a layer (tied kernels stay tied), layers with batch axes, a
     `dot_general` or a `__call__` of their own, and patterns that do not run along the axes that the
@@ -105,6 +107,8 @@ def _replace_kernel(layers: list[Any], pattern: Any, mask: Any, name: str) -> No
     shared = SparseKernel(array)
     for layer, operation in zip(layers, operations):
         layer.kernel = shared
+        if hasattr(layer, "takes_compressed"):
+            continue
         layer.promote_dtype = promote
         setattr(layer, "einsum_op" if isinstance(layer, nnx.Einsum) else "dot_general", operation)
 
@@ -176,6 +180,12 @@ def _operation(layer: Any, view: MatrixView) -> Callable[..., Any] | None:
         _, right, out = _letters(layer.einsum_str)
         ndim, contracted = len(right), tuple(i for i, c in enumerate(right) if c not in out)
         operation = _EinsumOp(layer.einsum_str, tuple(layer.kernel_shape))
+    elif hasattr(layer, "takes_compressed"):
+        ndim, contracted, operation = (
+            len(layer.takes_compressed) + 1,
+            layer.takes_compressed,
+            matmul,
+        )
     else:
         return None
     stacked = len(view.shape) - ndim  # the axes that nnx.vmap has added

@@ -9,6 +9,9 @@ from ._average import greedy_soup as greedy_soup
 from ._average import soup_geometry as soup_geometry
 from ._average import uniform_soup as uniform_soup
 from ._bilevel import bilevel_gradient as bilevel_gradient
+from ._channels import ChannelGraph as ChannelGraph
+from ._channels import channel_graph as channel_graph
+from ._channels import permute_channels as permute_channels
 from ._iterative import IterativeResult as IterativeResult
 from ._iterative import Round as Round
 from ._iterative import iterative_prune as iterative_prune
@@ -22,6 +25,8 @@ from ._random_search import SearchComparison as SearchComparison
 from ._random_search import SearchResult as SearchResult
 from ._random_search import compare_random_search as compare_random_search
 from ._random_search import random_search as random_search
+from ._rearrange import Rearranged as Rearranged
+from ._rearrange import rearrange as rearrange
 from ._reprogram import Prompt as Prompt
 from ._reprogram import few_shot as few_shot
 from ._reprogram import frequency_mapping as frequency_mapping
@@ -47,9 +52,11 @@ from ._unlearning import unlearn as unlearn
 
 __all__ = [
     "ActiveMTL",
+    "ChannelGraph",
     "IterativeResult",
     "Phase",
     "Prompt",
+    "Rearranged",
     "Round",
     "SaRAState",
     "ScoredResult",
@@ -62,6 +69,7 @@ __all__ = [
     "active_mtl",
     "allocate_samples",
     "bilevel_gradient",
+    "channel_graph",
     "compare_random_search",
     "dass",
     "few_shot",
@@ -75,10 +83,12 @@ __all__ = [
     "linear_probe",
     "multitask_als",
     "nested_masks",
+    "permute_channels",
     "prompt_images",
     "prune_remaining",
     "random_mapping",
     "random_search",
+    "rearrange",
     "retraining_schedule",
     "sara",
     "score_prune",

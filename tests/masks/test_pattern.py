@@ -279,3 +279,40 @@ def test_leaves_without_entries(pattern, shape):
     found = plan.masks(tree)
     assert found["empty"]["kernel"].shape == shape and int(found["full"]["kernel"].sum()) == 32
     assert sj.report(tree, found, plan=plan).size == 64
+
+
+@pytest.mark.parametrize(("shape", "taps"), [((5, 7), False), ((3, 3, 4, 6), False),
+                                             ((2, 3, 4, 6), True)])  # fmt: skip
+def test_groups_of_neighbouring_outputs(shape, taps):
+    """Sums over n outputs (fewer at the end) of whole kernels or of each tap, in NumPy."""
+    n, scores = 4, jnp.abs(normal(*shape))
+    labels = sj.masks.group_labels(shape, n, taps=taps)
+    mask = sj.masks.topk(scores, sj.Groups(labels, 0.5, pool_by="sum"))
+    w = np.asarray(scores, np.float64).reshape(-1, *shape[-2:])
+    w = w.reshape(-1, 1, shape[-1]) if taps else w.transpose(1, 0, 2)
+    starts = range(0, shape[-1], n)
+    sums = np.stack([w[..., s : s + n].sum((-1, -2)) for s in starts], -1)
+    kept = kept_by_sorting(sums, sums.size - round(sums.size / 2))
+    expected = np.broadcast_to(np.repeat(kept, n, -1)[:, None, : shape[-1]], w.shape)
+    expected = expected if taps else expected.transpose(1, 0, 2)
+    np.testing.assert_array_equal(mask, expected.reshape(shape))
+
+
+def test_whole_kernels_are_blocks_with_channels_slowest():
+    scores = jnp.abs(normal(3, 3, 4, 8))
+    block = sj.Block((9, 4), 0.5, axis=(2, 0, 1))
+    groups = sj.Groups(sj.masks.group_labels(scores.shape, 4), 0.5)
+    np.testing.assert_array_equal(sj.masks.topk(scores, block), sj.masks.topk(scores, groups))
+
+
+@pytest.mark.parametrize("pool", ["sum", "mean"])
+def test_short_groups_weigh_less_only_by_their_sum(pool):
+    """Outputs 4 and 5 make a short group: stronger by the mean, weaker by the sum."""
+    scores = jnp.array([[1.0, 1.0, 1.0, 1.0, 1.5, 1.5]])
+    pattern = sj.Groups(sj.masks.group_labels((1, 6), 4), 0.5, pool_by=pool)
+    assert sj.masks.topk(scores, pattern)[0, 0] == (pool == "sum")
+
+
+def test_group_labels_take_kernels():
+    with pytest.raises(ValueError, match="n >= 1"):
+        sj.masks.group_labels((4,), 2)

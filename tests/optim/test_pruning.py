@@ -239,3 +239,18 @@ def test_impossible_timing_and_masks_of_other_parameters():
         sj.optim.prune(plan).init(other)
     with pytest.raises(ValueError, match="but the parameters are weight"):
         sj.optim.keep_masked(plan.masks(params)).init(other)
+
+
+def test_gradual_pruning_of_blocks_is_the_formula():
+    """At the last update u before t, s_f (1 - (1 - (u - t0) / (t1 - t0))^3); at t1 just s_f."""
+    begin, end, every, final = 3, 14, 4, 0.8
+    plan = sj.plan({"kernel": W}, sj.Block((1, 2), final))
+    ramp = optax.polynomial_schedule(
+        0, 1, power=3, transition_begin=begin, transition_steps=end - begin
+    )
+    prune = sj.optim.prune(plan, ramp, every=every, begin=begin, end=end)
+    for t, (p, _) in enumerate(run(optax.chain(optax.sgd(0.01), prune), 18)):
+        u = begin + (t - begin) // every * every if t < end else end
+        s = 0.0 if t < begin else final * (1 - (1 - (u - begin) / (end - begin)) ** 3)
+        blocks = np.asarray(p).reshape(20, 5, 2).any(-1)
+        assert abs((~blocks).sum() - 100 * s) <= 0.5 + 1e-4

@@ -1,0 +1,128 @@
+"""Convolutions with group-sparse kernels on images stored channel first."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Shaped
+
+from ..formats import BlockArray, SparseArray
+from .matmul import matmul
+
+
+def pointwise(
+    x: Shaped[Array | np.ndarray, "..."],
+    w: SparseArray | Shaped[Array | np.ndarray, "c o"],
+    *,
+    bias: Shaped[Array | np.ndarray, " o"] | None = None,
+    clamp: tuple[float | int, float | int] | None = None,
+    implementation: str | Sequence[str] | None = None,
+) -> Shaped[Array, "..."]:
+    r"""A 1x1 convolution of images stored channel first, with a dense or compressed kernel.
+
+    `y[o, p] = clip(bias[o] + sum_c W[c, o] x[c, p], *clamp)`. Channel first, every stored block of
+    weights meets contiguous rows of pixels. Blocks of b outputs that share an input channel are
+    `sj.Block((1, b), sparsity)`. On a CPU XLA has no fast form for the b of 1, 2 and 4 that the
+    paper's own kernels use; 16 and more pay, see benchmarks/sparse_convnets.py.
+
+    Args:
+      x: `(..., C, H, W)`, floats.
+      w: `BlockArray`, `NMArray` or array `(C, O)`.
+      bias: `(O,)`.
+      clamp: Lowest and highest output, `(0, 6)` for ReLU6; None does not clamp.
+      implementation: As in `sj.matmul`.
+
+    Returns:
+      `(..., O, H, W)`.
+
+    Raises:
+      ValueError: If the shapes do not match.
+
+    Reference:
+      Elsen et al., Fast Sparse ConvNets, 2019 (arXiv 1911.09723).
+
+    Example:
+      >>> import jax.numpy as jnp, sparsejax as sj
+      >>> w = sj.formats.BlockArray.fromdense(jnp.eye(4), (1, 2))
+      >>> sj.kernels.pointwise(jnp.ones((4, 3, 5)), w, clamp=(0, 6)).shape
+      (4, 3, 5)
+    """
+    x = jnp.asarray(x)
+    _check("pointwise", x, w.shape[0], 3)
+    if isinstance(w, SparseArray):
+        # XLA folds the two transpositions into those of the product's own forms.
+        y = matmul(jnp.moveaxis(x, -3, -1), w, implementation=implementation)
+        y = jnp.moveaxis(y, -1, -3)
+    else:
+        total = jnp.promote_types(jnp.result_type(x, w), jnp.float32)
+        y = jnp.einsum("co,...chw->...ohw", w, x, preferred_element_type=total).astype(x.dtype)
+    y = y if bias is None else y + jnp.asarray(bias, y.dtype)[:, None, None]
+    return y if clamp is None else jnp.clip(y, *clamp)
+
+
+def group_conv(
+    x: Shaped[Array | np.ndarray, "..."],
+    w: BlockArray,
+    window: tuple[int, int],
+    *,
+    strides: tuple[int, int] = (1, 1),
+    padding: str | Sequence[tuple[int, int]] = "SAME",
+) -> Float[Array, "..."]:
+    r"""A k x k convolution, channel first, whose kernels stand or fall n outputs at a time.
+
+    W has blocks `(kh kw, n)` of the matrix that `sj.Block((kh * kw, n), sparsity, axis=(2, 0, 1))`
+    sees: the n kernels of neighbouring outputs that read one input channel. Each block of outputs
+    gathers its channels and is one group of a dense convolution.
+
+    Args:
+      x: `(batch, C, H, W)`.
+      w: `(C kh kw, O)` in blocks `(kh kw, n)`, as `sj.compress` makes it.
+      window: `(kh, kw)`.
+      strides: Steps between outputs.
+      padding: As in `jax.lax.conv_general_dilated`.
+
+    Returns:
+      `(batch, O, H', W')`.
+
+    Raises:
+      ValueError: If the shapes do not match.
+
+    Reference:
+      Xu et al., SparseByteNN, 2023 (arXiv 2310.19509).
+
+    Example:
+      >>> import jax.numpy as jnp, sparsejax as sj
+      >>> pattern = sj.Block((9, 2), 0.5, axis=(2, 0, 1))
+      >>> params = {"kernel": jnp.arange(3.0 * 3 * 4 * 4).reshape(3, 3, 4, 4)}
+      >>> small = sj.compress(params, sj.plan(params, pattern))
+      >>> sj.kernels.group_conv(jnp.ones((1, 4, 5, 5)), small["kernel"], (3, 3)).shape
+      (1, 4, 5, 5)
+    """
+    x, taps = jnp.asarray(x), window[0] * window[1]
+    if not isinstance(w, BlockArray) or w.block[0] != taps or w.ndim != 2:
+        raise ValueError(
+            f"group_conv(w={w}) must have blocks of {taps} rows for the window {window}: compress "
+            f"the kernel with sj.Block(({taps}, n), sparsity, axis=(2, 0, 1))."
+        )
+    _check("group_conv", x, w.shape[0] // taps, 4)
+    columns, slots, _, n = w.values.shape
+    kernel = w.values.transpose(2, 1, 0, 3).reshape(*window, slots, columns * n)
+    if not slots:
+        x, kernel = x[:, :1], jnp.zeros((*window, 1, columns * n), w.dtype)
+    else:
+        x = x[:, w.index.reshape(-1)]
+    dims: Any = ("NCHW", "HWIO", "NCHW")
+    return lax.conv_general_dilated(
+        x, kernel, strides, padding, dimension_numbers=dims,
+        feature_group_count=columns if slots else 1,
+    )  # fmt: skip
+
+
+def _check(what: str, x: Array, channels: int, least: int) -> None:
+    if x.ndim < least or x.shape[-3] != channels:
+        raise ValueError(
+            f"{what}: x of shape {x.shape} must be (..., {channels}, height, width), channels "
+            "first; for images stored channel last write jnp.moveaxis(x, -1, -3), once a network."
+        )
