@@ -38,20 +38,40 @@ def quadratic(rows: Array, y: Array, thresholds: Array, l2: Array, active: Array
 
 
 def solve_gram(
-    q: Quadratic, w: Array, target: Array, positive: bool, max_rounds: int, skip: bool = False
+    q: Quadratic,
+    w: Array,
+    target: Array,
+    positive: bool,
+    max_rounds: int,
+    skip: bool = False,
+    room: int | None = None,
 ) -> tuple[Float[Array, " m"], Float[Array, ""], Int[Array, ""]]:
-    """Rounds of coordinate descent and a Newton step until the gap falls to the target."""
+    """Rounds of coordinate descent and a Newton step until the gap falls to the target.
+
+    With `room` Newton steps are for supports up to that size; past it the loop ends, so that the
+    host can make more room.
+    """
+    room = w.size if room is None else min(room, w.size)
+
+    def newton(moved: Array, h: Array) -> tuple[Array, Array]:
+        if room == w.size:
+            return _newton(q, moved, h, room)
+        fits = jnp.sum(moved != 0) <= room
+        return lax.cond(fits, lambda: _newton(q, moved, h, room), lambda: (moved, h))
 
     def round_(s: _State) -> _State:
         moved, _ = _epochs(q, s.w, s.h, positive, skip)
         # h carried through an epoch drifts by rounding; from here it is exact again.
-        h = q.gram @ moved - q.b
-        moved, h = _newton(q, moved, h)
+        moved, h = newton(moved, q.gram @ moved - q.b)
         return _State(moved, h, _gap(q, moved, h, positive), s.n + 1)
+
+    def unfinished(s: _State) -> Array:
+        full = (jnp.sum(s.w != 0) > room) & (s.n > 0)
+        return (s.gap > target) & (s.n < max_rounds) & ~full
 
     h = q.gram @ w - q.b
     start = _State(w, h, _gap(q, w, h, positive), jnp.zeros((), jnp.int32))
-    last = lax.while_loop(lambda s: (s.gap > target) & (s.n < max_rounds), round_, start)
+    last = lax.while_loop(unfinished, round_, start)
     return last.w, last.gap, last.n
 
 
@@ -84,22 +104,34 @@ def _epochs(q: Quadratic, w: Array, h: Array, positive: bool, skip: bool) -> tup
     return lax.fori_loop(0, EPOCHS * m, step, (w, h))
 
 
-def _newton(q: Quadratic, w: Array, h: Array) -> tuple[Array, Array]:
+def _newton(q: Quadratic, w: Array, h: Array, room: int) -> tuple[Array, Array]:
     """One Newton step on the current signs; taken only if the objective falls."""
-    on = w != 0
-    sign = jnp.sign(w)
+    if room == w.size:
+        best, images = _line(q, w, h, q.gram)
+        return best, images - q.b
+    # On the support alone: a Cholesky factor of its size, not of the working set's.
+    support = lax.top_k(jnp.abs(w), room)[1]
+    rows = q.gram[support]
+    part = Quadratic(rows, q.b[support], q.thresholds[support], q.yy)
+    best, _ = _line(part, w[support], h[support], rows[:, support])
+    return jnp.zeros_like(w).at[support].set(best, unique_indices=True), best @ rows - q.b
+
+
+def _line(q: Quadratic, w: Array, h: Array, gram: Array) -> tuple[Array, Array]:
+    """The best of a few lengths of the Newton step, and its product with the Gram matrix."""
+    on, sign = w != 0, jnp.sign(w)
     slope = jnp.where(on, h + jnp.where(on, q.thresholds, 0) * sign, 0)
-    direction = -masked_solve(q.gram, on, slope)
+    direction = -masked_solve(gram, on, slope)
     lengths = jnp.asarray((0.0, *LENGTHS), w.dtype)[:, None]
     moved = w + lengths * jnp.where(on, direction, 0)
     # A coordinate that changes sign stops at 0.
     moved = jnp.where(moved * sign > 0, moved, 0)
-    images = moved @ q.gram
+    images = moved @ gram
     costs = jax.vmap(lambda v: cost(v, q.thresholds))(moved)
     objective = jnp.sum(moved * (images / 2 - q.b), axis=1) + costs
     objective = jnp.where(jnp.isnan(objective), jnp.inf, objective)
     best = jnp.argmin(objective)
-    return moved[best], images[best] - q.b
+    return moved[best], images[best]
 
 
 def masked_solve(gram: Array, on: Bool[Array, " m"], right: Array) -> Array:

@@ -11,7 +11,8 @@ from jaxtyping import Array
 
 from ..prox._check import known
 from ._duality import Problem, correlations, gap_of, lambda_max, problem, tolerance
-from ._gram import quadratic, solve_gram
+from ._gram import Quadratic, solve_gram
+from ._gram_cache import GramCache
 from ._lasso import _least_squares, strengths
 from ._solution import Result, Solution, finish
 
@@ -22,7 +23,10 @@ SHORT = 1 / 30
 class _Problem(NamedTuple):
     data: Problem
     norms: Array
+    b: np.ndarray
+    grams: GramCache
     scale: float
+    yy: Array
     tol: float
     positive: bool
 
@@ -149,25 +153,26 @@ def _prepare(X: Any, y: Any, lam: Any, tol: Any, weights: Any, positive: bool, l
         if not known(x):
             raise TypeError("lasso_host runs on the host: in jit, vmap or grad use solve.lasso.")
     data = problem(X, y, lam, weights, l2)
-    norms, scale = _sizes(data)
-    return _Problem(data, norms, float(scale), tolerance(tol, data.y.dtype), positive)
+    norms, b, scale = _sizes(data)
+    tol, grams = tolerance(tol, data.y.dtype), GramCache(np.asarray(data.X))
+    return _Problem(data, norms, np.asarray(b), grams, float(scale), 2 * scale, tol, positive)
 
 
 @jax.jit
-def _sizes(pb: Problem) -> tuple[Array, Array]:
-    """The norms of the columns, and the objective at 0."""
-    return jnp.sqrt(jnp.sum(pb.X**2, axis=0)), jnp.vdot(pb.y, pb.y) / (2 * pb.y.size)
+def _sizes(pb: Problem) -> tuple[Array, Array, Array]:
+    """The norms of the columns, their products with y over n, and the objective at 0."""
+    n = pb.y.size
+    return jnp.sqrt(jnp.sum(pb.X**2, axis=0)), pb.y @ pb.X / n, jnp.vdot(pb.y, pb.y) / (2 * n)
 
 
 def _short_path(at: _Problem) -> np.ndarray:
     """Factors of the thresholds from near lambda_max down, if there is far to go."""
-    c = np.asarray(at.data.y @ at.data.X) / at.data.y.size
-    size = np.maximum(c, 0) if at.positive else np.abs(c)
+    size = np.maximum(at.b, 0) if at.positive else np.abs(at.b)
     a = np.asarray(at.data.thresholds)
     largest = np.max(size / np.where(a > 0, a, np.inf), initial=0)
     if not np.isfinite(largest) or largest <= 1 / SHORT:
         return np.zeros(0)
-    return np.geomspace(largest, 1, 12)[2:-1]
+    return np.geomspace(largest, 1, 8)[1:-1]
 
 
 @functools.partial(jax.jit, static_argnames="positive")
@@ -183,16 +188,20 @@ def _look(pb: Problem, w: Array, part: Array, where: Array, norms: Array, positi
     return gap, jnp.where(movable & ~safe, size / jnp.where(movable, pb.thresholds, 1), -1)
 
 
-@functools.partial(jax.jit, static_argnames="positive")
-def _inner(pb: Problem, chosen: Array, count: Any, w: Array, target: Any, positive: bool) -> Any:
-    active = jnp.arange(chosen.size) < count
-    q = quadratic(pb.X[:, chosen].T, pb.y, pb.thresholds[chosen], pb.l2, active)
-    return solve_gram(q, jnp.where(active, w, 0), target, positive, 200, skip=True)
+@functools.partial(jax.jit, static_argnames=("room", "positive"))
+def _inner(
+    q: Quadratic, l2: Array, w: Array, count: Any, target: Any, room: int, positive: bool
+) -> Any:
+    active = jnp.arange(w.size) < count
+    gram = q.gram + jnp.diag(jnp.where(active, l2, 0))
+    q = q._replace(gram=gram, thresholds=jnp.where(active, q.thresholds, 1))
+    return solve_gram(q, jnp.where(active, w, 0), target, positive, 200, True, room)
 
 
 def _solve(at: _Problem, w: np.ndarray, max_outer: int) -> tuple[np.ndarray, dict, Result]:
+    thresholds = np.asarray(at.data.thresholds)
     w = np.maximum(w, 0) if at.positive else w.copy()
-    w[(np.asarray(at.norms) == 0) | np.isinf(np.asarray(at.data.thresholds))] = 0
+    w[(np.asarray(at.norms) == 0) | np.isinf(thresholds)] = 0
     floor, rounds, outer = 0.3 * at.tol * at.scale, 0, 0
     while True:
         support = np.flatnonzero(w)
@@ -205,8 +214,12 @@ def _solve(at: _Problem, w: np.ndarray, max_outer: int) -> tuple[np.ndarray, dic
         outer += 1
         chosen = _working_set(np.array(score), support)
         where = padded(chosen, bucket(chosen.size, w.size))
+        gram = at.grams.of(chosen, where.size)
+        q = Quadratic(*map(jnp.asarray, (gram, at.b[where], thresholds[where], at.yy)))
+        # Room for the support to grow in, of a size for which there may be a program already.
+        room = bucket(int(1.2 * support.size) + 32, where.size)
         target = max(0.3 * gap, floor)
-        inner, _, n = _inner(at.data, where, chosen.size, w[where], target, at.positive)
+        inner, _, n = _inner(q, at.data.l2, w[where], chosen.size, target, room, at.positive)
         w[chosen] = np.asarray(inner)[: chosen.size]
         rounds += int(n)
     stats = {"gap": gap, "n_iter": outer, "n_rounds": rounds, "support_size": np.count_nonzero(w)}
