@@ -30,7 +30,7 @@ bench: $(STAMP)  ## every benchmark: tables of ratios, kept in benchmarks/result
 	for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) .pytest_cache .ruff_cache .import_linter_cache .jax_cache
 
 # A stamp for another Python version means another interpreter: start over.
 $(STAMP): pyproject.toml

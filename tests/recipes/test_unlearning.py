@@ -60,7 +60,7 @@ def test_influence_against_a_dense_solve():
         PARAMS, MASKS, loss, forget=FORGET, retain=RETAIN, damping=0.5, alpha=2.0
     )
     theta, unravel = ravel_pytree(masked(PARAMS))
-    flat = lambda b: np.asarray(ravel_pytree(masked(jax.grad(loss)(unravel(theta), b)))[0])  # noqa: E731
+    flat = jax.jit(lambda b: ravel_pytree(masked(jax.grad(loss)(unravel(theta), b)))[0])
     n_f, n_r = len(FORGET["y"]), len(RETAIN["y"])
     each = [flat(jax.tree.map(lambda x, i=i: x[i : i + 1], RETAIN)) for i in range(n_r)]
     g = np.stack(each).astype(np.float64)

@@ -109,9 +109,9 @@ def test_gradients_against_differences():
         "logistic": lambda X, lam: solve.logistic_lasso(X, jnp.asarray(y), lam, tol=1e-13).value,
     }
     for name, solver in solvers.items():
-        f = lambda X, lam, solver=solver: jnp.sum(jnp.sin(3 * solver(X, lam)))  # noqa: E731
+        f = jax.jit(lambda X, lam, solver=solver: jnp.sum(jnp.sin(3 * solver(X, lam))))
         lam = 0.02 if name == "logistic" else 0.1
-        dX, dlam = jax.grad(f, (0, 1))(jnp.asarray(X), lam)
+        dX, dlam = jax.jit(jax.grad(f, (0, 1)))(jnp.asarray(X), lam)
         step = 1e-5
         numeric = (f(jnp.asarray(X), lam + step) - f(jnp.asarray(X), lam - step)) / (2 * step)
         np.testing.assert_allclose(dlam, numeric, rtol=1e-4, atol=1e-5)
