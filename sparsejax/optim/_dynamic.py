@@ -206,7 +206,9 @@ def _swap(
 ) -> Bool[Array, "..."]:
     """`floor(fraction * active)` of the active units of least weight, against as many others."""
     count = jnp.sum(active, dtype=jnp.uint32)
-    swapped = jnp.floor(fraction * count.astype(jnp.float32)).astype(jnp.uint32)
+    # A schedule in float32 meets a whole number from below: cos(pi / 2) is -4e-8.
+    share = fraction * count.astype(jnp.float32)
+    swapped = jnp.floor(share * (1 + 2**-22)).astype(jnp.uint32)
     swapped = jnp.minimum(swapped, count)
     # An active NaN is dropped first, but before what is not active.
     weights = jnp.where(jnp.isnan(weights), -jnp.inf, weights)
