@@ -127,8 +127,9 @@ def _scored(what: str, plan: Plan, choose, learning_rate, pull):
 
     def init(params):
         def zero(name, p):
-            wide = jnp.promote_types(p.dtype, jnp.float32)
-            return jnp.zeros_like(p, wide) if name in planned else None
+            if name not in planned:
+                return None
+            return jnp.zeros_like(p, jnp.promote_types(p.dtype, jnp.float32))
 
         plan.full_masks(params)  # checks the shapes
         scores, count = map_named(zero, params), jnp.zeros((), jnp.int32)

@@ -79,12 +79,13 @@ def acdc(
         check_params(params)
         compress, release = jnp.any(state.count == begins), jnp.any(state.count == ends)
         full = plan.full_masks(params)
+        every = jax.tree.map(lambda p: jnp.ones(jnp.shape(p), bool), params)
         masks = jax.lax.cond(
             compress,
             lambda: plan.masks(magnitude(params)),
             lambda: jax.tree.map(lambda new, old: new & release | old, full, state.masks),
         )
-        old = reset_moments(optimizer, state.inner, full, release)
+        old = reset_moments(optimizer, state.inner, every, release)
         moves, new = inner.update(masked_updates(updates, masks), old, params, **extra)
         return zero_off(moves, params, masks), PhaseState(next_step(state.count), masks, new)
 

@@ -281,11 +281,11 @@ def zero_off(updates: PyTree, params: PyTree, masks: PyTree) -> PyTree:
     return jax.tree.map(one, masks, updates, params, is_leaf=is_gap)
 
 
-def masked_updates(updates: PyTree, masks: PyTree) -> PyTree:
-    """The updates, 0 off the masks."""
+def masked_updates(updates: PyTree, masks: PyTree, off: float = 0.0) -> PyTree:
+    """The updates, 0 off the masks; adding `off=-0.0` leaves every bit of -0 too."""
 
     def one(mask, u):
-        return u if is_gap(mask) or is_gap(u) else jnp.where(mask, u, jnp.zeros_like(u))
+        return u if is_gap(mask) or is_gap(u) else jnp.where(mask, u, jnp.full_like(u, off))
 
     return jax.tree.map(one, masks, updates, is_leaf=is_gap)
 
