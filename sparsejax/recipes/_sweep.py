@@ -175,6 +175,8 @@ def _points(params, sparsities, rules, patterns, together, score) -> list[PyTree
             raise ValueError(f"sparsities={grid} must be increasing fractions, at least one.")
         plan = dataclasses.replace(plan, together=together)
         return nested_masks(score(params), plan, grid)
+    if not patterns:
+        raise ValueError("sparsity_sweep: patterns is empty; give some, as in [sj.NM(2, 4)].")
     names = [leaf.name for leaf in plan.leaves]
     scores = score(params)
     return [

@@ -65,7 +65,6 @@ def train_masked(
     check_callable("loss", loss, "params", "batch")
     check_count("steps", steps, 0)
     check_count("start", start, 0)
-    check_count("batch_size", batch_size)
     if start > steps:
         raise ValueError(f"train_masked(start={start}, steps={steps}) stops before it starts.")
     rows = batches(key, rows_of("data", data), batch_size, steps)[start:]
@@ -87,6 +86,7 @@ def batches(
     key: Key[Array, ""], samples: int, batch_size: int, steps: int
 ) -> Int[Array, "steps batch"]:
     """The rows of each step: every epoch in a new order, without replacement."""
+    check_count("batch_size", batch_size)
     batch_size = min(batch_size, samples)
     per_epoch = samples // batch_size
     # An epoch's order depends on its number alone, so a run that stops early sees the same rows.
