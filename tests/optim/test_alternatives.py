@@ -274,3 +274,24 @@ def test_keys_and_counters_beside_the_parameters():
     ):
         updates, _ = tx.update(grads, tx.init(params), params)
         assert updates["key"] is None and updates["kernel"].shape == (4, 3)
+
+
+PLAN, WIDER = (sj.plan({"kernel": jnp.ones((6, 5))}, sj.Unstructured(s)) for s in (0.6, 0.4))
+SGD, KEY = optax.sgd(RATE), jax.random.key(0)
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: sj.optim.rigl(SGD, PLAN, KEY, end=9, every=0), "every=0 must"),
+        (lambda: sj.optim.set_(SGD, PLAN, KEY, end=9, every=0.5), "every=0.5 must"),
+        (lambda: sj.optim.top_kast(SGD, PLAN, WIDER, every=0), "every=0 must"),
+        (lambda: sj.optim.iterative_shrinkage(PLAN, every=0), "every=0 must"),
+        (lambda: sj.optim.iterative_shrinkage(PLAN, 2.0), "alpha=2.0 must"),
+        (lambda: sj.optim.track_masks(PLAN, 1.5), "schedule=1.5 must"),
+        (lambda: sj.optim.movement(PLAN, -1.0), "schedule=-1.0 must"),
+    ],
+)
+def test_numbers_that_would_do_nothing_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
