@@ -240,7 +240,7 @@ def test_what_is_meant_is_told():
     for transform in (sj.optim.prune, sj.optim.track_masks, sj.optim.sr_ste, sj.optim.movement):
         with pytest.raises(TypeError):
             transform({"kernel$": sj.NM(2, 4)})
-    with pytest.raises(ValueError, match="fraction reached"):
+    with pytest.raises(ValueError, match="schedule=2.0 must be a fraction"):
         sj.optim.prune(plan, 2.0)
 
 
