@@ -1,9 +1,11 @@
 """Masks at work: masked both ways, or masked forward and dense backward."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, PyTree, Shaped
+from jaxtyping import Array, PyTree, Shaped
 
 from .._tree import map_named, named_leaves
 from ._plan import Plan
@@ -131,7 +133,7 @@ def _map_masked(f, params: PyTree, masks: PyTree) -> PyTree:
             f"the parameters are {', '.join(leaves)}."
         )
 
-    def one(name: str, w: Float[Array, "..."], mask: Shaped[Array, "..."] | None):
+    def one(name: str, w: Any, mask: Shaped[Array, "..."] | None):
         if mask is None:
             return w
         if jnp.asarray(mask).dtype != bool:

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, PyTree
 
 from .._select import nm_mask, topk_mask
@@ -67,8 +68,9 @@ def sparsegpt(
 
     With `H = X^T X + damping mean(diag) I` and U the upper Cholesky factor of its inverse, inputs
     are visited in order: what is pruned of row i leaves the error `e = w_i / U_ii`, and the rows
-    after it move by `-U_ij e`. Blocks of inputs are selected by `w^2 / U_ii^2` when they are
-    reached (groups of N:M likewise); block, channel and group patterns before the first.
+    after it move by `-U_ij e`. Of each block of inputs the `floor(size * sparsity)` entries of
+    least `w^2 / U_ii^2` go when it is reached (groups of N:M likewise); block, channel and group
+    patterns are selected before the first.
 
     Args:
       params: A tree of arrays.
@@ -82,8 +84,9 @@ def sparsegpt(
       The parameters, with exact zeros, and the tree of masks.
 
     Raises:
-      ValueError: If a planned leaf has no Gram matrix or one of another size, a leaf is stacked,
-        or the leaves are selected together.
+      ValueError: If a planned leaf has no Gram matrix or one of another size or (outside of jit)
+        one that is not positive definite, a leaf is stacked, `block` is less than 1, or the leaves
+        are selected together.
 
     Reference:
       Frantar and Alistarh, SparseGPT: Massive Language Models Can Be Accurately Pruned in
@@ -105,12 +108,20 @@ def sparsegpt(
             "sj.masks.from_scores for the ratios of a global selection."
         )
 
+    if block < 1:
+        raise ValueError(f"sparsegpt(block={block}) must select at least 1 input at a time.")
+
     def prune(leaf, w, given, view):
         if given.ndim != 2:
             raise ValueError(f"sparsegpt: {leaf.name} needs a Gram matrix, got {given.shape}.")
         wide = jnp.promote_types(w.dtype, jnp.float32)
         matrix, gram = view.to_matrix(w).astype(wide), given.astype(wide)
         upper, dead = _upper_factor(gram, damping)
+        if not isinstance(upper, Tracer) and not bool(jnp.isfinite(upper).all()):
+            raise ValueError(
+                f"sparsegpt: the Gram matrix of {leaf.name} {given.shape} is not positive definite "
+                f"with damping={damping}; give finite inputs, or more damping: damping=0.1."
+            )
         matrix = jnp.where(dead[:, None], 0, matrix)
         chosen, mask = _chooser(leaf, matrix, upper, view, block)
         pruned, mask = _reconstruct(matrix, upper, mask, chosen, block)
@@ -174,7 +185,9 @@ def _chooser(leaf: PlannedLeaf, matrix, upper, view: MatrixView, block: int) -> 
         return ("nm", pattern.n, pattern.m), jnp.ones(matrix.shape, bool)
     if isinstance(pattern, Unstructured | FanIn):
         kind = "fan_in" if isinstance(pattern, FanIn) else "any"
-        return (kind, leaf.sparsity, None), jnp.ones(matrix.shape, bool)
+        allocated = leaf.zeros != pattern.zeros(leaf.shape)
+        sparsity = leaf.sparsity if allocated else pattern.sparsity
+        return (kind, sparsity, None), jnp.ones(matrix.shape, bool)
     scores = view.from_matrix((matrix / jnp.diagonal(upper)[:, None]) ** 2)
     return None, view.to_matrix(pattern.select(scores, leaf.zeros))
 
@@ -196,8 +209,7 @@ def _reconstruct(matrix, upper, mask, chosen, block):
         start = i * block
         take = partial(lax.dynamic_slice_in_dim, start_index=start, slice_size=block)
         inner = take(take(upper), axis=1)
-        valid = jnp.minimum(rows - start, block)
-        kept = _select(chosen, take(matrix), take(mask), inner, valid)
+        kept = _select(chosen, take(matrix), take(mask), inner, start + block > rows, block - pad)
         part, kept, errors = _sweep(chosen, take(matrix), kept, inner)
         later = jnp.arange(rows + pad) >= start + block
         moved = matrix - jnp.where(later[:, None], take(upper).T @ errors, 0)
@@ -209,22 +221,26 @@ def _reconstruct(matrix, upper, mask, chosen, block):
     return jnp.where(mask, matrix, 0)[:rows], mask[:rows]
 
 
-def _select(chosen, part, mask, inner, valid):
-    """The mask of a block of rows, `floor(size * sparsity)` of which are zeroed."""
+def _select(chosen, part, mask, inner, last, left):
+    """The mask of a block of rows, `floor(size * sparsity)` of which are zeroed.
+
+    The last block has `left` rows that are not padding.
+    """
     if chosen is None or chosen[0] == "nm":
         return mask
     kind, sparsity, _ = chosen
-    real = jnp.arange(part.shape[0])[:, None] < valid
-    scores = jnp.where(real, (part / jnp.diagonal(inner)[:, None]) ** 2, jnp.inf)
+    rows, columns = part.shape
+    padded = last & (jnp.arange(rows)[:, None] >= left)
+    scores = jnp.where(padded, jnp.inf, (part / jnp.diagonal(inner)[:, None]) ** 2)
+    each = columns if kind == "any" else 1
+
+    def kept(real):
+        return rows * each - math.floor(real * each * sparsity + 1e-9)
+
+    count = jnp.where(last, kept(left), kept(rows))
     if kind == "any":
-        size = valid * part.shape[1]
-        return topk_mask(scores, part.size - _floor(size, sparsity))
-    kept = part.shape[0] - _floor(valid, sparsity)
-    return jax.vmap(topk_mask, (1, None), 1)(scores, kept)
-
-
-def _floor(size, sparsity):
-    return jnp.floor(size * sparsity + 1e-4).astype(jnp.int32)
+        return topk_mask(scores, count)
+    return jax.vmap(topk_mask, (1, None), 1)(scores, count)
 
 
 def _sweep(chosen, part, mask, inner):

@@ -70,6 +70,7 @@ def edges_from_nodes(params: PyTree, nodes: Sequence[Bool[Array, "_"]]) -> PyTre
 
     Raises:
       ValueError: If there is not one more kernel than layers of nodes, or their sizes differ.
+      TypeError: If the masks are not boolean.
 
     Reference:
       Farahani, 2024 (arXiv 2403.08265).
@@ -106,6 +107,7 @@ def compact(params: PyTree, nodes: Sequence[Bool[Array, "_"]]) -> PyTree:
 
     Raises:
       ValueError: As `edges_from_nodes`.
+      TypeError: As `edges_from_nodes`.
 
     Reference:
       Farahani, 2024 (arXiv 2403.08265).
@@ -141,6 +143,9 @@ def _sides(params: PyTree, nodes: Sequence[Array]) -> dict[str, tuple[Array, Arr
         )
     first, last = kernels[ordered[0]].shape[-2], kernels[ordered[-1]].shape[-1]
     masks = [jnp.ones(first, bool), *map(jnp.asarray, nodes), jnp.ones(last, bool)]
+    for i, mask in enumerate(masks[1:-1]):
+        if mask.dtype != bool:
+            raise TypeError(f"nodes[{i}] holds {mask.dtype}, not booleans; pass nodes != 0.")
     for name, inputs, outputs in zip(ordered, masks, masks[1:]):
         if kernels[name].shape[-2:] != (inputs.size, outputs.size):
             raise ValueError(

@@ -18,7 +18,7 @@ def magnitude(params: PyTree) -> PyTree:
       params: A tree of arrays.
 
     Returns:
-      The tree of absolute values.
+      The tree of absolute values; what is no number (a key, a flag) stays as it is.
 
     Reference:
       Han et al., Learning both Weights and Connections for Efficient Neural Networks, 2015
@@ -29,7 +29,8 @@ def magnitude(params: PyTree) -> PyTree:
       >>> sj.masks.magnitude({"kernel": jnp.array([-2.0, 1.0])})["kernel"].tolist()
       [2.0, 1.0]
     """
-    return jax.tree.map(jnp.abs, params)
+    number = lambda w: jnp.issubdtype(jnp.result_type(w), jnp.number)  # noqa: E731
+    return jax.tree.map(lambda w: jnp.abs(w) if number(w) else w, params)
 
 
 def random(params: PyTree, key: Key[Array, ""]) -> PyTree:
@@ -130,9 +131,10 @@ def grasp(params: PyTree, loss_fn: Callable[[PyTree], Array]) -> PyTree:
       >>> sj.masks.grasp(jnp.array([1.0, 2.0]), lambda w: (w**4).sum()).tolist()
       [48.0, 3072.0]
     """
-    gradient = jax.grad(loss_fn)
-    _, product = jax.jvp(gradient, (params,), (gradient(params),))
-    return jax.tree.map(jnp.multiply, params, product)
+    loss_of, floats = _of_floats(loss_fn, params)
+    gradient = jax.grad(loss_of)
+    _, product = jax.jvp(gradient, (floats,), (gradient(floats),))
+    return map_named(lambda name, w: w * product[name] if name in product else w, params)
 
 
 def synflow(params: PyTree, output_fn: Callable[[PyTree], Array]) -> PyTree:
@@ -160,9 +162,9 @@ def synflow(params: PyTree, output_fn: Callable[[PyTree], Array]) -> PyTree:
       >>> scores["a"].tolist(), scores["b"].tolist()
       ([3.0, 1.0], [3.0, 1.0])
     """
-    positive = jax.tree.map(jnp.abs, params)
-    flow = jax.grad(lambda p: jnp.sum(output_fn(p)))(positive)
-    return jax.tree.map(lambda w, g: jnp.abs(w * g), positive, flow)
+    total, positive = _of_floats(lambda p: jnp.sum(output_fn(p)), magnitude(params))
+    flow = jax.grad(total)(positive)
+    return map_named(lambda name, w: jnp.abs(w * flow[name]) if name in flow else w, params)
 
 
 def fisher(params: PyTree, second_moments: PyTree) -> PyTree:
@@ -193,7 +195,8 @@ def changed(before: PyTree, after: PyTree, tolerance: ArrayLike = 0.0) -> PyTree
     Args:
       before: A tree of arrays.
       after: The same tree later; the difference is formed in at least float32.
-      tolerance: 0 for plain inequality; NaN is different from everything.
+      tolerance: 0 for plain inequality; NaN is different from everything. Integers, booleans and
+        keys are only compared for equality.
 
     Returns:
       The tree of masks, for `sj.optim.subset` for example.
@@ -220,10 +223,23 @@ def changed(before: PyTree, after: PyTree, tolerance: ArrayLike = 0.0) -> PyTree
                 f"changed(before, after): {name or 'the array'} has shape {jnp.shape(x)} before "
                 f"and {jnp.shape(y)} after."
             )
-        x, y = (jnp.asarray(z).astype(jnp.promote_types(z.dtype, jnp.float32)) for z in (x, y))
+        x, y = jnp.asarray(x), jnp.asarray(y)
+        if not jnp.issubdtype(x.dtype, jnp.inexact):
+            return x != y
+        x, y = (z.astype(jnp.promote_types(z.dtype, jnp.float32)) for z in (x, y))
         return ~((x == y) | (jnp.abs(y - x) <= tolerance))
 
     return map_named(differ, before, new)
+
+
+def _of_floats(f: Callable[[PyTree], Array], params: PyTree):
+    """f as a function of the floating leaves by name, and these: counters and keys are constant."""
+    floats = {
+        name: w
+        for name, w in named_leaves(params).items()
+        if jnp.issubdtype(jnp.result_type(w), jnp.inexact)
+    }
+    return lambda by_name: f(map_named(lambda name, w: by_name.get(name, w), params)), floats
 
 
 def _check_same_shapes(score: str, params: PyTree, grads: PyTree) -> None:

@@ -59,7 +59,7 @@ def below_threshold(
       where: Regular expression of the paths that are meant, all by default.
 
     Returns:
-      The tree of masks; None for leaves that are not meant.
+      The tree of masks; None for leaves that are not meant or hold no floats.
 
     Raises:
       ValueError: If not one of theta and fraction is given, or `where` matches nothing.
@@ -79,7 +79,7 @@ def below_threshold(
     sizes = {
         name: jnp.abs(p).astype(jnp.promote_types(p.dtype, jnp.float32))
         for name, p in named_leaves(params).items()
-        if re.search(where, name)
+        if re.search(where, name) and jnp.issubdtype(p.dtype, jnp.floating)
     }
     if not sizes:
         raise ValueError(f"below_threshold: where={where!r} matches none of the parameters.")

@@ -180,10 +180,22 @@ def brier_score(
 
 
 def _checked(probabilities, labels) -> tuple[jax.Array, jax.Array]:
-    """Arrays of at least float32; logits are refused where values can be seen."""
+    """Arrays of at least float32; logits and strange labels are refused where they can be seen."""
     p, labels = jnp.asarray(probabilities), jnp.asarray(labels)
     if p.size == 0:
         raise ValueError(f"there are no samples in probabilities of shape {p.shape}.")
+    if p.ndim != 2 or labels.shape != p.shape[:1]:
+        raise ValueError(
+            f"probabilities of shape {p.shape} and labels of shape {labels.shape} must be "
+            "(n, classes) and (n,)."
+        )
+    if not isinstance(labels, Tracer):
+        first, last = int(labels.min()), int(labels.max())
+        if first < 0 or last >= p.shape[1]:
+            raise ValueError(
+                f"labels go from {first} to {last} and the probabilities are of {p.shape[1]} "
+                f"classes, 0 to {p.shape[1] - 1}."
+            )
     p = p.astype(jnp.promote_types(p.dtype, jnp.float32))
     if not isinstance(p, Tracer):
         low, high = float(p.min()), float(p.max())

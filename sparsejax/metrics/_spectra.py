@@ -46,7 +46,7 @@ def spectral_angle(
       >>> round(float(spectral_angle(jnp.array([1.0, 0.0]), jnp.array([1.0, 1.0]))), 4)
       0.7854
     """
-    a, b = (x / jnp.maximum(_length(x), 1e-30) for x in (jnp.asarray(a), jnp.asarray(b)))
+    a, b = (x / jnp.where(_length(x) > 0, _length(x), 1) for x in map(jnp.asarray, (a, b)))
     return 2 * jnp.arctan2(_length(a - b)[0], _length(a + b)[0])
 
 

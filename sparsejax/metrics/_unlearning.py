@@ -55,7 +55,7 @@ def unlearning_report(
       An `UnlearningReport`.
 
     Raises:
-      ValueError: If `retain` or `test` is empty, or lengths differ.
+      ValueError: If `retain` or `test` is empty, lengths differ or a label is no class.
 
     Reference:
       Jia et al., Model Sparsity Can Simplify Machine Unlearning, 2023 (arXiv 2304.04934).
@@ -160,4 +160,9 @@ def _checked(name: str, probabilities, labels) -> tuple[np.ndarray, np.ndarray]:
     p, y = np.asarray(jnp.asarray(probabilities, jnp.float32)), np.asarray(labels)
     if p.ndim != 2 or y.shape != p.shape[:1]:
         raise ValueError(f"{name}: probabilities of shape {p.shape} and labels of {y.shape}.")
+    if y.size and not 0 <= y.min() <= y.max() < p.shape[1]:
+        raise ValueError(
+            f"{name}: labels go from {y.min()} to {y.max()} and the probabilities are of "
+            f"{p.shape[1]} classes."
+        )
     return p, y

@@ -210,6 +210,8 @@ def update_partition(checkpoints: Iterable[PyTree], tolerance: ArrayLike = 0.0) 
         raise ValueError("update_partition needs at least two checkpoints.")
     net = changed(first, previous, tolerance)
     size = sum(np.size(m) for m in jax.tree.leaves(net))
+    if not size:
+        raise ValueError("update_partition: the trees have no entries.")
     moved = sum(count(m) for m in jax.tree.leaves(jax.tree.map(jnp.logical_or, ever, net)))
     final = sum(count(m) for m in jax.tree.leaves(net))
     return UpdatePartition(1 - moved / size, (moved - final) / size, final / size)

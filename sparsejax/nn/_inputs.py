@@ -26,7 +26,8 @@ def input_grams(
       call: How a batch is given to the model, `lambda model, batch: model(*batch)` for example.
 
     Returns:
-      Gram matrices in float32 (or wider) by the path of the kernel.
+      Gram matrices in float32 (or wider) by the path of the kernel, in the order in which the
+      layers run.
 
     Raises:
       ValueError: If there are no batches, or no linear layer of the model ran.
@@ -47,6 +48,7 @@ def input_grams(
             "dict {path of the kernel: X^T X} of the inputs X yourself."
         )
     graphdef, state = nnx.split(model)
+    order: list[str] = []
 
     @jax.jit
     def grams_of(state, batch):
@@ -55,12 +57,13 @@ def input_grams(
         for path, layer in nnx.iter_modules(copy):
             _listen(layer, "/".join(map(str, (*path, "kernel"))), found)
         _ = copy(batch) if call is None else call(copy, batch)
+        order.extend(name for name in found if name not in order)  # jit returns them by name
         return found
 
     total: dict[str, Array] = {}
     for batch in batches:
-        for name, gram in grams_of(state, batch).items():
-            total[name] = total[name] + gram if name in total else gram
+        grams = grams_of(state, batch)
+        total |= {n: total[n] + grams[n] if n in total else grams[n] for n in order if n in grams}
     if not total:
         raise ValueError(
             "input_grams: no linear layer ran; give at least one batch to a model with nnx.Linear, "

@@ -39,7 +39,9 @@ def wide_width(width: int, sparsity: float) -> int:
 
 
 def parallel_branches(sparsity: float) -> int:
-    r"""The number of branches of Sparse Parallel, `round(1 / (1 - s))`, each of sparsity 1 - 1/N.
+    r"""The number N of branches of Sparse Parallel, each of sparsity 1 - 1/N.
+
+    `N = round(1 / (1 - s))`, half to even.
 
     Args:
       sparsity: s, in [0, 1).
@@ -53,7 +55,8 @@ def parallel_branches(sparsity: float) -> int:
       [1, 2, 4, 10]
     """
     _check(sparsity)
-    return round(1 / (1 - sparsity) + _SLACK)
+    # To 9 places first: 1 / (1 - s) of a decimal s may miss the half by an ulp.
+    return round(round(1 / (1 - sparsity), 9))
 
 
 def factorized_rank(

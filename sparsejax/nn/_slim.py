@@ -42,6 +42,7 @@ def remove_channels(
       A module of the same class.
 
     Raises:
+      TypeError: If `keep` is no vector of booleans.
       ValueError: If a path leads nowhere, a layer has another number of channels, or none is kept.
 
     Reference:
@@ -58,6 +59,11 @@ def remove_channels(
       ((4, 4), (4, 2))
     """
     keep = np.asarray(keep)
+    if keep.dtype != bool or keep.ndim != 1:
+        raise TypeError(
+            f"remove_channels: keep of shape {keep.shape} holds {keep.dtype}; it must be a vector "
+            "of booleans, as keep != 0."
+        )
     if not keep.any():
         raise ValueError("remove_channels: no channel is kept; keep one, as sj.masks.above does.")
     graphdef, state = nnx.split(model)

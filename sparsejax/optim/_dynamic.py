@@ -1,7 +1,7 @@
 """Dynamic sparse training: masks that drop and grow during training, at a constant sparsity."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,8 @@ from ..masks._pattern import Pooled
 from ..masks._plan import check_plan
 from ._pruning import (
     at_step,
+    check_every,
+    check_fraction,
     check_params,
     masked_updates,
     next_step,
@@ -85,7 +87,7 @@ def rigl(
       16
     """
     if not callable(drop_fraction):
-        _check_fraction(drop_fraction)
+        check_fraction("rigl", "drop_fraction", drop_fraction)
         drop_fraction = optax.cosine_decay_schedule(drop_fraction, end)
 
     def gradient(grads, key):
@@ -140,7 +142,8 @@ def set_(
 
 def _dynamic(optimizer, plan, key, growth: Growth, every, end, drop_fraction):
     _check_plan(plan)
-    _check_fraction(drop_fraction)
+    check_every("dynamic sparse training", every)
+    check_fraction("dynamic sparse training", "drop_fraction", drop_fraction)
     inner = optax.with_extra_args_support(optimizer)
 
     def init(params):
@@ -206,7 +209,9 @@ def _swap(
 ) -> Bool[Array, "..."]:
     """`floor(fraction * active)` of the active units of least weight, against as many others."""
     count = jnp.sum(active, dtype=jnp.uint32)
-    swapped = jnp.floor(fraction * count.astype(jnp.float32)).astype(jnp.uint32)
+    # A schedule in float32 meets a whole number from below: cos(pi / 2) is -4e-8.
+    share = fraction * count.astype(jnp.float32)
+    swapped = jnp.floor(share * (1 + 2**-22)).astype(jnp.uint32)
     swapped = jnp.minimum(swapped, count)
     # An active NaN is dropped first, but before what is not active.
     weights = jnp.where(jnp.isnan(weights), -jnp.inf, weights)
@@ -222,11 +227,6 @@ def _both(old, new):
 
 def _only_new(old, new):
     return None if is_gap(old) else new & ~old
-
-
-def _check_fraction(fraction: Any) -> None:
-    if isinstance(fraction, int | float) and not 0 <= fraction <= 1:
-        raise ValueError(f"drop_fraction={fraction} must be in [0, 1], for example 0.3.")
 
 
 def _check_plan(plan: Plan) -> None:

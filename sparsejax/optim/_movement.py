@@ -10,7 +10,14 @@ from jaxtyping import Array, Int, PyTree
 from .._tree import is_gap, map_named
 from ..masks import Plan, Unstructured
 from ..masks._plan import check_plan
-from ._pruning import at_step, check_params, check_some, masked_updates, next_step
+from ._pruning import (
+    at_step,
+    check_fraction,
+    check_params,
+    check_some,
+    masked_updates,
+    next_step,
+)
 
 
 class MovementState(NamedTuple):
@@ -59,6 +66,7 @@ def movement(
       [False, True]
     """
     check_plan("movement", plan)
+    check_fraction("movement", "schedule", schedule)
 
     def choose(scores, count):
         return plan.masks(scores, at_step(schedule, count))
@@ -127,8 +135,9 @@ def _scored(what: str, plan: Plan, choose, learning_rate, pull):
 
     def init(params):
         def zero(name, p):
-            wide = jnp.promote_types(p.dtype, jnp.float32)
-            return jnp.zeros_like(p, wide) if name in planned else None
+            if name not in planned:
+                return None
+            return jnp.zeros_like(p, jnp.promote_types(p.dtype, jnp.float32))
 
         plan.full_masks(params)  # checks the shapes
         scores, count = map_named(zero, params), jnp.zeros((), jnp.int32)

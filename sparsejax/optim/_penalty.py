@@ -6,7 +6,7 @@ import optax
 from jaxtyping import PyTree
 
 from .._tree import map_named, named_leaves
-from ._proximal import Rules, check_rules, labels_of, matched_leaves
+from ._proximal import Rules, check_penalty, check_rules, labels_of, matched_leaves
 from ._pruning import check_masks, check_params, named_masks
 
 
@@ -47,6 +47,7 @@ def add_penalty(
       >>> updates["scale"].tolist()
       [0.0, -0.25]
     """
+    check_penalty("add_penalty", penalty)
     by_name = {} if keep is None else named_masks("add_penalty", keep)
 
     def init(params):

@@ -59,8 +59,14 @@ def acdc(
       >>> seen
       [[2.5, 0.5], [2.0, 0.0], [1.5, -0.5]]
     """
-    bounds = [step for phase in phases for step in phase]
-    if not bounds or bounds != sorted(set(bounds)) or bounds[0] < 0:
+    pairs = [tuple(np.atleast_1d(phase).tolist()) for phase in phases]
+    bounds = [step for pair in pairs for step in pair]
+    if (
+        not bounds
+        or any(len(pair) != 2 for pair in pairs)
+        or bounds != sorted(set(bounds))
+        or bounds[0] < 0
+    ):
         raise ValueError(
             f"acdc(phases={list(phases)}) must be (begin, end) pairs in order, begin < end, that "
             "do not touch: [(100, 200), (300, 500)]."
@@ -79,12 +85,13 @@ def acdc(
         check_params(params)
         compress, release = jnp.any(state.count == begins), jnp.any(state.count == ends)
         full = plan.full_masks(params)
+        every = jax.tree.map(lambda p: jnp.ones(jnp.shape(p), bool), params)
         masks = jax.lax.cond(
             compress,
             lambda: plan.masks(magnitude(params)),
             lambda: jax.tree.map(lambda new, old: new & release | old, full, state.masks),
         )
-        old = reset_moments(optimizer, state.inner, full, release)
+        old = reset_moments(optimizer, state.inner, every, release)
         moves, new = inner.update(masked_updates(updates, masks), old, params, **extra)
         return zero_off(moves, params, masks), PhaseState(next_step(state.count), masks, new)
 

@@ -57,6 +57,8 @@ def proximal(
       [[0.5, 0.0]]
     """
 
+    check_penalty("proximal", penalty)
+
     def init(params):
         check_rules("proximal", penalty, params)
         return ProximalState(jnp.zeros((), jnp.int32))
@@ -152,6 +154,7 @@ def proximal_adam(
       >>> [round(float(w), 3) for w in optax.apply_updates(params, updates)["kernel"][0]]
       [0.85, 0.0]
     """
+    check_penalty("proximal_adam", penalty)
     rules = [penalty] if isinstance(penalty, Penalty) else list(penalty.values())
     for rule in rules:
         if rule is not None and not rule.elementwise:
@@ -225,6 +228,17 @@ def labels_of(penalty: Any) -> Mapping[str, Any] | None:
         return named_leaves(groups.labels)
     parts = vars(penalty).values() if isinstance(penalty, Penalty) else ()
     return next((found for part in parts if (found := labels_of(part)) is not None), None)
+
+
+def check_penalty(what: str, penalty: Any) -> None:
+    """Raises if something else than a penalty, or penalties by regular expression, was given."""
+    rules = penalty.values() if isinstance(penalty, Mapping) else [penalty]
+    for rule in rules:
+        if not (isinstance(rule, Penalty) or (rule is None and isinstance(penalty, Mapping))):
+            raise TypeError(
+                f"{what}: {rule!r} is no penalty; give sj.prox.l1(1e-4), or a dict of regular "
+                'expressions and penalties, {r"kernel$": sj.prox.l1(1e-4)}.'
+            )
 
 
 def check_rules(what: str, penalty: Rules, params: PyTree) -> None:

@@ -76,9 +76,10 @@ def prune(
     """
 
     check_plan("prune", plan)
-    if isinstance(schedule, int | float) and not 0 <= schedule <= 1:
-        raise ValueError(f"prune(schedule={schedule}) must be the fraction reached, in [0, 1].")
-    _check_timing(every, begin, end)
+    check_fraction("prune", "schedule", schedule)
+    check_every("prune", every)
+    if isinstance(begin, int) and isinstance(end, int) and end < begin:
+        raise ValueError(f"prune(begin={begin}, end={end}) ends before it begins.")
 
     def init(params):
         masks = plan.full_masks(params)
@@ -194,6 +195,7 @@ def track_masks(
     """
 
     check_plan("track_masks", plan)
+    check_fraction("track_masks", "schedule", schedule)
 
     def state_at(count, params):
         masks = plan.masks(magnitude(params), at_step(schedule, count))
@@ -281,11 +283,11 @@ def zero_off(updates: PyTree, params: PyTree, masks: PyTree) -> PyTree:
     return jax.tree.map(one, masks, updates, params, is_leaf=is_gap)
 
 
-def masked_updates(updates: PyTree, masks: PyTree) -> PyTree:
-    """The updates, 0 off the masks."""
+def masked_updates(updates: PyTree, masks: PyTree, off: float = 0.0) -> PyTree:
+    """The updates, 0 off the masks; adding `off=-0.0` leaves every bit of -0 too."""
 
     def one(mask, u):
-        return u if is_gap(mask) or is_gap(u) else jnp.where(mask, u, jnp.zeros_like(u))
+        return u if is_gap(mask) or is_gap(u) else jnp.where(mask, u, jnp.full_like(u, off))
 
     return jax.tree.map(one, masks, updates, is_leaf=is_gap)
 
@@ -355,8 +357,13 @@ def check_some(what: str, given: str, names: list[str], masks: PyTree, params: P
         )
 
 
-def _check_timing(every: ArrayLike, begin: ArrayLike, end: ArrayLike | None) -> None:
-    if isinstance(every, int) and every < 1:
-        raise ValueError(f"prune(every={every}) must be at least 1 step.")
-    if isinstance(begin, int) and isinstance(end, int) and end < begin:
-        raise ValueError(f"prune(begin={begin}, end={end}) ends before it begins.")
+def check_every(what: str, every: ArrayLike) -> None:
+    """Raises if a number of steps is known and not at least 1."""
+    if isinstance(every, int | float) and every < 1:
+        raise ValueError(f"{what}: every={every} must be at least 1 step.")
+
+
+def check_fraction(what: str, name: str, value: Any) -> None:
+    """Raises if a number that is known is not in [0, 1]."""
+    if isinstance(value, int | float) and not 0 <= value <= 1:
+        raise ValueError(f"{what}: {name}={value} must be a fraction in [0, 1].")

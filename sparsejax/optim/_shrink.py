@@ -11,7 +11,15 @@ from jaxtyping import Array, Int, PyTree
 from .._tree import is_gap
 from ..masks import Plan, magnitude
 from ..masks._plan import check_plan
-from ._pruning import at_step, check_params, check_some, next_step, zero_off
+from ._pruning import (
+    at_step,
+    check_every,
+    check_fraction,
+    check_params,
+    check_some,
+    next_step,
+    zero_off,
+)
 
 
 class ShrinkState(NamedTuple):
@@ -48,7 +56,8 @@ def iterative_shrinkage(
       A transformation whose state has `count` and `masks`.
 
     Raises:
-      ValueError: If `update` gets no parameters or no leaf is planned.
+      ValueError: If `update` gets no parameters, no leaf is planned, alpha is outside of [0, 1] or
+        `every` is less than 1.
 
     Reference:
       Wang et al., Iterative Soft Shrinkage Learning for Efficient Image Super-Resolution, 2023
@@ -69,6 +78,8 @@ def iterative_shrinkage(
     """
 
     check_plan("iterative_shrinkage", plan)
+    check_fraction("iterative_shrinkage", "alpha", alpha)
+    check_every("iterative_shrinkage", every)
 
     def init(params):
         masks = plan.full_masks(params)

@@ -54,8 +54,9 @@ def subset(
       >>> tx = sj.optim.subset(optax.adamw(0.5), masks, compact=True)
       >>> state = tx.init(params)
       >>> updates, _ = tx.update({"w": jnp.ones(3)}, state, params)
-      >>> updates["w"].round(2).tolist(), optax.tree.get(state, "mu")["w"].shape
-      ([-0.5, 0.0, -0.5], (2,))
+      >>> new = optax.apply_updates(params, updates)
+      >>> new["w"].round(2).tolist(), optax.tree.get(state, "mu")["w"].shape
+      ([0.5, 1.0, 0.5], (2,))
     """
     by_name = named_masks("subset", masks)
     _check_some_entry(by_name)
@@ -65,9 +66,11 @@ def subset(
     def aligned(tree):
         """The masks of a tree: all False where there is none."""
         found = check_masks("subset", tree, by_name)
-        return jax.tree.map(
-            lambda m, p: jnp.zeros(p.shape, bool) if m is None else m, found, tree, is_leaf=is_gap
-        )
+
+        def whole(mask, p):
+            return jnp.zeros(p.shape, bool) if mask is None and not is_gap(p) else mask
+
+        return jax.tree.map(whole, found, tree, is_leaf=is_gap)
 
     def gather(tree):
         return map_named(lambda name, x, at: None if at is None else _take(x, at), tree, places)
@@ -80,13 +83,13 @@ def subset(
         if not compact:
             found = aligned(updates)
             moves, new = inner.update(masked_updates(updates, found), state.inner, params, **extra)
-            return masked_updates(moves, found), SubsetState(new)
+            return masked_updates(moves, found, off=-0.0), SubsetState(new)
         few = None if params is None else gather(params)
         moves, new = inner.update(gather(updates), state.inner, few, **extra)
 
         def scatter(name, u, move, at):
             del name
-            still = jnp.zeros_like(u)
+            still = jnp.full_like(u, -0.0)  # adding it leaves every bit of -0 too
             return still if at is None else _put(still, move, at)
 
         moves = map_named(scatter, updates, named_leaves(moves), places)

@@ -10,7 +10,8 @@ from jaxtyping import Array, Int, PyTree
 
 from .._tree import is_gap
 from ..masks import Plan, magnitude
-from ._pruning import check_params, check_some, masked_updates, next_step
+from ..masks._plan import check_plan
+from ._pruning import check_every, check_params, check_some, masked_updates, next_step
 
 
 class TopKASTState(NamedTuple):
@@ -61,9 +62,12 @@ def top_kast(
       >>> forward, backward = (sj.plan(params, sj.Unstructured(s)) for s in (0.75, 0.5))
       >>> tx = sj.optim.top_kast(optax.sgd(1.0), forward, backward, exploration=0.0)
       >>> updates, _ = tx.update({"kernel": jnp.ones((4, 1))}, tx.init(params), params)
-      >>> updates["kernel"].ravel().tolist()
-      [-1.0, -1.0, 0.0, 0.0]
+      >>> optax.apply_updates(params, updates)["kernel"].ravel().tolist()
+      [3.0, 2.0, 2.0, 1.0]
     """
+    check_plan("top_kast", plan)
+    check_plan("top_kast", backward)
+    check_every("top_kast", every)
     _check_nested(plan, backward)
     inner = optax.with_extra_args_support(optimizer)
     names = [leaf.name for leaf in plan.leaves]
@@ -92,7 +96,7 @@ def top_kast(
 
         pulled = jax.tree.map(pull, masks, wider, updates, params, is_leaf=is_gap)
         moves, new = inner.update(pulled, state.inner, params, **extra)
-        moves = masked_updates(moves, wider)
+        moves = masked_updates(moves, wider, off=-0.0)
         return moves, TopKASTState(next_step(state.count), masks, wider, new)
 
     return optax.GradientTransformationExtraArgs(init, update)

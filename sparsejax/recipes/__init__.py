@@ -37,6 +37,8 @@ from ._reprogram import visual_prompt as visual_prompt
 from ._retraining import retraining_schedule as retraining_schedule
 from ._sara import SaRAState as SaRAState
 from ._sara import sara as sara
+from ._sequential import SequentialResult as SequentialResult
+from ._sequential import sequential_sparsegpt as sequential_sparsegpt
 from ._soups import Phase as Phase
 from ._soups import SoupResult as SoupResult
 from ._soups import sparse_model_soup as sparse_model_soup
@@ -63,6 +65,7 @@ __all__ = [
     "SearchComparison",
     "SearchResult",
     "SearchedNetwork",
+    "SequentialResult",
     "SoupResult",
     "Stage",
     "Sweep",
@@ -92,6 +95,7 @@ __all__ = [
     "retraining_schedule",
     "sara",
     "score_prune",
+    "sequential_sparsegpt",
     "soup_geometry",
     "sparse_model_soup",
     "sparsity_sweep",

@@ -174,8 +174,8 @@ def prune_remaining(plan: Plan, scores: PyTree, masks: PyTree, progress: float) 
 def _select(plan: Plan, scores: PyTree, masks: PyTree, progress: float) -> PyTree:
     by_name = named_leaves(masks)
 
-    def within(name, s, mask):
-        return s if mask is None else jnp.where(mask, s, jnp.asarray(-jnp.inf, s.dtype))
+    def within(name, s, mask):  # NaN ranks last also where the scores of a unit are squared
+        return s if mask is None else jnp.where(mask, s, jnp.asarray(jnp.nan, s.dtype))
 
     scores = map_named(within, scores, by_name)
     if plan.together:
@@ -197,8 +197,8 @@ def _reached(sparsity: float, progress: float) -> float:
 def zero_fraction(masks: PyTree) -> float:
     """Entries off the masks over entries with a mask."""
     leaves = list(named_leaves(masks).values())
-    kept = sum(int(jnp.sum(m)) for m in leaves)
-    return 1 - kept / max(sum(m.size for m in leaves), 1)
+    size, kept = sum(m.size for m in leaves), sum(int(jnp.sum(m)) for m in leaves)
+    return (size - kept) / max(size, 1)
 
 
 def fold(key: Key[Array, ""], r: int) -> Key[Array, ""]:

@@ -184,6 +184,7 @@ def visual_prompt(
       ValueError: If there are no samples, a label is not below `classes`, there are more target
         than source classes, the images are as large as the input, or `mapping` is none of the
         three.
+      TypeError: If the images hold no floats.
 
     Reference:
       Misra et al., Reprogramming under Constraints, 2023 (arXiv 2308.14969); Chen et al., 2023
@@ -199,6 +200,8 @@ def visual_prompt(
       >>> found.mapping.tolist(), found.prompt.shape
       ([0, 1], (2, 2, 1))
     """
+    check_count("epochs", epochs, 0)
+    check_count("batch_size", batch_size)
     n = _check_prompt(network, x, labels, size, classes, mapping, callback)
     tx = optax.adam(0.01) if optimizer is None else optimizer
     done = resume or _start(network, x, labels, size, classes, key, mapping, tx)
@@ -345,6 +348,8 @@ def _check_prompt(network, x, labels, size, classes, mapping, callback) -> int:
         raise ValueError(f"mapping={mapping!r} must be 'iterative', 'frequency' or 'random'.")
     if callback is not None:
         check_callable("callback", callback, "result")
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"images {x.shape} hold {x.dtype}; give floats in [0, 1], as x / 255.")
     n = rows_of("x and labels", {"x": x, "labels": labels})
     _check_labels(labels, classes)
     if tuple(size) == x.shape[1:3]:

@@ -1,6 +1,5 @@
 """SaRA: fine-tuning of the weights that matter least."""
 
-import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,6 +14,7 @@ from .._tree import map_named, named_leaves, pure
 from ..formats import gather_values, indices_of, tap, write_back
 from ..masks import below_threshold
 from ..prox import nuclear
+from ._check import check_callable, check_count
 
 _ADAM = optax.scale_by_adam()
 
@@ -84,7 +84,8 @@ def sara(
 
     Raises:
       TypeError: If `loss_fn` does not take two arguments.
-      ValueError: If nothing is selected, or theta and fraction are both given.
+      ValueError: If nothing is selected, theta and fraction are both given, or `chunk` is less
+        than 1.
 
     Reference:
       Hu et al., SaRA: High-Efficient Diffusion Model Fine-tuning with Progressive Sparse Low-Rank
@@ -99,7 +100,9 @@ def sara(
       >>> state.params["w"].round(1).tolist(), state.indices["w"].tolist()
       ([1.0, 1.0, 1.0], [1, 2])
     """
-    _check_loss(loss_fn)
+    check_callable("loss_fn", loss_fn, "params", "key")
+    check_count("steps", steps, 0)
+    check_count("chunk", chunk)
     params = pure(params)
     theta = _threshold(params, theta, fraction, where)
     if learning_rate is None:
@@ -218,15 +221,3 @@ def _fresh(step: int, params: PyTree, indices: PyTree) -> SaRAState:
         )
     values = gather_values(params, indices)
     return SaRAState(step, params, indices, values, _ADAM.init(values))
-
-
-def _check_loss(loss_fn: Any) -> None:
-    try:
-        inspect.signature(loss_fn).bind(None, None)
-    except TypeError as error:
-        raise TypeError(
-            f"sara: loss_fn must take (params, key): {error}; lambda params, key: loss(params, "
-            "batch_of(key)) for example."
-        ) from None
-    except ValueError:  # a built-in without a signature
-        return

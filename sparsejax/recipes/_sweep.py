@@ -15,7 +15,7 @@ from .._tree import map_named, named_leaves
 from ..masks import NM, Plan, Unstructured, apply_masks, magnitude
 from ..masks import plan as make_plan
 from ._check import as_number, check_callable, check_count, returned_params
-from ._iterative import report
+from ._iterative import report, zero_fraction
 
 
 class Sweep(NamedTuple):
@@ -156,11 +156,9 @@ def sparsity_sweep(
     for masks in points[len(done.sparsities) :]:
         start = apply_masks(params, masks)
         own = tuple(_one(start, masks, finetune, evaluate, key, i) for i in range(seeds))
-        by_leaf = {n: 1 - int(m.sum()) / m.size for n, m in named_leaves(masks).items()}
-        size = {n: m.size for n, m in named_leaves(masks).items()}
-        zeros = sum(round(by_leaf[n] * size[n]) for n in size)
+        by_leaf = {n: zero_fraction(m) for n, m in named_leaves(masks).items()}
         done = Sweep(
-            (*done.sparsities, zeros / sum(size.values())),
+            (*done.sparsities, zero_fraction(masks)),
             (*done.scores, own),
             (*done.leaf_sparsities, by_leaf),
         )
@@ -177,6 +175,8 @@ def _points(params, sparsities, rules, patterns, together, score) -> list[PyTree
             raise ValueError(f"sparsities={grid} must be increasing fractions, at least one.")
         plan = dataclasses.replace(plan, together=together)
         return nested_masks(score(params), plan, grid)
+    if not patterns:
+        raise ValueError("sparsity_sweep: patterns is empty; give some, as in [sj.NM(2, 4)].")
     names = [leaf.name for leaf in plan.leaves]
     scores = score(params)
     return [

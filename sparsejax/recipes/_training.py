@@ -48,7 +48,8 @@ def train_masked(
       The trained parameters.
 
     Raises:
-      ValueError: If the data are empty or of unequal lengths, or a mask does not fit.
+      ValueError: If the data are empty or of unequal lengths, a mask does not fit, or `start` lies
+        beyond `steps`.
       TypeError: If `loss` cannot be called as `loss(params, batch)`.
 
     Example:
@@ -63,7 +64,9 @@ def train_masked(
     """
     check_callable("loss", loss, "params", "batch")
     check_count("steps", steps, 0)
-    check_count("batch_size", batch_size)
+    check_count("start", start, 0)
+    if start > steps:
+        raise ValueError(f"train_masked(start={start}, steps={steps}) stops before it starts.")
     rows = batches(key, rows_of("data", data), batch_size, steps)[start:]
     params = apply_masks(params, masks)
     tx = optax.chain(optimizer, keep_masked(masks))
@@ -83,6 +86,7 @@ def batches(
     key: Key[Array, ""], samples: int, batch_size: int, steps: int
 ) -> Int[Array, "steps batch"]:
     """The rows of each step: every epoch in a new order, without replacement."""
+    check_count("batch_size", batch_size)
     batch_size = min(batch_size, samples)
     per_epoch = samples // batch_size
     # An epoch's order depends on its number alone, so a run that stops early sees the same rows.

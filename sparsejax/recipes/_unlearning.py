@@ -323,14 +323,17 @@ def influence_unlearning(
     if not damping > 0:
         raise ValueError(f"damping={damping!r} must be positive.")
     params = apply_masks(params, masks)
-    _, unravel = ravel_pytree(params)
-    gradient = lambda batch: ravel_pytree(  # noqa: E731
-        apply_masks(jax.grad(lambda p: loss(p, batch))(params), masks)
-    )[0]
+    flat, unravel = ravel_pytree(params)
+    wide = jnp.promote_types(flat.dtype, jnp.float32)
+
+    def gradient(batch):
+        grads = jax.grad(lambda p: loss(p, batch))(params)
+        return ravel_pytree(apply_masks(grads, masks))[0].astype(wide)
+
     v = n_f / (n_f + n_r) * (gradient(forget) - gradient(retain))
     n = min(samples, n_r)
     alone = jax.tree.map(lambda x: jnp.asarray(x)[:n, None], retain)
     g = jax.vmap(gradient)(alone)
-    inner = jnp.linalg.solve(n * damping * jnp.eye(n) + g @ g.T, g @ v)
-    step = unravel(alpha * (v - g.T @ inner) / damping)
+    inner = jnp.linalg.solve(n * damping * jnp.eye(n, dtype=wide) + g @ g.T, g @ v)
+    step = unravel((alpha * (v - g.T @ inner) / damping).astype(flat.dtype))
     return apply_masks(jax.tree.map(jnp.add, params, step), masks)

@@ -159,3 +159,28 @@ def test_constant_fan_in(sparsity):
     assert plan["kernel"].kept == mask.sum()
     stacked = sj.masks.topk(jnp.abs(w.reshape(9, 8, 4)), FanIn(sparsity, stacked=1))
     assert (np.asarray(stacked).sum(1) == 8 - round(8 * sparsity)).all()
+
+
+def test_sparsegpt_rounds_down_in_each_block():
+    """0.3 of 16 x 6 entries is 28.8: 28 go, where `sj.plan` alone would take 29."""
+    x, w = inputs_of(16), np.random.default_rng(1).normal(size=(16, 6))
+    for block in (128, 5):
+        new, masks = sj.masks.sparsegpt(
+            {"kernel": jnp.asarray(w, jnp.float32)},
+            {"kernel": jnp.asarray(x.T @ x, jnp.float32)},
+            sj.plan({"kernel": jnp.asarray(w, jnp.float32)}, sj.Unstructured(0.3)),
+            block=block,
+        )
+        expected, mask = reference(w, x.T @ x, 0.3, block)
+        np.testing.assert_array_equal(masks["kernel"], mask)
+        np.testing.assert_allclose(new["kernel"], expected, atol=1e-3)
+
+
+def test_a_gram_matrix_that_is_not_positive_definite_is_refused():
+    params = {"kernel": jnp.ones((4, 2))}
+    plan = sj.plan(params, sj.NM(2, 4))
+    for gram in (jnp.ones((4, 4)), jnp.full((4, 4), jnp.nan)):
+        with pytest.raises(ValueError, match="kernel .* not positive definite"):
+            sj.masks.sparsegpt(params, {"kernel": gram}, plan, damping=0.0)
+    with pytest.raises(ValueError, match="block=0"):
+        sj.masks.sparsegpt(params, {"kernel": jnp.eye(4)}, plan, block=0)

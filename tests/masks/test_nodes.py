@@ -69,3 +69,10 @@ def test_mistakes():
         sj.masks.edges_from_nodes(PARAMS, NODES[:1])
     with pytest.raises(ValueError, match=r"layer_0/kernel has shape \(8, 12\)"):
         sj.masks.edges_from_nodes(PARAMS, NODES[::-1])
+
+
+@pytest.mark.parametrize("f", [sj.masks.edges_from_nodes, sj.masks.compact])
+def test_numbers_are_no_masks_of_nodes(f):
+    params = {"a": {"kernel": jnp.ones((2, 3))}, "b": {"kernel": jnp.ones((3, 1))}}
+    with pytest.raises(TypeError):  # as indices they would pick nodes 0 and 1
+        f(params, [jnp.array([1, 0, 1])])

@@ -240,10 +240,25 @@ def test_what_is_meant_is_told():
     for transform in (sj.optim.prune, sj.optim.track_masks, sj.optim.sr_ste, sj.optim.movement):
         with pytest.raises(TypeError):
             transform({"kernel$": sj.NM(2, 4)})
-    with pytest.raises(ValueError, match="fraction reached"):
+    with pytest.raises(ValueError, match="schedule=2.0 must be a fraction"):
         sj.optim.prune(plan, 2.0)
 
 
 def test_a_bias_is_no_kernel():
     with pytest.raises(ValueError, match=r"dense/bias \(8,\).*kernel\$"):
         sj.plan({"dense": {"bias": jnp.ones(8)}}, {"bias": sj.NM(2, 4)})
+
+
+def test_scores_leave_keys_and_counters_alone():
+    params = {"kernel": jnp.array([[1.0, -2.0]]), "key": jax.random.key(0), "n": jnp.array(3)}
+    network = lambda p: p["kernel"] ** 2  # noqa: E731
+    for scores in (
+        sj.masks.magnitude(params),
+        sj.masks.synflow(params, network),
+        sj.masks.grasp(params, lambda p: network(p).sum()),
+    ):
+        assert scores["kernel"].shape == (1, 2) and scores["key"].dtype == params["key"].dtype
+    assert sj.masks.below_threshold(params, fraction=0.5)["n"] is None
+    masks = sj.plan(params, sj.Unstructured(0.5)).masks(sj.masks.magnitude(params))
+    seen = sj.masks.straight_through(params, sj.plan(params, sj.Unstructured(0.5)))
+    np.testing.assert_array_equal(seen["kernel"], jnp.where(masks["kernel"], params["kernel"], 0))

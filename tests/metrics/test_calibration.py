@@ -107,3 +107,11 @@ def test_logits_and_empty_samples_are_refused():
         metrics.brier_score(jnp.zeros((0, 3)), jnp.zeros(0, int))
     with pytest.raises(ValueError, match="bins=0"):
         metrics.reliability(jnp.ones((1, 1)), jnp.zeros(1, int), bins=0)
+
+
+@pytest.mark.parametrize("labels", [[0, 2], [-1, 0]])
+def test_labels_that_do_not_fit_are_refused(labels):
+    p = jnp.full((2, 2), 0.5)
+    for measure in (metrics.expected_calibration_error, metrics.brier_score):
+        with pytest.raises(ValueError, match="labels go from"):
+            measure(p, jnp.array(labels))

@@ -91,3 +91,14 @@ def test_trees_must_match():
         metrics.update_rank(before, {**before, "norm": before["norm"][:4]})
     with pytest.raises(ValueError, match="no entries"):
         metrics.update_sparsity({}, {})
+
+
+def test_integers_and_keys_are_compared_as_they_are():
+    before = {"n": jnp.array([2**24, 3]), "key": jax.random.key(0), "w": jnp.ones(1)}
+    after = {"n": jnp.array([2**24 + 1, 3]), "key": jax.random.key(1), "w": jnp.ones(1)}
+    assert metrics.update_sparsity(before, after).per_leaf == {"key": 0.0, "n": 0.5, "w": 1.0}
+
+
+def test_trees_without_entries_are_refused():
+    with pytest.raises(ValueError, match="no entries"):
+        metrics.update_partition([{"w": jnp.zeros(0)}] * 2)

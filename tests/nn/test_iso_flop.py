@@ -38,6 +38,10 @@ def test_widths_and_branches_keep_the_flops(s):
         assert n == round(1 / (1 - s))
 
 
+def test_half_a_branch_goes_to_the_even_number():
+    assert [sj.nn.parallel_branches(s) for s in (0.6, 1 - 1 / 3.5, 1 - 1 / 4.5)] == [2, 4, 4]
+
+
 def kernels_of(model, rule):
     plan = sj.plan(model, {rule: sj.Unstructured(0.75), r"": None})
     return sum(leaf.kept for leaf in plan.leaves), plan

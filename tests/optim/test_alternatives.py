@@ -226,3 +226,72 @@ def test_subset_of_nothing_and_of_other_parameters():
         sj.optim.subset(optax.sgd(RATE), {"kernel": jnp.zeros((6, 5))})
     with pytest.raises(ValueError, match="its mask shape"):
         sj.optim.subset(optax.sgd(RATE), {"kernel": jnp.ones((5, 6), bool)}).init(params)
+
+
+@pytest.mark.parametrize("name", ["subset", "compact", "top_kast"])
+def test_what_is_frozen_keeps_every_bit_of_minus_zero(name):
+    params = {"kernel": jnp.array([[3.0], [2.0], [-0.0], [0.0]])}
+    masks = {"kernel": jnp.array([[True], [False], [False], [False]])}
+    sparse, wider = (sj.plan(params, sj.Unstructured(s)) for s in (0.75, 0.5))
+    tx = {
+        "subset": lambda: sj.optim.subset(optax.adamw(RATE), masks),
+        "compact": lambda: sj.optim.subset(optax.adamw(RATE), masks, compact=True),
+        "top_kast": lambda: sj.optim.top_kast(optax.adamw(RATE), sparse, wider),
+    }[name]()
+    updates, _ = tx.update({"kernel": jnp.ones((4, 1))}, tx.init(params), params)
+    new = np.asarray(optax.apply_updates(params, updates)["kernel"])
+    assert np.signbit(new).ravel().tolist() == [False, False, True, False]
+
+
+def test_a_switch_to_dense_resets_every_moment():
+    params = params_of()
+    plan = sj.plan(params, sj.Unstructured(0.6))
+    tx = sj.optim.acdc(optax.sgd(RATE, 0.9), plan, [(1, 2)])
+    state, grads = tx.init(params), jax.tree.map(jnp.ones_like, params)
+    for _ in range(3):
+        _, state = tx.update(grads, state, params)
+    trace = optax.tree.get(state, "trace")
+    assert all(bool(jnp.all(m == 1)) for m in jax.tree.leaves(trace))
+
+
+def test_keys_and_counters_beside_the_parameters():
+    params = {"kernel": jnp.arange(12.0).reshape(4, 3), "key": jax.random.key(0), "n": jnp.array(3)}
+    plan = sj.plan(params, {"kernel": sj.Unstructured(0.5)})
+    wider = sj.plan(params, {"kernel": sj.Unstructured(0.25)})
+    masks = plan.masks(sj.masks.magnitude(params))
+    assert masks["key"] is None and masks["n"] is None
+    grads = {"kernel": jnp.ones((4, 3)), "key": None, "n": None}
+    for tx in (
+        sj.optim.prune(plan),
+        sj.optim.iterative_shrinkage(plan),
+        sj.optim.movement(plan),
+        sj.optim.sr_ste(plan),
+        sj.optim.keep_masked(masks),
+        sj.optim.rigl(optax.sgd(RATE), plan, jax.random.key(0), end=5),
+        sj.optim.acdc(optax.sgd(RATE), plan, [(1, 2)]),
+        sj.optim.top_kast(optax.sgd(RATE), plan, wider),
+        sj.optim.subset(optax.sgd(RATE), masks),
+    ):
+        updates, _ = tx.update(grads, tx.init(params), params)
+        assert updates["key"] is None and updates["kernel"].shape == (4, 3)
+
+
+PLAN, WIDER = (sj.plan({"kernel": jnp.ones((6, 5))}, sj.Unstructured(s)) for s in (0.6, 0.4))
+SGD, KEY = optax.sgd(RATE), jax.random.key(0)
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: sj.optim.rigl(SGD, PLAN, KEY, end=9, every=0), "every=0 must"),
+        (lambda: sj.optim.set_(SGD, PLAN, KEY, end=9, every=0.5), "every=0.5 must"),
+        (lambda: sj.optim.top_kast(SGD, PLAN, WIDER, every=0), "every=0 must"),
+        (lambda: sj.optim.iterative_shrinkage(PLAN, every=0), "every=0 must"),
+        (lambda: sj.optim.iterative_shrinkage(PLAN, 2.0), "alpha=2.0 must"),
+        (lambda: sj.optim.track_masks(PLAN, 1.5), "schedule=1.5 must"),
+        (lambda: sj.optim.movement(PLAN, -1.0), "schedule=-1.0 must"),
+    ],
+)
+def test_numbers_that_would_do_nothing_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -169,3 +169,18 @@ def test_no_fraction_changes_the_sparsity():
         assert int(sj.get_masks(state)["kernel"].sum()) == 16
     with pytest.raises(ValueError, match=r"in \[0, 1\]"):
         sj.optim.set_(optax.sgd(0.1), plan, jax.random.key(1), end=9, drop_fraction=1.5)
+
+
+def test_half_way_the_cosine_drops_the_number_of_the_formula():
+    """0.3 / 2 of 20 is 3, and in float32 a little less."""
+    params = {"kernel": jax.random.normal(jax.random.key(0), (40, 1))}
+    plan = sj.plan(params, sj.Unstructured(0.5))
+    tx = sj.optim.rigl(optax.sgd(0.0), plan, jax.random.key(1), end=8, every=4)
+    state = tx.init(params)
+    params = sj.masks.apply_masks(params, state.masks)
+    before = state.masks["kernel"]
+    grads = {"kernel": jnp.where(before, 0.0, 1.0)}
+    step = jax.jit(tx.update)
+    for _ in range(5):
+        _, state = step(grads, state, params)
+    assert int((before & ~state.masks["kernel"]).sum()) == 3

@@ -200,3 +200,23 @@ def test_what_is_refused():
     with pytest.raises(ValueError, match="number of rows"):
         bad = {"x": jnp.ones((3, 8)), "y": jnp.ones(2)}
         recipes.train_masked(PARAMS, None, loss, optax.sgd(0.1), bad, steps=1, key=KEY)
+
+
+@pytest.mark.parametrize("pool_by", ["mean", "max", "l2", "sum"])
+def test_pruned_blocks_never_return(pool_by):
+    params = {"kernel": jnp.arange(1.0, 17.0).reshape(4, 4)}
+    plan = sj.plan(params, sj.Block((2, 2), 0.75, pool_by=pool_by))
+    first = recipes.prune_remaining(plan, params, plan.full_masks(params), 0.5)
+    second = recipes.prune_remaining(plan, params, first, 1.0)
+    expected = np.zeros((4, 4), bool)
+    expected[2:, 2:] = True  # the largest of all
+    np.testing.assert_array_equal(second["kernel"], expected)
+    assert not bool(jnp.any(second["kernel"] & ~first["kernel"]))
+
+
+@pytest.mark.parametrize("start", [-2, 9])
+def test_a_start_outside_of_the_training_is_refused(start):
+    with pytest.raises(ValueError, match=f"start={start}"):
+        recipes.train_masked(
+            PARAMS, None, loss, optax.sgd(0.1), DATA, steps=8, key=KEY, start=start
+        )

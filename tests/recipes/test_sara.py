@@ -101,5 +101,7 @@ def test_mistakes():
         sj.recipes.sara(loss_fn, params, key, theta=0.0, steps=1)
     with pytest.raises(ValueError, match="not both"):
         sj.recipes.sara(loss_fn, params, key, theta=0.1, fraction=0.1)
-    with pytest.raises(TypeError, match=r"must take \(params, key\)"):
+    with pytest.raises(TypeError, match=r"loss_fn\(params, key\)"):
         sj.recipes.sara(lambda params: 0.0, params, key)
+    with pytest.raises(ValueError, match="chunk=0"):  # would never end
+        sj.recipes.sara(loss_fn, params, key, chunk=0)

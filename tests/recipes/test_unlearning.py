@@ -161,3 +161,23 @@ def test_what_is_refused():
     p = jnp.ones((0, 2))
     with pytest.raises(ValueError, match="retain is empty"):
         metrics.unlearning_report(*[(p, jnp.zeros(0, int))] * 3)
+
+
+def test_influence_keeps_the_dtype_and_solves_in_float32():
+    data = {"forget": jnp.array([3.0]), "retain": jnp.array([1.0, 1.25])}
+
+    def run(dtype):
+        square = lambda w, batch: jnp.mean((batch - w.sum()) ** 2)  # noqa: E731
+        return recipes.influence_unlearning(jnp.ones(2, dtype), None, square, **data)
+
+    found = run(jnp.bfloat16)
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(found, run(jnp.float32).astype(jnp.bfloat16))
+
+
+def test_labels_that_are_no_class_are_refused():
+    p = jnp.ones((2, 2)) / 2
+    with pytest.raises(ValueError, match="forget: labels go from 0 to 2"):
+        metrics.unlearning_report(
+            (p, jnp.array([0, 2])), (p, jnp.array([0, 1])), (p, jnp.array([0, 1]))
+        )
