@@ -44,6 +44,8 @@ from ._lasso import lasso_path as lasso_path
 from ._lasso_host import lasso_host as lasso_host
 from ._lasso_host import lasso_path_host as lasso_path_host
 from ._match import match_strength as match_strength
+from ._moment_mechanism import MomentMechanism as MomentMechanism
+from ._moment_mechanism import moment_mechanism as moment_mechanism
 from ._patches import sample_patches as sample_patches
 from ._patches import whiten_image as whiten_image
 from ._penalized import group_lasso as group_lasso
@@ -58,9 +60,7 @@ from ._privacy import gaussian_sigma as gaussian_sigma
 from ._privacy import l2_randomizer as l2_randomizer
 from ._private_iht import PrivateIHTFit as PrivateIHTFit
 from ._private_iht import ldp_iht as ldp_iht
-from ._private_moments import MomentMechanism as MomentMechanism
 from ._private_moments import PrivateFit as PrivateFit
-from ._private_moments import moment_mechanism as moment_mechanism
 from ._private_moments import nldp_message as nldp_message
 from ._private_moments import nldp_regression as nldp_regression
 from ._private_moments import nldp_server as nldp_server
