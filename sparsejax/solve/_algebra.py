@@ -32,11 +32,11 @@ def norm(x: PyTree) -> Float[Array, ""]:
 def magnitude(*arrays: Array) -> Float[Array, ""]:
     """About the largest modulus, 1 for zeros: a power of two, so that dividing by it is exact.
 
-    It ends well within the range of floats, so that its inverse is a float as well.
+    Products of two of them and of their inverses are floats as well: XLA divides by products.
     """
     largest = jnp.stack([jnp.max(jnp.abs(x), initial=0) for x in arrays]).max()
     limits = jnp.finfo(largest.dtype)
-    far = 2.0 ** (3 * limits.maxexp // 4)
+    far = 2.0 ** (limits.maxexp // 2 - 4)
     inside = lax.stop_gradient(jnp.clip(largest, 1 / far, far))
     # The quotient of a float and its mantissa is exact, a power of two by jnp.exp2 is not.
     return jnp.where(largest > 0, inside / jnp.frexp(inside)[0], 1)

@@ -340,15 +340,15 @@ def _covariance(caller: str, samples: ArrayLike, precomputed: bool) -> Array:
         shape = "a covariance (d, d)" if precomputed else "samples in rows (n, d)"
         raise ValueError(f"{caller} needs {shape}, got shape {x.shape}.")
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    if not isinstance(x, Tracer) and not bool(jnp.all(jnp.isfinite(x))):
+    if not isinstance(x, Tracer) and not np.isfinite(np.asarray(x)).all():
         raise ValueError(f"{caller}: there are values that are not finite in {x.shape} samples.")
     if precomputed:
-        covariance, varies = x, jnp.any(x != 0)
+        covariance = x
     else:
         x = x - jnp.mean(x, axis=0)
-        covariance, varies = x.T @ x / len(x), jnp.any(x != 0)
-    if not isinstance(x, Tracer):
-        _check_covariance(caller, np.asarray(covariance), bool(varies))
+        covariance = x.T @ x / len(x)
+    if not isinstance(covariance, Tracer):
+        _check_covariance(caller, np.asarray(covariance), bool(np.asarray(x).any()))
     return covariance
 
 

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
@@ -126,7 +127,7 @@ def finite(caller: str, x: ArrayLike, ndim: int) -> Array:
     x = jnp.asarray(x)
     if x.ndim != ndim or 0 in x.shape:
         raise ValueError(f"{caller} needs arrays of {ndim} axes, not empty, got shape {x.shape}.")
-    if known(x) and not bool(jnp.isfinite(x).all()):
+    if known(x) and not np.isfinite(np.asarray(x)).all():
         raise ValueError(f"{caller}: an array of shape {x.shape} holds NaN or infinity.")
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 

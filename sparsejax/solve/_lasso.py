@@ -321,7 +321,8 @@ def falling(X, y, lams: Any, count: int, eps: float, weights: Any, positive: boo
         return strengths(lambda_max(X, y, weights=weights, positive=positive), count, eps)
     if np.ndim(lams) != 1 or np.size(lams) == 0:
         raise ValueError(f"lams must be numbers (k,), at least one, got shape {np.shape(lams)}.")
-    check_number("lams", lams, np.shape(lams), X.dtype)
+    dtype = jnp.promote_types(jnp.result_type(X, y), jnp.float32)
+    check_number("lams", lams, np.shape(lams), dtype)
     return lams
 
 

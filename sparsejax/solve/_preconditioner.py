@@ -79,7 +79,7 @@ def random_reference(key: Array, X: ArrayLike, m: int, rtol: float | None = None
 def _reference(key: Array, X: Array, m: int, rtol: float) -> Preconditioner:
     n, p = X.shape
     reference = jax.random.permutation(key, p)[:m]
-    sizes = _sizes(X)
+    sizes = column_sizes(X)
     wide = jnp.where(sizes > 0, sizes, 1)
     basis, back = _basis((X / wide)[:, reference], rtol)
     # The first pass leaves rounding in the basis, the second removes it. Columns of size 1, so
@@ -87,7 +87,7 @@ def _reference(key: Array, X: Array, m: int, rtol: float) -> Preconditioner:
     E = X / wide
     for _ in range(2):
         E = E - basis @ (basis.T @ E)
-    left = _sizes(E)
+    left = column_sizes(E)
     live = (left > rtol) & (sizes > 0)
     live = live.at[reference].set(False)
     residual = jnp.where(live, E / jnp.where(live, left, 1), 0)
@@ -96,7 +96,7 @@ def _reference(key: Array, X: Array, m: int, rtol: float) -> Preconditioner:
     return Preconditioner(basis, residual, scale, live, reference, back)
 
 
-def _sizes(X: Array) -> Array:
+def column_sizes(X: Array) -> Array:
     """Root mean squares of columns, which unlike their norms are no larger than their entries."""
     largest = jnp.max(jnp.abs(X), axis=0)
     safe = jnp.where(largest > 0, largest, 1)

@@ -12,11 +12,16 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from ..prox._check import known
-from ._algebra import magnitude, norm
+from ._algebra import magnitude
 from ._duality import check_number, lambda_max, matrix_and_target
 from ._lasso import lasso, strengths
 from ._lasso_host import lasso_host
-from ._preconditioner import Preconditioner, precondition_unapply, random_reference
+from ._preconditioner import (
+    Preconditioner,
+    column_sizes,
+    precondition_unapply,
+    random_reference,
+)
 from ._solution import Solution
 
 CALL = "solve.random_support_lasso(X, y, k=4, key=jax.random.key(0))"
@@ -172,6 +177,10 @@ def _prepare(key: Array, X: Array, y: Array, m: int, intercept: bool, rtol: Any)
     return X, y, centre, level, pre, r
 
 
+def _size(x: Array) -> Array:
+    return column_sizes(x[:, None])[0]
+
+
 def _mean(x: Array) -> Array:
     size = magnitude(x)
     return jnp.mean(x / size, axis=0) * size
@@ -184,11 +193,11 @@ def _fit(
     X, y, centre, level, pre, r = _prepare(key, X, y, m, intercept, rtol)
     n, p = X.shape
     if lam is None:
-        sigma = norm(r) / math.sqrt(max(n - m, 1)) if sigma is None else sigma
+        sigma = _size(r) * math.sqrt(n / max(n - m, 1)) if sigma is None else sigma
         lam = sigma * math.sqrt(2 * math.log(2 * p / 0.05) / n)
     lam = jnp.asarray(lam, X.dtype)
     # A residual that is 0, or rounding, has nothing to fit.
-    nothing = norm(r) <= 10 * jnp.finfo(r.dtype).eps * norm(y)
+    nothing = _size(r) <= 10 * jnp.finfo(r.dtype).eps * _size(y)
     r = jnp.where(nothing, 0, r)
     found = solver(pre.residual, r, jnp.where(nothing & (lam == 0), 1, lam))
     q = pre.basis.T @ y
@@ -234,7 +243,7 @@ def _grid(top: float, lam: Any, sigma: Any, r: Array, width: int, p: int) -> np.
         return np.asarray(strengths(max(top, float(jnp.finfo(r.dtype).tiny)), 16, 3e-2))
     if lam is None:
         n = r.size
-        sigma = float(norm(r)) / math.sqrt(max(n - width, 1)) if sigma is None else sigma
+        sigma = float(_size(r)) * math.sqrt(n / max(n - width, 1)) if sigma is None else sigma
         lam = float(sigma) * math.sqrt(2 * math.log(2 * p / 0.05) / n)
     return np.asarray([max(float(lam), float(jnp.finfo(r.dtype).tiny))])
 

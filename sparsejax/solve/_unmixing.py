@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
@@ -145,13 +146,10 @@ def _check(y: Array, count: int, guidance, start, max_steps: int, every: int) ->
     for name, x, shape in (("guidance", guidance, y.shape[1:]), ("start", start, (len(y), count))):
         if x is not None and jnp.shape(x) != shape:
             raise ValueError(f"unmix: {name} must have shape {shape}, got {jnp.shape(x)}.")
-    if (
-        guidance is not None
-        and known(guidance)
-        and not bool(jnp.all((guidance >= 0) & (guidance < 1)))
-    ):
+    h = np.asarray(guidance) if guidance is not None and known(guidance) else np.zeros(1)
+    if not ((h >= 0) & (h < 1)).all():
         raise ValueError("unmix: guidance must be in [0, 1): at 1 the penalty would be a count.")
-    largest = float(jnp.max(y)) if known(y) else 0.0
+    largest = float(np.max(np.asarray(y))) if known(y) else 0.0
     if largest and not 1e-3 <= largest <= 1e3:  # the strength, the floors and the sum have units
         raise ValueError(f"unmix: pixels must be in [0, 1], got {largest:.3g}; divide by that.")
 
