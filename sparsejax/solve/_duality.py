@@ -3,6 +3,7 @@
 import math
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
@@ -62,6 +63,7 @@ def problem(X: Any, y: Any, lam: Any, weights: Any, l2: Any) -> Problem:
     return Problem(X, jnp.where(valid, y, jnp.nan), thresholds, l2)
 
 
+@jax.jit
 def balanced(pb: Problem) -> tuple[Problem, Units]:
     """The same problem with X and y near 1, where no square leaves the range of floats."""
     units = Units(magnitude(pb.X), magnitude(pb.y))

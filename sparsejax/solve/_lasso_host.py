@@ -156,12 +156,19 @@ def _prepare(X: Any, y: Any, lam: Any, tol: Any, weights: Any, positive: bool, l
     for x in (X, y, lam, weights, l2):
         if not known(x):
             raise TypeError("lasso_host runs on the host: in jit, vmap or grad use solve.lasso.")
-    data, units = balanced(problem(X, y, lam, weights, l2))
+    data = problem(X, y, lam, weights, l2)
+    one = jnp.ones((), data.y.dtype)
+    # A copy of X is saved where squares are numbers as it is.
+    data, units = (data, Units(one, one)) if _moderate(data) else balanced(data)
     norms, b, scale = _sizes(data)
     tol, grams = tolerance(tol, data.y.dtype), GramCache(np.asarray(data.X))
     return _Problem(
         data, units, norms, np.asarray(b), grams, float(scale), 2 * scale, tol, positive
     )
+
+
+def _moderate(pb: Problem) -> bool:
+    return all(1e-6 <= max(np.max(x), -np.min(x)) <= 1e6 for x in map(np.asarray, (pb.X, pb.y)))
 
 
 @jax.jit
