@@ -55,7 +55,9 @@ def privacy_audit(
 
 def _one_sided(more: np.ndarray, less: np.ndarray, delta: float, level: float) -> float:
     (choose_m, test_m), (choose_l, test_l) = (np.array_split(x, 2) for x in (more, less))
-    cuts = np.unique(np.quantile(np.concatenate([choose_m, choose_l]), np.linspace(0, 1, 201)[:-1]))
+    # Scores that occurred: between infinities there is nothing to interpolate.
+    levels, scores = np.linspace(0, 1, 201)[:-1], np.concatenate([choose_m, choose_l])
+    cuts = np.unique(np.quantile(scores, levels, method="lower"))
     bounds = [_epsilon(choose_m, choose_l, t, delta, level) for t in cuts]
     return _epsilon(test_m, test_l, cuts[int(np.argmax(bounds))], delta, level)
 

@@ -37,7 +37,10 @@ def error_at_activity(
       target: The number of active units at which methods are compared.
 
     Returns:
-      A scalar.
+      A scalar, NaN next to a run with no active unit or no error, which have no logarithm.
+
+    Raises:
+      ValueError: If the two differ in length or are empty.
 
     Example:
       >>> import jax.numpy as jnp
@@ -46,6 +49,10 @@ def error_at_activity(
       0.2
     """
     active, error = jnp.asarray(active), jnp.asarray(error)
+    if active.ndim != 1 or active.shape != error.shape or not active.size:
+        raise ValueError(
+            f"error_at_activity needs two arrays (runs,), got {active.shape} and {error.shape}."
+        )
     order = jnp.argsort(active)
     at = jnp.interp(jnp.log(target), jnp.log(active[order]), jnp.log(error[order]))
     return jnp.exp(at)
@@ -125,5 +132,7 @@ def circular_variance(
     total = jnp.sum(responses, axis=0)
     cosine = jnp.tensordot(jnp.cos(2 * angles), responses, 1)
     sine = jnp.tensordot(jnp.sin(2 * angles), responses, 1)
-    length = jnp.sqrt(cosine**2 + sine**2)
-    return 1 - jnp.where(total > 0, length / jnp.where(total > 0, total, 1), 0)
+    # Divided before it is squared; the double where keeps the gradient at 0 from being NaN.
+    safe = jnp.where(total > 0, total, 1)
+    squares = (cosine / safe) ** 2 + (sine / safe) ** 2
+    return 1 - jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0)

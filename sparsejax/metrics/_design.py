@@ -18,7 +18,8 @@ def design_value(W: ArrayLike, w: ArrayLike, shares: ArrayLike) -> Float[Array, 
       shares: Samples of each task (t,), scaled to the sum 1.
 
     Returns:
-      A scalar, infinite if the tasks that are sampled do not span w.
+      A scalar, infinite if the tasks that are sampled do not span w, NaN for shares that are
+      negative or all 0.
 
     Reference:
       Elfving, Optimum Allocation in Linear Regression Theory, 1952; Wang et al., Improved Active
@@ -36,9 +37,15 @@ def design_value(W: ArrayLike, w: ArrayLike, shares: ArrayLike) -> Float[Array, 
         raise ValueError(
             f"W (k, t), w (k,) and shares (t,) must fit, got {W.shape}, {w.shape} and {p.shape}."
         )
+    # Neither depends on the units; near 1 no square leaves the range of floats.
+    sizes = [jnp.max(jnp.abs(x), initial=0) for x in (W, w)]
+    sizes = [jnp.where(size > 0, size, 1) for size in sizes]
+    W, w = W / sizes[0], w / sizes[1]
     p = p / jnp.sum(p)
     spread = (W * p) @ W.T
     inverse = jnp.linalg.pinv(spread, hermitian=True, rtol=1e3 * jnp.finfo(W.dtype).eps)
     found = inverse @ w
     missed = jnp.linalg.norm(spread @ found - w) > 1e-3 * jnp.linalg.norm(w)
-    return jnp.where(missed, jnp.inf, jnp.vdot(w, found))
+    found = jnp.vdot(w, found) * (sizes[1] / sizes[0]) ** 2
+    valid = jnp.all(p >= 0)  # False for the NaN of no samples at all
+    return jnp.where(valid, jnp.where(missed, jnp.inf, found), jnp.nan)

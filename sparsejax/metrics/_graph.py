@@ -36,7 +36,7 @@ def edge_scores(estimate: ArrayLike, truth: ArrayLike) -> EdgeScores:
       An `EdgeScores`; rates over no edges are 0, except that a truth without edges is all found.
 
     Raises:
-      ValueError: If the two are not square matrices of one size.
+      ValueError: If the two are not square matrices of one size, hold NaN.
 
     Reference:
       Zheng et al., DAGs with NO TEARS, 2018 (arXiv 1803.01422).
@@ -66,7 +66,7 @@ def shd(estimate: ArrayLike, truth: ArrayLike) -> int:
       The number of pairs of nodes between which the two graphs differ.
 
     Raises:
-      ValueError: If the two are not square matrices of one size.
+      ValueError: If the two are not square matrices of one size, hold NaN.
 
     Reference:
       Tsamardinos et al., The max-min hill-climbing Bayesian network structure learning algorithm,
@@ -93,7 +93,7 @@ def shd_cpdag(estimate: ArrayLike, truth: ArrayLike) -> int:
       The number of pairs of nodes between which the two `cpdag` differ.
 
     Raises:
-      ValueError: If the two are not square matrices of one size, or have cycles.
+      ValueError: If the two are not square matrices of one size, hold NaN or have cycles.
 
     Example:
       >>> from sparsejax.metrics import shd_cpdag
@@ -117,7 +117,7 @@ def cpdag(graph: ArrayLike) -> Bool[np.ndarray, "d d"]:
       A boolean matrix (d, d); an undirected edge is set both ways.
 
     Raises:
-      ValueError: If the graph is not square or has a cycle.
+      ValueError: If the graph is not square, holds NaN or has a cycle.
 
     Reference:
       Meek, Causal inference and causal explanation with background knowledge, 1995.
@@ -171,7 +171,7 @@ def sid(estimate: ArrayLike, truth: ArrayLike) -> int:
       A number between 0 and d (d - 1); not symmetric in the two.
 
     Raises:
-      ValueError: If the two are not square matrices of one size, or have cycles.
+      ValueError: If the two are not square matrices of one size, hold NaN or have cycles.
 
     Reference:
       Peters and Buhlmann, Structural Intervention Distance, 2013 (arXiv 1306.1043).
@@ -242,6 +242,8 @@ def _closure(caller: str, dag: np.ndarray) -> np.ndarray:
 
 
 def _graphs(caller: str, *graphs: ArrayLike) -> list[np.ndarray]:
+    if any(np.isnan(np.asarray(graph, float)).any() for graph in graphs):
+        raise ValueError(f"{caller}: a graph holds NaN, which is neither an edge nor none.")
     out = [np.asarray(graph) != 0 for graph in graphs]
     shapes = [graph.shape for graph in out]
     if any(len(s) != 2 or s[0] != s[1] or s != shapes[0] for s in shapes):

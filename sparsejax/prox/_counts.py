@@ -68,6 +68,8 @@ class NM(Indicator, Symmetric):
 
 
 def _topk_rows(scores: Array, k: Any) -> Array:
+    if not scores.size:
+        return scores != 0
     rows = scores.reshape(-1, scores.shape[-1])
     return jax.vmap(topk_mask, (0, None))(rows, k).reshape(scores.shape)
 

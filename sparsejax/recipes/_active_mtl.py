@@ -12,6 +12,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from ..solve import lambda_max, lasso_path, min_norm
+from ..solve._algebra import magnitude
+from ..solve._duality import Units, near_one
 from ..solve._lasso import strengths
 
 EXPONENT = {"l1": 1.0, "l2": 2.0}
@@ -77,16 +79,20 @@ def task_relevance(
     if lam is not None and not 0 < lam < math.inf:
         raise ValueError(f"lam must be > 0, got {lam}; 0.1 for example, or None.")
     weights = None if costs is None else jnp.sqrt(_costs(costs, W.shape[1]))
+    W, w = (x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in (W, w))
+    units = Units(magnitude(W), magnitude(w))
+    W, w = W / units.X, w / units.y
     top = float(lambda_max(W, w, weights=weights))
     if top == 0:
         return jnp.zeros(W.shape[1], W.dtype)
     # solve.lasso divides the squares by the number of rows, k.
-    last = 0.02 * top if lam is None else lam / W.shape[0]
+    last = 0.02 * top if lam is None else lam / float(units.X) / float(units.y) / W.shape[0]
     last = last / 10 if last >= top else last
     if last >= top:
         return jnp.zeros(W.shape[1], W.dtype)
     lams = strengths(top, 40, last / top)
-    return lasso_path(W, w, lams, weights=weights, throw=False, working_set=W.shape[1]).value[-1]
+    path = lasso_path(W, w, lams, weights=weights, throw=False, working_set=W.shape[1])
+    return units.outside(path.value[-1])
 
 
 def allocate_samples(
@@ -121,8 +127,10 @@ def allocate_samples(
     size = np.abs(np.asarray(relevance, np.float64))
     if size.ndim != 1 or size.size == 0 or not np.isfinite(size).all():
         raise ValueError(f"relevance must be finite numbers (t,), got shape {size.shape}.")
-    if n_min < 0 or total < 0 or not power > 0:
+    if n_min < 0 or not 0 <= total < math.inf or not 0 < power < math.inf:
         raise ValueError(f"total, n_min >= 0 and power > 0, got {total}, {n_min} and {power}.")
+    if costs is None and total != int(total):
+        raise ValueError(f"total must be a whole number of samples without costs, got {total}.")
     price = np.ones(size.size) if costs is None else np.asarray(_costs(costs, size.size), float)
     rest = total - n_min * price.sum()
     if rest < 0:
@@ -282,6 +290,7 @@ def active_mtl(
         )
     sums = _Sums(sampler, tasks, key)
     X, y = _checked(target[0], target[1], None, "target")
+    sums.width = X.shape[1]
     sums.draw(allocate_samples(np.ones(tasks), budget) if method == "uniform" else [n0] * tasks)
     nu = jnp.zeros(tasks)
     rest = budget - sums.counts.sum()
@@ -301,6 +310,7 @@ class _Sums:
     def __init__(self, sampler: Callable, tasks: int, key: Array):
         self.sampler, self.key, self.calls = sampler, key, 0
         self.counts = np.zeros(tasks, int)
+        self.width = 0
         self.grams: Any = None
         self.moments: Any = None
 
@@ -312,10 +322,16 @@ class _Sums:
             self.calls += 1
             X, y = self.sampler(key, task, int(n))
             X, y = _checked(X, y, int(n), f"sampler(key, {task}, {n})")
+            if X.shape[1] != self.width:
+                raise ValueError(
+                    f"sampler(key, {task}, {n}) gave x of shape {X.shape}, but the target has "
+                    f"{self.width} columns."
+                )
             if self.grams is None:
                 d = X.shape[1]
                 self.grams = np.zeros((self.counts.size, d, d), X.dtype)
                 self.moments = np.zeros((self.counts.size, d), X.dtype)
+            near_one(x=X)
             self.grams[task] += X.T @ X
             self.moments[task] += X.T @ y
             self.counts[task] += n

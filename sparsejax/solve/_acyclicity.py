@@ -164,7 +164,7 @@ def threshold_to_dag(
     make a cycle. Among equal weights those of the lowest index stay.
 
     Args:
-      weights: Weighted adjacency matrix (d, d).
+      weights: Weighted adjacency matrix (d, d); NaN counts as no edge.
       threshold: >= 0.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Pytrees as vectors, and the norm of a linear operator."""
+"""Pytrees as vectors, norms of vectors and operators, sizes of data."""
 
 from collections.abc import Callable
 from typing import Any
@@ -23,8 +23,23 @@ def dot(x: PyTree, y: PyTree) -> Float[Array, ""]:
 
 
 def norm(x: PyTree) -> Float[Array, ""]:
-    """The Euclidean norm over all leaves."""
-    return jnp.sqrt(dot(x, x))
+    """The Euclidean norm over all leaves, also where squares overflow or vanish."""
+    leaves = jax.tree.leaves(x)
+    scale = magnitude(*leaves) if leaves else 1.0
+    return scale * jnp.sqrt(dot(small := [leaf / scale for leaf in leaves], small))
+
+
+def magnitude(*arrays: Array) -> Float[Array, ""]:
+    """About the largest modulus, 1 for zeros: a power of two, so that dividing by it is exact.
+
+    Products of two of them and of their inverses are floats as well: XLA divides by products.
+    """
+    largest = jnp.stack([jnp.max(jnp.abs(x), initial=0) for x in arrays]).max()
+    limits = jnp.finfo(largest.dtype)
+    far = 2.0 ** (limits.maxexp // 2 - 4)
+    inside = lax.stop_gradient(jnp.clip(largest, 1 / far, far))
+    # The quotient of a float and its mantissa is exact, a power of two by jnp.exp2 is not.
+    return jnp.where(largest > 0, inside / jnp.frexp(inside)[0], 1)
 
 
 def floats(w0: PyTree) -> PyTree:

@@ -1,6 +1,5 @@
 """Linear bandits whose model is a little wrong: elimination of sparse parameters, and baselines."""
 
-import itertools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -13,10 +12,10 @@ from jax.experimental import io_callback
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
-from ._duality import matrix_and_target
+from ._algebra import magnitude
+from ._duality import Units, lambda_max, matrix_and_target
 from ._lasso_host import lasso_host
 
-LIMIT = 20_000_000
 Reward = ArrayLike | Callable[[int], float]
 
 
@@ -50,84 +49,6 @@ class LinearBandit(NamedTuple):
     action: int
     theta: Float[Array, " d"]
     queried: Int[np.ndarray, " n"]
-
-
-def sphere_net(s: int, h: float) -> np.ndarray:
-    """Unit vectors so that none of dimension s is farther than h from one of them.
-
-    Points of a grid on the surface of a cube with `ceil(sqrt(s - 1) / h)` cells a side,
-    normalised, which brings points of norm >= 1 no farther apart.
-
-    Args:
-      s: Dimension.
-      h: Radius of the net, in Euclidean distance.
-
-    Returns:
-      An array (m, s), float64.
-
-    Example:
-      >>> from sparsejax import solve
-      >>> solve.sphere_net(1, 0.5).tolist(), len(solve.sphere_net(2, 0.5))
-      ([[-1.0], [1.0]], 8)
-    """
-    _check_net(s, h)
-    if s == 1:
-        return np.array([[-1.0], [1.0]])
-    cells = math.ceil(math.sqrt(s - 1) / h)
-    if 2 * s * (cells + 1) ** (s - 1) * s > LIMIT:
-        raise ValueError(f"a net of radius {h} in {s} dimensions is too large; raise h.")
-    grid = range(-cells, cells + 1, 2)
-    faces = [
-        (*rest[:i], side, *rest[i:])
-        for i in range(s) for side in (-cells, cells)
-        for rest in itertools.product(grid, repeat=s - 1)
-    ]  # fmt: skip
-    points = np.unique(np.array(faces), axis=0) / cells
-    return points / np.linalg.norm(points, axis=1, keepdims=True)
-
-
-def sparse_net(d: int, s: int, h: float, ball: bool = False) -> np.ndarray:
-    """`sphere_net` on every support of s of d entries: `O(C(d, s) s (2 sqrt(s) / h)^(s - 1))`.
-
-    Args:
-      d: Number of entries.
-      s: How many are not 0; 0 gives the zero vector.
-      h: Radius of the net.
-      ball: Cover the unit ball instead of the sphere.
-
-    Returns:
-      An array (m, d), without repeats.
-
-    Raises:
-      ValueError: If it would hold more than 20 million numbers.
-
-    Reference:
-      Dong and Yang, Does Sparsity Help in Learning Misspecified Linear Bandits?, 2023, arXiv
-      2303.16998.
-
-    Example:
-      >>> from sparsejax import solve
-      >>> solve.sparse_net(3, 1, 0.5).shape
-      (6, 3)
-    """
-    if d < 1 or not 0 <= s <= d:
-        raise ValueError(f"0 <= s <= d and d >= 1 must hold, got s={s} and d={d}.")
-    if s == 0:
-        return np.zeros((1, d))
-    local = sphere_net(s, h / 2 if ball else h)
-    if ball:
-        radii = np.minimum(np.arange(1, math.ceil(1 / h) + 1) * h, 1.0)
-        local = np.concatenate([np.zeros((1, s)), *(r * local for r in radii)])
-    count = math.comb(d, s) * len(local)
-    if count * d > LIMIT:
-        raise ValueError(
-            f"the net would hold {count} vectors of length {d}, more than {LIMIT} numbers; it "
-            f"grows as d^s: raise h (now {h}) or use solve.lasso_bandit."
-        )
-    out = np.zeros((count, d))
-    for i, support in enumerate(itertools.combinations(range(d), s)):
-        out[i * len(local) : (i + 1) * len(local), support] = local
-    return np.unique(out.round(12), axis=0)
 
 
 def parameter_elimination(
@@ -178,7 +99,7 @@ def parameter_elimination(
             raise ValueError(f"{name} must be finite and >= 0, got {x}.")
     if max_queries is not None and max_queries < 1:
         raise ValueError(f"max_queries must be >= 1, got {max_queries}.")
-    limit = Phi.shape[0] if max_queries is None else max_queries
+    limit = math.inf if max_queries is None else max_queries
     length = jnp.max(jnp.linalg.norm(Phi, axis=1))
     # Rounding must not eliminate the truth where eps and h are 0.
     tol = eps + length * h + eps_stat + 8 * jnp.finfo(Phi.dtype).eps * length * Phi.shape[1]
@@ -196,7 +117,9 @@ def parameter_elimination(
 
     def more(s):
         alive, seen, _, _, done = s
-        return ~done & jnp.any(alive) & (jnp.sum(seen) < limit)
+        # What was asked already may still be what the next candidate hopes for.
+        again = seen[best[jnp.argmax(jnp.where(alive, hope, -jnp.inf))]]
+        return ~done & jnp.any(alive) & (again | (jnp.sum(seen) < limit))
 
     zeros = jnp.zeros(Phi.shape[0], Phi.dtype)
     start = (jnp.ones(len(theta), bool), zeros != 0, zeros, jnp.zeros((), best.dtype),
@@ -275,19 +198,22 @@ def lasso_bandit(
     if not (math.isfinite(eps) and eps >= 0):
         raise ValueError(f"eps must be finite and >= 0, got {eps}.")
     n = math.ceil(10 * s * math.log(max(d, 2))) if n_queries is None else n_queries
-    if n < 1:
-        raise ValueError(f"n_queries must be >= 1, got {n}.")
+    if not isinstance(n, int | np.integer) or n < 1:
+        raise ValueError(f"n_queries must be an integer >= 1, got {n}.")
     asked = np.asarray(jax.random.permutation(key, a))[: min(n, a)]
     X = Phi[asked]
     y = jnp.stack([ask(jnp.asarray(i)) for i in asked])
-    top = jnp.max(jnp.abs(X.T @ y)) / len(asked)
-    lam = jnp.maximum(2 * float(jnp.max(jnp.abs(Phi))) * eps, 1e-4 * top)
+    units = Units(magnitude(X), magnitude(y))
+    X, y = X / units.X, y / units.y
+    top = lambda_max(X, y)
+    bias = 2 * float(jnp.max(jnp.abs(Phi)) / units.X) * float(eps / units.y)
     theta = jnp.zeros(d, Phi.dtype)
     if float(top) > 0:
-        theta = lasso_host(X, y, lam, throw=False).value
+        theta = lasso_host(X, y, jnp.maximum(bias, 1e-4 * top), throw=False).value
     if refit and jnp.any(theta != 0):
         chosen = jnp.argsort(-jnp.abs(theta), stable=True)[:s]
         theta = jnp.zeros_like(theta).at[chosen].set(jnp.linalg.lstsq(X[:, chosen], y)[0])
+    theta = units.outside(theta)
     return LinearBandit(int(jnp.argmax(Phi @ theta)), theta, np.sort(asked))
 
 
@@ -391,8 +317,3 @@ def _checked(features: Any, reward: Any, candidates: Any) -> tuple[Array, Array,
             f"candidates must have {Phi.shape[1]} columns, as features have, got {theta.shape}."
         )
     return Phi, theta.astype(Phi.dtype), ask
-
-
-def _check_net(s: int, h: float) -> None:
-    if s < 1 or not (math.isfinite(h) and h > 0):
-        raise ValueError(f"s >= 1 and h > 0 must hold, got s={s} and h={h}.")

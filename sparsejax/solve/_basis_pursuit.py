@@ -5,6 +5,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from ..prox._check import known
 from ._duality import matrix_and_target
 
 CALL = "solve.basis_pursuit(W, w)"
@@ -47,6 +48,7 @@ def basis_pursuit(W: ArrayLike, w: ArrayLike, rtol: float = 1e-6) -> Float[Array
 
     Raises:
       ValueError: If w is no combination of the columns.
+      TypeError: Inside jit, vmap or grad.
 
     Reference:
       Chen, Donoho and Saunders, Atomic Decomposition by Basis Pursuit, 1998.
@@ -60,6 +62,8 @@ def basis_pursuit(W: ArrayLike, w: ArrayLike, rtol: float = 1e-6) -> Float[Array
     """
     from scipy.optimize import linprog  # a dependency of jax; slow to load
 
+    if not (known(W) and known(w)):
+        raise TypeError("basis_pursuit runs on the host: under jit use solve.lasso, small lam.")
     W, w = matrix_and_target(W, w, 1, CALL)
     A, b = np.asarray(W, np.float64), np.asarray(w, np.float64)
     size = np.linalg.norm(b)
@@ -75,4 +79,6 @@ def basis_pursuit(W: ArrayLike, w: ArrayLike, rtol: float = 1e-6) -> Float[Array
     rows, right = vt[:r], (u[:, :r].T @ b) / s[:r]
     t, scale = A.shape[1], np.abs(right).max()
     found = linprog(np.ones(2 * t), A_eq=np.hstack([rows, -rows]), b_eq=right / scale)
+    if found.x is None:
+        raise RuntimeError(f"basis_pursuit: {found.message}")
     return jnp.asarray(scale * (found.x[:t] - found.x[t:]), W.dtype)

@@ -8,7 +8,9 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 from ..prox import l1
+from ._algebra import magnitude
 from ._dictionary import largest_eigenvalue
+from ._duality import Units, check_number, matrix_and_target
 
 
 class ConcomitantFit(NamedTuple):
@@ -54,8 +56,8 @@ def noise_scale(residual: Float[Array, "n ..."], floor: ArrayLike = 0.0) -> Floa
 
 
 def concomitant_lasso(
-    features: Float[Array, "_ features"],
-    target: Float[Array, " n"],
+    features: ArrayLike,
+    target: ArrayLike,
     strength: ArrayLike,
     *,
     floor: ArrayLike | None = None,
@@ -71,16 +73,18 @@ def concomitant_lasso(
     Args:
       features: X (n, features).
       target: y (n,), centred if there is to be an intercept.
-      strength: About `sqrt(log(features) / n)`, whatever the noise.
+      strength: About `sqrt(log(features) / n)`, whatever the noise. At 0 the coefficients are least
+        squares, at infinity 0.
       floor: The smallest scale; by default a hundredth of that of y.
       max_steps: The largest number of steps.
       tolerance: Stop when no coefficient moves by more than this share of the largest.
 
     Returns:
-      A `ConcomitantFit`.
+      A `ConcomitantFit`; for a target of zeros the scale is the smallest float.
 
     Raises:
-      ValueError: If features and target differ in length.
+      ValueError: If features and target differ in length, are empty or not finite, or a number is
+        negative.
 
     Reference:
       Ndiaye et al., Efficient Smoothed Concomitant Lasso Estimation, 2016 (arXiv 1606.02702).
@@ -94,13 +98,17 @@ def concomitant_lasso(
       >>> (fit.coefficients != 0).astype(int).tolist(), 0.8 < float(fit.scale) < 1.2
       ([1, 0, 0, 0, 0, 0, 0, 0, 0, 0], True)
     """
-    if len(features) != len(target):
-        raise ValueError(
-            f"concomitant_lasso: features of shape {features.shape} and a target of shape "
-            f"{target.shape} must have one row for each sample."
-        )
+    call = "solve.concomitant_lasso(X, y, 0.1)"
+    features, target = matrix_and_target(features, target, 1, call)
+    check_number("strength", strength, (), target.dtype)
+    # With X and y of size 1 no square leaves the range of floats.
+    units = Units(magnitude(features), magnitude(target))
+    features, target = features / units.X, target / units.y
+    strength = jnp.asarray(strength, target.dtype) / units.X
     n = len(target)
-    floor = noise_scale(target) / 100 if floor is None else floor
+    if floor is not None:
+        check_number("floor", floor, (), target.dtype)
+    floor = noise_scale(target) / 100 if floor is None else jnp.asarray(floor) / units.y
     floor = jnp.maximum(jnp.asarray(floor, target.dtype), jnp.finfo(target.dtype).tiny)
     curvature = largest_eigenvalue(features) / n
     penalty = l1(strength)
@@ -118,4 +126,4 @@ def concomitant_lasso(
     b, scale, taken, rest = lax.while_loop(lambda s: (s[2] < max_steps) & ~s[3], move, begin)
     residual = target - features @ b
     objective = jnp.mean(residual**2) / (2 * scale) + scale / 2 + penalty.value(b)
-    return ConcomitantFit(b, scale, objective, taken, rest)
+    return ConcomitantFit(units.outside(b), scale * units.y, objective * units.y, taken, rest)

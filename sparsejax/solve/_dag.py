@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 from ._acyclicity import logdet_acyclicity, threshold_to_dag
+from ._duality import check_number
 
 Scale = Literal["equal", "unequal", "fixed"]
 
@@ -89,7 +90,8 @@ def colide(
       A `DAGFit`.
 
     Raises:
-      ValueError: If the samples are no finite matrix, or the tuples differ in length.
+      ValueError: If the samples are no finite matrix, their squares overflow or vanish, a
+        covariance is not symmetric, or the tuples are empty or differ in length.
 
     Reference:
       Saboksayr, Mateos and Tepper, CoLiDE: Concomitant Linear DAG Estimation, 2023
@@ -153,7 +155,8 @@ def dagma(
       A `DAGFit` whose scale is 1.
 
     Raises:
-      ValueError: If the samples are no finite matrix, or the tuples differ in length.
+      ValueError: If the samples are no finite matrix, their squares overflow or vanish, a
+        covariance is not symmetric, or the tuples are empty or differ in length.
 
     Reference:
       Bello et al., DAGMA, 2022 (arXiv 2209.08037).
@@ -209,6 +212,8 @@ _adam = optax.scale_by_adam(b1=0.99, b2=0.999, eps=1e-8)
 
 def _fit(problem, start, stages, threshold, kind: Scale, tolerance, check_every) -> DAGFit:
     """Sees to what is static, so that the core compiles once for all numbers."""
+    if check_every < 1:
+        raise ValueError(f"check_every must be >= 1, got {check_every}; 1000 for example.")
     low = problem.covariance.dtype != jnp.float64
     domain = 1e-4 if low else 1e-6  # how negative an inverse may be by rounding
     tolerance = domain if tolerance is None else tolerance
@@ -335,16 +340,32 @@ def _covariance(caller: str, samples: ArrayLike, precomputed: bool) -> Array:
         shape = "a covariance (d, d)" if precomputed else "samples in rows (n, d)"
         raise ValueError(f"{caller} needs {shape}, got shape {x.shape}.")
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    if not isinstance(x, Tracer) and not bool(jnp.all(jnp.isfinite(x))):
+    if not isinstance(x, Tracer) and not np.isfinite(np.asarray(x)).all():
         raise ValueError(f"{caller}: there are values that are not finite in {x.shape} samples.")
     if precomputed:
-        return x
-    x = x - jnp.mean(x, axis=0)
-    return x.T @ x / len(x)
+        covariance = x
+    else:
+        x = x - jnp.mean(x, axis=0)
+        covariance = x.T @ x / len(x)
+    if not isinstance(covariance, Tracer):
+        _check_covariance(caller, np.asarray(covariance), bool(np.asarray(x).any()))
+    return covariance
+
+
+def _check_covariance(caller: str, covariance: np.ndarray, varies: bool) -> None:
+    variances = np.diagonal(covariance)
+    if not np.isfinite(covariance).all() or (varies and not variances.any()):
+        raise ValueError(f"{caller}: squares are out of {covariance.dtype}'s range; rescale.")
+    slack = 1e-4 * np.abs(covariance).max()
+    if (variances < 0).any() or (np.abs(covariance - covariance.T) > slack).any():
+        raise ValueError(f"{caller}: a covariance must be symmetric, its diagonal >= 0.")
 
 
 def _stages(caller, like: Array, path, shifts, max_steps, rate) -> _Stages:
-    if not len(path) == len(shifts) == len(max_steps):
+    known_numbers = not any(isinstance(x, Tracer) for x in (*path, *shifts))
+    if known_numbers and not all(x > 0 for x in (*path, *shifts)):
+        raise ValueError(f"{caller}: path and shifts must be > 0, got {path} and {shifts}.")
+    if not 1 <= len(path) == len(shifts) == len(max_steps):
         raise ValueError(
             f"{caller}: path, shifts and max_steps must have one entry for each stage, got "
             f"{len(path)}, {len(shifts)} and {len(max_steps)}; for example path=(1.0, 0.1), "
@@ -356,6 +377,7 @@ def _stages(caller, like: Array, path, shifts, max_steps, rate) -> _Stages:
 
 
 def _number(x: ArrayLike, like: Array) -> Array:
+    check_number("strength", x, (), like.dtype)
     return jnp.asarray(x, like.dtype)
 
 

@@ -4,11 +4,16 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from ..prox import Penalty
+from ..prox._check import known
+from ._algebra import magnitude
+from ._duality import near_one
+from ._proximal_gradient import check_step
 
 
 class Codes(NamedTuple):
@@ -44,14 +49,14 @@ class DictionaryFit(NamedTuple):
 
 
 def sparse_code(
-    signals: Float[Array, "batch pixels"],
-    dictionary: Float[Array, "_ atoms"],
+    signals: ArrayLike,
+    dictionary: ArrayLike,
     penalty: Penalty,
     *,
     step: ArrayLike | None = None,
     max_steps: int = 100,
     tolerance: ArrayLike = 0.0,
-    start: Float[Array, "batch atoms"] | None = None,
+    start: ArrayLike | None = None,
 ) -> Codes:
     r"""Sparse codes of signals in a dictionary, by proximal gradient steps.
 
@@ -70,10 +75,12 @@ def sparse_code(
       start: Coefficients to start from, by default 0.
 
     Returns:
-      A `Codes`.
+      A `Codes`; the codes are NaN and not converged if the step is too long, or if none is given
+      and `||D||^2` is out of the range of floats.
 
     Raises:
-      ValueError: If signals and atoms differ in length.
+      ValueError: If signals and atoms differ in length or are empty, numbers are not finite, or the
+        step is not > 0.
 
     Reference:
       Rentzeperis et al., Beyond l1 sparse coding in V1, 2023 (arXiv 2301.10002).
@@ -85,15 +92,20 @@ def sparse_code(
       >>> solve.sparse_code(signals, jnp.eye(2), prox.l0(0.5), step=1.0).codes.tolist()
       [[3.0, 0.0]]
     """
-    if signals.shape[-1] != dictionary.shape[0]:
+    signals, dictionary = finite("sparse_code", signals, 2), finite("sparse_code", dictionary, 2)
+    if signals.shape[1] != dictionary.shape[0]:
         raise ValueError(
-            f"sparse_code: signals of {signals.shape[-1]} pixels, shape {signals.shape}, cannot be "
+            f"sparse_code: signals of {signals.shape[1]} pixels, shape {signals.shape}, cannot be "
             f"coded by atoms of {dictionary.shape[0]}, shape {dictionary.shape}; signals stand in "
             "rows, atoms in columns."
         )
+    check_step(step)
     step = 0.99 / largest_eigenvalue(dictionary) if step is None else step
     shape = signals.shape[0], dictionary.shape[1]
-    codes = jnp.zeros(shape, signals.dtype) if start is None else start
+    dtype = jnp.result_type(signals, dictionary)
+    codes = jnp.zeros(shape, dtype) if start is None else jnp.asarray(start, dtype)
+    if codes.shape != shape:
+        raise ValueError(f"sparse_code: start must have shape {shape}, got {codes.shape}.")
 
     def move(state):
         codes, taken, _ = state
@@ -110,12 +122,28 @@ def sparse_code(
     return Codes(codes, objective, taken, rest)
 
 
+def finite(caller: str, x: ArrayLike, ndim: int) -> Array:
+    """An array of floats, not empty, without NaN or infinity where that can be seen."""
+    x = jnp.asarray(x)
+    if x.ndim != ndim or 0 in x.shape:
+        raise ValueError(f"{caller} needs arrays of {ndim} axes, not empty, got shape {x.shape}.")
+    if known(x) and not np.isfinite(np.asarray(x)).all():
+        raise ValueError(f"{caller}: an array of shape {x.shape} holds NaN or infinity.")
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
 def largest_eigenvalue(dictionary: Array) -> Array:
-    """`||D||_2^2`, exactly: what a power iteration finds is too small, and steps too large."""
+    """`||D||_2^2`, exactly: what a power iteration finds is too small, and steps too large.
+
+    1 for a matrix of zeros, NaN where it is out of the range of floats.
+    """
+    size = magnitude(dictionary)
+    nothing = ~jnp.any(dictionary)
+    dictionary = dictionary / size
     wide = dictionary.shape[1] > dictionary.shape[0]
     gram = dictionary @ dictionary.T if wide else dictionary.T @ dictionary
-    top = jnp.linalg.eigvalsh(lax.stop_gradient(gram))[-1]
-    return jnp.where(top > 0, top, 1)
+    top = jnp.linalg.eigvalsh(lax.stop_gradient(gram))[-1] * size * size
+    return jnp.where(nothing, 1, jnp.where((top > 0) & jnp.isfinite(top), top, jnp.nan))
 
 
 def dictionary_step(
@@ -149,6 +177,7 @@ def dictionary_step(
       Array([[0.71, 0.  ],
              [0.71, 1.  ]], dtype=float32)
     """
+    signals = finite("dictionary_step", signals, 2)
     residual = signals - codes @ dictionary.T
     moved = dictionary + learning_rate * residual.T @ codes / len(signals)
     return normalise(moved)
@@ -162,14 +191,14 @@ def normalise(dictionary: Array) -> Array:
 
 def dictionary_learning(
     key: PRNGKeyArray,
-    batches: Float[Array, "batches batch pixels"],
+    batches: ArrayLike,
     atoms: int,
     penalty: Penalty,
     *,
     learning_rate: ArrayLike = 0.5,
     max_steps: int = 100,
     tolerance: ArrayLike = 0.0,
-    start: Float[Array, "pixels atoms"] | None = None,
+    start: ArrayLike | None = None,
 ) -> DictionaryFit:
     r"""Learns a dictionary in which signals have sparse codes, one batch after the other.
 
@@ -191,7 +220,8 @@ def dictionary_learning(
       A `DictionaryFit`.
 
     Raises:
-      ValueError: If the batches are not of shape (batches, batch, pixels).
+      ValueError: If the batches are not of shape (batches, batch, pixels), empty, not finite or of
+        a size whose square is out of the range of floats, or the start is not (pixels, atoms).
 
     Reference:
       Rentzeperis et al., Beyond l1 sparse coding in V1, 2023 (arXiv 2301.10002).
@@ -204,7 +234,16 @@ def dictionary_learning(
       >>> fit.dictionary.shape, fit.error.shape
       ((16, 32), (5,))
     """
-    if start is None:
+    batches = finite("dictionary_learning", batches, 3)
+    if atoms < 1:
+        raise ValueError(f"dictionary_learning: atoms must be >= 1, got {atoms}.")
+    near_one(batches=batches)
+    shape = batches.shape[-1], atoms
+    if start is not None and jnp.shape(start) != shape:
+        raise ValueError(f"start must have shape {shape}, got {jnp.shape(start)}.")
+    if start is not None:
+        start = jnp.asarray(start, batches.dtype)
+    else:
         start = normalise(jax.random.normal(key, (batches.shape[-1], atoms), batches.dtype))
 
     def learn(dictionary, signals):

@@ -3,12 +3,14 @@
 import math
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from ..prox._check import known
+from ._algebra import magnitude
 
 CALL = "solve.lasso(X, y, 0.1)"
 
@@ -22,25 +24,51 @@ class Problem(NamedTuple):
     l2: Float[Array, ""]
 
 
+class Units(NamedTuple):
+    """The sizes of X and y that `balanced` divided by; both are powers of two."""
+
+    X: Float[Array, ""]
+    y: Float[Array, ""]
+
+    def outside(self, w: Array) -> Array:
+        """Coefficients in the units of the user."""
+        return w * self.y / self.X
+
+    def inside(self, w: Array) -> Array:
+        """Coefficients in those of the balanced problem."""
+        return w * self.X / self.y
+
+    def objective(self, value: Array) -> Array:
+        """A value of the objective, or a gap, in the units of the user."""
+        return value * self.y * self.y
+
+
 def problem(X: Any, y: Any, lam: Any, weights: Any, l2: Any) -> Problem:
-    """The data in one dtype, checked."""
+    """The data in one dtype, checked; NaN where a number is negative that could not be seen."""
     X, y = matrix_and_target(X, y, 1, CALL)
-    check_number("lam", lam, ())
-    check_number("l2", l2, ())
     p, dtype = X.shape[1], X.dtype
-    lam = jnp.asarray(lam, dtype)
+    check_number("lam", lam, (), dtype)
+    check_number("l2", l2, (), dtype)
+    if known(l2) and np.isinf(np.asarray(l2)):
+        raise ValueError("l2 must be finite; lam=inf gives 0.")
+    lam, l2 = jnp.asarray(lam, dtype), jnp.asarray(l2, dtype)
     if weights is None:
         thresholds = jnp.broadcast_to(lam, (p,))
     else:
-        check_number("weights", weights, (p,))
-        if known(weights) and np.any(np.asarray(weights) == 0):
-            raise ValueError(
-                "weights must be > 0, infinite ones force a zero: the duality gap of a feature "
-                "without penalty is not finite. Project it out of X and y first, or use "
-                "solve.proximal_gradient(smooth, prox.weighted_l1(lam, weights), w0)."
-            )
-        thresholds = lam * jnp.asarray(weights, dtype)
-    return Problem(X, y, thresholds, jnp.asarray(l2, dtype))
+        check_weights(weights, p)
+        weights = jnp.asarray(weights, dtype)
+        never = jnp.isinf(weights)  # also for lam = 0
+        thresholds = jnp.where(never, jnp.inf, lam * jnp.where(never, 0, weights))
+    valid = jnp.all(thresholds >= 0) & (l2 >= 0)
+    return Problem(X, jnp.where(valid, y, jnp.nan), thresholds, l2)
+
+
+@jax.jit
+def balanced(pb: Problem) -> tuple[Problem, Units]:
+    """The same problem with X and y near 1, where no square leaves the range of floats."""
+    units = Units(magnitude(pb.X), magnitude(pb.y))
+    thresholds, l2 = pb.thresholds / units.X / units.y, pb.l2 / units.X / units.X
+    return Problem(pb.X / units.X, pb.y / units.y, thresholds, l2), units
 
 
 def matrix_and_target(X: Any, y: Any, ndim: int, call: str) -> tuple[Array, Array]:
@@ -50,7 +78,7 @@ def matrix_and_target(X: Any, y: Any, ndim: int, call: str) -> tuple[Array, Arra
             raise TypeError(f"{name} must be an array, got a {type(x).__name__}; as in {call}.")
     if len(X.shape) != 2 or 0 in X.shape:
         raise ValueError(f"X must be a matrix (n, p), not empty, got {X.shape}; as in {call}.")
-    if len(y.shape) != ndim or y.shape[0] != X.shape[0]:
+    if 0 in y.shape or len(y.shape) != ndim or y.shape[0] != X.shape[0]:
         shape = f"({X.shape[0]},)" if ndim == 1 else f"({X.shape[0]}, q)"
         raise ValueError(f"y must have the shape {shape} of X's rows, got {y.shape}; as in {call}.")
     dtype = jnp.promote_types(jnp.result_type(X, y), jnp.float32)
@@ -62,12 +90,46 @@ def matrix_and_target(X: Any, y: Any, ndim: int, call: str) -> tuple[Array, Arra
     return jnp.asarray(X, dtype), jnp.asarray(y, dtype)
 
 
-def check_number(name: str, x: Any, shape: tuple[int, ...]) -> None:
-    """A number >= 0 (or an array of them), where it is known."""
+def near_one(**arrays: Any) -> None:
+    """For problems that know no units, so that data cannot be brought to size 1 unseen."""
+    if not all(map(known, arrays.values())):
+        return
+    sizes = {name: float(np.max(np.abs(x))) for name, x in arrays.items()}
+    for a, x in sizes.items():
+        for b, y in sizes.items():
+            limits = jnp.finfo(arrays[a].dtype)
+            most = float(limits.max) / arrays[a].size
+            if x * y and not float(limits.tiny / limits.eps) <= x * y <= most:
+                raise ValueError(
+                    f"{a} * {b}, of sizes {x:.3g} and {y:.3g}, is out of the range of "
+                    f"{limits.dtype}; rescale the data, and what is measured in their units."
+                )
+
+
+def check_number(name: str, x: Any, shape: tuple[int, ...], dtype: Any = jnp.float64) -> None:
+    """A number >= 0 (or an array of them) of the dtype, where it is known."""
+    if x is None or isinstance(x, str):
+        raise TypeError(f"{name} must be a number, got {x!r}; 0.1 for example.")
     if np.shape(x) != shape:
-        raise ValueError(f"{name} must have shape {shape}, got {np.shape(x)}; as in {CALL}.")
+        raise ValueError(f"{name} must have shape {shape}, got {np.shape(x)}.")
     if known(x) and (np.any(np.isnan(np.asarray(x))) or np.any(np.asarray(x) < 0)):
-        raise ValueError(f"{name} must be >= 0, got {x}; as in {CALL}.")
+        raise ValueError(f"{name} must be >= 0, got {x}.")
+    if known(x):
+        limits, numbers = jnp.finfo(dtype), np.asarray(x, np.float64)
+        lost = (numbers < float(limits.tiny)) & (numbers > 0)
+        if np.any(lost | (numbers > float(limits.max)) & np.isfinite(numbers)):
+            raise ValueError(f"{name}={x} is out of the range of {limits.dtype}; rescale X and y.")
+
+
+def check_weights(weights: Any, p: int) -> None:
+    """Positive, where they are known."""
+    check_number("weights", weights, (p,))
+    if known(weights) and np.any(np.asarray(weights) == 0):
+        raise ValueError(
+            "weights must be > 0, infinite ones force a zero: the duality gap of a feature "
+            "without penalty is not finite. Project it out of X and y first, or use "
+            "solve.proximal_gradient(smooth, prox.weighted_l1(lam, weights), w0)."
+        )
 
 
 def tolerance(tol: float | None, dtype: Any) -> float:
@@ -135,7 +197,8 @@ def duality_gap(
       l2: Strength of the ridge term.
 
     Returns:
-      A scalar >= 0, for lam = 0 without meaning.
+      A scalar >= 0, for lam = 0 without meaning; infinity if w is not allowed, as a negative one
+      is with `positive`.
 
     Reference:
       Kim et al., An Interior-Point Method for Large-Scale l1-Regularized Least Squares, 2007.
@@ -149,8 +212,13 @@ def duality_gap(
     """
     pb = problem(X, y, lam, weights, l2)
     w = jnp.asarray(w, pb.y.dtype)
-    r = pb.y - pb.X @ w
-    return gap_of(pb, w, r, correlations(pb, w, r), positive)[0]
+    if w.shape != pb.thresholds.shape:
+        raise ValueError(f"w must have shape {pb.thresholds.shape}, got {w.shape}.")
+    pb, units = balanced(pb)
+    inside = units.inside(w)
+    r = pb.y - pb.X @ inside
+    gap = gap_of(pb, inside, r, correlations(pb, inside, r), positive)[0]
+    return jnp.where(positive & jnp.any(w < 0), jnp.inf, units.objective(gap))
 
 
 def lambda_max(
@@ -161,7 +229,7 @@ def lambda_max(
     Args:
       X: Design (n, p).
       y: Target (n,), or (n, q) for the multi-task Lasso: then the largest norm of a row.
-      weights: A weight per feature (p,), which divides its correlation.
+      weights: A weight > 0 per feature (p,), which divides its correlation.
       positive: Whether only positive correlations count.
 
     Returns:
@@ -173,10 +241,14 @@ def lambda_max(
       >>> solve.lambda_max(jnp.eye(2), jnp.array([2.0, -4.0])).item()
       2.0
     """
-    X, y = matrix_and_target(X, y, len(jnp.shape(y)), CALL)
-    c = X.T @ y / X.shape[0]
+    X, y = matrix_and_target(X, y, 2 if jnp.ndim(y) == 2 else 1, CALL)
+    units = magnitude(X), magnitude(y)
+    c = (X / units[0]).T @ (y / units[1]) / X.shape[0]
     if c.ndim == 2:
         size = jnp.linalg.norm(c, axis=-1)
     else:
         size = jnp.maximum(c, 0) if positive else jnp.abs(c)
-    return jnp.max(size if weights is None else size / jnp.asarray(weights, size.dtype))
+    if weights is not None:
+        check_weights(weights, X.shape[1])
+        size = size / jnp.asarray(weights, size.dtype)
+    return jnp.max(size) * units[0] * units[1]

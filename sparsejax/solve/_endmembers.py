@@ -6,8 +6,11 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from ._algebra import magnitude
+from ._dictionary import finite
 
-def spa(pixels: Float[Array, "channels pixels"], count: int) -> Int[Array, " count"]:
+
+def spa(pixels: ArrayLike, count: int) -> Int[Array, " count"]:
     r"""Successive projection: the pixels that are the corners of what all pixels span.
 
     Takes the pixel of largest norm, projects all onto what is orthogonal to it, and again.
@@ -17,10 +20,10 @@ def spa(pixels: Float[Array, "channels pixels"], count: int) -> Int[Array, " cou
       count: The number of endmembers.
 
     Returns:
-      Indices of pixels.
+      Indices of pixels, no two the same: where the pixels span too little, the lowest left.
 
     Raises:
-      ValueError: If there are fewer channels or pixels than endmembers.
+      ValueError: If there are fewer channels or pixels than endmembers, or values are not finite.
 
     Reference:
       Araujo et al., The successive projections algorithm for variable selection, 2001; Gillis and
@@ -32,19 +35,18 @@ def spa(pixels: Float[Array, "channels pixels"], count: int) -> Int[Array, " cou
       >>> solve.spa(jnp.array([[0.5, 2.0, 0.0], [0.5, 0.0, 1.0]]), 2).tolist()
       [1, 2]
     """
-    _enough("spa", pixels, count)
+    pixels = _enough("spa", pixels, count)
 
-    def take(rest, _):
-        best = jnp.argmax(jnp.sum(rest**2, axis=0))
+    def take(state, _):
+        rest, free = state
+        best = jnp.argmax(jnp.where(free, jnp.sum(rest**2, axis=0), -1))
         direction = _unit(rest[:, best])
-        return rest - direction[:, None] * (direction @ rest), best
+        return (rest - direction[:, None] * (direction @ rest), free.at[best].set(False)), best
 
-    return lax.scan(take, pixels, length=count)[1]
+    return lax.scan(take, (pixels, jnp.ones(pixels.shape[1], bool)), length=count)[1]
 
 
-def vca(
-    key: PRNGKeyArray, pixels: Float[Array, "channels pixels"], count: int
-) -> Int[Array, " count"]:
+def vca(key: PRNGKeyArray, pixels: ArrayLike, count: int) -> Int[Array, " count"]:
     r"""Vertex component analysis: the extreme pixels along random orthogonal directions.
 
     Pixels are seen in the space of their `count` principal directions, divided by their part along
@@ -57,10 +59,10 @@ def vca(
       count: The number of endmembers.
 
     Returns:
-      Indices of pixels.
+      Indices of pixels, no two the same: where the pixels span too little, the lowest left.
 
     Raises:
-      ValueError: If there are fewer channels or pixels than endmembers.
+      ValueError: If there are fewer channels or pixels than endmembers, or values are not finite.
 
     Reference:
       Nascimento and Dias, Vertex Component Analysis, 2005.
@@ -72,21 +74,21 @@ def vca(
       >>> sorted(solve.vca(jax.random.key(0), pixels, 2).tolist())
       [0, 2]
     """
-    _enough("vca", pixels, count)
+    pixels = _enough("vca", pixels, count)
     seen = jnp.where(_noisy(pixels, count), _around(pixels, count), _projective(pixels, count))
 
     def take(state, key):
-        found, place = state  # an orthonormal basis of what has been taken
+        found, place, free = state  # found: an orthonormal basis of what has been taken
         direction = jax.random.normal(key, (count,), pixels.dtype)
         for _ in range(2):  # twice is enough
             direction = _unit(direction - found @ (found.T @ direction))
-        best = jnp.argmax(jnp.abs(direction @ seen))
+        best = jnp.argmax(jnp.where(free, jnp.abs(direction @ seen), -1))
         corner = seen[:, best]
         for _ in range(2):
             corner = _unit(corner - found @ (found.T @ corner))
-        return (found.at[:, place].set(corner), place + 1), best
+        return (found.at[:, place].set(corner), place + 1, free.at[best].set(False)), best
 
-    start = jnp.zeros((count, count), pixels.dtype), 0
+    start = jnp.zeros((count, count), pixels.dtype), 0, jnp.ones(pixels.shape[1], bool)
     return lax.scan(take, start, jax.random.split(key, count))[1]
 
 
@@ -124,7 +126,7 @@ def _unit(x: Array) -> Array:
     return x / jnp.where(length > 0, length, 1)
 
 
-def channel_noise(pixels: Float[Array, "channels pixels"]) -> Float[Array, " channels"]:
+def channel_noise(pixels: ArrayLike) -> Float[Array, " channels"]:
     r"""The noise of each channel: what ridge regression on the other channels leaves.
 
     `std_l = 1 / sqrt((C + 1e-3 tr(C)/L I)^-1_ll)`, `C = Y Y^T / N`.
@@ -146,14 +148,16 @@ def channel_noise(pixels: Float[Array, "channels pixels"]) -> Float[Array, " cha
       >>> int(solve.channel_noise(pixels).argmax())
       3
     """
-    channels = len(pixels)
+    pixels = finite("channel_noise", pixels, 2)
+    size, channels = magnitude(pixels), len(pixels)
+    pixels = pixels / size
     covariance = pixels @ pixels.T / pixels.shape[1]
     ridge = 1e-3 * jnp.trace(covariance) / channels
     ridge = jnp.where(ridge > 0, ridge, 1) * jnp.eye(channels, dtype=pixels.dtype)
-    return 1 / jnp.sqrt(jnp.diagonal(jnp.linalg.inv(covariance + ridge)))
+    return size / jnp.sqrt(jnp.diagonal(jnp.linalg.inv(covariance + ridge)))
 
 
-def clean_channels(pixels: Float[Array, "channels pixels"]) -> Bool[Array, " channels"]:
+def clean_channels(pixels: ArrayLike) -> Bool[Array, " channels"]:
     r"""Which channels are usable: `1 / std` at least half the median one.
 
     Args:
@@ -170,11 +174,12 @@ def clean_channels(pixels: Float[Array, "channels pixels"]) -> Bool[Array, " cha
       >>> solve.clean_channels(pixels).tolist()
       [True, True, True, False, True]
     """
-    precision = 1 / channel_noise(pixels)
+    noise = channel_noise(pixels)
+    precision = magnitude(noise) / noise
     return precision >= jnp.median(precision) / 2
 
 
-def pure_pixels(pixels: Float[Array, "channels pixels"], count: int) -> Int[Array, " count"]:
+def pure_pixels(pixels: ArrayLike, count: int) -> Int[Array, " count"]:
     r"""SPA that outlier channels do not mislead: on clean channels, in their leading directions.
 
     Args:
@@ -185,7 +190,7 @@ def pure_pixels(pixels: Float[Array, "channels pixels"], count: int) -> Int[Arra
       Indices of pixels, for `pixels[:, indices]` with all channels.
 
     Raises:
-      ValueError: If there are fewer channels or pixels than endmembers.
+      ValueError: If there are fewer channels or pixels than endmembers, or values are not finite.
 
     Reference:
       Zhu et al., Effective Spectral Unmixing via Robust Representation and Learning-based
@@ -197,14 +202,14 @@ def pure_pixels(pixels: Float[Array, "channels pixels"], count: int) -> Int[Arra
       >>> solve.pure_pixels(jnp.array([[0.5, 2.0, 0.0], [0.5, 0.0, 1.0]]), 2).tolist()
       [1, 2]
     """
-    _enough("pure_pixels", pixels, count)
+    pixels = _enough("pure_pixels", pixels, count)
     usable = jnp.where(clean_channels(pixels)[:, None], pixels, 0)
     return spa(_top(usable, count).T @ usable, count)
 
 
 def fcls(
-    pixels: Float[Array, "channels pixels"],
-    endmembers: Float[Array, "channels k"],
+    pixels: ArrayLike,
+    endmembers: ArrayLike,
     *,
     weight: ArrayLike = 15.0,
     steps: int = 500,
@@ -215,13 +220,16 @@ def fcls(
     from `1 / k`, which never increase it.
 
     Args:
-      pixels: Spectra in columns, (channels, pixels), >= 0.
-      endmembers: Their spectra in columns, (channels, k), >= 0.
+      pixels: Spectra in columns, (channels, pixels); negative values count as 0.
+      endmembers: Their spectra in columns, (channels, k); negative values count as 0.
       weight: Of the sum. The larger it is, the more updates the shares take to settle.
       steps: The number of updates.
 
     Returns:
       Abundances (k, pixels).
+
+    Raises:
+      ValueError: If the two differ in channels, are empty or not finite.
 
     Reference:
       Heinz and Chang, Fully constrained least squares linear spectral mixture analysis, 2001.
@@ -233,17 +241,29 @@ def fcls(
       Array([[0.25],
              [0.75]], dtype=float32)
     """
+    pixels, endmembers = finite("fcls", pixels, 2), finite("fcls", endmembers, 2)
+    if len(pixels) != len(endmembers):
+        raise ValueError(
+            f"fcls: pixels {pixels.shape} and endmembers {endmembers.shape} must have the same "
+            "channels, in rows."
+        )
     weight = jnp.asarray(weight, pixels.dtype)
+    size = magnitude(pixels, endmembers, weight)
+    pixels, endmembers = jnp.maximum(pixels / size, 0), jnp.maximum(endmembers / size, 0)
+    weight = weight / size
     pull = endmembers.T @ pixels + weight**2
     gram = endmembers.T @ endmembers + weight**2
     shares = jnp.full(pull.shape, 1 / endmembers.shape[1], pixels.dtype)
     return lax.fori_loop(0, steps, lambda _, a: a * pull / jnp.maximum(gram @ a, 1e-9), shares)
 
 
-def _enough(caller: str, pixels: Array, count: int) -> None:
-    if pixels.ndim != 2 or not 1 <= count <= min(pixels.shape):
+def _enough(caller: str, pixels: ArrayLike, count: int) -> Array:
+    """The pixels as floats of size 1, of which no square overflows or vanishes."""
+    if jnp.ndim(pixels) != 2 or not 1 <= count <= min(jnp.shape(pixels)):
         raise ValueError(
-            f"{caller}: {count} endmembers cannot be chosen from an array of shape {pixels.shape}; "
+            f"{caller}: {count} endmembers cannot be chosen from shape {jnp.shape(pixels)}; "
             "it must be (channels, pixels) with at least as many of both, such as "
             "image.reshape(height * width, channels).T."
         )
+    pixels = finite(caller, pixels, 2)
+    return pixels / magnitude(pixels)

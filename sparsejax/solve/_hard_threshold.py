@@ -12,7 +12,7 @@ from jaxtyping import Array, PyTree
 from ..prox import Penalty
 from ..prox._penalty import real_dtype
 from ._algebra import dot, floats, norm
-from ._proximal_gradient import Smooth, _gradient, _relative, forward
+from ._proximal_gradient import Smooth, _gradient, _relative, check_step, forward
 from ._solution import Solution, code, finish
 
 
@@ -47,6 +47,7 @@ def iht(
 
     Raises:
       RuntimeError: If `throw` and the tolerance is not reached.
+      ValueError: If the step is not > 0.
 
     Reference:
       Blumensath and Davies, Normalized Iterative Hard Thresholding, 2010.
@@ -59,6 +60,7 @@ def iht(
       [3.0, 0.0, 2.0]
     """
     w0 = floats(w0)
+    check_step(step)
     if isinstance(projection, Penalty):
         project = lambda v, _=None: projection.prox(v)  # noqa: E731
     elif callable(projection):

@@ -12,10 +12,20 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from ..prox._check import known
-from ._duality import Problem, correlations, gap_of, lambda_max, matrix_and_target, problem
-from ._duality import tolerance as tolerance
+from ._duality import (
+    Problem,
+    Units,
+    balanced,
+    check_number,
+    correlations,
+    gap_of,
+    lambda_max,
+    matrix_and_target,
+    problem,
+    tolerance,
+)
 from ._gram import masked_solve, quadratic, solve_gram
-from ._solution import Result, Solution, code, finish
+from ._solution import Result, Solution, code, finish, refuse_infinite
 
 WORKING_SET = 256
 ROUNDS = 400
@@ -59,8 +69,9 @@ def lasso(
     Args:
       X: Design (n, p), used as it is: centre X and y for an intercept.
       y: Target (n,).
-      lam: Strength, a scalar. 0 gives the least squares solution of smallest norm, with a warning
-        and a gap of 0; under tracing a 0 ends as not converged. Infinity gives 0.
+      lam: Strength, a scalar. 0 gives the least squares solution of smallest norm (with l2 the
+        ridge regression), with a warning and a gap of 0; under tracing a 0 ends as not converged
+        and something negative as `Result.NONFINITE`. Infinity gives 0.
       w0: A start (p,), such as the solution for another lam.
       tol: The gap to reach, over the objective at 0: 1e-6 by default, in float32 1e-5.
       max_outer: The most working sets.
@@ -93,8 +104,9 @@ def lasso(
     """
     pb = problem(X, y, lam, weights, l2)
     p = pb.thresholds.size
-    if known(lam) and float(np.asarray(lam)) == 0 and known(l2) and float(np.asarray(l2)) == 0:
-        return _least_squares(pb, positive)
+    pb, units = balanced(pb)
+    if known(lam) and float(np.asarray(lam)) == 0 and known(l2):
+        return least_squares(pb, units, positive, bool(np.asarray(l2) > 0))
     tol = tolerance(tol, pb.y.dtype)
     if working_set is not None and not 1 <= working_set:
         raise ValueError(f"working_set must be >= 1, got {working_set}; 64 for example.")
@@ -102,9 +114,11 @@ def lasso(
     w = jnp.zeros(p, pb.y.dtype) if w0 is None else jnp.asarray(w0, pb.y.dtype)
     if w.shape != (p,):
         raise ValueError(f"w0 must have shape ({p},), got {w.shape}; one number per column of X.")
-    frozen, w = lax.stop_gradient((pb, w))
+    frozen, w = lax.stop_gradient((pb, units.inside(w)))
     w, result, stats = _solve(frozen, w, tol, m, max_outer, positive)
-    return finish("lasso", Solution(attach(pb, w, min(m, p)), result, stats), throw)
+    value = units.outside(attach(pb, w, min(m, p)))
+    stats = {**stats, "gap": units.objective(stats["gap"])}
+    return finish("lasso", Solution(value, refuse_infinite(value, result), stats), throw)
 
 
 @functools.partial(jax.jit, static_argnames=("m", "max_outer", "positive"))
@@ -162,14 +176,22 @@ def _choose(pb: Problem, s: _State, norms: Array, movable: Array, m: int, positi
     return chosen, best > -jnp.inf, full
 
 
-def _least_squares(pb: Problem, positive: bool) -> Solution:
+def least_squares(pb: Problem, units: Units, positive: bool, ridge: bool) -> Solution:
+    """What is left of the Lasso at lam = 0."""
     if positive:
         raise ValueError(
             "lam must be > 0 with positive=True; for non-negative least squares use "
             "solve.proximal_gradient(smooth, prox.box(0.0, jnp.inf), w0)."
         )
     warnings.warn("lasso with lam=0 is least squares: the solution of smallest norm", stacklevel=3)
-    w = jnp.linalg.lstsq(pb.X, pb.y)[0]
+    X = jnp.where(jnp.isinf(pb.thresholds), 0, pb.X)  # an infinite weight forces a zero
+    w = None if ridge else jnp.linalg.lstsq(X, pb.y)[0]
+    if w is None:
+        wide = X.shape[1] > X.shape[0]
+        gram = X @ X.T if wide else X.T @ X
+        gram = gram + pb.y.size * pb.l2 * jnp.eye(len(gram), dtype=gram.dtype)
+        w = X.T @ jnp.linalg.solve(gram, pb.y) if wide else jnp.linalg.solve(gram, X.T @ pb.y)
+    w = units.outside(w)
     none = jnp.zeros((), jnp.int32)
     stats = {
         "gap": jnp.zeros((), w.dtype), "n_iter": none, "n_rounds": none,
@@ -234,8 +256,15 @@ def enet(
         raise ValueError(f"ratio must be in (0, 1], got {ratio}; as in solve.enet(X, y, 0.1, 0.5).")
     if "l2" in options:
         raise TypeError("enet has its own l2, lam * (1 - ratio); use solve.lasso(..., l2=...).")
+    lam, l2 = shares(lam, ratio)
+    return lasso(X, y, lam, l2=l2, **options)
+
+
+def shares(lam: ArrayLike, ratio: ArrayLike) -> tuple[Array, Array]:
+    """Strengths of the l1 norm and the ridge; of an infinite one the first alone: it gives 0."""
     lam, ratio = jnp.asarray(lam), jnp.asarray(ratio)
-    return lasso(X, y, lam * ratio, l2=lam * (1 - ratio), **options)
+    finite = jnp.where(jnp.isinf(lam), 0, lam)
+    return lam * ratio, finite * (1 - ratio)
 
 
 def lasso_path(
@@ -253,7 +282,7 @@ def lasso_path(
     Args:
       X: Design (n, p).
       y: Target (n,).
-      lams: Strengths (k,), best from large to small; None for a geometric sequence from
+      lams: Strengths (k,) > 0, best from large to small; None for a geometric sequence from
         `lambda_max`.
       n_lams: How many strengths, without lams.
       eps: The last strength over the first, without lams.
@@ -271,10 +300,8 @@ def lasso_path(
       [0.0, 1.0, 1.5]
     """
     X, y = matrix_and_target(X, y, 1, "solve.lasso_path(X, y)")
-    if lams is None:
-        positive, weights = options.get("positive", False), options.get("weights")
-        lams = strengths(lambda_max(X, y, weights=weights, positive=positive), n_lams, eps)
-    lams = jnp.asarray(lams, X.dtype)
+    positive, weights = options.get("positive", False), options.get("weights")
+    lams = jnp.asarray(falling(X, y, lams, n_lams, eps, weights, positive), X.dtype)
     tolerance(options.get("tol"), X.dtype)
 
     def step(w, lam):
@@ -288,6 +315,19 @@ def lasso_path(
     return finish("lasso_path", Solution(found.value, found.result, stats), throw)
 
 
+def falling(X, y, lams: Any, count: int, eps: float, weights: Any, positive: bool) -> Any:
+    """The strengths of a path, checked."""
+    if lams is None:
+        return strengths(lambda_max(X, y, weights=weights, positive=positive), count, eps)
+    if np.ndim(lams) != 1 or np.size(lams) == 0:
+        raise ValueError(f"lams must be numbers (k,), at least one, got shape {np.shape(lams)}.")
+    dtype = jnp.promote_types(jnp.result_type(X, y), jnp.float32)
+    check_number("lams", lams, np.shape(lams), dtype)
+    return lams
+
+
 def strengths(largest: ArrayLike, count: int, eps: float) -> Float[Array, " k"]:
     """A geometric sequence from the largest down to eps of it."""
+    if count < 1 or not 0 < eps <= 1:
+        raise ValueError(f"n_lams must be >= 1 and eps in (0, 1], got {count} and {eps}.")
     return jnp.asarray(largest) * eps ** (jnp.arange(count) / max(count - 1, 1))

@@ -10,11 +10,11 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from ..prox._check import known
-from ._duality import Problem, correlations, gap_of, lambda_max, problem, tolerance
+from ._duality import Problem, Units, balanced, correlations, gap_of, problem, tolerance
 from ._gram import Quadratic, solve_gram
 from ._gram_cache import GramCache
-from ._lasso import _least_squares, strengths
-from ._solution import Result, Solution, finish
+from ._lasso import falling, least_squares
+from ._solution import Result, Solution, finish, refuse_infinite
 
 # Below this share of lambda_max a short path is faster than one solve.
 SHORT = 1 / 30
@@ -22,6 +22,7 @@ SHORT = 1 / 30
 
 class _Problem(NamedTuple):
     data: Problem
+    units: Units
     norms: Array
     b: np.ndarray
     grams: GramCache
@@ -76,9 +77,11 @@ def lasso_host(
       [1.0, 0.0, 0.0, 0.0]
     """
     at = _prepare(X, y, lam, tol, weights, positive, l2)
-    if float(lam) == 0 and float(l2) == 0:  # pyright: ignore[reportArgumentType]
-        return _least_squares(at.data, positive)
-    w = np.zeros(at.norms.size, at.data.y.dtype) if w0 is None else np.array(w0, at.data.y.dtype)
+    if float(lam) == 0:  # pyright: ignore[reportArgumentType]
+        return least_squares(at.data, at.units, positive, float(l2) > 0)  # pyright: ignore
+    w = np.zeros(at.norms.size, at.data.y.dtype)
+    if w0 is not None:
+        w = np.nan_to_num(at.units.inside(jnp.asarray(w0, w.dtype)), nan=0.0)
     if w.shape != at.norms.shape:
         raise ValueError(f"w0 must have shape {at.norms.shape}, got {w.shape}.")
     steps = 0
@@ -90,7 +93,8 @@ def lasso_host(
             steps += stats["n_iter"]
     w, stats, result = _solve(at, w, max_outer)
     stats = {**stats, "n_iter": stats["n_iter"] + steps}
-    return finish("lasso_host", Solution(jnp.asarray(w), result, stats), throw)
+    value = at.units.outside(jnp.asarray(w))
+    return finish("lasso_host", Solution(value, refuse_infinite(value, result), stats), throw)
 
 
 def lasso_path_host(
@@ -133,8 +137,7 @@ def lasso_path_host(
       [0.0, 1.0, 1.5]
     """
     at = _prepare(X, y, 1.0, tol, weights, positive, l2)
-    if lams is None:
-        lams = strengths(lambda_max(X, y, weights=weights, positive=positive), n_lams, eps)
+    lams = falling(X, y, lams, n_lams, eps, weights, positive)
     w = np.zeros(at.norms.size, at.data.y.dtype)
     found = []
     for lam in np.asarray(lams):
@@ -142,9 +145,10 @@ def lasso_path_host(
         w, stats, result = _solve(at._replace(data=scaled), w, max_outer)
         found.append((w, result, stats))
     stats = {name: np.array([s[name] for *_, s in found]) for name in found[0][2]}
-    values = jnp.asarray(np.stack([w for w, *_ in found]))
+    values = at.units.outside(jnp.asarray(np.stack([w for w, *_ in found])))
     results = np.array([result for _, result, _ in found])
     stats = {**stats, "lams": np.asarray(lams)}
+    results = refuse_infinite(values, results)
     return finish("lasso_path_host", Solution(values, results, stats), throw)
 
 
@@ -153,9 +157,18 @@ def _prepare(X: Any, y: Any, lam: Any, tol: Any, weights: Any, positive: bool, l
         if not known(x):
             raise TypeError("lasso_host runs on the host: in jit, vmap or grad use solve.lasso.")
     data = problem(X, y, lam, weights, l2)
+    one = jnp.ones((), data.y.dtype)
+    # A copy of X is saved where squares are numbers as it is.
+    data, units = (data, Units(one, one)) if _moderate(data) else balanced(data)
     norms, b, scale = _sizes(data)
     tol, grams = tolerance(tol, data.y.dtype), GramCache(np.asarray(data.X))
-    return _Problem(data, norms, np.asarray(b), grams, float(scale), 2 * scale, tol, positive)
+    return _Problem(
+        data, units, norms, np.asarray(b), grams, float(scale), 2 * scale, tol, positive
+    )
+
+
+def _moderate(pb: Problem) -> bool:
+    return all(1e-6 <= max(np.max(x), -np.min(x)) <= 1e6 for x in map(np.asarray, (pb.X, pb.y)))
 
 
 @jax.jit
@@ -209,7 +222,7 @@ def _solve(at: _Problem, w: np.ndarray, max_outer: int) -> tuple[np.ndarray, dic
         part = np.where(np.arange(where.size) < support.size, w[where], 0)
         gap, score = _look(at.data, w, part, where, at.norms, at.positive)
         gap = float(gap)
-        if not np.isfinite(gap) or gap <= at.tol * at.scale or outer == max_outer:
+        if not np.isfinite(gap) or gap <= at.tol * at.scale or outer >= max_outer:
             break
         outer += 1
         chosen = _working_set(np.array(score), support)
@@ -222,7 +235,12 @@ def _solve(at: _Problem, w: np.ndarray, max_outer: int) -> tuple[np.ndarray, dic
         inner, _, n = _inner(q, at.data.l2, w[where], chosen.size, target, room, at.positive)
         w[chosen] = np.asarray(inner)[: chosen.size]
         rounds += int(n)
-    stats = {"gap": gap, "n_iter": outer, "n_rounds": rounds, "support_size": np.count_nonzero(w)}
+    stats = {
+        "gap": float(at.units.objective(jnp.asarray(gap))),
+        "n_iter": outer,
+        "n_rounds": rounds,
+        "support_size": np.count_nonzero(w),
+    }
     if not np.isfinite(gap):
         return w, stats, Result.NONFINITE
     return w, stats, Result.SUCCESSFUL if gap <= at.tol * at.scale else Result.MAX_STEPS

@@ -15,9 +15,18 @@ from ..prox import group_lasso as group_penalty
 from ..prox import scale as scaled
 from ..prox._check import known
 from ..prox._group import OnNorm
-from ._duality import check_number, matrix_and_target, share, tolerance
+from ._algebra import magnitude
+from ._duality import (
+    Units,
+    check_number,
+    check_weights,
+    matrix_and_target,
+    near_one,
+    share,
+    tolerance,
+)
 from ._proximal_gradient import proximal_gradient
-from ._solution import Solution, finish
+from ._solution import Solution, finish, refuse_infinite
 
 STEPS = 20_000
 
@@ -55,7 +64,8 @@ def penalized_regression(
 
     Raises:
       RuntimeError: If `throw` and the distance is not reached.
-      ValueError: If shapes do not fit, data are not finite, or classes are not -1 and 1.
+      ValueError: If shapes do not fit, data are not finite or so large or small that their products
+        are out of the range of floats, or classes are not -1 and 1.
 
     Reference:
       Bertrand et al., skglm, 2022, arXiv 2204.07826 (the criterion).
@@ -69,6 +79,9 @@ def penalized_regression(
       [2.0, 0.0, 0.0, -0.6]
     """
     X, y = _data(X, y, loss)
+    if not isinstance(penalty, Penalty):
+        raise TypeError(f"penalty must be a penalty such as prox.l1(0.1), got {penalty!r}.")
+    near_one(X=X, y=y)
     found = _stationary(X, y, penalty, _start(X, y, w0), tol, max_steps, loss)
     return finish("penalized_regression", found, throw)
 
@@ -92,9 +105,9 @@ def group_lasso(
     Args:
       X: Design (n, p), used as it is: centre X and y for an intercept.
       y: Target (n,).
-      lam: Strength.
+      lam: Strength > 0; infinity gives 0.
       groups: Labels (p,), or disjoint lists of indices.
-      weights: A weight > 0 per group; the root of its size by default.
+      weights: A weight > 0 per group, where infinity forces zeros; the root of its size by default.
       w0: A start (p,).
       tol: The gap to reach, over the objective at 0: 1e-6 by default, in float32 1e-5.
       max_steps: The most steps.
@@ -105,7 +118,8 @@ def group_lasso(
 
     Raises:
       RuntimeError: If `throw` and the gap is not reached.
-      ValueError: If shapes do not fit, data are not finite, or a number is negative.
+      ValueError: If shapes do not fit, data are not finite, a number is negative, or lam or a
+        weight is 0, where there is no duality gap.
 
     Reference:
       Yuan and Lin, Model selection and estimation in regression with grouped variables, 2006;
@@ -120,6 +134,8 @@ def group_lasso(
       [0.9, 1.2, 0.0, 0.0]
     """
     X, y = _data(X, y, "squared", 1)
+    if weights is not None:
+        check_weights(weights, jnp.size(weights))
     unit = group_penalty(1.0, groups=groups, weights=weights)
     return _certified("group_lasso", X, y, lam, unit, w0, tol, max_steps, throw)
 
@@ -141,7 +157,7 @@ def multitask_lasso(
     Args:
       X: Design (n, p), used as it is: centre X and Y for intercepts.
       Y: Targets (n, q).
-      lam: Strength.
+      lam: Strength > 0; infinity gives 0.
       w0: A start (p, q).
       tol: As for `group_lasso`, as are the others.
       max_steps: The most steps.
@@ -152,7 +168,7 @@ def multitask_lasso(
 
     Raises:
       RuntimeError: If `throw` and the gap is not reached.
-      ValueError: If shapes do not fit, data are not finite, or lam is negative.
+      ValueError: If shapes do not fit, data are not finite, or lam is not > 0.
 
     Reference:
       Obozinski, Taskar and Jordan, Joint covariate selection and joint subspace selection for
@@ -187,7 +203,7 @@ def logistic_lasso(
     Args:
       X: Design (n, p); a column of ones is penalised like any other.
       y: Classes (n,) of -1 and 1.
-      lam: Strength.
+      lam: Strength > 0; infinity gives 0.
       w0: A start (p,).
       tol: As for `group_lasso`, over `log 2`, as are the others.
       max_steps: The most steps.
@@ -198,7 +214,8 @@ def logistic_lasso(
 
     Raises:
       RuntimeError: If `throw` and the gap is not reached.
-      ValueError: If shapes do not fit, data are not finite, or classes are not -1 and 1.
+      ValueError: If shapes do not fit, data are not finite, classes are not -1 and 1, or lam is not
+        > 0.
 
     Reference:
       Koh, Kim and Boyd, An Interior-Point Method for Large-Scale l1-Regularized Logistic
@@ -237,12 +254,18 @@ def _certified(
     solver: str, X, y, lam, unit, w0, tol, max_steps: int, throw: bool, loss: str = "squared"
 ) -> Solution:
     """Descends until the duality gap is small; `unit` is the norm, without its strength."""
-    check_number("lam", lam, ())
-    if known(lam) and not 0 < float(lam) < np.inf:
-        raise ValueError(f"lam must be > 0 and finite, got {lam}: at 0 there is no duality gap.")
+    check_number("lam", lam, (), X.dtype)
+    if known(lam) and float(lam) == 0:
+        raise ValueError(f"{solver}: lam must be > 0, got {lam}: at 0 there is no duality gap.")
     lam, tol = jnp.asarray(lam, X.dtype), tolerance(tol, X.dtype)
-    found = _to_gap(X, y, lam, unit, _start(X, y, w0), tol, max_steps, loss)
-    return finish(solver, found, throw)
+    # As in _duality.balanced; classes stay what they are.
+    units = Units(magnitude(X), magnitude(y) if loss == "squared" else jnp.ones((), X.dtype))
+    X, y, lam = X / units.X, y / units.y, jnp.where(lam >= 0, lam, jnp.nan) / units.X / units.y
+    found = _to_gap(X, y, lam, unit, units.inside(_start(X, y, w0)), tol, max_steps, loss)
+    stats = {**found.stats, "gap": units.objective(found.stats["gap"])}
+    value = units.outside(found.value)
+    result = refuse_infinite(value.reshape(-1), found.result)
+    return finish(solver, Solution(value, result, stats), throw)
 
 
 @partial(jax.jit, static_argnames=("max_steps", "loss"))
@@ -272,7 +295,7 @@ def _gap(X, y, lam, unit: Penalty, w, *, loss: str) -> Float[Array, ""]:
         r = y - X @ w
         s = share(_sizes(unit, X.T @ r / n), lam, False)
         rr = jnp.sum(r * r) / n
-        gap = (1 + s**2) * rr / 2 + lam * unit.value(w) - s * jnp.sum(r * y) / n
+        gap = (1 + s**2) * rr / 2 + _cost(lam, unit, w) - s * jnp.sum(r * y) / n
         return jnp.maximum(gap, 0)
     z = y * (X @ w)
     theta = jax.nn.sigmoid(-z)
@@ -280,7 +303,14 @@ def _gap(X, y, lam, unit: Penalty, w, *, loss: str) -> Float[Array, ""]:
     entropy = jax.scipy.special.xlogy(s * theta, s * theta) + jax.scipy.special.xlog1py(
         1 - s * theta, -s * theta
     )
-    return jnp.maximum(jnp.mean(jax.nn.softplus(-z)) + lam * unit.value(w) + jnp.mean(entropy), 0)
+    return jnp.maximum(jnp.mean(jax.nn.softplus(-z)) + _cost(lam, unit, w) + jnp.mean(entropy), 0)
+
+
+def _cost(lam, unit: Penalty, w) -> Array:
+    """`lam * unit.value(w)`, where an infinite weight goes with a group of zeros."""
+    sizes = unit.partition.norms(w) if isinstance(unit, OnNorm) else jnp.abs(w)
+    weights = unit._weights(sizes, w) if isinstance(unit, OnNorm) else 1.0
+    return jnp.sum(jnp.where(sizes == 0, 0, sizes * jnp.where(sizes == 0, 0, lam * weights)))
 
 
 def _sizes(unit: Penalty, c) -> Array:

@@ -58,9 +58,9 @@ def gaussian_delta(epsilon: float, mu: float) -> float:
 
     if not (math.isfinite(epsilon) and epsilon >= 0 and math.isfinite(mu) and mu >= 0):
         raise ValueError(f"epsilon and mu must be finite and >= 0, got {epsilon} and {mu}.")
-    if mu == 0:
+    first = log_ndtr(mu / 2 - epsilon / mu) if mu > 0 else -math.inf
+    if first == -math.inf:
         return 0.0
-    first = log_ndtr(mu / 2 - epsilon / mu)
     second = epsilon + log_ndtr(-mu / 2 - epsilon / mu)
     return float(-math.exp(first) * math.expm1(min(second - first, 0.0)))
 
@@ -243,9 +243,11 @@ def l2_randomizer(key: Array, v: ArrayLike, radius: float, epsilon: float) -> Fl
     truthful = jax.random.bernoulli(half_key, 1 / (1 + math.exp(-epsilon)))
     z = jax.random.normal(sphere_key, v.shape, v.dtype)
     z = z / jnp.linalg.norm(z)
+    told = sphere_radius(v.size, radius, epsilon)
+    check_scale("the length of a message", told, v.dtype)
     same_side = jnp.vdot(z, direction) >= 0
     z = jnp.where(same_side == (positive == truthful), z, -z)
-    return z * sphere_radius(v.size, radius, epsilon)
+    return z * told
 
 
 def sphere_radius(d: int, radius: float, epsilon: float) -> float:
@@ -260,6 +262,26 @@ def check_positive(name: str, x: Any) -> None:
         raise TypeError(f"{name} must be a public Python number, got {type(x).__name__}.")
     if not (math.isfinite(x) and x > 0):
         raise ValueError(f"{name} must be finite and > 0, got {x}.")
+
+
+def check_scale(name: str, x: float, dtype: Any) -> None:
+    """What noise is drawn with: as a 0 or an infinity of floats it would hide nothing."""
+    limits = jnp.finfo(dtype)
+    if not float(limits.tiny) <= x <= float(limits.max):
+        raise ValueError(f"{name}, {x:.3g}, is no number of {limits.dtype}; rescale the data.")
+
+
+def check_range(out_of_range: str, **sizes: tuple[Any, float]) -> None:
+    """Refuses sizes beyond their bound, where they are known, unless clipping was asked for."""
+    if out_of_range not in ("refuse", "clip"):
+        raise ValueError(f"out_of_range must be 'refuse' or 'clip', got {out_of_range!r}.")
+    for name, (size, bound) in sizes.items():
+        largest = float(np.max(size))
+        if out_of_range == "refuse" and not largest <= bound * ROUNDING:
+            raise ValueError(
+                f"{name} {bound:.6g} is what the noise is made for, and there is {largest:.6g}; "
+                f"give a larger {name}, from public knowledge alone, or out_of_range='clip'."
+            )
 
 
 def _floats(x: ArrayLike) -> Array:

@@ -6,13 +6,22 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from .._select import topk_mask
+from ..prox._check import known
 from ._duality import matrix_and_target
-from ._privacy import PrivacySpent, check_positive, clip_entries, clip_l2, l2_randomizer
+from ._privacy import (
+    PrivacySpent,
+    check_positive,
+    check_range,
+    clip_entries,
+    clip_l2,
+    l2_randomizer,
+)
 
 CALL = "solve.ldp_iht(key, X, y, k=2, epsilon=1.0, bound_x=1.0, bound_y=1.5)"
 
@@ -46,6 +55,7 @@ def ldp_iht(
     step: float = 1.0,
     kept: int | None = None,
     norm_bound: float = 1.0,
+    out_of_range: str = "refuse",
 ) -> PrivateIHTFit:
     r"""Sparse regression by private gradients, pure epsilon-privacy, each user asked once.
 
@@ -62,19 +72,21 @@ def ldp_iht(
       y: Targets (n,).
       k: Length of the support.
       epsilon: The privacy level.
-      bound_x: Entries of X are clipped to it.
-      bound_y: Targets are clipped to it.
+      bound_x: Bound of the entries of X.
+      bound_y: Bound of the targets.
       rounds: Groups of users; n % rounds users are not asked.
       step: About 1 over the largest eigenvalue of the covariance, from public knowledge.
       kept: Entries that stay in each round, k by default.
       norm_bound: Bound of |theta|, on whose ball the iterates are projected.
+      out_of_range: "refuse" data beyond the bounds, or "clip" them. Under jit, where they cannot be
+        seen, they are clipped: the privacy is the same, the answer biased.
 
     Returns:
       A `PrivateIHTFit`.
 
     Raises:
-      ValueError: If data are not finite, there are fewer users than rounds, or numbers are outside
-        their ranges.
+      ValueError: If data are not finite or beyond their bounds, there are fewer users than rounds,
+        or numbers are outside their ranges.
 
     Reference:
       Wang and Xu, On Sparse Linear Regression in the Local Differential Privacy Model, 2019; Zhu et
@@ -99,6 +111,9 @@ def ldp_iht(
     for name, x in (("epsilon", epsilon), ("bound_x", bound_x), ("bound_y", bound_y),
                     ("step", step), ("norm_bound", norm_bound)):  # fmt: skip
         check_positive(name, x)
+    if known(X) and known(y):
+        sizes = {"bound_x": (np.abs(X), bound_x), "bound_y": (np.abs(y), bound_y)}
+        check_range(out_of_range, **sizes)
     radius = math.sqrt(d) * bound_x * (math.sqrt(kept) * bound_x * norm_bound + bound_y)
     history = _rounds(key, X, y, kept, epsilon, bound_x, bound_y, rounds, step, norm_bound, radius)
     return PrivateIHTFit(history[-1], history, radius, PrivacySpent(float(epsilon), 0.0))

@@ -6,49 +6,26 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from ..prox import soft_threshold
+from ..prox._check import known
 from ._duality import check_number, matrix_and_target
+from ._moment_mechanism import MomentMechanism, moment_mechanism
 from ._privacy import (
-    ROUNDING,
     PrivacySpent,
     check_positive,
+    check_range,
+    check_scale,
     clip_entries,
     clip_l2,
-    gaussian_sigma,
 )
 
 CALL = "solve.nldp_regression(key, X, y, epsilon=1.0, delta=1e-6)"
 CHUNK = 1024
-
-
-class MomentMechanism(NamedTuple):
-    """How each user's moments are clipped and noised; all of it public. From `moment_mechanism`.
-
-    Attributes:
-      features: d.
-      radius: Bound of |x| in the second moment.
-      bound_x: Bound of the entries of x in the cross moment.
-      bound_y: Bound of |y| in it.
-      clip: What x in the cross moment is clipped to: "entries", "l2" or "both".
-      second_sigma: Noise of the second moment, None where public rows replace it.
-      cross_sigma: Noise of the cross moment.
-      split: "budget" if each user sends both moments, "users" if each sends one.
-      spent: The privacy of all a user sends.
-    """
-
-    features: int
-    radius: float
-    bound_x: float
-    bound_y: float
-    clip: str
-    second_sigma: float | None
-    cross_sigma: float
-    split: str
-    spent: PrivacySpent
 
 
 class PrivateFit(NamedTuple):
@@ -70,98 +47,11 @@ class PrivateFit(NamedTuple):
     spent: PrivacySpent
 
 
-def moment_mechanism(
-    features: int,
-    users: int,
-    epsilon: float,
-    delta: float,
-    *,
-    radius: float | None = None,
-    bound_x: float | None = None,
-    bound_y: float | None = None,
-    clip: str = "both",
-    share: float = 0.5,
-    accounting: str = "gdp",
-    split: str = "budget",
-    public: bool = False,
-) -> MomentMechanism:
-    r"""The noise that makes the moments of one user (epsilon, delta)-private.
-
-    The upper triangle of `x x^T` has sensitivity `sqrt(2) radius^2` between any two records (for
-    d = 1 `radius^2`), `x y` has `2 sqrt(d) bound_x bound_y`, or `2 radius bound_y` with |x|
-    clipped. Two messages of one user share the budget: `mu^2 = mu_1^2 + mu_2^2`, exactly.
-
-    Args:
-      features: d.
-      users: How many will take part, for the default bounds.
-      epsilon: The privacy level of each user.
-      delta: The probability of failure.
-      radius: Bound of |x|, `sqrt(d) + sqrt(2 log n)` by default: for covariates of variance 1. This
-        and the next two must be chosen without looking at the data.
-      bound_x: Bound of its entries, `sqrt(2 log n)` by default.
-      bound_y: Bound of the target, the same.
-      clip: Clip x in the cross moment to "entries", "l2" or "both", of which the tighter counts.
-      share: Share of mu^2 for the second moment.
-      accounting: "gdp", exact; "paper" for half of epsilon and delta for each message by the
-        classic formula and looser sensitivities (epsilon <= 2).
-      split: "budget": each user sends both messages; "users": one of them, with all the budget.
-      public: Whether the second moment comes from public rows: then users send the other alone.
-
-    Returns:
-      A `MomentMechanism`.
-
-    Raises:
-      ValueError: Outside these ranges.
-
-    Example:
-      >>> from sparsejax import solve
-      >>> found = solve.moment_mechanism(4, 1000, 1.0, 1e-6, radius=1.0, bound_y=1.0)
-      >>> round(found.second_sigma, 2), round(found.cross_sigma, 2)
-      (8.45, 11.95)
-    """
-    if features < 1 or users < 1:
-        raise ValueError(f"there must be features and users, got {features} and {users}.")
-    if not 0 < share < 1:
-        raise ValueError(f"share must be between 0 and 1, got {share}.")
-    for name, got, known_names in (
-        ("clip", clip, ("entries", "l2", "both")),
-        ("accounting", accounting, ("gdp", "paper")),
-        ("split", split, ("budget", "users")),
-    ):
-        if got not in known_names:
-            raise ValueError(f"{name} must be one of {', '.join(known_names)}, got {got!r}.")
-    usual = math.sqrt(2 * math.log(max(users, 2)))
-    radius = math.sqrt(features) + usual if radius is None else radius
-    bound_x = usual if bound_x is None else bound_x
-    bound_y = usual if bound_y is None else bound_y
-    for name, x in (("radius", radius), ("bound_x", bound_x), ("bound_y", bound_y)):
-        check_positive(name, x)
-    by_entries, by_length = 2 * math.sqrt(features) * bound_x * bound_y, 2 * radius * bound_y
-    cross = {"entries": by_entries, "l2": by_length, "both": min(by_entries, by_length)}[clip]
-    second = radius**2 * (1 if features == 1 else math.sqrt(2))
-    sole = public or split == "users"
-    if accounting == "paper":
-        parts = 1 if sole else 2
-        each = (epsilon / parts, delta / parts)
-        second, cross = 2 * radius**2, by_entries
-        sigmas = [gaussian_sigma(s * ROUNDING, *each, "classic") for s in (second, cross)]
-        mu = None
-    else:
-        mu = 1 / gaussian_sigma(1.0, epsilon, delta)
-        weights = (1.0, 1.0) if sole else (share, 1 - share)
-        pairs = zip((second, cross), weights)
-        sigmas = [s * ROUNDING / (mu * math.sqrt(w)) for s, w in pairs]
-    spent = PrivacySpent(float(epsilon), float(delta), mu)
-    return MomentMechanism(
-        features, radius, bound_x, bound_y, clip, None if public else sigmas[0], sigmas[1], split,
-        spent,
-    )  # fmt: skip
-
-
 def nldp_message(
-    key: Array, x: ArrayLike, y: ArrayLike, mechanism: MomentMechanism, part: str = "both"
-) -> tuple[Float[Array, " t"], Float[Array, " c"]]:
-    """What one user sends: the clipped second and cross moment with Gaussian noise.
+    key: Array, x: ArrayLike, y: ArrayLike, mechanism: MomentMechanism, part: str = "both",
+    out_of_range: str = "refuse",
+) -> tuple[Float[Array, " t"], Float[Array, " c"]]:  # fmt: skip
+    """What one user sends: the second and cross moment, within their bounds, with Gaussian noise.
 
     Runs where the user's record is, vmapped over users in a simulation. Whatever x and y are, the
     message is (epsilon, delta)-private: clipping comes before noise.
@@ -173,13 +63,15 @@ def nldp_message(
       mechanism: From `moment_mechanism`.
       part: "both", "second" or "cross"; what is not sent is empty. Where the users are split each
         sends one of the two.
+      out_of_range: "refuse" a record beyond the bounds, or "clip" it. Under jit, where it cannot be
+        seen, it is clipped.
 
     Returns:
       The upper triangle with the diagonal (d (d + 1) / 2,) and the cross moment (d,).
 
     Raises:
-      ValueError: If shapes do not fit, numbers are not finite (where they can be seen), or more
-        would be sent than the budget allows.
+      ValueError: If shapes do not fit, numbers are not finite or beyond the bounds (where they can
+        be seen), or more would be sent than the budget allows.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -202,8 +94,13 @@ def nldp_message(
         raise ValueError("with public rows nobody sends the second moment; part='cross'.")
     if mechanism.split == "users" and part == "both":
         raise ValueError("this mechanism gives each user one message: part='second' or 'cross'.")
+    _within(x, y, mechanism, part, out_of_range)
     second_key, cross_key = jax.random.split(key)
     clipped = clip_l2(x, mechanism.radius)
+    for name in ("second_sigma", "cross_sigma"):
+        sigma = getattr(mechanism, name)
+        if sigma:  # 0 where noise was left out on purpose
+            check_scale(name, sigma, clipped.dtype)
     empty = jnp.zeros(0, clipped.dtype)
     second, cross = empty, empty
     if part != "cross" and mechanism.second_sigma is not None:
@@ -216,6 +113,21 @@ def nldp_message(
         cross = bounded * clip_entries(y, mechanism.bound_y).astype(clipped.dtype)
         cross = cross + mechanism.cross_sigma * jax.random.normal(cross_key, (d,), cross.dtype)
     return second, cross
+
+
+def _within(x: Any, y: Any, how: MomentMechanism, part: str, out_of_range: str) -> None:
+    """Whether what is sent of one record, or of many, keeps to the bounds of the mechanism."""
+    if not (known(x) and known(y)):
+        return
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    sizes: dict[str, Any] = {}
+    if how.clip != "entries" or (part != "cross" and how.second_sigma is not None):
+        sizes["radius"] = np.linalg.norm(x, axis=-1), how.radius
+    if part != "second":
+        sizes["bound_y"] = np.abs(y), how.bound_y
+        if how.clip != "l2":
+            sizes["bound_x"] = np.abs(x), how.bound_x
+    check_range(out_of_range, **sizes)
 
 
 def nldp_server(
@@ -265,7 +177,8 @@ def nldp_server(
         upper = jnp.zeros((d, d), c.dtype).at[jnp.triu_indices(d)].set(S.reshape(-1))
         S = jnp.triu(upper, 1).T + upper
     values, vectors = jnp.linalg.eigh(jnp.where(jnp.isfinite(S), S, 0))
-    ok = (values[0] > d * jnp.finfo(S.dtype).eps * jnp.abs(values[-1])) & jnp.all(jnp.isfinite(S))
+    ok = values[0] > d * jnp.finfo(S.dtype).eps * jnp.abs(values[-1])
+    ok &= jnp.all(jnp.isfinite(S)) & jnp.all(jnp.isfinite(c))
     if eig_floor is not None:
         check_positive("eig_floor", eig_floor)
         values = jnp.maximum(values, eig_floor)
@@ -292,6 +205,7 @@ def nldp_regression(
     strength: ArrayLike | None = None,
     norm_bound: float = 1.0,
     eig_floor: float | None = None,
+    out_of_range: str = "refuse",
     **bounds: Any,
 ) -> PrivateFit:
     r"""Sparse regression where each user sends one private message and trusts nobody.
@@ -313,14 +227,17 @@ def nldp_regression(
       strength: The threshold.
       norm_bound: Bound of |theta|, for the default strength.
       eig_floor: As for `nldp_server`.
+      out_of_range: "refuse" rows beyond the bounds, or "clip" them, as normal covariates need with
+        the default bounds. Under jit, where they cannot be seen, they are clipped.
       **bounds: As for `moment_mechanism`: radius, bound_x, bound_y, clip, share, accounting, split.
 
     Returns:
       A `PrivateFit`.
 
     Raises:
-      ValueError: If data are not finite, or numbers are outside their ranges. A refusal depends on
-        the data and is itself a message: deployed, each user imputes at home.
+      ValueError: If data are not finite or beyond the bounds, or numbers are outside their ranges.
+        A refusal depends on the data and is itself a message: deployed, each user imputes and clips
+        at home.
 
     Reference:
       Zhu, Ding, Aggarwal, Xu and Wang, Improved Analysis of Sparse Linear Regression in Local
@@ -334,7 +251,7 @@ def nldp_regression(
       >>> public = jax.random.normal(jax.random.key(2), (200, 3))
       >>> fit = solve.nldp_regression(
       ...     jax.random.key(1), X, X[:, 0], epsilon=8.0, delta=1e-6, public=public, strength=0.3,
-      ...     radius=3.0, bound_y=2.0,
+      ...     radius=3.0, bound_y=2.0, out_of_range="clip",
       ... )
       >>> (fit.coefficients != 0).tolist(), fit.spent.epsilon
       ([True, False, False], 8.0)
@@ -344,6 +261,7 @@ def nldp_regression(
     if "public" in bounds:
         raise TypeError("public is a matrix of rows here.")
     how = moment_mechanism(d, n, epsilon, delta, public=public is not None, **bounds)
+    _within(X, y, how, "cross" if public is not None else "both", out_of_range)
     end = {"strength": strength, "norm_bound": norm_bound, "eig_floor": eig_floor}
     if public is not None:
         known_rows, _ = matrix_and_target(public, jnp.zeros(jnp.shape(public)[:1]), 1, CALL)
@@ -369,7 +287,7 @@ def _mean_message(
     """Means of messages, a chunk of users at a time: never all triangles at once."""
     n, d = X.shape
     keys = jax.random.split(key, n)
-    send = jax.vmap(lambda key, x, y: nldp_message(key, x, y, how, part))
+    send = jax.vmap(lambda key, x, y: nldp_message(key, x, y, how, part, "clip"))
     whole, chunk = n // CHUNK, CHUNK
 
     def add(total, users):

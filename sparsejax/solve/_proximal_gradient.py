@@ -76,6 +76,7 @@ def proximal_gradient(
     Raises:
       RuntimeError: If `throw` and the tolerance is not reached.
       TypeError: If the penalty is none, or takes one array and w0 is a pytree.
+      ValueError: If the step is not > 0.
 
     Reference:
       Beck and Teboulle, A Fast Iterative Shrinkage-Thresholding Algorithm, 2009; O'Donoghue and
@@ -93,6 +94,7 @@ def proximal_gradient(
     if not hasattr(penalty, "prox") or not hasattr(penalty, "value"):
         raise TypeError(f"penalty must be a penalty such as prox.l1(0.1), got {penalty!r}.")
     w0 = floats(w0)
+    check_step(step)
     if monotone is None:
         rho = getattr(penalty, "weak_convexity", 0.0)
         monotone = not known(rho) or bool(np.any(np.asarray(rho) > 0))
@@ -149,6 +151,12 @@ def fista(
         smooth, penalty, w0, step=step, tol=tol, max_steps=max_steps, accelerate=True,
         monotone=False, **options,
     )  # fmt: skip
+
+
+def check_step(step: Any) -> None:
+    """A step of 0 would be at rest at once."""
+    if step is not None and known(step) and not (np.asarray(step) > 0).all():
+        raise ValueError(f"step must be > 0, at most 1 / L, got {step}; None finds one.")
 
 
 def _gradient(smooth: Smooth, w: PyTree) -> tuple[Array, PyTree]:

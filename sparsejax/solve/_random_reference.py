@@ -9,36 +9,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
 from ..prox._check import known
+from ._algebra import magnitude
 from ._duality import check_number, lambda_max, matrix_and_target
 from ._lasso import lasso, strengths
 from ._lasso_host import lasso_host
+from ._preconditioner import (
+    Preconditioner,
+    column_sizes,
+    precondition_unapply,
+    random_reference,
+)
 from ._solution import Solution
 
 CALL = "solve.random_support_lasso(X, y, k=4, key=jax.random.key(0))"
 FOLDS = 5
-
-
-class Preconditioner(NamedTuple):
-    """A design seen past `m` of its columns, from `random_reference`.
-
-    Attributes:
-      basis: Orthonormal basis of the reference columns (n, m); dropped directions are 0.
-      residual: The other columns without their part in that basis (n, p), of norm sqrt(n) each.
-      scale: What the residual columns were divided by (p,).
-      live: Which columns have a residual (p,); the others have coefficient 0.
-      reference: The reference columns (m,).
-      back: From coordinates in the basis to coefficients of the reference columns (m, m).
-    """
-
-    basis: Float[Array, "n m"]
-    residual: Float[Array, "n p"]
-    scale: Float[Array, " p"]
-    live: Bool[Array, " p"]
-    reference: Int[Array, " m"]
-    back: Float[Array, "m m"]
 
 
 class RandomSupportFit(NamedTuple):
@@ -63,146 +50,6 @@ class RandomSupportFit(NamedTuple):
     result: Any
     preconditioner: Preconditioner
     errors: dict[int, float]
-
-
-def random_reference(key: Array, X: ArrayLike, m: int, rtol: float | None = None) -> Preconditioner:
-    r"""Takes `m` random columns as they are, and of all others what those do not explain.
-
-    `Z_j = sqrt(n) E_j / |E_j|` with `E = X - Q Q^T X`, Q an orthonormal basis of the columns drawn.
-    The columns are drawn without looking at the data: whichever columns a random support holds,
-    each is about as near to the span of enough columns drawn like them as to the span of the rest
-    of the support, so that in Z its coefficient is at most `|X w| / sqrt(n)`.
-
-    Args:
-      key: A key that is independent of X and of the target.
-      X: Design (n, p).
-      m: How many columns to draw, 0 to p. 0 only brings all columns to norm sqrt(n).
-      rtol: Singular values and residuals below it, as a share of the largest singular value and
-        of the column, count as 0: 1e-9 by default, in float32 3e-5.
-
-    Returns:
-      A `Preconditioner`. Works under jit, and under vmap over keys.
-
-    Reference:
-      Chandrasekaran, Meka and Stavropoulos, Sparse Linear Regression is Easy on Random Supports,
-      2025, arXiv 2511.06211. The paper's guarantee, by a construction of our own.
-
-    Example:
-      >>> import jax, jax.numpy as jnp
-      >>> from sparsejax import solve
-      >>> X = jnp.array([[1.0, 1.0, 1.0], [0.0, 1e-3, 0.0], [0.0, 0.0, 1e-2]])
-      >>> found = solve.random_reference(jax.random.key(0), X, 1)
-      >>> jnp.abs(found.basis.T @ found.residual).max().item() < 1e-6
-      True
-    """
-    X, _ = matrix_and_target(X, jnp.zeros(jnp.shape(X)[:1]), 1, CALL)
-    n, p = X.shape
-    if isinstance(m, bool) or not isinstance(m, int | np.integer) or not 0 <= m <= p:
-        raise ValueError(f"m must be a number of columns from 0 to {p}, got {m!r}; as in {CALL}.")
-    if rtol is None:
-        rtol = 3e-5 if jnp.finfo(X.dtype).bits <= 32 else 1e-9
-    if not 0 < rtol < 1:
-        raise ValueError(f"rtol must be between 0 and 1, got {rtol}; 1e-9 for example.")
-    return _reference(key, X, int(m), rtol)
-
-
-@functools.partial(jax.jit, static_argnames=("m", "rtol"))
-def _reference(key: Array, X: Array, m: int, rtol: float) -> Preconditioner:
-    n, p = X.shape
-    reference = jax.random.permutation(key, p)[:m]
-    sizes = _lengths(X)
-    wide = jnp.where(sizes > 0, sizes, 1)
-    basis, back = _basis((X / wide)[:, reference], rtol)
-    # The first pass leaves rounding in the basis, the second removes it. Columns of length 1, so
-    # that neither their squares nor their products leave the range of floats.
-    E = X / wide
-    for _ in range(2):
-        E = E - basis @ (basis.T @ E)
-    left = _lengths(E)
-    live = (left > rtol) & (sizes > 0)
-    live = live.at[reference].set(False)
-    residual = jnp.where(live, E / jnp.where(live, left, 1) * math.sqrt(n), 0)
-    scale = jnp.where(live, left * wide / math.sqrt(n), 1)
-    back = back / wide[reference][:, None]
-    return Preconditioner(basis, residual, scale, live, reference, back)
-
-
-def _lengths(X: Array) -> Array:
-    """Norms of columns, also of those whose squares overflow or vanish."""
-    largest = jnp.max(jnp.abs(X), axis=0)
-    safe = jnp.where(largest > 0, largest, 1)
-    return safe * jnp.linalg.norm(X / safe, axis=0)
-
-
-def _basis(columns: Array, rtol: float) -> tuple[Array, Array]:
-    """An orthonormal basis (n, m), and the map from its coordinates to those of the columns."""
-    n, m = columns.shape
-    if m == 0:
-        return columns, jnp.zeros((0, 0), columns.dtype)
-    u, s, vt = jnp.linalg.svd(columns, full_matrices=False)
-    keep = s > rtol * s[0]
-    back = vt.T * jnp.where(keep, 1 / jnp.where(keep, s, 1), 0)
-    wanting = m - s.size  # with fewer rows than columns
-    u = jnp.pad(u * keep, ((0, 0), (0, wanting)))
-    return u, jnp.pad(back, ((0, 0), (0, wanting)))
-
-
-def precondition_apply(
-    preconditioner: Preconditioner, X: ArrayLike, coefficients: ArrayLike
-) -> tuple[Float[Array, " m"], Float[Array, " p"]]:
-    """Coefficients in the columns of X as coordinates in the basis and in the residual columns.
-
-    `X w = Q q + Z a` for every w that is 0 on columns that are neither live nor drawn.
-
-    Args:
-      preconditioner: From `random_reference` of the same X.
-      X: Design (n, p).
-      coefficients: w (p,).
-
-    Returns:
-      q (m,) and a (p,).
-
-    Example:
-      >>> import jax, jax.numpy as jnp
-      >>> from sparsejax import solve
-      >>> X, w = jnp.array([[2.0, 1.0], [0.0, 1.0]]), jnp.array([1.0, 3.0])
-      >>> found = solve.random_reference(jax.random.key(0), X, 1)
-      >>> q, a = solve.precondition_apply(found, X, w)
-      >>> (found.basis @ q + found.residual @ a).round(4).tolist()
-      [5.0, 3.0]
-    """
-    X, w = jnp.asarray(X), jnp.asarray(coefficients)
-    a = jnp.where(preconditioner.live, w * preconditioner.scale, 0)
-    return preconditioner.basis.T @ (X @ w), a
-
-
-def precondition_unapply(
-    preconditioner: Preconditioner, X: ArrayLike, coordinates: ArrayLike, residual: ArrayLike
-) -> Float[Array, " p"]:
-    """Coefficients in the columns of X from coordinates in the basis and in the residual columns.
-
-    Args:
-      preconditioner: From `random_reference` of the same X.
-      X: Design (n, p).
-      coordinates: q (m,), such as `basis.T @ y`.
-      residual: a (p,).
-
-    Returns:
-      w (p,), with `X w = Q q + Z a`.
-
-    Example:
-      >>> import jax, jax.numpy as jnp
-      >>> from sparsejax import solve
-      >>> X, w = jnp.array([[2.0, 1.0], [0.0, 1.0]]), jnp.array([1.0, 3.0])
-      >>> found = solve.random_reference(jax.random.key(0), X, 1)
-      >>> q, a = solve.precondition_apply(found, X, w)
-      >>> solve.precondition_unapply(found, X, q, a).round(4).tolist()
-      [1.0, 3.0]
-    """
-    X = jnp.asarray(X)
-    w = jnp.where(preconditioner.live, jnp.asarray(residual) / preconditioner.scale, 0)
-    on_reference = jnp.asarray(coordinates) - preconditioner.basis.T @ (X @ w)
-    return w.at[preconditioner.reference].set(preconditioner.back @ on_reference)
 
 
 def random_support_lasso(
@@ -320,7 +167,7 @@ def _choices(shape: Any, k: int, m: Any, lam: Any, delta: float, restarts: int) 
 
 def _prepare(key: Array, X: Array, y: Array, m: int, intercept: bool, rtol: Any) -> Any:
     centre, level = (
-        (X.mean(0), y.mean()) if intercept else (jnp.zeros_like(X[0]), jnp.zeros_like(y[0]))
+        (_mean(X), _mean(y)) if intercept else (jnp.zeros_like(X[0]), jnp.zeros_like(y[0]))
     )
     X, y = X - centre, y - level
     pre = random_reference(key, X, m, rtol)
@@ -330,6 +177,15 @@ def _prepare(key: Array, X: Array, y: Array, m: int, intercept: bool, rtol: Any)
     return X, y, centre, level, pre, r
 
 
+def _size(x: Array) -> Array:
+    return column_sizes(x[:, None])[0]
+
+
+def _mean(x: Array) -> Array:
+    size = magnitude(x)
+    return jnp.mean(x / size, axis=0) * size
+
+
 def _fit(
     key: Array, X: Array, y: Array, m: int, lam: Any, *,
     sigma: Any, intercept: bool, rtol: Any, solver: Callable[..., Solution], errors: dict,
@@ -337,11 +193,11 @@ def _fit(
     X, y, centre, level, pre, r = _prepare(key, X, y, m, intercept, rtol)
     n, p = X.shape
     if lam is None:
-        sigma = jnp.sqrt(jnp.vdot(r, r) / max(n - m, 1)) if sigma is None else sigma
+        sigma = _size(r) * math.sqrt(n / max(n - m, 1)) if sigma is None else sigma
         lam = sigma * math.sqrt(2 * math.log(2 * p / 0.05) / n)
     lam = jnp.asarray(lam, X.dtype)
     # A residual that is 0, or rounding, has nothing to fit.
-    nothing = jnp.linalg.norm(r) <= 10 * jnp.finfo(r.dtype).eps * jnp.linalg.norm(y)
+    nothing = _size(r) <= 10 * jnp.finfo(r.dtype).eps * _size(y)
     r = jnp.where(nothing, 0, r)
     found = solver(pre.residual, r, jnp.where(nothing & (lam == 0), 1, lam))
     q = pre.basis.T @ y
@@ -387,7 +243,7 @@ def _grid(top: float, lam: Any, sigma: Any, r: Array, width: int, p: int) -> np.
         return np.asarray(strengths(max(top, float(jnp.finfo(r.dtype).tiny)), 16, 3e-2))
     if lam is None:
         n = r.size
-        sigma = float(jnp.linalg.norm(r)) / math.sqrt(max(n - width, 1)) if sigma is None else sigma
+        sigma = float(_size(r)) * math.sqrt(n / max(n - width, 1)) if sigma is None else sigma
         lam = float(sigma) * math.sqrt(2 * math.log(2 * p / 0.05) / n)
     return np.asarray([max(float(lam), float(jnp.finfo(r.dtype).tiny))])
 

@@ -68,5 +68,10 @@ def code(finite: Array, done: Array, otherwise: int | Array = Result.MAX_STEPS) 
     return jnp.where(finite & done, Result.SUCCESSFUL, failed).astype(jnp.int32)
 
 
+def refuse_infinite(value: Array, result: Any) -> Array:
+    """The result, or NONFINITE for vectors that are out of the range of floats."""
+    return jnp.where(jnp.isfinite(value).all(axis=-1), result, Result.NONFINITE).astype(jnp.int32)
+
+
 def _numbers(stats: Mapping[str, Any]) -> str:
     return ", ".join(f"{k} {float(np.max(np.asarray(v))):.3g}" for k, v in stats.items())

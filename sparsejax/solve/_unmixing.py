@@ -3,11 +3,14 @@
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 from ..metrics import hoyer_sparsity
+from ..prox._check import known
+from ._dictionary import finite
 from ._endmembers import fcls, pure_pixels
 
 FLOOR = 1e-9  # of abundances inside powers, and of denominators
@@ -84,7 +87,8 @@ def unmix(
       An `Unmixing`.
 
     Raises:
-      ValueError: If the pixels are not of shape (channels, pixels), or fewer than endmembers.
+      ValueError: If the pixels are not of shape (channels, pixels), fewer than endmembers, not
+        finite or far from [0, 1], or guidance or start do not fit.
 
     Reference:
       Zhu et al., Effective Spectral Unmixing via Robust Representation and Learning-based
@@ -107,7 +111,8 @@ def unmix(
             f"unmix: {count} endmembers cannot be found in an array of shape {y.shape}; it must be "
             "(channels, pixels), such as image.reshape(height * width, channels).T."
         )
-    y = jnp.maximum(y, 0)
+    y = jnp.maximum(finite("unmix", y, 2), 0)
+    _check(y, count, guidance, start, max_steps, every)
     m = jnp.maximum(y[:, pure_pixels(y, count)] if start is None else start, FLOOR)
     a = jnp.maximum(fcls(y, m), FLOOR)
     h = jnp.zeros(y.shape[1], y.dtype) if guidance is None else guidance
@@ -133,6 +138,20 @@ def unmix(
     end = lax.while_loop(lambda s: (s.t < max_steps) & ~s.rest, step, begin)
     u = _weights(y, end.m, end.a, robust, floor)
     return Unmixing(end.m, end.a, end.h, u, end.history, end.t, end.rest)
+
+
+def _check(y: Array, count: int, guidance, start, max_steps: int, every: int) -> None:
+    if max_steps < 1 or every < 1:
+        raise ValueError(f"unmix: max_steps and every must be >= 1, got {max_steps} and {every}.")
+    for name, x, shape in (("guidance", guidance, y.shape[1:]), ("start", start, (len(y), count))):
+        if x is not None and jnp.shape(x) != shape:
+            raise ValueError(f"unmix: {name} must have shape {shape}, got {jnp.shape(x)}.")
+    h = np.asarray(guidance) if guidance is not None and known(guidance) else np.zeros(1)
+    if not ((h >= 0) & (h < 1)).all():
+        raise ValueError("unmix: guidance must be in [0, 1): at 1 the penalty would be a count.")
+    largest = float(np.max(np.asarray(y))) if known(y) else 0.0
+    if largest and not 1e-3 <= largest <= 1e3:  # the strength, the floors and the sum have units
+        raise ValueError(f"unmix: pixels must be in [0, 1], got {largest:.3g}; divide by that.")
 
 
 class _State(NamedTuple):

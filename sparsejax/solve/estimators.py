@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import prox
-from ._lasso import strengths
+from ._lasso import shares, strengths
 from ._lasso_host import lasso_host, lasso_path_host
 from ._penalized import multitask_lasso, penalized_regression
 
@@ -131,7 +131,7 @@ class ElasticNet(_Linear):
         self.max_iter = max_iter
 
     def _solve(self, X, y):
-        lam, l2 = self.alpha * self.l1_ratio, self.alpha * (1 - self.l1_ratio)
+        lam, l2 = shares(self.alpha, self.l1_ratio)
         options = {"tol": self.tol, "max_outer": self.max_iter, "throw": False}
         return lasso_host(X, y, lam, l2=l2, positive=self.positive, **options)
 
@@ -279,7 +279,9 @@ class SparseLogisticRegression(ClassifierMixin, BaseEstimator):
         if self.fit_intercept:
             columns, weights = np.c_[columns, np.ones(len(X))], np.r_[weights, 0]
         with jax.enable_x64(True):
-            penalty = prox.weighted_l1(self.alpha, jnp.asarray(weights))
+            # Multiplied here, so that an infinite alpha leaves b alone.
+            inside = np.where(weights > 0, weights, 1) * prox.l1(self.alpha).strength
+            penalty = prox.weighted_l1(1.0, jnp.where(weights > 0, inside, 0))
             found = penalized_regression(
                 jnp.asarray(columns), jnp.asarray(sign), penalty, loss="logistic",
                 tol=self.tol, max_steps=self.max_iter, throw=False,

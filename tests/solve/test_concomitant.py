@@ -65,5 +65,5 @@ def test_edges():
     x, y = problem()
     nothing = solve.concomitant_lasso(x, 0 * y, 0.2)
     assert not nothing.coefficients.any() and jnp.isfinite(nothing.objective)
-    with pytest.raises(ValueError, match="one row for each sample"):
+    with pytest.raises(ValueError, match="rows"):
         solve.concomitant_lasso(x, y[:3], 0.2)

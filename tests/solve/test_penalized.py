@@ -152,7 +152,7 @@ def test_mistakes():
     X, y = arrays(*data())
     with pytest.raises(ValueError, match="classes -1 and 1"):
         solve.logistic_lasso(X, (y > 0).astype(float), 0.1)
-    with pytest.raises(ValueError, match="> 0 and finite"):
+    with pytest.raises(ValueError, match="lam must be > 0"):
         solve.group_lasso(X, y, 0.0, np.arange(12))
     with pytest.raises(ValueError, match="NaN"):
         solve.multitask_lasso(X.at[0, 0].set(jnp.nan), y[:, None], 0.1)

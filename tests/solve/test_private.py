@@ -164,16 +164,18 @@ def test_without_noise_it_is_thresholded_least_squares():
 
 def test_too_few_users_are_told_and_floors_work():
     X, y = jax.random.normal(KEY, (50, 5)), jnp.zeros(50)
-    fit = solve.nldp_regression(KEY, X, y, epsilon=1.0, delta=1e-6)
+    loud = {"epsilon": 1.0, "delta": 1e-6, "out_of_range": "clip"}
+    fit = solve.nldp_regression(KEY, X, y, **loud)
     assert not fit.ok and not fit.coefficients.any()
-    fit = solve.nldp_regression(KEY, X, y, epsilon=1.0, delta=1e-6, eig_floor=1.0)
+    fit = solve.nldp_regression(KEY, X, y, eig_floor=1.0, **loud)
     assert not fit.ok and jnp.isfinite(fit.raw).all() and fit.raw.any()
     for n, d in ((1, 1), (1, 3)):
-        fit = solve.nldp_regression(KEY, X[:n, :d], y[:n], epsilon=1.0, delta=1e-6)
+        fit = solve.nldp_regression(KEY, X[:n, :d], y[:n], **loud)
         assert jnp.isfinite(fit.coefficients).all()
         iht = solve.ldp_iht(
-            KEY, X[:n, :d], y[:n], k=1, epsilon=1.0, bound_x=1.0, bound_y=1.0, rounds=1
-        )
+            KEY, X[:n, :d], y[:n], k=1, epsilon=1.0, bound_x=1.0, bound_y=1.0, rounds=1,
+            out_of_range="clip",
+        )  # fmt: skip
         assert jnp.isfinite(iht.coefficients).all() and jnp.sum(iht.coefficients != 0) <= 1
 
 
@@ -200,6 +202,43 @@ def test_clipping_is_total(x):
     assert (jnp.abs(solve.clip_entries(jnp.array(x), 2.0)) <= 2).all()
     assert solve.clip_l2(jnp.array([3.0, 4.0], jnp.bfloat16), 1.0).dtype == jnp.float32
     np.testing.assert_array_equal(solve.clip_l2(jnp.array([0.3, 0.4]), 1.0), jnp.array([0.3, 0.4]))
+
+
+def test_data_beyond_the_bounds_are_refused_unless_clipping_is_asked_for():
+    X, y = jnp.ones((20, 3)), jnp.ones(20)
+    bounds = {"epsilon": 1.0, "delta": 1e-6, "radius": 2.0, "bound_x": 1.0, "bound_y": 1.0}
+    iht = {"k": 1, "epsilon": 1.0, "bound_x": 1.0, "bound_y": 1.0}
+    far, loud = X.at[7, 1].set(5.0), y.at[7].set(-1.5)
+    for solver, options in ((solve.nldp_regression, bounds), (solve.ldp_iht, iht)):
+        for rows, text in (((far, y), "radius|bound_x"), ((X, loud), "bound_y")):
+            with pytest.raises(ValueError, match=text):
+                solver(KEY, *rows, **options)
+        with pytest.raises(ValueError, match="out_of_range"):
+            solver(KEY, X, y, out_of_range="keep", **options)
+    clipped = solve.ldp_iht(KEY, far, loud, out_of_range="clip", **iht).coefficients
+    np.testing.assert_array_equal(
+        clipped, solve.ldp_iht(KEY, X, jnp.clip(loud, -1, 1), **iht).coefficients
+    )
+    how = solve.moment_mechanism(3, 20, 1.0, 1e-6, radius=2.0, bound_x=1.0, bound_y=1.0)
+    with pytest.raises(ValueError, match="radius"):
+        solve.nldp_message(KEY, far[7], 1.0, how)
+    solve.nldp_message(KEY, far[7], 1.0, how, out_of_range="clip")
+    long = how._replace(clip="entries", second_sigma=None)  # only entries count
+    solve.nldp_message(KEY, X[0], 1.0, long._replace(radius=0.1))
+
+
+def test_noise_fits_what_is_clipped_and_is_a_number():
+    """Lengths bound by 5 and entries by 1: without clipping the entries 5 is what counts."""
+    options = {"radius": 5.0, "bound_x": 1.0, "bound_y": 1.0, "accounting": "paper"}
+    how = solve.moment_mechanism(4, 100, 1.0, 1e-6, clip="l2", **options)
+    least = solve.gaussian_sigma(2 * 5.0, 0.5, 5e-7, "classic")
+    assert how.cross_sigma >= least
+    for size in (1e-25, 1e25):  # noise of 1e-50 or 1e50 is 0 or infinite in float32
+        how = solve.moment_mechanism(2, 9, 1.0, 1e-6, radius=size, bound_x=size, bound_y=size)
+        with pytest.raises(ValueError, match="rescale"):
+            solve.nldp_message(KEY, jnp.zeros(2), 0.0, how)
+        with pytest.raises(ValueError, match="rescale"):
+            solve.l2_randomizer(KEY, jnp.zeros(2), size**2, 1.0)
 
 
 def test_what_would_break_the_promise_is_refused():
