@@ -1,6 +1,7 @@
 """Every test runs with the shapes and types of the signatures checked, on eight devices."""
 
 import os
+import tempfile
 
 os.environ["XLA_FLAGS"] = " ".join(
     [
@@ -10,6 +11,8 @@ os.environ["XLA_FLAGS"] = " ".join(
     ]
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# What was tuned on this machine changes no test, and no test changes it.
+os.environ["SPARSEJAX_CACHE"] = os.path.join(tempfile.mkdtemp(), "tuning.json")
 
 from jaxtyping import install_import_hook  # noqa: E402
 
