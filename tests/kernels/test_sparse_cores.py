@@ -1,5 +1,6 @@
-"""2:4 on sparse tensor cores without any: packing, the kernel around the instruction, the choice."""
+"""2:4 on sparse tensor cores without any: packing, what surrounds the instruction, the choice."""
 
+import sys
 from functools import partial
 
 import jax
@@ -10,7 +11,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 import sparsejax as sj
 from sparsejax.formats import NMArray
-from sparsejax.kernels import _mosaic
+from sparsejax.kernels import _mosaic, _sparse_wgmma
 from sparsejax.kernels.matmul import _sparse_cores
 from sparsejax.kernels.matmul._finish import How
 
@@ -26,7 +27,9 @@ def case(rows, k, columns, dtype=jnp.bfloat16, **how):
 
 def emulated(packed, x):
     """`W^T x^T` by the model of the instruction, in the order in which the kernel issues it."""
-    values, metadata = (np.asarray(a, np.float64 if a.dtype != jnp.uint32 else None) for a in packed)
+    values, metadata = (
+        np.asarray(a, np.float64 if a.dtype != jnp.uint32 else None) for a in packed
+    )
     lanes = np.asarray(_sparse_cores.words_of(jnp.asarray(metadata)))
     columns, k = values.shape[0], 2 * values.shape[1]
     total = np.zeros((columns, x.shape[0]))
@@ -100,9 +103,9 @@ def without_the_instruction(monkeypatch):
         dense += jnp.where((code >> 2)[..., None] == place, pairs[..., 1:], 0)
         return total + dense.reshape(-1, 128) @ x.T
 
-    monkeypatch.setattr(_mosaic, "sparse_wgmma", multiply)
-    monkeypatch.setattr(_mosaic, "sparse_zeros", lambda shape: jnp.zeros(shape, jnp.float32))
-    monkeypatch.setattr(_mosaic, "sparse_total", lambda total: total)
+    monkeypatch.setattr(_sparse_wgmma, "wgmma", multiply)
+    monkeypatch.setattr(_sparse_wgmma, "zeros", lambda shape: jnp.zeros(shape, jnp.float32))
+    monkeypatch.setattr(_sparse_wgmma, "finished", lambda total: total)
     with plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams()):
         yield
 
@@ -226,7 +229,6 @@ def test_what_cannot_be_done_is_said(monkeypatch):
     one_of_four = NMArray.fromdense(jnp.ones((128, 64), jnp.bfloat16), 1, 4)
     with pytest.raises(NotImplementedError, match="2:4"):
         sj.matmul(x, one_of_four, implementation="sparse_cores")
-    monkeypatch.setattr(_mosaic, "_MISSING", "this JAX lacks something")
-    with _mosaic.hopper(), pytest.raises(NotImplementedError, match="lacks something"):
-        product = jax.jit(lambda x, w: _sparse_cores.multiply(x, _pack(w), None, How()))
-        product.trace(x, w)
+    monkeypatch.setitem(sys.modules, "sparsejax.kernels._sparse_wgmma", None)
+    with pytest.raises(NotImplementedError, match=f"JAX {jax.__version__} lacks what they need"):
+        _sparse_cores.multiply(x, _pack(w), None, How())

@@ -121,7 +121,7 @@ def explain(x: Any, w: Any, implementation: str | Sequence[str] | None = None) -
     raise NotImplementedError("explain: no implementation can do this: " + "; ".join(passed))
 
 
-def case_of(x: Any, w: SparseArray) -> str:
+def case_of(x: Any, w: Any) -> str:
     """What `tune` measures and `matmul` looks up: shapes, pattern and dtypes."""
     *stacked, k, n = w.shape
     if isinstance(w, NMArray):

@@ -7,10 +7,12 @@ four rows of W those are. y itself is written, not its transpose.
 What is proved without a GPU: that the words say, by the tables of the PTX ISA, what the indices of
 an `NMArray` say (a model of the instruction reads them lane by lane and multiplies); everything
 around the instruction, in the interpreter; that the kernel compiles for an H200, without spills.
-What only the device can prove is that the instruction reads its words and its tiles so. Therefore
-nothing runs here before `probe` has compared small products with XLA's on the GPU of this process.
+What only the device can prove is that the instruction reads its words and its tiles so, and that
+no race is left. Therefore nothing runs here before `probe` has compared small products with XLA's
+on the GPU of this process. Not yet measured on hardware.
 """
 
+import importlib
 from functools import cache, partial
 from typing import Any, NamedTuple
 
@@ -92,6 +94,7 @@ def pack(w: NMArray) -> Packed:
     4 g + 1 of warp w give those of the rows 16 w + g (low half of the word) and 16 w + g + 8 (high
     half) of W^T, lane 4 g for the first 16 of the 32 rows of W, lane 4 g + 1 for the others. The
     sparsity selector 0 takes these lanes; the other two of a group of four are given the same.
+    CUTLASS lays the metadata of this instruction out alike.
     """
     _, groups, columns = w.values.shape
     steps, parts = 4 * groups // DEPTH, columns // 64
@@ -105,6 +108,7 @@ def pack(w: NMArray) -> Packed:
 
 def multiply(x: Float[Array, "m k"], packed: Packed, bias: Any, how: How) -> Float[Array, "m n"]:
     """The kernel."""
+    instruction: Any = _instruction()
     values, metadata = packed
     rows, columns = x.shape[0], values.shape[0]
     dtype, out_dtype = promoted(x, values), how.dtype or jnp.float32
@@ -123,7 +127,7 @@ def multiply(x: Float[Array, "m k"], packed: Packed, bias: Any, how: How) -> Flo
         column = j * width + group * high
 
         def context(pipeline):
-            total = _mosaic.sparse_total(pipeline(_mosaic.sparse_zeros((high, tile))))
+            total = instruction.finished(pipeline(instruction.zeros((high, tile))))
             added = _mosaic.vector(bias, column, high, axis=1)
             added = lax.broadcast_in_dim(added, (high, tile), (0,))
             result = finish_inside(total, added, how).astype(out_dtype)
@@ -142,8 +146,10 @@ def multiply(x: Float[Array, "m k"], packed: Packed, bias: Any, how: How) -> Flo
         def step(_, values, metadata, x, total):
             values = values.at[pl.ds(group * high, high)]
             metadata = metadata.at[pl.ds(group * (high // 64), high // 64)]
-            total = _mosaic.sparse_wgmma(total, values, x, metadata, tiling)
-            plgpu.wgmma_wait(1)
+            total = instruction.wgmma(total, values, x, metadata, tiling)
+            # The words of the next step go to the registers from which this one's may still be
+            # read; the tensor cores are busy with the other warpgroup meanwhile.
+            plgpu.wgmma_wait(0)
             return total
 
         parts, every = width // 64, columns // 64
@@ -152,15 +158,9 @@ def multiply(x: Float[Array, "m k"], packed: Packed, bias: Any, how: How) -> Flo
             step,
             grid=(x.shape[1] // DEPTH,),
             in_specs=[
-                spec((width, DEPTH // 2), lambda k: (j, k), tiling, release=1, both=both),
-                spec(
-                    (parts, WORDS),
-                    lambda k: (k * (every // parts) + j, 0),
-                    (),
-                    release=1,
-                    both=both,
-                ),
-                spec((tile, DEPTH), lambda k: (i, k), tiling, release=1),
+                spec((width, DEPTH // 2), lambda k: (j, k), tiling, both=both),
+                spec((parts, WORDS), lambda k: (k * (every // parts) + j, 0), (), both=both),
+                spec((tile, DEPTH), lambda k: (i, k), tiling),
             ],
             memory_registers=40,
             wg_axis="wg",
@@ -238,6 +238,15 @@ def probe_error(product: Any, rows: int, k: int, columns: int, dtype: str) -> fl
     want = jnp.maximum(want + bias, 0)
     got = jax.jit(product)(x, pack(w), bias).astype(jnp.float32)
     return float(jnp.linalg.norm(got - want) / jnp.linalg.norm(want))
+
+
+def _instruction() -> Any:
+    try:
+        return importlib.import_module("sparsejax.kernels._sparse_wgmma")
+    except (ImportError, AttributeError) as error:
+        raise NotImplementedError(
+            f"sparse tensor cores: JAX {jax.__version__} lacks what they need: {error}"
+        ) from error
 
 
 def _tiles(rows: int, columns: int) -> tuple[int, int, int, int]:

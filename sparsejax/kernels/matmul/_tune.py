@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Shaped
 
 from ...formats import SparseArray
+from ...formats._array import is_concrete
 from .. import _tuning
 from ._api import SPARSE_CORES, case_of, matmul
 
@@ -49,11 +50,13 @@ def tune(x: Shaped[Array, "..."], w: Any) -> dict[str, float]:
             f"tune(w) must be an NMArray or BlockArray, got {type(w).__name__}; a dense matrix has "
             "one implementation."
         )
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((x, w))):
+    if not is_concrete(*jax.tree.leaves((x, w))):
         raise TypeError("tune(x, w) measures, so x and w must be arrays: call it outside jit.")
     x = jnp.asarray(x)
     names = CANDIDATES.get(jax.default_backend(), ("xla", "dense"))
-    calls = {name: partial(jax.jit(partial(matmul, implementation=(name,))), x, w) for name in names}
+    calls = {
+        name: partial(jax.jit(partial(matmul, implementation=(name,))), x, w) for name in names
+    }
     want = calls["dense"]()
     seconds = _tuning.measure({n: call for n, call in calls.items() if _right(n, call, want)})
     _tuning.keep(case_of(x, w), seconds)
