@@ -17,16 +17,15 @@ ROUNDS, SECONDS = 5, 0.02  # of interleaved timing; each round of a candidate ta
 
 def path() -> pathlib.Path:
     """The file: the environment's `SPARSEJAX_CACHE`, or one in the user's cache directory."""
-    named = os.environ.get("SPARSEJAX_CACHE")
-    if named:
-        return pathlib.Path(named).expanduser()
-    root = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    return pathlib.Path(root) / "sparsejax" / "tuning.json"
+    return _path(os.environ.get("SPARSEJAX_CACHE"), os.environ.get("XDG_CACHE_HOME"))
 
 
-def fastest(case: str) -> str | None:
-    """The name measured fastest for a case on this device with this JAX, if it was measured."""
-    found = _loaded(path()).get(device(), {}).get(case, {})
+def fastest(case: Callable[..., str], *args: Any) -> str | None:
+    """The name measured fastest for `case(*args)` on this device with this JAX, if measured."""
+    table = _loaded(path())
+    if not table:  # as for most users: costs a microsecond
+        return None
+    found = table.get(device(), {}).get(case(*args), {})
     return min(found, key=found.__getitem__) if found else None
 
 
@@ -71,6 +70,13 @@ def _timed(call: Callable[[], Any], repeats: int) -> float:
         out = call()
     jax.block_until_ready(out)
     return (time.perf_counter() - start) / repeats
+
+
+@cache
+def _path(named: str | None, root: str | None) -> pathlib.Path:
+    if named:
+        return pathlib.Path(named).expanduser()
+    return pathlib.Path(root or pathlib.Path.home() / ".cache") / "sparsejax" / "tuning.json"
 
 
 @cache

@@ -110,7 +110,7 @@ def without_the_instruction(monkeypatch):
         yield
 
 
-SHAPES = [(5, 128, 64), (40, 256, 128), (150, 256, 512), (70, 128, 320)]
+SHAPES = [(5, 128, 64), (40, 256, 256), (150, 256, 512), (70, 128, 320)]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -159,6 +159,23 @@ def test_the_probe_passes(dtype):
     assert _sparse_cores.probe(dtype) is None
 
 
+@pytest.fixture
+def as_if_on_hopper(monkeypatch):
+    monkeypatch.setattr(_sparse_cores, "on_hopper", lambda _: True)
+    monkeypatch.setattr(_sparse_cores, "PROBES", ((16, 128, 64),))
+    _sparse_cores.probe.cache_clear()
+    jax.clear_caches()  # products of this shape that were traced with another probe
+    yield
+    _sparse_cores.probe.cache_clear()
+    jax.clear_caches()
+
+
+def test_the_probe_runs_the_kernel_itself_while_something_is_traced(as_if_on_hopper):
+    x, w = case(100, 128, 64)
+    with pytest.raises(NotImplementedError, match="Only interpret mode is supported on CPU"):
+        jax.jit(partial(sj.matmul, implementation="sparse_cores"))(x, w)
+
+
 def plain(x, packed, bias, how):
     """The product of a packed matrix in plain XLA."""
     steps = 2 * packed.values.shape[1] // 128
@@ -172,16 +189,6 @@ def plain(x, packed, bias, how):
     y = x.astype(jnp.float32) @ dense.reshape(code.shape[0], -1).T.astype(jnp.float32)
     y = y if bias is None else y + bias
     return (y if how.activation is None else how.activation(y)).astype(how.dtype)
-
-
-@pytest.fixture
-def as_if_on_hopper(monkeypatch):
-    monkeypatch.setattr(_sparse_cores, "on_hopper", lambda _: True)
-    _sparse_cores.probe.cache_clear()
-    jax.clear_caches()  # products of this shape that were traced with another probe
-    yield
-    _sparse_cores.probe.cache_clear()
-    jax.clear_caches()
 
 
 def test_chosen_when_the_probe_passes(as_if_on_hopper, monkeypatch):

@@ -141,8 +141,10 @@ def test_where_the_file_is(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert _tuning.path() == tmp_path / "sparsejax" / "tuning.json"
     monkeypatch.delenv("XDG_CACHE_HOME")
+    _tuning._path.cache_clear()
     monkeypatch.setenv("HOME", str(tmp_path))
     assert _tuning.path() == tmp_path / ".cache" / "sparsejax" / "tuning.json"
+    _tuning._path.cache_clear()
 
 
 def test_mistakes(file):

@@ -115,7 +115,7 @@ def explain(x: Any, w: Any, implementation: str | Sequence[str] | None = None) -
         except NotImplementedError as error:
             passed.append(f"not {name}: {error}")
             continue
-        if implementation is None and name == fastest(case_of(x, w)):
+        if implementation is None and name == fastest(case_of, x, w):
             form += ", measured fastest"
         return "; ".join([form, *passed])
     raise NotImplementedError("explain: no implementation can do this: " + "; ".join(passed))
@@ -185,7 +185,7 @@ def _names(x: Any, w: SparseArray, implementation: Any) -> tuple[str, ...]:
         return (SPARSE_CORES, *names)
     if implementation is not None:
         return names
-    measured = fastest(case_of(x, w))
+    measured = fastest(case_of, x, w)
     if measured in (*NAMES, SPARSE_CORES):
         return tuple(dict.fromkeys((measured, *names)))
     if names[0] == "xla":

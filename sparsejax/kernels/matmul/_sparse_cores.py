@@ -13,6 +13,8 @@ on the GPU of this process. Not yet measured on hardware.
 """
 
 import importlib
+import itertools
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from typing import Any, NamedTuple
 
@@ -32,7 +34,12 @@ from ._tiles import divisor, padded_rows, row_tile
 DEPTH = 128  # rows of W in a step: four instructions
 WIDTHS = (256, 128, 64)  # columns of W in a tile, for two, two and one warpgroups
 ROWS = 128  # of x in a tile, at most
+BAND = 8  # tiles of rows that are gone through together
 WORDS = 256  # for a step and 64 columns: one for each pair of lanes and each instruction
+
+# Rows of x, rows and columns of W: a single tile; few rows; several tiles in every direction, an
+# incomplete one, pairs, and more steps than buffers.
+PROBES = ((64, 128, 64), (48, 512, 256), (300, 2048, 768))
 
 
 class Packed(NamedTuple):
@@ -51,6 +58,8 @@ def product(x: Float[Array, "m k"], w: NMArray, bias: Any, how: How) -> Float[Ar
     """`activation(x W + bias)`, after a probe of the device."""
     check(w)
     dtype = promoted(x, w)
+    if not x.shape[0]:
+        raise NotImplementedError("x has no rows")
     require(dtype)
     return multiply(x, pack(w), bias, how)
 
@@ -117,12 +126,14 @@ def multiply(x: Float[Array, "m k"], packed: Packed, bias: Any, how: How) -> Flo
     slab = 32 if tile % 32 == 0 else 16  # rows of y written at once
     x = jnp.pad(x.astype(dtype), ((0, 0), (0, 2 * values.shape[1] - x.shape[1])))
     x = padded_rows(x, tile * pair)
+    high_tiles, wide_tiles = x.shape[0] // (tile * pair), columns // width
     bias = jnp.zeros(columns) if bias is None else bias.astype(jnp.float32)
     tiling = layout(64, dtype)
 
     def body(values, metadata, x, bias, y, out):
-        j = lax.axis_index("columns")
-        i = lax.axis_index("rows") * pair + (lax.axis_index("pair") if pair > 1 else 0)
+        # Neighbours in time are neighbours in y, so that they find x and W in the cache.
+        i, j = plgpu.planar_snake(lax.axis_index("tile"), (high_tiles, wide_tiles), 0, BAND)
+        i = i * pair + lax.axis_index("pair") if pair > 1 else i
         group = lax.axis_index("wg")
         column = j * width + group * high
 
@@ -132,15 +143,15 @@ def multiply(x: Float[Array, "m k"], packed: Packed, bias: Any, how: How) -> Flo
             added = lax.broadcast_in_dim(added, (high, tile), (0,))
             result = finish_inside(total, added, how).astype(out_dtype)
             result = plgpu.layout_cast(result, plgpu.Layout.WGMMA_TRANSPOSED)
-            for part in range(high // 64):
-                for start in range(0, tile, slab):
-                    buffer = out.at[group, start // slab % 2]
-                    plgpu.wait_smem_to_gmem(1, wait_read_only=True)
-                    block = result[part * 64 : part * 64 + 64, start : start + slab]
-                    _mosaic.transposed(buffer)[...] = block
-                    plgpu.commit_smem()
-                    place = pl.ds(i * tile + start, slab), pl.ds(column + part * 64, 64)
-                    plgpu.copy_smem_to_gmem(buffer, y.at[place])
+            starts = itertools.product(range(0, high, 64), range(0, tile, slab))
+            for turn, (across, down) in enumerate(starts):
+                buffer = out.at[group, turn % 2]
+                plgpu.wait_smem_to_gmem(1, wait_read_only=True)
+                block = result[across : across + 64, down : down + slab]
+                _mosaic.transposed(buffer)[...] = block
+                plgpu.commit_smem()
+                place = pl.ds(i * tile + down, slab), pl.ds(column + across, 64)
+                plgpu.copy_smem_to_gmem(buffer, y.at[place])
             plgpu.wait_smem_to_gmem(0)
 
         def step(_, values, metadata, x, total):
@@ -152,14 +163,14 @@ def multiply(x: Float[Array, "m k"], packed: Packed, bias: Any, how: How) -> Flo
             plgpu.wgmma_wait(0)
             return total
 
-        parts, every = width // 64, columns // 64
+        parts = width // 64
         both = ("pair",) if pair > 1 else ()
         pipeline = plgpu.emit_pipeline_warp_specialized(
             step,
             grid=(x.shape[1] // DEPTH,),
             in_specs=[
                 spec((width, DEPTH // 2), lambda k: (j, k), tiling, both=both),
-                spec((parts, WORDS), lambda k: (k * (every // parts) + j, 0), (), both=both),
+                spec((parts, WORDS), lambda k: (k * wide_tiles + j, 0), (), both=both),
                 spec((tile, DEPTH), lambda k: (i, k), tiling),
             ],
             memory_registers=40,
@@ -180,9 +191,8 @@ def multiply(x: Float[Array, "m k"], packed: Packed, bias: Any, how: How) -> Flo
         scratch_types=[
             plgpu.SMEM((groups, 2, slab, 64), out_dtype, transforms=layout(64, out_dtype))
         ],
-        # Neighbours in time take the same columns of W.
-        grid=(columns // width, x.shape[0] // (tile * pair)),
-        grid_names=("columns", "rows"),
+        grid=(high_tiles * wide_tiles,),
+        grid_names=("tile",),
         num_threads=groups + 1,
         thread_name="wg",
         **({"cluster": (pair,), "cluster_names": ("pair",)} if pair > 1 else {}),
@@ -209,19 +219,23 @@ def on_hopper(device: Any) -> bool:
 def probe(dtype: str) -> str | None:
     """What is wrong with small products on this device, once in a process; None if nothing.
 
-    One has a single tile; one has several in every direction, an incomplete one, pairs, a bias and
-    an activation.
+    Of the sizes in `PROBES`, with a bias and an activation. In a thread of its own, where nothing
+    is being traced.
     """
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(_probe, dtype).result()
+
+
+def _probe(dtype: str) -> str | None:
     how = How(activation=jax.nn.relu, dtype=jnp.dtype(dtype))
     try:
-        with jax.ensure_compile_time_eval():
-            for rows, k, columns in ((64, 128, 64), (300, 512, 512)):
-                error = probe_error(partial(multiply, how=how), rows, k, columns, dtype)
-                if not error < 1e-2:
-                    return (
-                        f"sparse tensor cores: the probe of {rows}x{k}x{columns} in {dtype} is "
-                        f"wrong by {error:.1e}"
-                    )
+        for rows, k, columns in PROBES:
+            error = probe_error(partial(multiply, how=how), rows, k, columns, dtype)
+            if not error < 1e-2:
+                size = f"{rows}x{k}x{columns}"
+                return (
+                    f"sparse tensor cores: the probe of {size} in {dtype} is wrong by {error:.1e}"
+                )
     except Exception as error:  # whatever a compiler or driver raises
         return f"sparse tensor cores: the probe fails: {type(error).__name__}: {str(error)[:200]}"
     return None
