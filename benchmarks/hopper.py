@@ -13,6 +13,7 @@ holds, on random data; the best of several rounds counts.
 
 import argparse
 import glob
+import importlib
 import os
 import pathlib
 import re
@@ -180,7 +181,37 @@ def measure_sparse_cores() -> Table:
             found = attempted(product, jnp.matmul, x, partial(nm_of, 2, 4), jax.jit(prepare))
             cells.append(f"{found} ({goal})")
         table.add_row(name, *cells)
+    try:
+        table.add_row("cuSPARSELt, packed once", *over_cusparselt())
+    except Exception as error:  # a yardstick that may not be at hand
+        table.add_row(f"cuSPARSELt: {type(error).__name__}: {str(error)[:200]}")
     return table
+
+
+def over_cusparselt() -> list[str]:
+    """The same ratios of cuSPARSELt, from a program that is compiled here.
+
+    Needs nvcc and the wheel nvidia-cusparselt-cu13.
+    """
+    roots = [pathlib.Path(p) for p in (importlib.import_module("nvidia").__path__)]
+    header = next(h for root in roots for h in root.rglob("cusparseLt.h"))
+    library = next(so for root in roots for so in root.rglob("libcusparseLt.so*"))
+    with tempfile.TemporaryDirectory() as folder:
+        program = f"{folder}/cusparselt"
+        source = pathlib.Path(__file__).with_name("cusparselt.cu")
+        target = "-gencode=arch=compute_90a,code=sm_90a"
+        build = ["nvcc", "-O2", "-std=c++17", target, f"-I{header.parent}", str(source), "-o"]
+        link = ["-Xlinker", str(library), "-Xlinker", f"-rpath={library.parent}"]
+        subprocess.run([*build, program, *link], check=True)
+        run = [program, str(SIDE), *map(str, CORES_GOALS)]
+        lines = subprocess.run(run, check=True, capture_output=True, text=True, timeout=180).stdout
+    weights = [nm_of(2, 4, seed).todense() for seed in range(WEIGHTS)]
+    cells = []
+    for rows, line in zip(CORES_GOALS, lines.splitlines()):
+        x = _normal(jax.random.key(9), (rows, SIDE))
+        dense = measure({"dense": partial(chain(jnp.matmul), x, weights)}, rounds=5)["dense"]
+        cells.append(f"{1e3 * dense / CHAIN / float(line.split()[1]):.2f}")
+    return cells
 
 
 def probed_apart() -> str:
