@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import tempfile
 
 os.environ["XLA_FLAGS"] = " ".join(
     [
@@ -17,6 +18,8 @@ os.environ.setdefault(
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
+# What was tuned on this machine changes no test, and no test changes it.
+os.environ["SPARSEJAX_CACHE"] = os.path.join(tempfile.mkdtemp(), "tuning.json")
 
 from jaxtyping import install_import_hook  # noqa: E402
 

@@ -1,6 +1,7 @@
 """Products on an H200: every kernel built, checked and timed over cuBLAS, in one command.
 
-    python benchmarks/hopper.py              on a Hopper GPU, less than 10 minutes
+    python benchmarks/hopper.py              on a Hopper GPU, some 10 minutes
+    python benchmarks/hopper.py --probe      only whether the sparse tensor cores are read right
     python benchmarks/hopper.py --compile    without one: compiled ahead of time, with the CUDA
                                              plugin, JAX_SKIP_CUDA_CONSTRAINTS_CHECK=1 and
                                              JAX_PLATFORMS=cpu,cuda
@@ -12,9 +13,12 @@ holds, on random data; the best of several rounds counts.
 
 import argparse
 import glob
+import importlib
 import os
 import pathlib
 import re
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -28,7 +32,7 @@ from rich.table import Table
 
 import sparsejax as sj
 from sparsejax.kernels import _mosaic
-from sparsejax.kernels.matmul import _pallas_gpu
+from sparsejax.kernels.matmul import _pallas_gpu, _sparse_cores
 from sparsejax.kernels.matmul._cases import Case
 from sparsejax.kernels.matmul._finish import How
 
@@ -37,6 +41,8 @@ WEIGHTS, CHAIN = 3, 6
 DENSITIES = (0.5, 0.25, 0.1, 0.05)
 # Goals over cuBLAS.
 BLOCK_GOALS = {128: (1.7, 3.3, 7.5, 13), 64: (1.4, 2.8, 6, 11)}
+CORES_GOALS = {8192: 1.3, 4096: 1.3, 1024: 1.15, 256: 1.0}  # by rows; 1.15 of 8192 is the least
+PASSES = "The probe passes in bfloat16 and float16."
 NM_GOALS = {(2, 4): 1.4, (4, 8): 1.3, (1, 4): 2.3, (1, 8): 4.2, (2, 16): 4.5}
 
 
@@ -65,16 +71,24 @@ def chain(product: Callable[..., Any]) -> Callable[..., Any]:
     def run(x, weights):
         for i in range(CHAIN):
             y = product(x, weights[i % WEIGHTS])
-            x, y = jax.lax.optimization_barrier((x, y))
+            # So that nothing is computed once for several products.
+            x, y, weights = jax.lax.optimization_barrier((x, y, weights))
         return y
 
     return run
 
 
-def ratio(sparse: Callable[..., Any], dense: Callable[..., Any], x: Any, make: Any) -> str:
+def ratio(
+    sparse: Callable[..., Any],
+    dense: Callable[..., Any],
+    x: Any,
+    make: Any,
+    prepare: Callable[..., Any] = lambda w: w,
+) -> str:
     """Time of dense over time of sparse, with the error of the result."""
     weights = [make(seed) for seed in range(WEIGHTS)]
     full = [w.todense() for w in weights]
+    weights = [prepare(w) for w in weights]
     got, want = sparse(x, weights[0]), dense(x, full[0])
     error = max(
         float(jnp.linalg.norm((a - b).astype(jnp.float32)) / jnp.linalg.norm(b.astype(jnp.float32)))
@@ -143,6 +157,112 @@ def measure_nm() -> Table:
     return table
 
 
+def measure_sparse_cores() -> Table:
+    """2:4 on the sparse tensor cores: whether the probe passes, and times for many rows."""
+    found = probed_apart()
+    table = Table(
+        title=f"2:4 on sparse tensor cores, K = N = {SIDE}, bfloat16: over cuBLAS (goal)",
+        caption=found,
+    )
+    for column in ("weights", *(f"M = {m}" for m in CORES_GOALS)):
+        table.add_column(column, justify="right")
+    if found != PASSES:
+        _sparse_cores.probe = lambda dtype: found  # whoever asks next in this process
+        return table
+    how = How(dtype=jnp.bfloat16)
+    ways = {
+        "packed once": (lambda x, p: _sparse_cores.multiply(x, p, None, how), _sparse_cores.pack),
+        "packed each time": (partial(sj.matmul, implementation="sparse_cores"), lambda w: w),
+    }
+    for name, (product, prepare) in ways.items():
+        cells = []
+        for rows, goal in CORES_GOALS.items():
+            x = _normal(jax.random.key(9), (rows, SIDE))
+            found = attempted(product, jnp.matmul, x, partial(nm_of, 2, 4), jax.jit(prepare))
+            cells.append(f"{found} ({goal})")
+        table.add_row(name, *cells)
+    try:
+        table.add_row("cuSPARSELt, packed once", *over_cusparselt())
+    except Exception as error:  # a yardstick that may not be at hand
+        table.add_row(f"cuSPARSELt: {type(error).__name__}: {str(error)[:200]}")
+    return table
+
+
+def over_cusparselt() -> list[str]:
+    """The same ratios of cuSPARSELt, from a program that is compiled here.
+
+    Needs nvcc and the wheel nvidia-cusparselt-cu13.
+    """
+    roots = [pathlib.Path(p) for p in (importlib.import_module("nvidia").__path__)]
+    header = next(h for root in roots for h in root.rglob("cusparseLt.h"))
+    library = next(so for root in roots for so in root.rglob("libcusparseLt.so*"))
+    with tempfile.TemporaryDirectory() as folder:
+        program = f"{folder}/cusparselt"
+        source = pathlib.Path(__file__).with_name("cusparselt.cu")
+        target = "-gencode=arch=compute_90a,code=sm_90a"
+        build = ["nvcc", "-O2", "-std=c++17", target, f"-I{header.parent}", str(source), "-o"]
+        link = ["-Xlinker", str(library), "-Xlinker", f"-rpath={library.parent}"]
+        subprocess.run([*build, program, *link], check=True)
+        run = [program, str(SIDE), *map(str, CORES_GOALS)]
+        lines = subprocess.run(run, check=True, capture_output=True, text=True, timeout=180).stdout
+    weights = [nm_of(2, 4, seed).todense() for seed in range(WEIGHTS)]
+    cells = []
+    for rows, line in zip(CORES_GOALS, lines.splitlines()):
+        x = _normal(jax.random.key(9), (rows, SIDE))
+        dense = measure({"dense": partial(chain(jnp.matmul), x, weights)}, rounds=5)["dense"]
+        cells.append(f"{1e3 * dense / CHAIN / float(line.split()[1]):.2f}")
+    return cells
+
+
+def probed_apart() -> str:
+    """What the probe finds, in a process that can be ended if the kernel does not end."""
+    try:
+        run = subprocess.run(
+            [sys.executable, __file__, "--probe"],
+            env=os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},
+            timeout=180,
+            capture_output=True,
+            text=True,
+        )
+    except subprocess.TimeoutExpired:
+        return "the probe does not end"
+    return ((run.stdout or run.stderr).strip().splitlines() or ["no output"])[-1]
+
+
+def probed() -> str:
+    """What the probe finds in this process, and what W the device sees if it fails."""
+    reasons = [_sparse_cores.probe(dtype) for dtype in ("bfloat16", "float16")]
+    return "; ".join([*filter(None, reasons), seen()]) if any(reasons) else PASSES
+
+
+def seen() -> str:
+    """What a failing probe is looked into with: W as the device reads it, from a product with I."""
+    try:
+        w = sj.formats.NMArray.fromdense(_normal(jax.random.key(0), (128, 64)), 2, 4)
+        got = _sparse_cores.multiply(
+            jnp.eye(128, dtype=w.dtype), _sparse_cores.pack(w), None, How()
+        )
+        wrong = np.argwhere(np.asarray(got) != np.asarray(w.todense(), np.float32))
+        rows, columns = (sorted(set(axis.tolist())) for axis in wrong.T)
+        return f"{len(wrong)} of {got.size} entries are read wrong, rows {rows}, columns {columns}"
+    except Exception as error:  # told, not raised: the other tables are still wanted
+        return f"{type(error).__name__}: {str(error)[:200]}"
+
+
+def measure_tuned() -> Table:
+    """What `sj.kernels.tune` finds for 2:4, with nothing kept in the user's file."""
+    table = Table(title=f"Milliseconds by sj.kernels.tune, 2:4, K = N = {SIDE}, bfloat16")
+    for column in ("M", "fastest first"):
+        table.add_column(column, justify="right")
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["SPARSEJAX_CACHE"] = f"{folder}/tuning.json"
+        for rows in (16, 1024, 8192):
+            x = _normal(jax.random.key(9), (rows, SIDE))
+            times = sj.kernels.tune(x, nm_of(2, 4, 0))
+            table.add_row(str(rows), ", ".join(f"{n} {1e3 * t:.2f}" for n, t in times.items()))
+    return table
+
+
 def compiled() -> Table:
     """Registers, spills and shared memory of what the compiler makes for an H200."""
     table = Table(
@@ -187,6 +307,14 @@ def _kernels(how: How):
     for n, m in NM_GOALS:
         w = Case("", (1,), 2048, 2048, nm=(n, m)).make(jnp.bfloat16)[1]
         yield f"{n}:{m}, 16 rows", forward, 16, w
+    w = Case("", (1,), 2048, 2048, nm=(2, 4)).make(jnp.bfloat16)[1]
+    for rows in (4096, 100, 16):
+        yield (
+            f"2:4 on sparse tensor cores, {rows} rows",
+            lambda x, w: _sparse_cores.multiply(x, _sparse_cores.pack(w), None, how),
+            rows,
+            w,
+        )
 
 
 def _resources(folder: pathlib.Path) -> tuple[str, ...]:
@@ -205,11 +333,18 @@ def _resources(folder: pathlib.Path) -> tuple[str, ...]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--compile", action="store_true", help="ahead of time, without a GPU")
-    if parser.parse_args().compile:
+    parser.add_argument("--probe", action="store_true", help="of the sparse tensor cores only")
+    chosen = parser.parse_args()
+    if chosen.probe:
+        print(probed())
+    elif chosen.compile:
         os.environ |= {"MOSAIC_GPU_DUMP_PTX": "1", "MOSAIC_GPU_DUMP_PTXAS": "1"}
         save("hopper-compiled", compiled())
     elif jax.default_backend() == "gpu":
-        save("hopper", measure_blocks(), measure_nm())
+        tables: list[Table] = []  # kept one by one: a kernel that does not end costs no other
+        for make in (measure_nm, measure_blocks, measure_sparse_cores, measure_tuned):
+            tables.append(make())
+            save("hopper", *tables)
     else:
         print("hopper: no GPU here; `python benchmarks/hopper.py --compile` compiles for one.")
 

@@ -7,6 +7,7 @@ from .active import active_ffn as active_ffn
 from .active import active_reduce as active_reduce
 from .matmul import explain as explain
 from .matmul import matmul as matmul
+from .matmul import tune as tune
 
 __all__ = [
     "active_expand",
@@ -16,4 +17,5 @@ __all__ = [
     "group_conv",
     "matmul",
     "pointwise",
+    "tune",
 ]

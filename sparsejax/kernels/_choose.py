@@ -12,14 +12,16 @@ NAMES = ("xla", "dense", "pallas_tpu", "pallas_gpu")
 DEFAULT = {"tpu": ("pallas_tpu", "xla", "dense"), "gpu": ("pallas_gpu", "xla", "dense")}
 
 
-def names_of(what: str, implementation: str | Sequence[str] | None) -> tuple[str, ...]:
-    """The names to try in turn."""
+def names_of(
+    what: str, implementation: str | Sequence[str] | None, also: tuple[str, ...] = ()
+) -> tuple[str, ...]:
+    """The names to try in turn; `also` is what only this operation has."""
     if implementation is None:
         return DEFAULT.get(jax.default_backend(), ("xla", "dense"))
     names = (implementation,) if isinstance(implementation, str) else tuple(implementation)
-    if any(name not in NAMES for name in names) or not names:
+    if any(name not in NAMES + also for name in names) or not names:
         raise ValueError(
-            f"{what}(implementation={implementation!r}) must be among {list(NAMES)}, a "
+            f"{what}(implementation={implementation!r}) must be among {[*NAMES, *also]}, a "
             "sequence of them to try, or None to choose."
         )
     return names

@@ -152,6 +152,16 @@ def layout(columns: int, dtype: Any) -> tuple[Any, ...]:
     return tiling((8, swizzle // size)), swizzling(swizzle)
 
 
-def spec(shape: tuple[int, ...], index_map: Any, tiling: Any, release: int = 0) -> Any:
-    """A tile that is copied ahead; `release` steps after its own it may be overwritten."""
-    return plgpu.BlockSpec(shape, index_map, transforms=tiling, delay_release=release)
+def spec(
+    shape: tuple[int, ...],
+    index_map: Any,
+    tiling: Any,
+    release: int = 0,
+    both: tuple[str, ...] = (),
+) -> Any:
+    """A tile that is copied ahead; `release` steps after its own it may be overwritten.
+
+    `both` names the axis of a cluster whose thread blocks all get it, each copying a part.
+    """
+    shared: Any = {"collective_axes": both} if both else {}
+    return plgpu.BlockSpec(shape, index_map, transforms=tiling, delay_release=release, **shared)

@@ -2,5 +2,6 @@
 
 from ._api import explain as explain
 from ._api import matmul as matmul
+from ._tune import tune as tune
 
-__all__ = ["explain", "matmul"]
+__all__ = ["explain", "matmul", "tune"]

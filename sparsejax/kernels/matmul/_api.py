@@ -13,12 +13,15 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Shaped
 
 from ...formats import NMArray, SparseArray
-from .._choose import attempt, load, names_of
+from .._choose import NAMES, attempt, load, names_of
+from .._tuning import fastest
 from ._finish import FUSED, How, finish
 
 # On a GPU or TPU: rows of x up to which reading less of an N:M matrix pays, and the density up to
 # which skipping blocks does. From a model of bytes and products, not yet measured.
 NM_ROWS, BLOCK_DENSITY = 64, 0.6
+# Of 2:4 matrices on Hopper GPUs: tried for many rows by "pallas_gpu", and if measured fastest.
+SPARSE_CORES = "sparse_cores"
 # Each implementation has product(x, w, bias, how), transposed(dy, w, how), sampled(x, dy, w, how)
 # and explain(rows, w); what it cannot do raises NotImplementedError and the next is tried.
 
@@ -45,8 +48,10 @@ def matmul(
     Args:
       x: `(..., K)`, floats; `(stacked..., ..., K)` if W is stacked.
       w: `NMArray`, `BlockArray` or array of shape `(stacked..., K, N)`.
-      implementation: "xla", "dense" (decompress first), "pallas_tpu", or names to try in turn;
-        None chooses by the platform. Gradients that one has no kernel for are XLA's.
+      implementation: "xla", "dense" (decompress first), "pallas_tpu", "pallas_gpu", "sparse_cores"
+        (2:4 on a Hopper GPU, after a probe of it), or names to try in turn; None takes what
+        `tune` has measured fastest, or else chooses by the platform. Gradients that one has no
+        kernel for are XLA's.
       precision: As in `jax.lax.dot_general`.
       out_dtype: Dtype of the result; None means that of x.
       bias: `(N,)`, added before the result is rounded to `out_dtype`.
@@ -84,7 +89,7 @@ def matmul(
 
 
 def explain(x: Any, w: Any, implementation: str | Sequence[str] | None = None) -> str:
-    """How `matmul(x, w)` would be computed: the implementation and its form.
+    """How `matmul(x, w)` would be computed: the implementation, its form, and what was passed over.
 
     Args:
       x: As for `matmul`; anything with a shape and a dtype.
@@ -103,13 +108,29 @@ def explain(x: Any, w: Any, implementation: str | Sequence[str] | None = None) -
     _check(x, w)
     if not isinstance(w, SparseArray):
         return "dense"
-    rows = math.prod(x.shape[w.ndim - 2 : -1])
+    rows, passed = math.prod(x.shape[w.ndim - 2 : -1]), []
     for name in _names(x, w, implementation):
         try:
-            return f"{name}: {load(__package__, name).explain(rows, w)}"
-        except NotImplementedError:
+            form = f"{name}: {load(__package__, name).explain(rows, w)}"
+        except NotImplementedError as error:
+            passed.append(f"not {name}: {error}")
             continue
-    raise NotImplementedError("explain: no implementation can do this.")
+        if implementation is None and name == fastest(case_of, x, w):
+            form += ", measured fastest"
+        return "; ".join([form, *passed])
+    raise NotImplementedError("explain: no implementation can do this: " + "; ".join(passed))
+
+
+def case_of(x: Any, w: Any) -> str:
+    """What `tune` measures and `matmul` looks up: shapes, pattern and dtypes."""
+    *stacked, k, n = w.shape
+    if isinstance(w, NMArray):
+        pattern = f"{w.n}:{w.m}, share {w.share}"
+    else:
+        pattern = f"blocks of {w.block[0]}x{w.block[1]}, {w.index.shape[-1]} slots"
+    rows = math.prod(x.shape[len(stacked) : -1])
+    size = "x".join(map(str, (*stacked, rows, k, n)))
+    return f"matmul {size}, {x.dtype} times {w.dtype}, {pattern}"
 
 
 @partial(jax.jit, static_argnames=("names", "how"))
@@ -156,11 +177,19 @@ _product.defvjp(_forward, _backward)
 
 
 def _names(x: Any, w: SparseArray, implementation: Any) -> tuple[str, ...]:
-    """The names to try; unasked, dense first where kernels of a device are expected to lose."""
-    names = names_of("matmul", implementation)
-    if implementation is not None or names[0] == "xla":
-        return names
+    """The names to try; unasked, first what was measured fastest, or else dense where kernels of a
+    device are expected to lose."""
+    names = names_of("matmul", implementation, (SPARSE_CORES,))
     rows = math.prod(x.shape[w.ndim - 2 : -1])
+    if implementation == "pallas_gpu" and isinstance(w, NMArray) and rows > NM_ROWS:
+        return (SPARSE_CORES, *names)
+    if implementation is not None:
+        return names
+    measured = fastest(case_of, x, w)
+    if measured in (*NAMES, SPARSE_CORES):
+        return tuple(dict.fromkeys((measured, *names)))
+    if names[0] == "xla":
+        return names
     if isinstance(w, NMArray):
         loses = rows > NM_ROWS or 2 * w.n > w.m
     else:

@@ -1,0 +1,155 @@
+"""The tuning cache: measured, kept, used, explained; robust against what files can hold."""
+
+import json
+import warnings
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import sparsejax as sj
+from sparsejax.kernels import _tuning
+from sparsejax.kernels.matmul._api import case_of
+from sparsejax.kernels.matmul._cases import SMALL
+
+from .test_matmul import assert_close
+
+BY_NAME = {case.name: case for case in SMALL}
+
+
+@pytest.fixture
+def file(tmp_path, monkeypatch):
+    path = tmp_path / "some" / "tuning.json"
+    monkeypatch.setenv("SPARSEJAX_CACHE", str(path))
+    _tuning._loaded.cache_clear()
+    yield path
+    _tuning._loaded.cache_clear()
+
+
+@pytest.mark.parametrize("name", ["2:4", "blocks 4x4", "1:4, batch axes"])
+def test_tune_measures_keeps_and_is_used(file, name):
+    x, w = BY_NAME[name].make()
+    before = sj.kernels.explain(x, w)
+    assert "measured" not in before
+    seconds = sj.kernels.tune(x, w)
+    assert sorted(seconds) == ["dense", "xla"] and min(seconds.values()) > 0
+    assert list(seconds.values()) == sorted(seconds.values())
+    assert json.loads(file.read_text()) == {_tuning.device(): {case_of(x, w): seconds}}
+    best = next(iter(seconds))
+    said = sj.kernels.explain(x, w)
+    assert said.startswith(best) and said.endswith(", measured fastest")
+    assert sj.kernels.explain(x, w, "xla").startswith("xla") and "measured" not in before
+    # Of another number of rows nothing is known.
+    assert "measured" not in sj.kernels.explain(jnp.concatenate([x, x]), w)
+
+
+def other_than(name):
+    return "dense" if name == "xla" else "xla"
+
+
+def test_the_fastest_is_what_runs(file, monkeypatch):
+    x, w = BY_NAME["2:4"].make()
+    for name in ("dense", "xla"):
+        _tuning.keep(case_of(x, w), {name: 1.0, other_than(name): 2.0})
+        module = __import__(f"sparsejax.kernels.matmul._{name}", fromlist=["product"])
+        ran = []
+        product = module.product
+
+        def spy(*arguments, product=product, ran=ran, name=name):
+            ran.append(name)
+            return product(*arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "product", spy)
+            jax.clear_caches()
+            y = sj.matmul(x, w)
+        assert ran == [name]
+        assert_close(y, x @ w.todense())
+
+
+def test_another_process_reads_it(file):
+    x, w = BY_NAME["2:4"].make()
+    sj.kernels.tune(x, w)
+    _tuning._loaded.cache_clear()  # as a new process begins
+    assert sj.kernels.explain(x, w).endswith("measured fastest")
+    # What others have written meanwhile is kept.
+    table = json.loads(file.read_text())
+    table["another device"] = {"case": {"xla": 1.0}}
+    file.write_text(json.dumps(table))
+    sj.kernels.tune(*BY_NAME["blocks 4x4"].make())
+    kept = json.loads(file.read_text())
+    assert "another device" in kept and len(kept[_tuning.device()]) == 2
+    assert list(file.parent.iterdir()) == [file]
+
+
+def test_lookups_read_the_file_once(file, monkeypatch):
+    x, w = BY_NAME["2:4"].make()
+    sj.kernels.tune(x, w)
+    monkeypatch.setattr(json, "loads", lambda _: pytest.fail("read again"))
+    sj.matmul(x, w)
+    sj.kernels.explain(x, w)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "3", '{"a": 1}', '{"a": {"b": {"xla": "soon"}}}'])
+def test_a_corrupt_file_is_ignored_with_a_warning(file, text):
+    file.parent.mkdir()
+    file.write_text(text)
+    x, w = BY_NAME["2:4"].make()
+    with pytest.warns(UserWarning, match="not a table of measurements"):
+        said = sj.kernels.explain(x, w)
+    assert "measured" not in said
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert sj.kernels.explain(x, w) == said  # said once
+    with pytest.warns(UserWarning, match="not a table of measurements"):
+        sj.kernels.tune(x, w)
+    assert list(json.loads(file.read_text())) == [_tuning.device()]
+
+
+def test_an_unknown_name_in_the_file_is_not_used(file):
+    x, w = BY_NAME["2:4"].make()
+    _tuning.keep(case_of(x, w), {"quantum": 1e-9})
+    assert "measured" not in sj.kernels.explain(x, w)
+
+
+def test_where_nothing_can_be_written_it_is_said(file):
+    file.parent.write_text("a file where the folder should be")
+    x, w = BY_NAME["2:4"].make()
+    with pytest.warns(UserWarning, match="known to this process only"):
+        sj.kernels.tune(x, w)
+    assert sj.kernels.explain(x, w).endswith("measured fastest")
+
+
+def test_a_wrong_implementation_is_left_out(file, monkeypatch):
+    from sparsejax.kernels.matmul import _xla
+
+    product = _xla.product
+    x, w = BY_NAME["2:4"].make()
+    jax.clear_caches()
+    monkeypatch.setattr(_xla, "product", lambda *arguments: product(*arguments) + 1)
+    with pytest.warns(UserWarning, match="xla is wrong by"):
+        assert list(sj.kernels.tune(x, w)) == ["dense"]
+    monkeypatch.setattr(_xla, "product", lambda *arguments: 1 / 0)
+    jax.clear_caches()
+    with pytest.warns(UserWarning, match="xla fails: division by zero"):
+        assert list(sj.kernels.tune(x, w)) == ["dense"]
+    jax.clear_caches()
+
+
+def test_where_the_file_is(monkeypatch, tmp_path):
+    monkeypatch.delenv("SPARSEJAX_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert _tuning.path() == tmp_path / "sparsejax" / "tuning.json"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    _tuning._path.cache_clear()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert _tuning.path() == tmp_path / ".cache" / "sparsejax" / "tuning.json"
+    _tuning._path.cache_clear()
+
+
+def test_mistakes(file):
+    x, w = BY_NAME["2:4"].make()
+    with pytest.raises(TypeError, match="NMArray or BlockArray, got"):
+        sj.kernels.tune(x, w.todense())
+    with pytest.raises(TypeError, match="outside jit"):
+        jax.jit(sj.kernels.tune)(x, w)
