@@ -26,6 +26,7 @@ from random_pruning import random_masks
 import sparsejax as sj
 
 HIDDEN, SEEDS, BATCH, SPARSITIES = 256, 3, 64, (0.9, 0.95, 0.98)
+ROUNDS = 10  # of training and pruning in which a lottery ticket is found
 PHOTOGRAPHS = ("brick", "camera", "cell", "clock", "coins", "grass", "gravel", "moon", "page",
                "text")  # fmt: skip
 # What sets the sparsity of the two methods that have no target, for each of SPARSITIES: chosen by
@@ -73,9 +74,10 @@ class Task:
         self.params = mlp(self.widths, jax.random.key(0))
         self.batch = {"x": data.x, "y": data.y}
 
-    def sgd(self, steps=None):
+    def sgd(self, steps=None, start=0):
         rate = optax.cosine_decay_schedule(0.1, steps or self.steps)
-        return optax.chain(optax.add_decayed_weights(5e-5), optax.sgd(rate, 0.9))
+        later = lambda count: rate(count + start)  # noqa: E731
+        return optax.chain(optax.add_decayed_weights(5e-5), optax.sgd(later, 0.9))
 
     def plan(self, sparsity, allocate=sj.masks.erk, pattern=sj.Unstructured):
         return sj.plan(self.params, pattern(sparsity), allocate=allocate)
@@ -241,19 +243,44 @@ def after(t: Task, s: float) -> dict:
 
 
 def methods(t: Task, s: float) -> dict:
-    """(steps, widths, method) by name."""
+    """(steps, widths, method) by name; of lottery tickets the step of rewinding is the method."""
     small = (t.widths[0], *2 * (small_width(t.widths, s),), t.widths[-1])
     found = {"dense": (t.steps, t.widths, Method(t.sgd())),
              "small and dense": (t.steps, small, Method(t.sgd()))}  # fmt: skip
     for group, make in (("before", before), ("during", during)):
         found |= {f"{group}: {n}": (t.steps, t.widths, m) for n, m in make(t, s).items()}
-    return found | {f"after: {n}": (k, t.widths, m) for n, (k, m) in after(t, s).items()}
+    found |= {f"after: {n}": (k, t.widths, m) for n, (k, m) in after(t, s).items()}
+    # Of each, the step to which survivors are rewound.
+    return found | {
+        "tickets: rewound to the start": (t.steps, t.widths, 0),
+        "tickets: rewound to 5 % of the steps": (t.steps, t.widths, t.steps // 20),
+    }
 
 
-def zeros_of(method: Method, run) -> float:
-    """Fraction of zeros in the kernels that the loss sees."""
-    seen = jax.jit(jax.vmap(method.view))(run.params, run.opt_state)
-    kernels = [layer["kernel"] for layer in seen.values()]
+def tickets(t: Task, s: float, rewind_step: int) -> tuple[list, list]:
+    """Accuracies and parameters of lottery tickets after `ROUNDS` rounds, each trained anew."""
+    plan = t.plan(s, sj.masks.global_)
+    fit = jax.jit(
+        lambda params, masks, key, start, stop: sj.recipes.train_masked(
+            params, masks, t.loss, t.sgd(start=start), t.batch, steps=stop, key=key,
+            batch_size=BATCH, start=start,
+        ),
+        static_argnums=(3, 4),
+    )  # fmt: skip
+    found = [
+        sj.recipes.iterative_prune(
+            mlp(t.widths, key), lambda p, m, k, start=0, stop=t.steps: fit(p, m, k, start, stop),
+            plan, key=key_data, rounds=ROUNDS, rewind_step=rewind_step,
+        ).params
+        for key, key_data in map(jax.random.split, jax.random.split(jax.random.key(0), SEEDS))
+    ]  # fmt: skip
+    x, y = t.data.x_test, t.data.y_test
+    return [float((logits(p, x).argmax(-1) == y).mean()) for p in found], found
+
+
+def zeros_of(params) -> float:
+    """Fraction of zeros in the kernels."""
+    kernels = [layer["kernel"] for layer in params.values()]
     return sum(float((k == 0).sum()) for k in kernels) / sum(k.size for k in kernels)
 
 
@@ -267,11 +294,16 @@ def compare(name: str, data: Data, steps: int, only: str):
                 cells[label].append("")
                 continue
             start = time.perf_counter()
-            run = train(method, data, widths, steps=count, seeds=SEEDS, batch=BATCH,
-                        side_by_side=False)  # fmt: skip
-            found = 100 * np.asarray(run.accuracy)
+            if isinstance(method, int):
+                accuracy, seen = tickets(task, s, method)
+                zeros = np.mean([zeros_of(params) for params in seen])
+            else:
+                run = train(method, data, widths, steps=count, seeds=SEEDS, batch=BATCH,
+                            side_by_side=False)  # fmt: skip
+                accuracy = run.accuracy
+                zeros = zeros_of(jax.jit(jax.vmap(method.view))(run.params, run.opt_state))
+            found = 100 * np.asarray(accuracy)
             cell = f"{found.mean():.1f} +- {found.std(ddof=1):.1f}"
-            zeros = zeros_of(method, run)
             if label != "dense" and "small" not in label and abs(zeros - s) > 0.003:
                 cell += f" (at {100 * zeros:.1f} %)"
             cells.setdefault(label, []).append(cell)
