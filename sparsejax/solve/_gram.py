@@ -11,6 +11,8 @@ from ._duality import cost, share
 
 EPOCHS = 3
 LENGTHS = (1.0, 0.5, 0.25, 0.1, 0.03)
+CROSSINGS = 8  # at which a Newton step may end
+STEPS = 8  # of Newton's in a round, each of which but the last brings coordinates to 0
 
 
 class Quadratic(NamedTuple):
@@ -105,33 +107,53 @@ def _epochs(q: Quadratic, w: Array, h: Array, positive: bool, skip: bool) -> tup
 
 
 def _newton(q: Quadratic, w: Array, h: Array, room: int) -> tuple[Array, Array]:
-    """One Newton step on the current signs; taken only if the objective falls."""
+    """Newton steps on the current signs, until one is whole or nothing falls any more."""
     if room == w.size:
-        best, images = _line(q, w, h, q.gram)
+        best, images = _lines(q, w, h)
         return best, images - q.b
     # On the support alone: a Cholesky factor of its size, not of the working set's.
     support = lax.top_k(jnp.abs(w), room)[1]
     rows = q.gram[support]
-    part = Quadratic(rows, q.b[support], q.thresholds[support], q.yy)
-    best, _ = _line(part, w[support], h[support], rows[:, support])
+    part = Quadratic(rows[:, support], q.b[support], q.thresholds[support], q.yy)
+    best, _ = _lines(part, w[support], h[support])
     return jnp.zeros_like(w).at[support].set(best, unique_indices=True), best @ rows - q.b
 
 
-def _line(q: Quadratic, w: Array, h: Array, gram: Array) -> tuple[Array, Array]:
-    """The best of a few lengths of the Newton step, and its product with the Gram matrix."""
+def _lines(q: Quadratic, w: Array, h: Array) -> tuple[Array, Array]:
+    """Where Newton steps lead, and its product with the Gram matrix."""
+
+    def step(state):
+        w, images, _, n = state
+        return *_line(q, w, images - q.b), n + 1
+
+    def unfinished(state):
+        *_, cut, n = state
+        return cut & (n < STEPS)
+
+    start = w, h + q.b, jnp.asarray(True), jnp.zeros((), jnp.int32)
+    return lax.while_loop(unfinished, step, start)[:2]
+
+
+def _line(q: Quadratic, w: Array, h: Array) -> tuple[Array, Array, Array]:
+    """The best of a few lengths of the Newton step, its image, and whether it was cut short."""
     on, sign = w != 0, jnp.sign(w)
     slope = jnp.where(on, h + jnp.where(on, q.thresholds, 0) * sign, 0)
-    direction = -masked_solve(gram, on, slope)
-    lengths = jnp.asarray((0.0, *LENGTHS), w.dtype)[:, None]
-    moved = w + lengths * jnp.where(on, direction, 0)
+    direction = -masked_solve(q.gram, on, slope)
+    direction = jnp.where(on & jnp.isfinite(direction), direction, 0)
+    # Where columns depend on each other the step is far too long; what is right then is to go to
+    # where the first coordinates reach 0.
+    reached = jnp.where(w * direction < 0, -w / jnp.where(direction != 0, direction, 1), 1)
+    first = -lax.top_k(-jnp.minimum(reached, 1), min(CROSSINGS, w.size))[0]
+    lengths = jnp.concatenate([jnp.asarray((0.0, *LENGTHS), w.dtype), first])[:, None]
+    moved = w + lengths * direction
     # A coordinate that changes sign stops at 0.
     moved = jnp.where(moved * sign > 0, moved, 0)
-    images = moved @ gram
+    images = moved @ q.gram
     costs = jax.vmap(lambda v: cost(v, q.thresholds))(moved)
     objective = jnp.sum(moved * (images / 2 - q.b), axis=1) + costs
     objective = jnp.where(jnp.isnan(objective), jnp.inf, objective)
     best = jnp.argmin(objective)
-    return moved[best], images[best]
+    return moved[best], images[best], (best > 0) & jnp.any((moved[best] == 0) & on)
 
 
 def masked_solve(gram: Array, on: Bool[Array, " m"], right: Array) -> Array:

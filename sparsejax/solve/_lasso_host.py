@@ -262,9 +262,7 @@ def _working_set(score: np.ndarray, support: np.ndarray) -> np.ndarray:
 
 def bucket(size: int, most: int) -> int:
     """A size rounded up to one of few, each of which is compiled once."""
-    if size <= 256:
-        return min(most, max(64, 1 << max(size - 1, 0).bit_length()))
-    return min(most, -(-size // 256) * 256)
+    return min(most, max(256, -(-size // 256) * 256))
 
 
 def padded(indices: np.ndarray, size: int) -> np.ndarray:

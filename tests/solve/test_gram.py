@@ -64,3 +64,16 @@ def test_host_and_fixed_shapes_agree_where_the_support_outgrows_n(options):
         fixed = solve.lasso(X, y, lam, tol=1e-11, working_set=90, **options)
         np.testing.assert_allclose(X @ host.value, X @ fixed.value, atol=1e-4)
         assert host.stats["gap"] <= 1e-11 * float(y @ y) / 30
+
+
+def test_few_rounds_where_the_support_meets_the_rank():
+    # 79 centred directions, 150 columns, mostly noise: near the end of the path the columns of the
+    # support depend on each other.
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(80, 150)), rng.normal(size=80)
+    X, y = X - X.mean(0), y - y.mean()
+    with jax.enable_x64(True):
+        path = solve.lasso_path_host(X, y, n_lams=30, eps=1e-3)
+    assert path.stats["n_rounds"].max() < 60 and path.stats["support_size"][-1] > 70
+    gaps = path.stats["gap"] / (y @ y / 160)
+    assert gaps.max() <= 1e-6
