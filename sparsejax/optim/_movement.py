@@ -10,14 +10,8 @@ from jaxtyping import Array, Int, PyTree
 from .._tree import is_gap, map_named
 from ..masks import Plan, Unstructured
 from ..masks._plan import check_plan
-from ._pruning import (
-    at_step,
-    check_fraction,
-    check_params,
-    check_some,
-    masked_updates,
-    next_step,
-)
+from ._check import check_fraction, check_params, check_some
+from ._pruning import at_step, masked_updates, next_step
 
 
 class MovementState(NamedTuple):
