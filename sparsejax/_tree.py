@@ -85,6 +85,13 @@ def check_known(
         )
 
 
+def at_path(what: str, values: Mapping[str, Any], path: str) -> Any:
+    """`values[path]`; a KeyError names the paths there are."""
+    if path not in values:
+        raise KeyError(f"{what} has no {path!r}; it has {', '.join(values) or 'no leaves'}.")
+    return values[path]
+
+
 def is_kernel(name: str, leaf: Any) -> bool:
     """The leaves meant when no rule is given: matrices named `kernel` or `weight`.
 

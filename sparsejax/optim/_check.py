@@ -60,13 +60,13 @@ def _places(tree: PyTree) -> list[tuple[str, Any]]:
     return [(name_of(p), x.get_value() if is_variable(x) else x) for p, x in found]
 
 
-def check_some(what: str, given: str, names: list[str], masks: PyTree, params: PyTree) -> None:
+def check_some(what: str, names: list[str], masks: PyTree, params: PyTree) -> None:
     """Raises if none of the named leaves is there; some may be, a tree may be partial."""
     leaves = named_leaves(params)
     if names and leaves and not jax.tree.leaves(masks):
         raise ValueError(
-            f"{what}: the {given} are of {', '.join(names)} but the parameters are "
-            f"{', '.join(leaves)}; make them from these parameters."
+            f"{what}: the plan is of {', '.join(names)} but the parameters are "
+            f"{', '.join(leaves)}; make it from these parameters."
         )
 
 

@@ -136,7 +136,7 @@ def _scored(what: str, plan: Plan, choose, learning_rate, pull):
         plan.full_masks(params)  # checks the shapes
         scores, count = map_named(zero, params), jnp.zeros((), jnp.int32)
         masks = choose(scores, count)
-        check_some(what, "plan", sorted(planned), masks, params)
+        check_some(what, sorted(planned), masks, params)
         return MovementState(count, masks, scores)
 
     def update(updates, state, params=None, **extra):

@@ -82,7 +82,7 @@ def acdc(
 
     def init(params):
         masks = plan.full_masks(params)
-        check_some("acdc", "plan", [leaf.name for leaf in plan.leaves], masks, params)
+        check_some("acdc", [leaf.name for leaf in plan.leaves], masks, params)
         return PhaseState(jnp.zeros((), jnp.int32), masks, inner.init(params))
 
     def update(updates, state, params=None, **extra):

@@ -89,7 +89,7 @@ def prune(
 
     def init(params):
         masks = plan.full_masks(params)
-        check_some("prune", "plan", [leaf.name for leaf in plan.leaves], masks, params)
+        check_some("prune", [leaf.name for leaf in plan.leaves], masks, params)
         return PruneState(jnp.zeros((), jnp.int32), masks)
 
     def update(updates, state, params=None, **extra):

@@ -77,7 +77,7 @@ def iterative_shrinkage(
 
     def init(params):
         masks = plan.full_masks(params)
-        check_some("iterative_shrinkage", "plan", [x.name for x in plan.leaves], masks, params)
+        check_some("iterative_shrinkage", [x.name for x in plan.leaves], masks, params)
         return ShrinkState(jnp.zeros((), jnp.int32), masks)
 
     def update(updates, state, params=None, **extra):

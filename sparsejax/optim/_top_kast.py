@@ -80,7 +80,7 @@ def top_kast(
 
     def init(params):
         masks, wider = choose(params)
-        check_some("top_kast", "plan", names, masks, params)
+        check_some("top_kast", names, masks, params)
         return TopKASTState(jnp.zeros((), jnp.int32), masks, wider, inner.init(params))
 
     def update(updates, state, params=None, **extra):

@@ -352,6 +352,8 @@ def test_mistakes_are_named():
     with pytest.raises(ValueError, match="no parameters"):
         report({})
     plan = sj.plan({"dense": {"kernel": jnp.ones((8, 4))}}, sj.NM(2, 4))
+    with pytest.raises(KeyError, match="report has no 'zz'; it has dense/kernel"):
+        report({"dense": {"kernel": jnp.ones((8, 4))}})["zz"]
     with pytest.raises(ValueError, match=r"planned with shape \(8, 4\) and now has shape \(4, 4\)"):
         report(params, plan=plan)
 
