@@ -260,9 +260,10 @@ def plan(
 def _check_dense(leaves) -> None:
     done = [name.removesuffix("/values") for name in leaves if name.endswith("kernel/values")]
     if done:
+        verb = "are" if len(done) > 1 else "is"
         raise ValueError(
-            f"plan: {', '.join(done)} {'are' if len(done) > 1 else 'is'} already compressed; plan the dense model, and compress it "
-            "once: sj.nn.compress(model, plan, masks)."
+            f"plan: {', '.join(done)} {verb} already compressed; plan the dense model, and "
+            "compress it once: sj.nn.compress(model, plan, masks)."
         )
 
 
