@@ -1,7 +1,7 @@
 """Names and selection of leaves: one path per leaf, with or without NNX variables."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -69,6 +69,27 @@ def map_named(f: Callable[..., Any], tree: PyTree, *by_name: Mapping[str, Any]) 
         return jax.tree.map(lambda x: f(name, x, *values), leaf)
 
     return jax.tree.map_with_path(at, tree, is_leaf=is_variable)
+
+
+def check_known(
+    names: Iterable[str], leaves: Iterable[str], what: str = "", advice: str = ""
+) -> None:
+    """Raises if there is a mask, by its path, that belongs to no leaf."""
+    leaves = list(leaves)
+    unknown = [name for name in names if name not in leaves]
+    if unknown:
+        raise ValueError(
+            f"{what and what + ': '}there is a mask for "
+            f"{', '.join(name or 'the parameter' for name in unknown)} but no such parameter; the "
+            f"parameters are {', '.join(leaves)}.{advice and ' ' + advice}"
+        )
+
+
+def at_path(what: str, values: Mapping[str, Any], path: str) -> Any:
+    """`values[path]`; a KeyError names the paths there are."""
+    if path not in values:
+        raise KeyError(f"{what} has no {path!r}; it has {', '.join(values) or 'no leaves'}.")
+    return values[path]
 
 
 def is_kernel(name: str, leaf: Any) -> bool:

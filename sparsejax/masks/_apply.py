@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree, Shaped
 
-from .._tree import map_named, named_leaves
+from .._tree import check_known, map_named, named_leaves
 from ._plan import Plan
 from ._score import magnitude
 
@@ -126,12 +126,7 @@ def _map_masked(f, params: PyTree, masks: PyTree) -> PyTree:
         raise TypeError("apply_masks takes masks, got a plan; plan.masks(scores) makes them.")
     by_name = named_leaves(masks)
     leaves = named_leaves(params)
-    unknown = [name for name in by_name if name not in leaves]
-    if unknown:
-        raise ValueError(
-            f"there is a mask for {', '.join(unknown)} but no such parameter; "
-            f"the parameters are {', '.join(leaves)}."
-        )
+    check_known(by_name, leaves)
 
     def one(name: str, w: Any, mask: Shaped[Array, "..."] | None):
         if mask is None:

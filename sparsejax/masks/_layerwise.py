@@ -15,7 +15,7 @@ from .._tree import map_named, named_leaves
 from .._view import MatrixView, matrix_view
 from ._nm import NM
 from ._pattern import FanIn, Pattern, Unstructured
-from ._plan import Plan, PlannedLeaf
+from ._plan import Plan, PlannedLeaf, check_plan
 
 
 def wanda(params: PyTree, inputs: PyTree, plan: Plan) -> PyTree:
@@ -48,6 +48,7 @@ def wanda(params: PyTree, inputs: PyTree, plan: Plan) -> PyTree:
       >>> scores["kernel"].ravel().tolist(), plan.masks(scores)["kernel"].ravel().tolist()
       ([3.0, 2.0], [True, False])
     """
+    check_plan("wanda", plan, "the order is sj.masks.wanda(params, grams, plan)")
 
     def score(leaf, w, given, view):
         norms = given if given.ndim == 1 else jnp.sqrt(jnp.diagonal(given))
@@ -102,6 +103,7 @@ def sparsegpt(
       >>> int(masks["kernel"].sum()), error(pruned) < error(one_shot)
       (16, True)
     """
+    check_plan("sparsegpt", plan, "the order is sj.masks.sparsegpt(params, grams, plan)")
     if plan.together:
         raise ValueError(
             "sparsegpt prunes layer by layer: plan without allocate=sj.masks.global_, or with "

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .._select import kept_at, topk_masks
-from .._tree import is_kernel, map_named, named_leaves, pure
+from .._tree import at_path, is_kernel, map_named, named_leaves, pure
 from ._allocate import Allocation, Layer, global_
 from ._nm import NM, Stages
 from ._pattern import Pattern, Pooled
@@ -69,7 +69,7 @@ class Plan:
     size: int = 0
 
     def __getitem__(self, name: str) -> PlannedLeaf:
-        return self._by_name()[name]
+        return at_path("plan", self._by_name(), name)
 
     def __contains__(self, name: object) -> bool:
         return name in self._by_name()
@@ -151,9 +151,10 @@ class Plan:
     def _check_some(self, leaves: Mapping[str, jax.Array]) -> None:
         """Part of a tree may be missing, but not everything."""
         if self.leaves and leaves and not any(leaf.name in leaves for leaf in self.leaves):
+            paths = ", ".join(leaves) if any(leaves) else "one array without a path"
             raise ValueError(
                 f"the plan is of {', '.join(x.name for x in self.leaves)} but the leaves are "
-                f"{', '.join(leaves)}; make it from these parameters."
+                f"{paths}; make it from these parameters."
             )
 
     def __rich__(self) -> Table:
@@ -256,10 +257,21 @@ def plan(
     return Plan(planned, allocate is global_, size)
 
 
+def _check_dense(leaves) -> None:
+    done = [name.removesuffix("/values") for name in leaves if name.endswith("kernel/values")]
+    if done:
+        verb = "are" if len(done) > 1 else "is"
+        raise ValueError(
+            f"plan: {', '.join(done)} {verb} already compressed; plan the dense model, and "
+            "compress it once: sj.nn.compress(model, plan, masks)."
+        )
+
+
 def _match(leaves, rules) -> dict[str, Pattern]:
     if isinstance(rules, Pattern):
         chosen = {name: rules for name, leaf in leaves.items() if is_kernel(name, leaf)}
         if not chosen:
+            _check_dense(leaves)
             raise ValueError(
                 f"plan: no leaf is named kernel or weight; say which are meant with a rule, as in "
                 f"{{r'...$': {rules!r}}}. The leaves are {', '.join(leaves)}."
@@ -291,12 +303,16 @@ def _suggestion(value: Any) -> str:
     return f"sj.NM({groups[1]}, {groups[2]})" if groups else "sj.Unstructured(0.9)"
 
 
-def check_plan(what: str, plan: Any) -> None:
+def check_plan(
+    what: str,
+    plan: Any,
+    advice: str = "for masks that are given use sj.optim.keep_masked(masks)",
+) -> None:
     """Raises if something else than a plan was given."""
     if not isinstance(plan, Plan):
         raise TypeError(
             f"{what} takes a plan, made by sj.plan(params, rules), got a {type(plan).__name__}; "
-            "for masks that are given use sj.optim.keep_masked(masks)."
+            f"{advice}."
         )
 
 

@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 
 from .._tree import named_leaves, natural_order, pure
 from .._view import matrix_view
-from ..masks import NM, Channel, Groups, Plan, Unstructured
+from ..masks import NM, Block, Channel, Groups, Plan, Unstructured
 from ..masks._pattern import Pooled
 from ._fit import largest_group, matrices
 from ._flops import Flops
@@ -32,7 +32,7 @@ class Finding:
 
     @property
     def level(self) -> Literal["error", "warning"]:
-        """ "error" for E1 to E5, "warning" for W1 to W9."""
+        """ "error" for E1 to E6, "warning" for W1 to W9."""
         return "error" if self.code.startswith("E") else "warning"
 
     def __str__(self) -> str:
@@ -43,8 +43,10 @@ FINDINGS = {
     "E1": "values that are not zero under the mask",
     "E2": "a planned leaf that does not have its planned count",
     "E3": "a pattern that the mask violates",
-    "E4": "a layer that is all zero, or units without inputs or outputs",
+    "E4": "a layer that is all zero, or units without inputs or outputs (inputs of the network "
+    "may be left out)",
     "E5": "a pattern that does not divide the axis",
+    "E6": "parameters that are NaN or infinite",
     "W1": "embeddings, norms or biases are pruned",
     "W2": "the headline differs from the total by more than 10 points",
     "W3": "the first or last layer is pruned by 90 % or more",
@@ -114,7 +116,7 @@ def _claims(e: Evidence) -> Iterator[Finding]:
         if s.mask is None or s.pattern is None or not s.divisible:
             continue
         if not _keeps_to(s):
-            fits = f"; it is {s.fit.name}" if s.fit else ""
+            fits = f"; it is {s.fit.name}" if s.fit and s.fit.telling else ""
             yield Finding("E3", s.path, f"the mask is not {describe(s.pattern)}{fits}")
 
 
@@ -130,11 +132,14 @@ def _keeps_to(s: Study) -> bool:
 
 
 def _dead_units(e: Evidence) -> Iterator[Finding]:
+    first = next(iter(_in_order(e)), None)
     for s in e.studies.values():
         if s.entry.size and s.kept == 0:
             yield Finding("E4", s.path, "nothing is left: the layer is all zero")
         elif s.mask is not None and s.prunable and not _whole_units(s):
             outputs, inputs = _units(s)
+            if s.path == first:  # features of the data may be left out
+                inputs = np.ones(1, bool)
             parts = [
                 f"{int((~x).sum()):,} of {x.size:,} {what}"
                 for x, what in ((outputs, "units have no inputs"), (inputs, "inputs are not used"))
@@ -172,6 +177,14 @@ def _divisibility(e: Evidence) -> Iterator[Finding]:
             yield Finding("E5", s.path, text)
 
 
+def _not_finite(e: Evidence) -> Iterator[Finding]:
+    for s in e.studies.values():
+        n = s.values["not_finite"] if s.values else 0
+        if n:
+            text = f"{n:,} of {s.entry.size:,} values are NaN or infinite; training has diverged"
+            yield Finding("E6", s.path, text)
+
+
 def _pruned_others(e: Evidence) -> Iterator[Finding]:
     for s in e.studies.values():
         if s.kept < s.entry.size and (is_spared(s.path) or len(s.entry.shape) < 2):
@@ -188,15 +201,19 @@ def _headline(e: Evidence) -> Iterator[Finding]:
 
 
 def _ends(e: Evidence) -> Iterator[Finding]:
-    kernels = [name for name, s in e.studies.items() if s.prunable]
-    if e.traced:
-        order = [name for name in e.flops.leaves if name in kernels]
-    else:
-        order = sorted(kernels, key=natural_order)
+    order = _in_order(e)
     for name, which in dict(zip((order[:1] + order[-1:]), ("first", "last"))).items():
         zeros, size = e.studies[name].entry.size - e.studies[name].kept, e.studies[name].entry.size
         if size and zeros >= round(0.9 * size):
             yield Finding("W3", name, f"the {which} layer has sparsity {zeros / size:.3g}")
+
+
+def _in_order(e: Evidence) -> list[str]:
+    """The prunable leaves as the example ran through them; without one by their numbers."""
+    kernels = [name for name, s in e.studies.items() if s.prunable]
+    if e.traced:
+        return [name for name in e.flops.leaves if name in kernels]
+    return sorted(kernels, key=natural_order)
 
 
 def _speed_path(e: Evidence) -> Iterator[Finding]:
@@ -215,7 +232,9 @@ def _is_unstructured(s: Study) -> bool:
         return False
     if s.pattern is not None:
         return isinstance(s.pattern, Unstructured)
-    return s.fit is not None and s.fit.name == "unstructured"
+    if s.fit is None or s.fit.name == "unstructured":
+        return s.fit is not None
+    return isinstance(s.fit.pattern, NM | Block) and not s.fit.telling
 
 
 def _optimizer_state(e: Evidence) -> Iterator[Finding]:
@@ -290,6 +309,7 @@ _CHECKS = (
     _claims,
     _dead_units,
     _divisibility,
+    _not_finite,
     _pruned_others,
     _headline,
     _ends,

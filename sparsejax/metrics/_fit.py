@@ -30,6 +30,11 @@ class Fit:
     pattern: Pattern | None
     chance: float
 
+    @property
+    def telling(self) -> bool:
+        """Whether a random mask would hardly fit, too."""
+        return self.chance <= 1e-3
+
 
 def pattern(
     mask: Bool[Array, "..."] | Bool[np.ndarray, "..."],

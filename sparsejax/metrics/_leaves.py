@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import PyTree
 
-from .._tree import is_gap, is_kernel, name_of, named_leaves, pure
+from .._tree import check_known, is_gap, is_kernel, name_of, named_leaves, pure
 from .._view import MatrixView, matrix_view
 from ..masks import Plan, Stages
 
@@ -125,13 +125,10 @@ def as_planned(found: dict[str, Entry], plan: Plan) -> dict[str, Entry]:
 def checked_masks(masks: PyTree, of: Mapping[str, Entry]) -> dict[str, Any]:
     """The masks by path, each with the shape of its leaf."""
     found = masks_by_name(masks)
+    check_known(
+        found, of, advice="Pass masks of this model: sj.report(model, sj.get_masks(opt_state))."
+    )
     for name, mask in found.items():
-        if name not in of:
-            raise ValueError(
-                f"there is a mask for {name or 'the parameter'} but no such parameter; the "
-                f"parameters are {', '.join(of)}. Pass masks of this model: "
-                "sj.report(model, sj.get_masks(opt_state))."
-            )
         if tuple(mask.shape) != of[name].shape:
             raise ValueError(
                 f"{name or 'the parameter'} has shape {of[name].shape} and its mask shape "

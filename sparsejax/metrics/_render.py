@@ -135,10 +135,9 @@ def _flops_line(report: Any) -> str:
 def _fits(leaf: Any) -> str:
     if leaf.fits is None:
         return ""
-    # A chance near one means that the fit says nothing.
+    # What a random mask fits as well says nothing.
     accident = leaf.chance is not None and leaf.chance > 1e-3
-    by_name = leaf.fits not in ("dense", "unstructured")
-    return f"{leaf.fits} (p={leaf.chance:.2g})" if accident and by_name else leaf.fits
+    return "unstructured" if accident and leaf.fits != "dense" else leaf.fits
 
 
 def change(dense: int, sparse: int) -> str:

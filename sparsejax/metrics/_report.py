@@ -9,6 +9,7 @@ from typing import Any
 from jaxtyping import PyTree
 from rich.console import Group
 
+from .._tree import at_path
 from ..masks import NM, Block, Plan
 from ._bytes import bytes_of
 from ._findings import Evidence, Finding, describe, find, optimizer_bytes
@@ -104,7 +105,7 @@ class Report:
     optimizer_bytes: int | None = None
 
     def __getitem__(self, path: str) -> LeafReport:
-        return {leaf.path: leaf for leaf in self.leaves}[path]
+        return at_path("report", {leaf.path: leaf for leaf in self.leaves}, path)
 
     @property
     def size(self) -> int:

@@ -77,13 +77,13 @@ class Study:
 
     @cached_property
     def values(self) -> dict[str, int] | None:
-        """Exact zeros, non-zeros under the mask, and near-zeros among the kept."""
+        """Exact zeros, non-zeros under the mask, near-zeros among the kept, NaN and infinities."""
         w = self.entry.dense
         if w is None:
             return None
         mask = np.ones((), bool) if self.mask is None else self.mask
         parts = _value_counts(jnp.asarray(w), jnp.asarray(mask))
-        names = ("zeros", "under_mask", "near_zeros")
+        names = ("zeros", "under_mask", "near_zeros", "not_finite")
         return {n: int(np.asarray(p).sum(dtype=np.int64)) for n, p in zip(names, parts)}
 
 
@@ -91,7 +91,8 @@ class Study:
 def _value_counts(w, mask):
     size = jnp.abs(w.astype(jnp.promote_types(w.dtype, jnp.float32)))
     near = (size > 0) & (size <= TOLERANCE * jnp.max(size, initial=0)) & mask
-    return row_counts(size == 0), row_counts((size != 0) & ~mask), row_counts(near)
+    under_mask = (size != 0) & ~mask
+    return tuple(map(row_counts, (size == 0, under_mask, near, ~jnp.isfinite(size))))
 
 
 def studies(

@@ -59,7 +59,9 @@ def compress(model: Module, plan: Plan, masks: PyTree | None = None) -> Module:
             f"nn.compress takes an NNX module, got a {type(model).__name__}; for a tree of "
             "parameters use sj.compress(params, plan)."
         )
-    check_plan("nn.compress", plan)
+    advice = "for masks alone, nn.compress(model, plan, masks) with the plan they were made by"
+    check_plan("nn.compress", plan, advice)
+    _check_dense(model, plan)
     params = pure(model)
     if masks is None:
         masks = plan.masks(magnitude(params))
@@ -73,6 +75,16 @@ def compress(model: Module, plan: Plan, masks: PyTree | None = None) -> Module:
         if name is not None:
             _replace_kernel(layers, patterns[name], found[name], name)
     return model
+
+
+def _check_dense(model: nnx.Module, plan: Plan) -> None:
+    for path, module in nnx.iter_modules(model):
+        name = "/".join(map(str, path))
+        if isinstance(module, SparseKernel) and name in plan:
+            raise ValueError(
+                f"nn.compress: {name} is already compressed; give the dense model, once: "
+                "sj.nn.compress(model, plan, masks)."
+            )
 
 
 def _final(pattern: Any) -> Any:

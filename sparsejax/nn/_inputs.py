@@ -31,6 +31,8 @@ def input_grams(
 
     Raises:
       ValueError: If there are no batches, or no linear layer of the model ran.
+      TypeError: If the model does not take a batch that is a tuple, list or dict, and `call` does
+        not say what it gets.
 
     Reference:
       Sun et al., 2023 (arXiv 2306.11695); Frantar and Alistarh, 2023 (arXiv 2301.00774).
@@ -62,7 +64,7 @@ def input_grams(
 
     total: dict[str, Array] = {}
     for batch in batches:
-        grams = grams_of(state, batch)
+        grams = _told(grams_of, state, batch, call)
         total |= {n: total[n] + grams[n] if n in total else grams[n] for n in order if n in grams}
     if not total:
         raise ValueError(
@@ -70,6 +72,21 @@ def input_grams(
             "nnx.LinearGeneral or nnx.Einsum layers."
         )
     return total
+
+
+def _told(grams_of: Callable[..., Any], state: Any, batch: Any, call: Any) -> dict[str, Array]:
+    """The Gram matrices of a batch; what the model says of several arrays at once, in our words."""
+    try:
+        return grams_of(state, batch)
+    except (TypeError, ValueError, AttributeError) as error:
+        if call is not None or not isinstance(batch, tuple | list | dict):
+            raise
+        first = next(iter(batch)) if isinstance(batch, dict) else 0
+        raise TypeError(
+            f"input_grams: the model was given a batch that is a {type(batch).__name__} of "
+            f"{len(batch)}; say what it gets of it: call=lambda model, batch: "
+            f"model(batch[{first!r}])."
+        ) from error
 
 
 def _listen(layer: Any, name: str, found: dict[str, Array]) -> None:

@@ -12,7 +12,8 @@ from jaxtyping import Array, Int, PyTree
 from .._tree import is_gap
 from ..masks import Plan, magnitude
 from ..masks._plan import check_plan
-from ._pruning import check_params, next_step
+from ._check import check_params, check_step
+from ._pruning import next_step
 
 
 class PrunedDecayState(NamedTuple):
@@ -113,6 +114,8 @@ def mask_decay_schedule(
     """
     if kind not in ("linear", "exponential"):
         raise ValueError(f'kind={kind!r} must be "linear" or "exponential".')
+    check_step("mask_decay_schedule", "begin", begin)
+    check_step("mask_decay_schedule", "end", end)
     if rate < 0 or (end is not None and end < begin):
         raise ValueError(f"rate={rate} must be >= 0 and end={end} not before begin={begin}.")
 
@@ -154,6 +157,9 @@ def stage_schedule(
       >>> [float(fraction(t)) for t in (0, 1, 2, 5, 6, 9)]
       [0.0, 0.0, 0.5, 0.5, 1.0, 1.0]
     """
+    given = {"stages": stages, "total": total, "dense": dense, "fine_tune": fine_tune}
+    for name, value in given.items():
+        check_step("stage_schedule", name, value)
     steps = total - dense - fine_tune
     if stages < 1 or steps < 1 or dense < 0 or fine_tune < 0:
         raise ValueError(

@@ -14,16 +14,8 @@ from .._tree import is_gap, map_named, named_leaves
 from ..masks import Plan, magnitude, random
 from ..masks._pattern import Pooled
 from ..masks._plan import check_plan
-from ._pruning import (
-    at_step,
-    check_every,
-    check_fraction,
-    check_params,
-    masked_updates,
-    next_step,
-    reset_moments,
-    zero_off,
-)
+from ._check import check_fraction, check_optimizer, check_params, check_step
+from ._pruning import at_step, masked_updates, next_step, reset_moments, zero_off
 
 # What a grown entry is worth: a function of the gradients and a key.
 Growth = Callable[[PyTree, Key[Array, ""]], PyTree]
@@ -63,7 +55,7 @@ def rigl(
       optimizer: The optimizer, which sees gradients of active entries only.
       plan: What is sparse, usually `sj.plan(..., allocate=sj.masks.erk)`.
       key: Key of the random masks to start from.
-      end: Step from which the masks stay, usually 0.75 of training.
+      end: Step from which the masks stay, usually `int(0.75 * steps)` of a training of `steps`.
       every: Steps between two changes of the masks.
       drop_fraction: Fraction dropped at step 0, decayed by a cosine; or a schedule of its own.
 
@@ -86,8 +78,8 @@ def rigl(
       >>> int(sj.get_masks(tx.init(params))["kernel"].sum())
       16
     """
+    _check("rigl", optimizer, plan, every, end, drop_fraction)
     if not callable(drop_fraction):
-        check_fraction("rigl", "drop_fraction", drop_fraction)
         drop_fraction = optax.cosine_decay_schedule(drop_fraction, end)
 
     def gradient(grads, key):
@@ -137,13 +129,11 @@ def set_(
       >>> int(sj.get_masks(tx.init(params))["kernel"].sum())
       16
     """
+    _check("set_", optimizer, plan, every, end, drop_fraction)
     return _dynamic(optimizer, plan, key, random, every, end, drop_fraction)
 
 
 def _dynamic(optimizer, plan, key, growth: Growth, every, end, drop_fraction):
-    _check_plan(plan)
-    check_every("dynamic sparse training", every)
-    check_fraction("dynamic sparse training", "drop_fraction", drop_fraction)
     inner = optax.with_extra_args_support(optimizer)
 
     def init(params):
@@ -227,6 +217,14 @@ def _both(old, new):
 
 def _only_new(old, new):
     return None if is_gap(old) else new & ~old
+
+
+def _check(what: str, optimizer, plan, every, end, drop_fraction) -> None:
+    check_optimizer(what, optimizer)
+    _check_plan(plan)
+    check_step(what, "every", every, 1)
+    check_step(what, "end", end)
+    check_fraction(what, "drop_fraction", drop_fraction)
 
 
 def _check_plan(plan: Plan) -> None:

@@ -10,14 +10,8 @@ from jaxtyping import Array, Int, PyTree
 from .._tree import is_gap, map_named
 from ..masks import Plan, Unstructured
 from ..masks._plan import check_plan
-from ._pruning import (
-    at_step,
-    check_fraction,
-    check_params,
-    check_some,
-    masked_updates,
-    next_step,
-)
+from ._check import check_fraction, check_params, check_some
+from ._pruning import at_step, masked_updates, next_step
 
 
 class MovementState(NamedTuple):
@@ -142,7 +136,7 @@ def _scored(what: str, plan: Plan, choose, learning_rate, pull):
         plan.full_masks(params)  # checks the shapes
         scores, count = map_named(zero, params), jnp.zeros((), jnp.int32)
         masks = choose(scores, count)
-        check_some(what, "plan", sorted(planned), masks, params)
+        check_some(what, sorted(planned), masks, params)
         return MovementState(count, masks, scores)
 
     def update(updates, state, params=None, **extra):

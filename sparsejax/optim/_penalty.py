@@ -6,8 +6,8 @@ import optax
 from jaxtyping import PyTree
 
 from .._tree import map_named, named_leaves
+from ._check import check_masks, check_params, named_masks
 from ._proximal import Rules, check_penalty, check_rules, labels_of, matched_leaves
-from ._pruning import check_masks, check_params, named_masks
 
 
 def add_penalty(

@@ -11,7 +11,8 @@ from jaxtyping import Array, Int, PyTree
 
 from ..masks import Plan, magnitude
 from ..masks._plan import check_plan
-from ._pruning import check_params, check_some, masked_updates, next_step, reset_moments, zero_off
+from ._check import check_optimizer, check_params, check_some, check_step
+from ._pruning import masked_updates, next_step, reset_moments, zero_off
 
 
 class PhaseState(NamedTuple):
@@ -59,8 +60,11 @@ def acdc(
       >>> seen
       [[2.5, 0.5], [2.0, 0.0], [1.5, -0.5]]
     """
+    check_optimizer("acdc", optimizer)
     pairs = [tuple(np.atleast_1d(phase).tolist()) for phase in phases]
     bounds = [step for pair in pairs for step in pair]
+    for step in bounds:
+        check_step("acdc", "phases", step)
     if (
         not bounds
         or any(len(pair) != 2 for pair in pairs)
@@ -78,7 +82,7 @@ def acdc(
 
     def init(params):
         masks = plan.full_masks(params)
-        check_some("acdc", "plan", [leaf.name for leaf in plan.leaves], masks, params)
+        check_some("acdc", [leaf.name for leaf in plan.leaves], masks, params)
         return PhaseState(jnp.zeros((), jnp.int32), masks, inner.init(params))
 
     def update(updates, state, params=None, **extra):

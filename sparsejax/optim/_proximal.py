@@ -12,7 +12,8 @@ from jaxtyping import Array, Int, PyTree
 
 from .._tree import is_kernel, map_named, named_leaves
 from ..prox import Penalty
-from ._pruning import at_step, check_params, next_step
+from ._check import check_params
+from ._pruning import at_step, next_step
 
 # None leaves what the rule finds as it is.
 Rules = Penalty | Mapping[str, Penalty | None]

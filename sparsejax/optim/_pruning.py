@@ -1,7 +1,7 @@
 """Masks in the optimizer state: pruning, given masks, masks that follow dense weights."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -10,17 +10,21 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Int, PyTree
 
-from .._tree import is_gap, map_named, named_leaves, pure
+from .._tree import is_gap, pure
 from ..masks import Plan, magnitude
 from ..masks._plan import check_plan
+from ._check import (
+    check_fraction,
+    check_masks,
+    check_number,
+    check_params,
+    check_some,
+    check_step,
+    is_known,
+    named_masks,
+)
 
 _HERE = __name__.rpartition(".")[0]
-
-# What optax raises for a transformation that needs the parameters.
-_NO_PARAMS = (
-    "You are using a transformation that requires the current value of parameters, but you are "
-    "not passing `params` when calling `update`."
-)
 
 
 class PruneState(NamedTuple):
@@ -77,13 +81,15 @@ def prune(
 
     check_plan("prune", plan)
     check_fraction("prune", "schedule", schedule)
-    check_every("prune", every)
-    if isinstance(begin, int) and isinstance(end, int) and end < begin:
+    check_step("prune", "every", every, 1)
+    check_step("prune", "begin", begin)
+    check_step("prune", "end", end)
+    if is_known(begin) and is_known(end) and end < begin:
         raise ValueError(f"prune(begin={begin}, end={end}) ends before it begins.")
 
     def init(params):
         masks = plan.full_masks(params)
-        check_some("prune", "plan", [leaf.name for leaf in plan.leaves], masks, params)
+        check_some("prune", [leaf.name for leaf in plan.leaves], masks, params)
         return PruneState(jnp.zeros((), jnp.int32), masks)
 
     def update(updates, state, params=None, **extra):
@@ -123,7 +129,8 @@ def keep_masked(masks: PyTree) -> optax.GradientTransformationExtraArgs:
       A transformation whose state has `masks`.
 
     Raises:
-      ValueError: If a mask has another shape than its leaf, or `update` gets no parameters.
+      ValueError: If a mask has another shape than its leaf or belongs to no leaf, or `update`
+        gets no parameters.
       TypeError: If a mask is not boolean.
 
     Reference:
@@ -196,6 +203,7 @@ def track_masks(
 
     check_plan("track_masks", plan)
     check_fraction("track_masks", "schedule", schedule)
+    check_number("track_masks", "pruned_scale", pruned_scale)
 
     def state_at(count, params):
         masks = plan.masks(magnitude(params), at_step(schedule, count))
@@ -219,7 +227,8 @@ def get_masks(opt_state: PyTree) -> PyTree:
     r"""The masks in any nested optimizer state, merged, as a tree like the parameters.
 
     Works through `chain`, `partition`, `MultiSteps`, `inject_hyperparams` and `nnx.Optimizer`.
-    Where two transformations have a mask for the same leaf, the later one counts.
+    Where two transformations have a mask for the same leaf, the later one counts; those of
+    `subset` say what trains, not what is zero, and count where there is no other.
 
     Args:
       opt_state: A state of optax, or `nnx.Optimizer.opt_state`.
@@ -239,7 +248,10 @@ def get_masks(opt_state: PyTree) -> PyTree:
       True
     """
     states = jax.tree.leaves(opt_state, is_leaf=_has_masks)
-    found = [pure(masks) for state in states if _has_masks(state) for masks in _masks_of(state)]
+    holders = [x for state in states if _has_masks(state) for x in _holders(state)]
+    # Stable: where something else has masks, those of subset come first and are overruled.
+    holders.sort(key=lambda x: type(x).__name__ != "SubsetState")
+    found = [pure(x.masks) for x in holders]
     if not found:
         raise ValueError(
             "get_masks: nothing in this optimizer state has masks; chain sj.optim.prune, "
@@ -254,10 +266,10 @@ def _has_masks(x: Any) -> bool:
     return isinstance(x, tuple) and hasattr(x, "masks") and type(x).__module__.startswith(_HERE)
 
 
-def _masks_of(state: Any) -> list[PyTree]:
-    """Its masks, after those of the transformations that it wraps."""
+def _holders(state: Any) -> list[Any]:
+    """The state, after those that it wraps and that have masks, too."""
     inner = jax.tree.leaves(getattr(state, "inner", None), is_leaf=_has_masks)
-    return [masks for x in inner if _has_masks(x) for masks in _masks_of(x)] + [state.masks]
+    return [x for found in inner if _has_masks(found) for x in _holders(found)] + [state]
 
 
 def _merge(first: PyTree, later: PyTree) -> PyTree:
@@ -313,57 +325,3 @@ def next_step(count: Int[Array, ""]) -> Int[Array, ""]:
 def at_step(schedule: optax.ScalarOrSchedule, count: Int[Array, ""]) -> Any:
     """The value of a number or a schedule at a step."""
     return schedule(count) if callable(schedule) else schedule
-
-
-def check_params(params: PyTree) -> None:
-    """Raises what optax raises if there are no parameters."""
-    if params is None:
-        raise ValueError(_NO_PARAMS)
-
-
-def named_masks(what: str, masks: PyTree) -> dict[str, Array]:
-    """Given masks by the path of their leaf."""
-    if isinstance(masks, Plan):
-        raise TypeError(f"{what} takes masks, got a plan; plan.masks(scores) makes them.")
-    by_name = {name: jnp.asarray(m) for name, m in named_leaves(pure(masks)).items()}
-    for name, mask in by_name.items():
-        if mask.dtype != bool:
-            raise TypeError(f"{what}: the mask of {name} is {mask.dtype}, not boolean.")
-    return by_name
-
-
-def check_masks(what: str, params: PyTree, by_name: Mapping[str, Array]) -> PyTree:
-    """Given masks as a tree like the parameters, each in the shape of its leaf."""
-
-    def check(name, leaf, mask):
-        if mask is not None and mask.shape != leaf.shape:
-            raise ValueError(
-                f"{what}: {name} has shape {leaf.shape} and its mask shape {mask.shape}."
-            )
-        return mask
-
-    found = map_named(check, params, by_name)
-    check_some(what, "masks", list(by_name), found, params)
-    return found
-
-
-def check_some(what: str, given: str, names: list[str], masks: PyTree, params: PyTree) -> None:
-    """Raises if none of the named leaves is there; some may be, a tree may be partial."""
-    leaves = named_leaves(params)
-    if names and leaves and not jax.tree.leaves(masks):
-        raise ValueError(
-            f"{what}: the {given} are of {', '.join(names)} but the parameters are "
-            f"{', '.join(leaves)}; make them from these parameters."
-        )
-
-
-def check_every(what: str, every: ArrayLike) -> None:
-    """Raises if a number of steps is known and not at least 1."""
-    if isinstance(every, int | float) and every < 1:
-        raise ValueError(f"{what}: every={every} must be at least 1 step.")
-
-
-def check_fraction(what: str, name: str, value: Any) -> None:
-    """Raises if a number that is known is not in [0, 1]."""
-    if isinstance(value, int | float) and not 0 <= value <= 1:
-        raise ValueError(f"{what}: {name}={value} must be a fraction in [0, 1].")

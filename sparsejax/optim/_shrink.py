@@ -11,15 +11,8 @@ from jaxtyping import Array, Int, PyTree
 from .._tree import is_gap
 from ..masks import Plan, magnitude
 from ..masks._plan import check_plan
-from ._pruning import (
-    at_step,
-    check_every,
-    check_fraction,
-    check_params,
-    check_some,
-    next_step,
-    zero_off,
-)
+from ._check import check_fraction, check_params, check_some, check_step
+from ._pruning import at_step, next_step, zero_off
 
 
 class ShrinkState(NamedTuple):
@@ -79,11 +72,12 @@ def iterative_shrinkage(
 
     check_plan("iterative_shrinkage", plan)
     check_fraction("iterative_shrinkage", "alpha", alpha)
-    check_every("iterative_shrinkage", every)
+    check_step("iterative_shrinkage", "every", every, 1)
+    check_step("iterative_shrinkage", "prune_steps", prune_steps)
 
     def init(params):
         masks = plan.full_masks(params)
-        check_some("iterative_shrinkage", "plan", [x.name for x in plan.leaves], masks, params)
+        check_some("iterative_shrinkage", [x.name for x in plan.leaves], masks, params)
         return ShrinkState(jnp.zeros((), jnp.int32), masks)
 
     def update(updates, state, params=None, **extra):

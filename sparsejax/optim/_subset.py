@@ -10,12 +10,14 @@ from jax.core import Tracer
 from jaxtyping import PyTree
 
 from .._tree import is_gap, map_named, named_leaves
-from ._pruning import check_masks, masked_updates, named_masks
+from ._check import check_masks, check_optimizer, named_masks
+from ._pruning import masked_updates
 
 
 class SubsetState(NamedTuple):
-    """State of `subset`: the state of the optimizer, of the selected entries if compact."""
+    """State of `subset`: the masks, the state of the optimizer (of their entries if compact)."""
 
+    masks: PyTree
     inner: optax.OptState
 
 
@@ -32,16 +34,16 @@ def subset(
       optimizer: The optimizer.
       masks: Boolean arrays by the path of the leaf, such as `sj.masks.changed(before, after)`.
       compact: Whether the optimizer sees the selected entries as vectors, so that its state has
-        their size. It must then be elementwise (Adam, SGD, not Adafactor or Muon) and the masks
-        known when this is called; in a chain of transformations parameters that it asks for are
-        gathered, too.
+        their size. It must then be elementwise (Adam, SGD, not Adafactor, which is refused by
+        the shapes of its state, nor Muon, which has those of Adam) and the masks known when this
+        is called; in a chain of transformations parameters that it asks for are gathered, too.
 
     Returns:
-      A transformation whose state has `inner`.
+      A transformation whose state has `masks` and `inner`.
 
     Raises:
-      ValueError: If nothing is selected, a mask has another shape than its leaf, or none belongs
-        to a leaf.
+      ValueError: If nothing is selected, a mask has another shape than its leaf or belongs to no
+        leaf, or the optimizer is not elementwise although `compact`.
       TypeError: If a mask is not boolean.
 
     Reference:
@@ -58,6 +60,7 @@ def subset(
       >>> new["w"].round(2).tolist(), optax.tree.get(state, "mu")["w"].shape
       ([0.5, 1.0, 0.5], (2,))
     """
+    check_optimizer("subset", optimizer)
     by_name = named_masks("subset", masks)
     _check_some_entry(by_name)
     inner = optax.with_extra_args_support(optimizer)
@@ -76,14 +79,16 @@ def subset(
         return map_named(lambda name, x, at: None if at is None else _take(x, at), tree, places)
 
     def init(params):
-        check_masks("subset", params, by_name)
-        return SubsetState(inner.init(gather(params) if compact else params))
+        found = check_masks("subset", params, by_name)
+        if compact:
+            _check_elementwise(optimizer, params)
+        return SubsetState(found, inner.init(gather(params) if compact else params))
 
     def update(updates, state, params=None, **extra):
         if not compact:
             found = aligned(updates)
             moves, new = inner.update(masked_updates(updates, found), state.inner, params, **extra)
-            return masked_updates(moves, found, off=-0.0), SubsetState(new)
+            return masked_updates(moves, found, off=-0.0), SubsetState(state.masks, new)
         few = None if params is None else gather(params)
         moves, new = inner.update(gather(updates), state.inner, few, **extra)
 
@@ -93,7 +98,7 @@ def subset(
             return still if at is None else _put(still, move, at)
 
         moves = map_named(scatter, updates, named_leaves(moves), places)
-        return moves, SubsetState(new)
+        return moves, SubsetState(state.masks, new)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -105,6 +110,24 @@ def _check_some_entry(masks: dict[str, Any]) -> None:
             "subset: the masks select no entry, nothing would train; lower the tolerance or "
             "threshold that made them."
         )
+
+
+def _check_elementwise(optimizer: optax.GradientTransformation, params: PyTree) -> None:
+    """Raises if the state has leaves of other shapes than their parameters, by shapes only."""
+    if not named_leaves(params):
+        return
+    state = jax.eval_shape(optimizer.init, params)
+
+    def check(moment, p):
+        if not is_gap(moment) and not is_gap(p) and jnp.shape(moment) != jnp.shape(p):
+            raise ValueError(
+                f"subset(compact=True) needs an elementwise optimizer such as optax.adam: this one "
+                f"has a state of shape {jnp.shape(moment)} for a parameter of shape "
+                f"{jnp.shape(p)}; leave out compact=True."
+            )
+        return moment
+
+    optax.tree.map_params(optimizer, check, state, params, is_leaf=is_gap)
 
 
 def _take(x: Any, places: Any) -> Any:

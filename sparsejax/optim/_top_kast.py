@@ -11,7 +11,8 @@ from jaxtyping import Array, Int, PyTree
 from .._tree import is_gap
 from ..masks import Plan, magnitude
 from ..masks._plan import check_plan
-from ._pruning import check_every, check_params, check_some, masked_updates, next_step
+from ._check import check_optimizer, check_params, check_some, check_step
+from ._pruning import masked_updates, next_step
 
 
 class TopKASTState(NamedTuple):
@@ -65,9 +66,10 @@ def top_kast(
       >>> optax.apply_updates(params, updates)["kernel"].ravel().tolist()
       [3.0, 2.0, 2.0, 1.0]
     """
+    check_optimizer("top_kast", optimizer)
     check_plan("top_kast", plan)
     check_plan("top_kast", backward)
-    check_every("top_kast", every)
+    check_step("top_kast", "every", every, 1)
     _check_nested(plan, backward)
     inner = optax.with_extra_args_support(optimizer)
     names = [leaf.name for leaf in plan.leaves]
@@ -78,7 +80,7 @@ def top_kast(
 
     def init(params):
         masks, wider = choose(params)
-        check_some("top_kast", "plan", names, masks, params)
+        check_some("top_kast", names, masks, params)
         return TopKASTState(jnp.zeros((), jnp.int32), masks, wider, inner.init(params))
 
     def update(updates, state, params=None, **extra):

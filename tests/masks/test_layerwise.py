@@ -184,3 +184,12 @@ def test_a_gram_matrix_that_is_not_positive_definite_is_refused():
             sj.masks.sparsegpt(params, {"kernel": gram}, plan, damping=0.0)
     with pytest.raises(ValueError, match="block=0"):
         sj.masks.sparsegpt(params, {"kernel": jnp.eye(4)}, plan, block=0)
+
+
+def test_arguments_in_another_order_are_told():
+    params, grams = {"kernel": jnp.ones((4, 2))}, {"kernel": jnp.eye(4)}
+    plan = sj.plan(params, sj.NM(2, 4))
+    for name in ("wanda", "sparsegpt"):
+        method = getattr(sj.masks, name).__wrapped__  # as without the type checks of the tests
+        with pytest.raises(TypeError, match=rf"got a dict; the order is .*{name}\(params, grams,"):
+            method(params, plan, grams)

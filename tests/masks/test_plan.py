@@ -233,6 +233,10 @@ def test_what_is_meant_is_told():
         sj.plan(params, {"kernel$": 0.9})
     with pytest.raises(ValueError, match="the plan is of kernel but the leaves are weight"):
         plan.masks({"weight": jnp.ones((4, 4))})
+    with pytest.raises(ValueError, match="but the leaves are one array without a path; make"):
+        plan.masks(jnp.ones((4, 4)))
+    with pytest.raises(KeyError, match="plan has no 'zz'; it has kernel"):
+        plan["zz"]
     with pytest.raises(TypeError, match="takes masks, got a plan"):
         sj.masks.apply_masks(params, plan)
     with pytest.raises(TypeError, match="takes masks, got a plan"):

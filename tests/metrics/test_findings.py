@@ -54,6 +54,17 @@ TOGETHER_MASKS = TOGETHER.masks(sj.masks.random(TWO, jax.random.key(0)))
 COLUMNS = FULL & (jnp.arange(8) < 4)
 DEAD = FREE & (jnp.arange(8) != 3) & (jnp.arange(16) != 5)[:, None]
 
+UNUSED = FREE.at[5].set(False)
+
+
+def behind_another(mask):
+    """The second kernel of two: its inputs are units, not features of the data."""
+    case = masked(mask)
+    return {name: {"a_first": {"kernel": None}} | tree for name, tree in case.items()} | {
+        "model": case["model"] | {"a_first": {"kernel": W}}
+    }
+
+
 # Finding: (a case that triggers it, one like it that does not).
 CASES = {
     "E1": (dict(masked(NM), model={"kernel": W}), masked(NM)),
@@ -85,7 +96,12 @@ CASES = {
     ),
     "E4": (masked(jnp.zeros((16, 8), bool)), masked(FREE)),
     "E4 dead units": (masked(DEAD), masked(COLUMNS)),
+    "E4 unused inputs": (behind_another(UNUSED), masked(UNUSED)),
     "E5": (planned(FREE, sj.NM(3, 6), zeros=64), planned(FREE, sj.NM(4, 8), zeros=64)),
+    "E6": (
+        dict(model={"kernel": W.at[0, :3].set(jnp.array([jnp.nan, jnp.inf, -jnp.inf]))}),
+        dict(model={"kernel": W}),
+    ),
     "W1": (
         dict(
             model={"embedding": jnp.where(FREE, W, 0), "kernel": W},
@@ -144,7 +160,12 @@ def test_findings_say_where_and_how_many():
     (error,) = [f for f in report(**CASES["E1"][0]).findings if f.code == "E1"]
     assert (error.level, error.path) == ("error", "kernel") and "64 values" in error.text
     (error,) = [f for f in report(**CASES["E4 dead units"][0]).findings if f.code == "E4"]
+    assert "1 of 8 units have no inputs" in error.text and "not used" not in error.text
+    (error,) = [f for f in report(**behind_another(DEAD)).findings if f.code == "E4"]
     assert "1 of 8 units have no inputs, 1 of 16 inputs are not used" in error.text
+    (error,) = [f for f in report(**CASES["E6"][0]).findings if f.code == "E6"]
+    assert (error.level, error.path) == ("error", "kernel")
+    assert "3 of 128 values are NaN or infinite" in error.text
     (error,) = [f for f in report(**CASES["E2"][0]).findings if f.code == "E2"]
     assert "64 entries stay, 32 are planned" in str(error)
     (warning,) = [f for f in report(**CASES["W3"][0]).findings if f.code == "W3"]
@@ -171,7 +192,8 @@ def test_the_first_layer_in_order_of_use():
 def test_dead_units_of_convolutions_and_stacked_kernels():
     w = jnp.ones((3, 3, 4, 6)).at[..., 1, :].set(0).at[1, 1, 2].set(0).at[..., 5].set(0)
     w = w.at[0, 0, 0, 0].set(0)  # not an outer product
-    (error,) = [f for f in report({"kernel": w}).findings if f.code == "E4"]
+    model = {"a_first": {"kernel": W}, "kernel": w}
+    (error,) = [f for f in report(model).findings if f.code == "E4"]
     assert "1 of 6 units have no inputs, 1 of 4 inputs are not used" in error.text
     layers = jnp.ones((2, 4, 4)).at[1, :, 2].set(0).at[0, 0, 0].set(0)
     plan = sj.plan({"kernel": layers}, sj.Unstructured(0.2, stacked=1))

@@ -153,6 +153,15 @@ def test_accidental_zeros_do_not_count():
     assert (found.kept, found.value_zeros) == (3, 1)
 
 
+def test_a_fit_by_accident_is_not_shown():
+    params = {"kernel": jax.random.normal(jax.random.key(0), (64, 256))}
+    masks = sj.plan(params, sj.Unstructured(0.97)).masks(sj.masks.magnitude(params))
+    found = report(sj.masks.apply_masks(params, masks), masks)
+    assert found["kernel"].chance > 0.5 and found["kernel"].fits == "4:8"
+    assert "4:8" not in str(found) and "unstructured" in str(found)
+    assert "W4" in {f.code for f in found.findings}
+
+
 def test_shapes_beyond_32_bits():
     shapes = {
         "kernel": jax.ShapeDtypeStruct((2**17, 2**16), jnp.bfloat16),
@@ -343,6 +352,8 @@ def test_mistakes_are_named():
     with pytest.raises(ValueError, match="no parameters"):
         report({})
     plan = sj.plan({"dense": {"kernel": jnp.ones((8, 4))}}, sj.NM(2, 4))
+    with pytest.raises(KeyError, match="report has no 'zz'; it has dense/kernel"):
+        report({"dense": {"kernel": jnp.ones((8, 4))}})["zz"]
     with pytest.raises(ValueError, match=r"planned with shape \(8, 4\) and now has shape \(4, 4\)"):
         report(params, plan=plan)
 

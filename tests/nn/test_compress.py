@@ -195,3 +195,16 @@ def test_tied_kernels_stay_tied():
     x = jax.random.normal(jax.random.key(1), (3, 8))
     kernel = fast.a.kernel[...].todense()
     np.testing.assert_allclose(fast(x), x @ kernel @ kernel, rtol=1e-5, atol=1e-6)
+
+
+def test_what_is_compressed_is_not_compressed_again():
+    model = nnx.Sequential(nnx.Linear(8, 8, rngs=nnx.Rngs(0)), nnx.Linear(8, 4, rngs=nnx.Rngs(0)))
+    rules = {"layers/0/kernel$": sj.NM(2, 4)}
+    fast = sj.nn.compress(model, sj.plan(model, rules))
+    with pytest.raises(ValueError, match="layers/0/kernel is already compressed"):
+        sj.nn.compress(fast, sj.plan(model, rules))
+    other = sj.nn.compress(fast, sj.plan(fast, {"layers/1/kernel$": sj.NM(2, 4)}))
+    assert is_compressed(other, "layers/0") and is_compressed(other, "layers/1")
+    whole = sj.nn.compress(model, sj.plan(model, sj.NM(2, 4)))
+    with pytest.raises(ValueError, match="layers/0/kernel, layers/1/kernel are already compressed"):
+        sj.plan(whole, sj.NM(2, 4))

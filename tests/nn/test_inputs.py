@@ -50,3 +50,13 @@ def test_a_layer_called_twice_adds_up_and_call_says_how():
 def test_nothing_ran():
     with pytest.raises(ValueError, match="no linear layer ran"):
         sj.nn.input_grams(nnx.Linear(4, 4, rngs=nnx.Rngs(0)), [])
+
+
+def test_a_batch_of_several_arrays_needs_call():
+    model, x = nnx.Linear(4, 4, rngs=nnx.Rngs(0)), jnp.ones((3, 4))
+    with pytest.raises(TypeError, match=r"tuple of 2; .* call=lambda model, batch: model\(batch\["):
+        sj.nn.input_grams(model, [(x, jnp.zeros(3, int))])
+    with pytest.raises(TypeError, match=r"model\(batch\['image'\]\)"):
+        sj.nn.input_grams(model, [{"image": x, "label": jnp.zeros(3, int)}])
+    found = sj.nn.input_grams(model, [(x, jnp.zeros(3, int))], lambda model, batch: model(batch[0]))
+    np.testing.assert_array_equal(found["kernel"], x.T @ x)

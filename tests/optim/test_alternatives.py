@@ -284,7 +284,7 @@ SGD, KEY = optax.sgd(RATE), jax.random.key(0)
     "make, message",
     [
         (lambda: sj.optim.rigl(SGD, PLAN, KEY, end=9, every=0), "every=0 must"),
-        (lambda: sj.optim.set_(SGD, PLAN, KEY, end=9, every=0.5), "every=0.5 must"),
+        (lambda: sj.optim.set_(SGD, PLAN, KEY, end=9, every=0.5), "every=0.5 is a step"),
         (lambda: sj.optim.top_kast(SGD, PLAN, WIDER, every=0), "every=0 must"),
         (lambda: sj.optim.iterative_shrinkage(PLAN, every=0), "every=0 must"),
         (lambda: sj.optim.iterative_shrinkage(PLAN, 2.0), "alpha=2.0 must"),

@@ -102,7 +102,7 @@ MEMBERS = {
 EXACT = {"prune", "keep_masked", "acdc", "iterative_shrinkage"}
 SPARSE = EXACT | {"rigl", "set_", "proximal", "proximal_sgd", "proximal_adam"}
 MASKED = EXACT | {"rigl", "set_", "track_masks", "add_pruned_decay", "sr_ste"}
-MASKED |= {"movement", "soft_movement", "top_kast"}
+MASKED |= {"movement", "soft_movement", "top_kast", "subset"}
 
 every_member = pytest.mark.parametrize("name", MEMBERS)
 
