@@ -184,3 +184,11 @@ def test_a_gram_matrix_that_is_not_positive_definite_is_refused():
             sj.masks.sparsegpt(params, {"kernel": gram}, plan, damping=0.0)
     with pytest.raises(ValueError, match="block=0"):
         sj.masks.sparsegpt(params, {"kernel": jnp.eye(4)}, plan, block=0)
+
+
+def test_inputs_that_are_not_finite_are_refused():
+    params = {"kernel": jnp.ones((4, 2))}
+    plan = sj.plan(params, FanIn(0.5))
+    for bad in (jnp.full(4, jnp.nan), jnp.full((4, 4), jnp.nan), -jnp.eye(4)):
+        with pytest.raises(ValueError, match="wanda: the inputs of kernel .* not finite"):
+            sj.masks.wanda(params, {"kernel": bad}, plan)
