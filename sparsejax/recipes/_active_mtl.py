@@ -11,6 +11,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from .._arguments import check_key
 from ..solve import lambda_max, lasso_path, min_norm
 from ..solve._algebra import magnitude
 from ..solve._duality import Units, near_one
