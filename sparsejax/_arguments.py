@@ -37,7 +37,7 @@ def check_fraction(name: str, value: Any) -> None:
 def check_key(name: str, key: Any) -> None:
     """Raises if `key` is not one random key; those of `jax.random.PRNGKey` are taken too."""
     dtype, shape = getattr(key, "dtype", None), jnp.shape(key) if hasattr(key, "shape") else None
-    typed = dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
+    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
     if (typed and shape == ()) or (dtype == jnp.uint32 and shape is not None and len(shape) == 1):
         return
     got = repr(key) if shape is None else f"an array {dtype} of shape {shape}"
