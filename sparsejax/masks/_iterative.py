@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import PyTree
 
+from .._arguments import check_count
 from .._tree import is_gap
 from ._apply import apply_masks
 from ._plan import Plan
@@ -32,6 +33,7 @@ def iterative(
 
     Raises:
       ValueError: If there are no rounds.
+      TypeError: If `rounds` is not an integer.
 
     Reference:
       Tanaka et al., 2020 (arXiv 2006.05467); de Jorge et al., Progressive Skeletonization, 2020
@@ -46,8 +48,7 @@ def iterative(
       >>> sum(int(m["kernel"].sum()) for m in masks.values())
       8
     """
-    if rounds < 1:
-        raise ValueError(f"iterative(rounds={rounds}) must have at least one round.")
+    check_count("rounds", rounds)
     density = 1 - plan.sparsity
 
     def one(r, masks):

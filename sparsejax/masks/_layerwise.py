@@ -10,6 +10,7 @@ from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, PyTree
 
+from .._arguments import is_infinite_in
 from .._select import nm_mask, topk_mask
 from .._tree import map_named, named_leaves
 from .._view import MatrixView, matrix_view
@@ -34,7 +35,8 @@ def wanda(params: PyTree, inputs: PyTree, plan: Plan) -> PyTree:
       The tree of scores; None for leaves that are not planned.
 
     Raises:
-      ValueError: If a planned leaf has no inputs, or of another number than it contracts.
+      ValueError: If a planned leaf has no inputs, or of another number than it contracts, or
+        (outside of jit) ones that are not finite.
 
     Reference:
       Sun et al., A Simple and Effective Pruning Approach for Large Language Models, 2023
@@ -52,6 +54,11 @@ def wanda(params: PyTree, inputs: PyTree, plan: Plan) -> PyTree:
 
     def score(leaf, w, given, view):
         norms = given if given.ndim == 1 else jnp.sqrt(jnp.diagonal(given))
+        if is_infinite_in(norms) or is_infinite_in(given):
+            raise ValueError(
+                f"wanda: the inputs of {leaf.name} {given.shape} have norms that are not finite; "
+                "give finite inputs: sj.nn.input_grams(model, batches) of batches without NaN."
+            )
         return view.from_matrix(jnp.abs(view.to_matrix(w)) * norms[:, None])
 
     return _map_planned("wanda", score, params, inputs, plan)

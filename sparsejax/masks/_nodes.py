@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Key, PyTree
 
+from .._arguments import check_key
 from .._select import topk_mask
 from .._tree import is_kernel, map_named, named_leaves, natural_order, pure
 
@@ -41,6 +42,7 @@ def node_masks(
       >>> [int(m.sum()) for m in nodes]
       [2, 1]
     """
+    check_key("key", key)
     if not 0 <= sparsity <= 1 or any(n < 1 for n in widths):
         raise ValueError(
             f"node_masks(widths={list(widths)}, sparsity={sparsity}): the widths must be at least "

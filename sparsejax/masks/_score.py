@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Key, PyTree
 
+from .._arguments import check_key
 from .._tree import map_named, named_leaves
 
 
@@ -53,6 +54,8 @@ def random(params: PyTree, key: Key[Array, ""]) -> PyTree:
       >>> sj.masks.random({"kernel": jnp.ones((2, 3))}, jax.random.key(0))["kernel"].shape
       (2, 3)
     """
+
+    check_key("key", key)
 
     def uniform(name, leaf):
         folded = jax.random.fold_in(key, zlib.crc32(name.encode()))

@@ -8,6 +8,7 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, PyTree
 
+from .._arguments import check_fraction, is_nan_in
 from .._select import topk_mask, topk_masks
 from .._tree import map_named, named_leaves
 
@@ -62,7 +63,9 @@ def below_threshold(
       The tree of masks; None for leaves that are not meant or hold no floats.
 
     Raises:
-      ValueError: If not one of theta and fraction is given, or `where` matches nothing.
+      ValueError: If not one of theta and fraction is given, `where` matches nothing, or (outside
+        of jit) a leaf holds NaN.
+      TypeError: If `fraction` is not a number.
 
     Reference:
       Hu et al., SaRA, 2024 (arXiv 2409.06633).
@@ -75,7 +78,10 @@ def below_threshold(
       ([True, False], [True, False])
     """
     if (theta is None) == (fraction is None):
-        raise ValueError("below_threshold needs theta or fraction: below_threshold(p, 2e-3).")
+        raise ValueError(
+            "below_threshold needs one of theta and fraction, not both: below_threshold(p, 2e-3) "
+            "or below_threshold(p, fraction=0.1)."
+        )
     sizes = {
         name: jnp.abs(p).astype(jnp.promote_types(p.dtype, jnp.float32))
         for name, p in named_leaves(params).items()
@@ -83,9 +89,14 @@ def below_threshold(
     }
     if not sizes:
         raise ValueError(f"below_threshold: where={where!r} matches none of the parameters.")
+    for name, size in sizes.items():
+        if is_nan_in(size):
+            raise ValueError(
+                f"below_threshold: {name or 'params'} {size.shape} holds NaN, which is neither "
+                "below nor above; give parameters that are numbers, or leave it out with where=."
+            )
     if fraction is not None:
-        if not 0 <= fraction <= 1:
-            raise ValueError(f"fraction={fraction} must be in [0, 1].")
+        check_fraction("fraction", fraction)
         theta = _smallest_kept(list(sizes.values()), fraction)
 
     def below(name, p):

@@ -8,6 +8,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Float, Int
 
+_HALF = 0.02  # what sums of probabilities in bfloat16 may be off
 Attack = Literal["threshold", "svc"]
 
 
@@ -55,7 +56,8 @@ def unlearning_report(
       An `UnlearningReport`.
 
     Raises:
-      ValueError: If `retain` or `test` is empty, lengths differ or a label is no class.
+      ValueError: If `retain` or `test` is empty, lengths differ, a label is no class, or a row is
+        not of probabilities: not finite, negative, or with a sum not 1 (to 0.02, for bfloat16).
 
     Reference:
       Jia et al., Model Sparsity Can Simplify Machine Unlearning, 2023 (arXiv 2304.04934).
@@ -109,7 +111,7 @@ def membership_attack(
       A fraction; that of a retrained network is the goal.
 
     Raises:
-      ValueError: If one of the three is empty or `attack` is neither.
+      ValueError: If one of the three is empty or not finite, or `attack` is neither.
       ImportError: If "svc" is asked for and scikit-learn is missing.
 
     Reference:
@@ -129,6 +131,9 @@ def membership_attack(
             f"membership_attack needs members, others and targets, got {a.size}, {b.size} and "
             f"{t.size}."
         )
+    for name, x in (("members", a), ("others", b), ("targets", t)):
+        if not np.isfinite(x).all():
+            raise ValueError(f"membership_attack: {name} {x.shape} must be finite numbers.")
     if attack not in ("threshold", "svc"):
         raise ValueError(f"attack={attack!r} must be 'threshold' or 'svc'.")
     return float(np.mean(t < _threshold(a, b)) if attack == "threshold" else _svc(a, b, t))
@@ -165,4 +170,19 @@ def _checked(name: str, probabilities, labels) -> tuple[np.ndarray, np.ndarray]:
             f"{name}: labels go from {y.min()} to {y.max()} and the probabilities are of "
             f"{p.shape[1]} classes."
         )
+    _check_rows(name, p)
     return p, y
+
+
+def _check_rows(name: str, p: np.ndarray) -> None:
+    sums = p.sum(-1)
+    wrong = ~np.isfinite(p).all(-1) | (p < 0).any(-1) | ~(np.abs(sums - 1) <= _HALF)
+    if wrong.any():
+        i = int(np.argmax(wrong))
+        what = "holds values that are not finite"
+        if np.isfinite(p[i]).all():
+            what = "is negative in places" if (p[i] < 0).any() else f"has the sum {sums[i]:.4g}"
+        raise ValueError(
+            f"{name}: row {i} of the probabilities {p.shape} {what}, and {int(wrong.sum())} rows "
+            "are not of probabilities; of logits give (jax.nn.softmax(logits), labels)."
+        )

@@ -11,6 +11,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from .._arguments import check_key
 from ..solve import lambda_max, lasso_path, min_norm
 from ..solve._algebra import magnitude
 from ..solve._duality import Units, near_one
@@ -288,6 +289,7 @@ def active_mtl(
             f"{tasks} tasks with {n0} samples of exploration and {n_min} at least after it need a "
             f"budget of {(n0 + n_min) * tasks}, got {budget}; give n0."
         )
+    check_key("key", key)
     sums = _Sums(sampler, tasks, key)
     X, y = _checked(target[0], target[1], None, "target")
     sums.width = X.shape[1]

@@ -41,7 +41,7 @@ def uniform_soup(trees: Sequence[PyTree], weights: Sequence[float] | None = None
     if not trees:
         raise ValueError("uniform_soup: there are no members to average.")
     for i, tree in enumerate(trees[1:], 1):
-        returned_params(f"member {i}", trees[0], tree)
+        returned_params(f"member {i}", trees[0], tree, finite=False)
     weights = [1 / len(trees)] * len(trees) if weights is None else list(weights)
     if len(weights) != len(trees):
         raise ValueError(f"uniform_soup: {len(trees)} members and {len(weights)} weights.")

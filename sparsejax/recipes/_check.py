@@ -1,14 +1,29 @@
 """What the recipes ask of the callables they are given, told before and after the first call."""
 
 import inspect
-import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
+from jax.core import Tracer
 from jaxtyping import PyTree
 
-from .._tree import named_leaves
+from .._arguments import check_count, check_fraction, check_key, check_number
+from .._tree import is_variable, name_of, named_leaves
+
+__all__ = [
+    "as_number",
+    "check_callable",
+    "check_count",
+    "check_fraction",
+    "check_key",
+    "check_number",
+    "check_params",
+    "check_resume",
+    "returned_params",
+    "rows_of",
+]
 
 
 def check_callable(name: str, f: Any, *arguments: str, keywords: tuple[str, ...] = ()) -> None:
@@ -28,8 +43,32 @@ def check_callable(name: str, f: Any, *arguments: str, keywords: tuple[str, ...]
         ) from None
 
 
-def returned_params(name: str, given: PyTree, returned: PyTree, masks: PyTree = None) -> PyTree:
-    """`returned`, if it is a tree of parameters like `given` and zero off the masks."""
+def check_params(what: str, params: PyTree) -> None:
+    """Raises if `params` hold variables of NNX that are not parameters, or a module as a leaf."""
+    for path, x in jax.tree.leaves_with_path(params, is_leaf=is_variable):
+        other = is_variable(x) and not isinstance(x, nnx.Param)
+        if other or isinstance(x, nnx.Module):
+            raise TypeError(
+                f"{what}: params holds {name_of(path) or 'a module'}, a {type(x).__name__} and no "
+                "nnx.Param, which would be trained as a weight. Split the model: "
+                "graphdef, params, rest = nnx.as_pure(nnx.split(model, nnx.Param, ...)); and in "
+                "the loss model = nnx.merge(graphdef, params, rest)."
+            )
+
+
+def check_resume(name: str, given: Any, kind: type) -> None:
+    """Raises if what a recipe goes on from is not of the type that it returns."""
+    if not isinstance(given, kind):
+        raise TypeError(
+            f"{name}={given!r:.80} is a {type(given).__name__} and must be the {kind.__name__} "
+            f"that an earlier call returned or gave to callback; read it from its file first."
+        )
+
+
+def returned_params(
+    name: str, given: PyTree, returned: PyTree, masks: PyTree = None, *, finite: bool = True
+) -> PyTree:
+    """`returned`, if it is a tree of parameters like `given`, zero off the masks, and finite."""
     before, after = named_leaves(given), named_leaves(returned)
     missing = [x for x in before if x not in after]
     if missing or len(before) != len(after):
@@ -43,6 +82,12 @@ def returned_params(name: str, given: PyTree, returned: PyTree, masks: PyTree = 
                 f"{name} was given {leaf} of shape {jnp.shape(w)} and returned it with shape "
                 f"{jnp.shape(after[leaf])}."
             )
+        if finite and (count := _lost(w, after[leaf])):
+            raise ValueError(
+                f"{name} returned {leaf or 'an array'} {jnp.shape(w)} with {count} values that are "
+                "not finite: lower the learning rate, or clip the gradient. Nothing earlier is "
+                "lost: callback has had each result so far; go on from one with resume=result."
+            )
     for leaf, mask in named_leaves(masks).items():
         if bool(jnp.any(jnp.where(mask, False, after[leaf] != 0))):
             raise ValueError(
@@ -52,6 +97,16 @@ def returned_params(name: str, given: PyTree, returned: PyTree, masks: PyTree = 
     return returned
 
 
+def _lost(before: Any, after: Any) -> int:
+    """Number of entries that are NaN, or have become infinite; 0 under a trace."""
+    if isinstance(before, Tracer) or isinstance(after, Tracer):
+        return 0
+    if not jnp.issubdtype(jnp.result_type(after), jnp.inexact):
+        return 0
+    was_infinite = jnp.isinf(jnp.asarray(before))  # a constant of -inf may stay
+    return int(jnp.sum(~jnp.isfinite(jnp.asarray(after)) & ~(was_infinite & jnp.isinf(after))))
+
+
 def as_number(name: str, value: Any) -> float:
     """`value` as a float; raises if it is not one number."""
     try:
@@ -59,18 +114,6 @@ def as_number(name: str, value: Any) -> float:
     except (TypeError, ValueError):
         shape = jnp.shape(value) if isinstance(value, jax.Array) else type(value).__name__
         raise TypeError(f"{name} must return one number, it returned {shape}.") from None
-
-
-def check_count(name: str, value: Any, least: int = 1) -> None:
-    """Raises if `value` is not an integer of at least `least`."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name}={value!r} must be an integer of at least {least}.")
-
-
-def check_fraction(name: str, value: float) -> None:
-    """Raises if `value` is not in [0, 1]."""
-    if not (0 <= value <= 1) or math.isnan(value):
-        raise ValueError(f"{name}={value!r} must be a fraction in [0, 1].")
 
 
 def rows_of(name: str, data: PyTree) -> int:

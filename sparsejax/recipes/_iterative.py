@@ -11,7 +11,15 @@ from jaxtyping import Array, Key, PyTree
 
 from .._tree import map_named, named_leaves
 from ..masks import Plan, apply_masks, magnitude
-from ._check import as_number, check_callable, check_count, returned_params
+from ._check import (
+    as_number,
+    check_callable,
+    check_count,
+    check_key,
+    check_params,
+    check_resume,
+    returned_params,
+)
 
 Rewind = Literal["weights", "learning_rate", "none"]
 
@@ -89,8 +97,11 @@ def iterative_prune(
       An `IterativeResult`; its `ticket` is the sparse network before training.
 
     Raises:
-      TypeError: If a callable cannot be called so, or returns something else.
-      ValueError: If `train` revives pruned entries, or a number or name is wrong.
+      TypeError: If a callable cannot be called so, or returns something else, `params` hold
+        variables of NNX that are not `nnx.Param`s, or `resume` is no `IterativeResult`.
+      ValueError: If `train` revives pruned entries or returns what is not finite (`callback` has
+        had all results before), a number or name is wrong, or `resume` is of another plan, number
+        of rounds or rewinding.
 
     Reference:
       Frankle and Carbin, The Lottery Ticket Hypothesis, 2019 (arXiv 1803.03635); Frankle et al.,
@@ -108,6 +119,10 @@ def iterative_prune(
       [[1.0, 0.0], [0.0, -1.0]]
     """
     _check(train, evaluate, callback, rounds, rewind, rewind_step)
+    check_params("iterative_prune", params)
+    check_key("key", key)
+    if resume is not None:
+        _check_resume(resume, params, plan, rounds, rewind)
     # Where to stop and start is said only if it is not the beginning.
     later = {} if rewind_step == 0 or rewind == "none" else {"start": rewind_step}
     origin = None
@@ -210,6 +225,62 @@ def report(callback: Callable[..., Any] | None, result: Any) -> None:
     """Calls the callback, if there is one."""
     if callback is not None:
         callback(result)
+
+
+def check_done(what: str, done: Any, params: PyTree, plan: Plan, steps: tuple[int, int]) -> None:
+    """Raises if the masks of a result to go on from are not those of `plan` at this step."""
+    at, of = steps
+    if at > of:
+        raise ValueError(
+            f"resume has {at} {what} and {what}={of}; resume with {what}={at} or more."
+        )
+    before, after = named_leaves(params), named_leaves(done.params)
+    if {n: jnp.shape(x) for n, x in before.items()} != {n: jnp.shape(x) for n, x in after.items()}:
+        other = [n for n in {**before, **after} if _shape(before, n) != _shape(after, n)]
+        raise ValueError(
+            f"resume: {other[0]} has shape {_shape(after, other[0])} in resume.params and "
+            f"{_shape(before, other[0])} in params; resume with the params that it began with."
+        )
+    masks, planned = named_leaves(done.masks), {x.name: x.shape for x in plan.leaves}
+    for name in {**masks, **planned}:
+        if _shape(masks, name) != planned.get(name):
+            raise ValueError(
+                f"resume: {name} has a mask of shape {_shape(masks, name)} and is planned with "
+                f"shape {planned.get(name)}; resume with the plan that it began with."
+            )
+    # As many as the plan asks for are there exactly if selecting again changes nothing.
+    again = prune_remaining(plan, magnitude(done.params), done.masks, at / of)
+    same = all(bool(jnp.array_equal(m, masks[n])) for n, m in named_leaves(again).items())
+    if not same:
+        raise ValueError(
+            f"resume has sparsity {zero_fraction(done.masks):.4f} after {at} of {of} {what}, where "
+            f"plan of sparsity {plan.sparsity:.4f} has {zero_fraction(again):.4f}; resume with the "
+            f"plan and the {what} that it began with."
+        )
+
+
+def _shape(leaves: dict[str, Any], name: str) -> tuple[int, ...] | None:
+    return tuple(jnp.shape(leaves[name])) if name in leaves else None
+
+
+def _check_resume(resume, params, plan: Plan, rounds: int, rewind: Rewind) -> None:
+    check_resume("resume", resume, IterativeResult)
+    if not resume.rounds:
+        raise ValueError("resume.rounds is empty: leave resume out to begin.")
+    if (resume.origin is None) == (rewind == "weights"):
+        began = "'learning_rate' or 'none'" if resume.origin is None else "'weights'"
+        raise ValueError(
+            f"resume began with rewind={began} (its origin is "
+            f"{'None' if resume.origin is None else 'kept'}) and cannot go on with "
+            f"rewind={rewind!r}."
+        )
+    check_done("rounds", resume, params, plan, (len(resume.rounds) - 1, rounds))
+    sparsity = zero_fraction(resume.masks)
+    if abs(sparsity - resume.rounds[-1].sparsity) > 1e-6:
+        raise ValueError(
+            f"resume.rounds[-1].sparsity is {resume.rounds[-1].sparsity:.4f} and resume.masks have "
+            f"{sparsity:.4f}: they are not of one result."
+        )
 
 
 def _score(evaluate, params) -> float | None:

@@ -14,7 +14,7 @@ from ..masks._learned import check_separate
 from ..masks._plan import check_plan
 from ..optim import keep_masked
 from ._bilevel import bilevel_gradient
-from ._check import check_callable, check_count, rows_of
+from ._check import check_callable, check_count, check_key, check_params, rows_of
 from ._training import batches
 
 
@@ -179,6 +179,8 @@ def dass(
       >>> found.params["kernel"].ravel().tolist(), bool(found.alpha[0] > found.alpha[1])
       ([0.0, 1.0], True)
     """
+    check_params("score_prune and dass", params)
+    check_key("key", key)
     _check(loss, plan, alpha, validation, (pretrain, prune, finetune))
     upper = _PUBLISHED if alpha_optimizer is None else alpha_optimizer
     held = None if validation is None else jax.tree.map(jnp.asarray, validation)

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from ..masks import apply_masks
 from ..metrics import PairedTest, paired_t_test
-from ._check import check_callable, check_count
+from ._check import check_callable, check_count, check_key
 
 
 class SearchResult(NamedTuple):
@@ -73,6 +73,7 @@ def random_search(
     check_callable("loss", loss, "params", "masks")
     check_callable("sample", sample, "key")
     check_count("candidates", candidates)
+    check_key("key", key)
     keys = jax.random.split(key, candidates)
 
     def score(key):
@@ -161,6 +162,7 @@ def compare_random_search(
     check_callable("sample", sample, "key", "params", "sparsity")
     check_callable("train", train, "params", "masks", "key")
     check_count("trials", trials, 2)
+    check_key("key", key)
     keys = jax.random.split(key, trials)
     dense = jax.jit(jax.vmap(lambda key: _dense(start, train, key)))(keys)
 

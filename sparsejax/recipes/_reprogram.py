@@ -11,7 +11,7 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from ._check import check_callable, check_count, rows_of
+from ._check import check_callable, check_count, check_key, rows_of
 from ._iterative import fold, report
 from ._training import batches, train_masked
 
@@ -40,6 +40,7 @@ def random_mapping(key: Key[Array, ""], sources: int, targets: int) -> Int[Array
       >>> sorted(sj.recipes.random_mapping(jax.random.key(0), 3, 3).tolist())
       [0, 1, 2]
     """
+    check_key("key", key)
     _check_classes(sources, targets)
     return jax.random.permutation(key, sources)[:targets]
 
@@ -200,6 +201,7 @@ def visual_prompt(
       >>> found.mapping.tolist(), found.prompt.shape
       ([0, 1], (2, 2, 1))
     """
+    check_key("key", key)
     check_count("epochs", epochs, 0)
     check_count("batch_size", batch_size)
     n = _check_prompt(network, x, labels, size, classes, mapping, callback)
@@ -287,6 +289,7 @@ def linear_probe(
     _check_labels(labels, classes)
     d = features.shape[1]
     bound = 1 / np.sqrt(d)
+    check_key("key", key)
     start, order = jax.random.split(key)
     head = {
         "kernel": jax.random.uniform(start, (d, classes), minval=-bound, maxval=bound),
@@ -323,6 +326,7 @@ def few_shot(
       >>> rows.size
       2
     """
+    check_key("key", key)
     check_count("shots", shots)
     y = np.asarray(labels)
     if not y.size:

@@ -14,7 +14,15 @@ from .._tree import map_named, named_leaves, pure
 from ..formats import gather_values, indices_of, tap, write_back
 from ..masks import below_threshold
 from ..prox import nuclear
-from ._check import check_callable, check_count
+from ._check import (
+    check_callable,
+    check_count,
+    check_fraction,
+    check_key,
+    check_number,
+    check_params,
+    check_resume,
+)
 
 _ADAM = optax.scale_by_adam()
 
@@ -83,9 +91,10 @@ def sara(
       The state after the last step; `state.params` are the fine-tuned parameters.
 
     Raises:
-      TypeError: If `loss_fn` does not take two arguments.
-      ValueError: If nothing is selected, theta and fraction are both given, or `chunk` is less
-        than 1.
+      TypeError: If `loss_fn` does not take two arguments, `params` hold variables of NNX that are
+        not `nnx.Param`s, or `state` is no `SaRAState`.
+      ValueError: If nothing is selected, theta and fraction are both given, `chunk` is less than
+        1, or `state` is of other parameters, another fraction or more steps.
 
     Reference:
       Hu et al., SaRA: High-Efficient Diffusion Model Fine-tuning with Progressive Sparse Low-Rank
@@ -103,6 +112,8 @@ def sara(
     check_callable("loss_fn", loss_fn, "params", "key")
     check_count("steps", steps, 0)
     check_count("chunk", chunk)
+    check_params("sara", params)
+    check_key("key", key)
     params = pure(params)
     theta = _threshold(params, theta, fraction, where)
     if learning_rate is None:
@@ -110,6 +121,9 @@ def sara(
     owned = False
     if state is None:
         state = _select(0, params, theta, where)
+    else:
+        share = None if fraction is None else (theta, where)
+        _check_state(state, params, steps, progressive_step, share)
     rate = learning_rate if callable(learning_rate) else lambda step: learning_rate
     run = _runner(loss_fn, rate, weight_decay, rank_strength, rank_min_dim, rank_of_all)
     while state.step < steps:
@@ -187,8 +201,11 @@ def _add_rank(grads, values, params, indices, matrices, strength, key):
 def _threshold(params, theta, fraction, where) -> float:
     if theta is not None and fraction is not None:
         raise ValueError("sara: give theta or fraction, not both.")
+    if theta is not None:
+        check_number("theta", theta, "2e-3")
     if fraction is None:
         return 2e-3 if theta is None else theta
+    check_fraction("fraction", fraction)
     chosen = below_threshold(params, fraction=fraction, where=where)
     below = [
         float(jnp.max(jnp.where(m, jnp.abs(w), 0)))
@@ -197,6 +214,31 @@ def _threshold(params, theta, fraction, where) -> float:
     ]
     # Just above what is selected, so that `< theta` selects the same.
     return float(np.nextafter(np.float32(max(below, default=0.0)), np.float32(np.inf)))
+
+
+def _check_state(state, params: PyTree, steps: int, progressive_step, share) -> None:
+    """Raises if a state is not one of this run; the share is (theta, where), or None."""
+    check_resume("state", state, SaRAState)
+    if state.step > steps:
+        raise ValueError(f"state has made {state.step} steps and steps={steps} asks for fewer.")
+    shapes = [{n: jnp.shape(x) for n, x in named_leaves(t).items()} for t in (state.params, params)]
+    for name in {**shapes[0], **shapes[1]}:
+        if shapes[0].get(name) != shapes[1].get(name):
+            raise ValueError(
+                f"state: {name} has shape {shapes[0].get(name)} in state.params and "
+                f"{shapes[1].get(name)} in params; go on with the params of the first call."
+            )
+    if share is None:
+        return
+    chosen = below_threshold(params, theta=share[0], where=share[1])
+    asked = sum(int(m.sum()) for m in jax.tree.leaves(chosen))
+    found = sum(at.size for at in jax.tree.leaves(state.indices))
+    frozen = progressive_step is not None and state.step > progressive_step
+    if found > asked or (found < asked and not frozen):
+        raise ValueError(
+            f"state trains {found} weights and fraction selects {asked}; go on with the fraction, "
+            "where and params of the first call."
+        )
 
 
 def _is_none(x: Any) -> bool:

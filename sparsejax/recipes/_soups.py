@@ -9,8 +9,16 @@ from jaxtyping import Array, Key, PyTree
 
 from ..masks import Plan, apply_masks, magnitude
 from ._average import greedy_soup, uniform_soup
-from ._check import as_number, check_callable, check_count, returned_params
-from ._iterative import fold, prune_remaining, report, zero_fraction
+from ._check import (
+    as_number,
+    check_callable,
+    check_count,
+    check_key,
+    check_params,
+    check_resume,
+    returned_params,
+)
+from ._iterative import check_done, fold, prune_remaining, report, zero_fraction
 
 
 class Phase(NamedTuple):
@@ -84,9 +92,11 @@ def sparse_model_soup(
       A `SoupResult`.
 
     Raises:
-      TypeError: If a callable cannot be called so, or returns something else.
-      ValueError: If `train` revives pruned entries, "greedy" has no `evaluate`, or the number of
-        settings is not that of the copies.
+      TypeError: If a callable cannot be called so, or returns something else, `params` hold
+        variables of NNX that are not `nnx.Param`s, or `resume` is no `SoupResult`.
+      ValueError: If `train` revives pruned entries or returns what is not finite (`callback` has
+        had all results before), "greedy" has no `evaluate`, the number of settings is not that of
+        the copies, or `resume` is of another plan or number of phases or copies.
 
     Reference:
       Zimmer, Spiegel and Pokutta, Sparse Model Soups, 2023 (arXiv 2306.16788).
@@ -104,6 +114,10 @@ def sparse_model_soup(
       [[4.5, 0.0], [0.0, 3.5]]
     """
     _check(train, evaluate, recalibrate, callback, phases, copies, settings, soup, parallel)
+    check_params("sparse_model_soup", params)
+    check_key("key", key)
+    if resume is not None:
+        _check_resume(resume, params, plan, phases, copies)
     finish = (lambda p: p) if recalibrate is None else recalibrate
 
     def score(tree):
@@ -141,6 +155,16 @@ def _train_copies(train, start, masks, keys, settings, parallel) -> list[PyTree]
         together = many(jnp.stack(keys), stacked)
         found = [jax.tree.map(lambda x, i=i: x[i], together) for i in range(len(keys))]
     return [returned_params("train", start, tree, masks) for tree in found]
+
+
+def _check_resume(resume, params, plan: Plan, phases: int, copies: int) -> None:
+    check_resume("resume", resume, SoupResult)
+    if resume.phases and len(resume.candidates) != copies:
+        raise ValueError(
+            f"resume has {len(resume.candidates)} candidates and copies={copies}; resume with "
+            f"copies={len(resume.candidates)}."
+        )
+    check_done("phases", resume, params, plan, (len(resume.phases), phases))
 
 
 def _check(

@@ -14,7 +14,15 @@ from .._select import sortable
 from .._tree import map_named, named_leaves
 from ..masks import NM, Plan, Unstructured, apply_masks, magnitude
 from ..masks import plan as make_plan
-from ._check import as_number, check_callable, check_count, returned_params
+from ._check import (
+    as_number,
+    check_callable,
+    check_count,
+    check_key,
+    check_params,
+    check_resume,
+    returned_params,
+)
 from ._iterative import report, zero_fraction
 
 
@@ -134,8 +142,10 @@ def sparsity_sweep(
       A `Sweep`.
 
     Raises:
-      TypeError: If a callable cannot be called so, or returns something else.
-      ValueError: If there are no sparsities, they do not increase, or fine-tuning has no key.
+      TypeError: If a callable cannot be called so, or returns something else, `params` hold
+        variables of NNX that are not `nnx.Param`s, or `resume` is no `Sweep`.
+      ValueError: If there are no sparsities, they do not increase, fine-tuning has no key or
+        returns what is not finite (`callback` has had all points before).
 
     Reference:
       Jaiswal et al., The Emergence of Essential Sparsity in Large Pre-trained Models, 2023
@@ -151,6 +161,9 @@ def sparsity_sweep(
       0.5
     """
     _check(evaluate, finetune, callback, seeds, key)
+    check_params("sparsity_sweep", params)
+    if resume is not None:
+        check_resume("resume", resume, Sweep)
     points = _points(params, sparsities, rules, patterns, together, score or magnitude)
     done = Sweep((), (), ()) if resume is None else resume
     for masks in points[len(done.sparsities) :]:
@@ -206,5 +219,6 @@ def _check(evaluate, finetune, callback, seeds, key) -> None:
         check_callable("finetune", finetune, "params", "masks", "key")
         if key is None:
             raise ValueError("sparsity_sweep: fine-tuning needs key=jax.random.key(0).")
+        check_key("key", key)
     if callback is not None:
         check_callable("callback", callback, "result")

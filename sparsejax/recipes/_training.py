@@ -10,7 +10,7 @@ from jaxtyping import Array, Int, Key, PyTree
 
 from ..masks import apply_masks
 from ..optim import keep_masked
-from ._check import check_callable, check_count, rows_of
+from ._check import check_callable, check_count, check_key, check_params, rows_of
 
 
 def train_masked(
@@ -50,7 +50,8 @@ def train_masked(
     Raises:
       ValueError: If the data are empty or of unequal lengths, a mask does not fit, or `start` lies
         beyond `steps`.
-      TypeError: If `loss` cannot be called as `loss(params, batch)`.
+      TypeError: If `loss` cannot be called as `loss(params, batch)`, or `params` hold variables of
+        NNX that are not `nnx.Param`s.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, sparsejax as sj
@@ -63,6 +64,8 @@ def train_masked(
       [1.0, 0.0]
     """
     check_callable("loss", loss, "params", "batch")
+    check_params("train_masked", params)
+    check_key("key", key)
     check_count("steps", steps, 0)
     check_count("start", start, 0)
     if start > steps:

@@ -16,7 +16,14 @@ from .. import prox
 from .._tree import map_named, named_leaves
 from ..masks import apply_masks
 from ..optim import add_penalty
-from ._check import check_callable, check_count, check_fraction, rows_of
+from ._check import (
+    check_callable,
+    check_count,
+    check_fraction,
+    check_key,
+    check_params,
+    rows_of,
+)
 from ._training import train_masked
 
 Method = Literal["finetune", "ascent", "l1"]
@@ -41,8 +48,9 @@ def forget_split(
       Increasing indices of both.
 
     Raises:
-      ValueError: If no sample has the class, nothing is retained, or not exactly one of the two
-        is given.
+      ValueError: If no sample has the class, nothing is retained, the labels are not 1-D, or not
+        exactly one of the two is given.
+      TypeError: If `label` is text and the labels are not.
 
     Reference:
       Jia et al., Model Sparsity Can Simplify Machine Unlearning, 2023 (arXiv 2304.04934).
@@ -54,9 +62,19 @@ def forget_split(
       ([1, 3], [0, 2])
     """
     y = np.asarray(labels)
+    if y.ndim != 1:
+        raise ValueError(
+            f"forget_split: labels of shape {y.shape} must be one class a sample, of shape (n,): "
+            "forget_split(labels.argmax(-1), label=1) of one-hot labels."
+        )
     if (label is None) == (fraction is None):
         raise ValueError("forget_split: say label= or fraction=, one of the two.")
     if label is not None:
+        if isinstance(label, str) and y.dtype.kind not in "OSTU":
+            raise TypeError(
+                f"forget_split: label={label!r} must be a class like those of labels, which hold "
+                f"{y.dtype}: label=3."
+            )
         chosen = y == label
         if not chosen.any():
             raise ValueError(
@@ -66,6 +84,7 @@ def forget_split(
         check_fraction("fraction", fraction)  # pyright: ignore[reportArgumentType]
         if key is None:
             raise ValueError("forget_split: a fraction needs key=jax.random.key(0).")
+        check_key("key", key)
         order = np.asarray(jax.random.permutation(key, y.size))
         chosen = np.zeros(y.size, bool)
         chosen[order[: round(fraction * y.size)]] = True  # pyright: ignore[reportOptionalOperand]
@@ -113,8 +132,10 @@ def unlearn(
       Parameters that are zero off the masks; unchanged if `forget` is empty.
 
     Raises:
-      ValueError: If `retain` is empty, `method` is none of the three, or a mask does not fit.
-      TypeError: If `loss` cannot be called as `loss(params, batch)`.
+      ValueError: If `retain` is empty (which "ascent" does not look at), `method` is none of the
+        three, or a mask does not fit.
+      TypeError: If `loss` cannot be called as `loss(params, batch)`, or `params` hold variables of
+        NNX that are not `nnx.Param`s.
 
     Reference:
       Jia et al., Model Sparsity Can Simplify Machine Unlearning, 2023 (arXiv 2304.04934).
@@ -129,6 +150,8 @@ def unlearn(
       1.0
     """
     check_callable("loss", loss, "params", "batch")
+    check_params("unlearn", params)
+    check_key("key", key)
     if method not in ("finetune", "ascent", "l1"):
         raise ValueError(f"method={method!r} must be 'finetune', 'ascent' or 'l1'.")
     if all(jnp.shape(x)[:1] == (0,) for x in named_leaves(forget).values()):
@@ -211,6 +234,7 @@ def fisher_forgetting(
       [[1.0, 0.0], [0.0, 1.0]]
     """
     check_callable("logits", logits, "params", "x")
+    check_key("key", key)
     rows_of("retain", retain)
     if output is not None and not any(re.search(output, n) for n in named_leaves(params)):
         raise ValueError(f"output={output!r} matches none of {', '.join(named_leaves(params))}.")

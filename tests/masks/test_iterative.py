@@ -92,7 +92,7 @@ def test_rounds_only_remove():
     np.testing.assert_array_equal(
         masks["layer_0"]["kernel"], plan.masks(sj.masks.magnitude(params))["layer_0"]["kernel"]
     )
-    with pytest.raises(ValueError, match="at least one round"):
+    with pytest.raises(ValueError, match="rounds=0"):
         sj.masks.iterative(score, plan, params, 0)
 
 

@@ -193,3 +193,11 @@ def test_arguments_in_another_order_are_told():
         method = getattr(sj.masks, name).__wrapped__  # as without the type checks of the tests
         with pytest.raises(TypeError, match=rf"got a dict; the order is .*{name}\(params, grams,"):
             method(params, plan, grams)
+
+
+def test_inputs_that_are_not_finite_are_refused():
+    params = {"kernel": jnp.ones((4, 2))}
+    plan = sj.plan(params, FanIn(0.5))
+    for bad in (jnp.full(4, jnp.nan), jnp.full((4, 4), jnp.nan), -jnp.eye(4)):
+        with pytest.raises(ValueError, match="wanda: the inputs of kernel .* not finite"):
+            sj.masks.wanda(params, {"kernel": bad}, plan)

@@ -266,3 +266,12 @@ def test_scores_leave_keys_and_counters_alone():
     masks = sj.plan(params, sj.Unstructured(0.5)).masks(sj.masks.magnitude(params))
     seen = sj.masks.straight_through(params, sj.plan(params, sj.Unstructured(0.5)))
     np.testing.assert_array_equal(seen["kernel"], jnp.where(masks["kernel"], params["kernel"], 0))
+
+
+def test_thresholds_of_what_is_no_number():
+    params = {"a": jnp.array([0.1, jnp.nan]), "b": jnp.ones(3)}
+    with pytest.raises(ValueError, match=r"a \(2,\) holds NaN"):
+        sj.masks.below_threshold(params, fraction=0.5)
+    assert sj.masks.below_threshold(params, 2.0, where="b")["b"].all()
+    with pytest.raises(ValueError, match="one of theta and fraction"):
+        sj.masks.below_threshold(params, 0.1, fraction=0.1)

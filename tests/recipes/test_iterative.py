@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 import sparsejax as sj
 from sparsejax import recipes
+from sparsejax.recipes._check import check_count, check_fraction, check_key, check_resume
 
 from ._problem import DATA, PARAMS, STEPS, TEST, accuracy, loss, same, train
 
@@ -220,3 +222,104 @@ def test_a_start_outside_of_the_training_is_refused(start):
         recipes.train_masked(
             PARAMS, None, loss, optax.sgd(0.1), DATA, steps=8, key=KEY, start=start
         )
+
+
+class Normed(nnx.Module):
+    def __init__(self):
+        self.linear = nnx.Linear(8, 4, rngs=nnx.Rngs(0))
+        self.norm = nnx.BatchNorm(4, rngs=nnx.Rngs(0))
+
+    def __call__(self, x):
+        return self.norm(self.linear(x))
+
+
+def test_statistics_are_not_trained_and_the_call_that_is_named_works():
+    model = Normed()
+    cross = optax.softmax_cross_entropy_with_integer_labels
+
+    def train_one(params, loss):
+        return recipes.train_masked(params, None, loss, optax.sgd(0.1), DATA, steps=2, key=KEY)
+
+    with pytest.raises(TypeError, match=r"norm/mean, a BatchStat.*nnx.split\(model, nnx.Param"):
+        train_one(model, lambda m, batch: cross(m(batch["x"]), batch["y"]).mean())
+    graphdef, params, rest = nnx.as_pure(nnx.split(model, nnx.Param, ...))
+
+    def merged(params, batch):
+        return cross(nnx.merge(graphdef, params, rest)(batch["x"]), batch["y"]).mean()
+
+    found = train_one(params, merged)
+    assert not jnp.array_equal(found["linear"]["kernel"], params["linear"]["kernel"])
+    for run in (
+        lambda: recipes.iterative_prune(model, train, plan(), key=KEY),
+        lambda: recipes.sparse_model_soup(model, train, plan(), key=KEY),
+        lambda: recipes.sparsity_sweep(model, lambda params: 0.0),
+        lambda: recipes.sara(lambda params, key: jnp.zeros(()), model, KEY),
+    ):
+        with pytest.raises(TypeError, match="BatchStat"):
+            run()
+
+
+def test_a_module_of_parameters_alone_is_trained():
+    model = nnx.Linear(8, 4, rngs=nnx.Rngs(0))
+
+    def loss(m, batch):
+        return optax.softmax_cross_entropy_with_integer_labels(m(batch["x"]), batch["y"]).mean()
+
+    found = recipes.train_masked(model, None, loss, optax.sgd(0.1), DATA, steps=2, key=KEY)
+    assert not jnp.array_equal(found.kernel[...], model.kernel[...])
+
+
+def test_training_that_diverges_is_refused_after_the_rounds_before_it():
+    seen = []
+
+    def diverges(params, masks, key):
+        bad = jnp.nan if len(seen) == 1 else 0.0
+        return sj.masks.apply_masks(jax.tree.map(lambda x: x + bad, params), masks)
+
+    with pytest.raises(ValueError, match=r"layer_0/.* not finite.*callback has had"):
+        recipes.iterative_prune(PARAMS, diverges, plan(), key=KEY, rounds=2, callback=seen.append)
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_only_the_same_run_is_resumed(together):
+    options = {"allocate": sj.masks.global_} if together else {}
+    keep = lambda params, masks, key: sj.masks.apply_masks(params, masks)  # noqa: E731
+    run = partial(recipes.iterative_prune, PARAMS, keep, key=KEY)
+    done = run(plan(**options), rounds=2)
+    assert same(run(plan(**options), rounds=2, resume=done), done)
+    with pytest.raises(ValueError, match="sparsity .* after 2 of 2 rounds"):
+        run(plan(0.5, **options), rounds=2, resume=done)
+    with pytest.raises(ValueError, match="sparsity .* after 2 of 3 rounds"):
+        run(plan(**options), rounds=3, resume=done)
+    with pytest.raises(ValueError, match="resume has 2 rounds and rounds=1"):
+        run(plan(**options), rounds=1, resume=done)
+    with pytest.raises(ValueError, match="began with rewind='weights'"):
+        run(plan(**options), rounds=2, rewind="none", resume=done)
+    with pytest.raises(ValueError, match="began with rewind='learning_rate' or 'none'"):
+        run(plan(**options), rounds=2, resume=done._replace(origin=None))
+    with pytest.raises(ValueError, match="layer_1/kernel has a mask"):
+        only = sj.plan(PARAMS, {"layer_0/kernel": sj.Unstructured(0.8)})
+        run(only, rounds=2, resume=done)
+    with pytest.raises(ValueError, match="layer_0/bias has shape"):
+        wide = jax.tree.map(lambda x: x[:2], PARAMS)
+        recipes.iterative_prune(wide, keep, plan(), key=KEY, rounds=2, resume=done)
+    with pytest.raises(ValueError, match="not of one result"):
+        rounds = (*done.rounds[:-1], done.rounds[-1]._replace(sparsity=0.1))
+        run(plan(**options), rounds=2, resume=done._replace(rounds=rounds))
+
+
+def test_counts_fractions_keys_and_results_of_another_type():
+    with pytest.raises(TypeError, match=r"rounds='5' must be an integer.*rounds=1"):
+        check_count("rounds", "5")
+    with pytest.raises(TypeError, match="fraction='5%' must be a number"):
+        check_fraction("fraction", "5%")
+    with pytest.raises(ValueError, match=r"fraction=1.5 .* \[0, 1\]"):
+        check_fraction("fraction", 1.5)
+    with pytest.raises(TypeError, match="resume='run.npz' is a str and must be the Iterative"):
+        check_resume("resume", "run.npz", recipes.IterativeResult)
+    for key in (0, jnp.zeros(2), jax.random.split(KEY)):
+        with pytest.raises(TypeError, match=r"key must come from jax.random.key\(0\)"):
+            check_key("key", key)
+    check_key("key", jax.random.PRNGKey(0))
+    jax.jit(jax.vmap(lambda key: check_key("key", key)))(jax.random.split(KEY))

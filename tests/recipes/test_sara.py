@@ -105,3 +105,17 @@ def test_mistakes():
         sj.recipes.sara(lambda params: 0.0, params, key)
     with pytest.raises(ValueError, match="chunk=0"):  # would never end
         sj.recipes.sara(loss_fn, params, key, chunk=0)
+
+
+def test_only_the_same_run_goes_on():
+    params, key = params_of(), jax.random.key(3)
+    state = sj.recipes.sara(loss_fn, params, key, fraction=0.2, steps=1)
+    again = sj.recipes.sara(loss_fn, params, key, fraction=0.2, steps=1, state=state)
+    assert again.step == 1
+    with pytest.raises(ValueError, match="state trains 10 weights and fraction selects 27"):
+        sj.recipes.sara(loss_fn, params, key, fraction=0.5, steps=1, state=state)
+    with pytest.raises(ValueError, match="has made 1 steps and steps=0"):
+        sj.recipes.sara(loss_fn, params, key, fraction=0.2, steps=0, state=state)
+    with pytest.raises(ValueError, match="a has shape"):
+        other = {**params, "a": params["a"][:4]}
+        sj.recipes.sara(loss_fn, other, key, fraction=0.2, steps=1, state=state)

@@ -168,3 +168,13 @@ def test_what_is_refused():
         recipes.retraining_schedule("lrw", 10, [0.1] * 5)
     with pytest.raises(ValueError, match="needs drop="):
         recipes.retraining_schedule("allr", 10, [0.1] * 5)
+
+
+def test_only_the_same_run_is_resumed():
+    done = soup(train=train, phases=1, copies=2)
+    for changed, message in (
+        ({"copies": 3}, "2 candidates and copies=3"),
+        ({"phases": 2}, "after 1 of 2 phases"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            soup(train=train, resume=done, **{"phases": 1, "copies": 2, **changed})

@@ -1,5 +1,6 @@
 """Unlearners against closed forms and dense linear algebra; splits; attacks on membership."""
 
+import inspect
 import itertools
 from functools import partial
 
@@ -181,3 +182,35 @@ def test_labels_that_are_no_class_are_refused():
         metrics.unlearning_report(
             (p, jnp.array([0, 2])), (p, jnp.array([0, 1])), (p, jnp.array([0, 1]))
         )
+
+
+def test_rows_that_are_no_probabilities_are_refused():
+    labels = jnp.array([0, 1])
+    good = jax.nn.softmax(jax.random.normal(KEY, (2, 1000)).astype(jnp.bfloat16))
+    metrics.unlearning_report(*[(good, labels)] * 3)
+    good = jnp.eye(2)
+    for bad, what in (
+        (jnp.array([[0.5, 0.5], [jnp.nan, 1.0]]), "row 1 .* not finite"),
+        (jnp.array([[3.0, -2.0], [0.5, 0.5]]), "row 0 .* negative"),
+        (jnp.array([[3.0, 2.0], [0.5, 0.5]]), "row 0 .* sum 5, .*softmax"),
+    ):
+        with pytest.raises(ValueError, match=f"forget: {what}"):
+            metrics.unlearning_report((bad, labels), *[(good, labels)] * 2)
+    with pytest.raises(ValueError, match="targets .* finite"):
+        metrics.membership_attack(jnp.ones(1), jnp.zeros(1), jnp.array([jnp.nan]))
+
+
+def test_labels_are_one_class_a_sample():
+    with pytest.raises(ValueError, match=r"argmax"):
+        inspect.unwrap(recipes.forget_split)(np.eye(3), label=1)
+    with pytest.raises(TypeError, match=r"label='3' must be a class .* label=3"):
+        inspect.unwrap(recipes.forget_split)(np.arange(4), label="3")
+
+
+def test_ascent_does_not_look_at_what_is_retained():
+    nothing = jax.tree.map(lambda x: x[:0], RETAIN)
+    found = recipes.unlearn(
+        PARAMS, MASKS, "ascent", loss, optax.sgd(0.1), forget=FORGET, retain=nothing, steps=1,
+        key=KEY,
+    )  # fmt: skip
+    assert same(found, run(method="ascent", optimizer=optax.sgd(0.1), steps=1))
