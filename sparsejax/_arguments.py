@@ -4,13 +4,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 
 
 def check_count(name: str, value: Any, least: int = 1) -> None:
     """Raises if `value` is not an integer of at least `least`."""
     wanted = f"{name}={value!r} must be an integer of at least {least}"
-    if not isinstance(value, int) or isinstance(value, bool):
+    if not isinstance(value, int | np.integer) or isinstance(value, bool):
         raise TypeError(f"{wanted}, it is a {type(value).__name__}: {name}={max(least, 1)}.")
     if value < least:
         raise ValueError(f"{wanted}.")

@@ -342,6 +342,11 @@ def _covariance(caller: str, samples: ArrayLike, precomputed: bool) -> Array:
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     if not isinstance(x, Tracer) and not np.isfinite(np.asarray(x)).all():
         raise ValueError(f"{caller}: there are values that are not finite in {x.shape} samples.")
+    if not precomputed and not isinstance(x, Tracer) and _like_covariance(np.asarray(x)):
+        raise ValueError(
+            f"{caller}: samples of shape {x.shape} are symmetric and positive semi-definite, as a "
+            f"covariance is: {caller}(covariance, precomputed=True)."
+        )
     if precomputed:
         covariance = x
     else:
@@ -350,6 +355,14 @@ def _covariance(caller: str, samples: ArrayLike, precomputed: bool) -> Array:
     if not isinstance(covariance, Tracer):
         _check_covariance(caller, np.asarray(covariance), bool(np.asarray(x).any()))
     return covariance
+
+
+def _like_covariance(x: np.ndarray) -> bool:
+    """Whether what is said to be samples is a covariance with some correlation."""
+    if x.shape[0] != x.shape[1] or (x != x.T).any() or not np.triu(x, 1).any():
+        return False
+    values = np.linalg.eigvalsh(x)
+    return bool(values[0] >= -1e-5 * values[-1])
 
 
 def _check_covariance(caller: str, covariance: np.ndarray, varies: bool) -> None:

@@ -76,6 +76,8 @@ def matrix_and_target(X: Any, y: Any, ndim: int, call: str) -> tuple[Array, Arra
     for name, x in (("X", X), ("y", y)):
         if not hasattr(x, "shape"):
             raise TypeError(f"{name} must be an array, got a {type(x).__name__}; as in {call}.")
+        if hasattr(x, "toarray"):
+            raise TypeError(f"{name} is a {type(x).__name__} of SciPy; pass {name}.toarray().")
     if len(X.shape) != 2 or 0 in X.shape:
         raise ValueError(f"X must be a matrix (n, p), not empty, got {X.shape}; as in {call}.")
     if 0 in y.shape or len(y.shape) != ndim or y.shape[0] != X.shape[0]:
@@ -111,7 +113,10 @@ def check_number(name: str, x: Any, shape: tuple[int, ...], dtype: Any = jnp.flo
     if x is None or isinstance(x, str):
         raise TypeError(f"{name} must be a number, got {x!r}; 0.1 for example.")
     if np.shape(x) != shape:
-        raise ValueError(f"{name} must have shape {shape}, got {np.shape(x)}.")
+        many = (
+            "" if shape else f"; for several jax.vmap over {name}, or solve.lasso_path for a path"
+        )
+        raise ValueError(f"{name} must have shape {shape}, got {np.shape(x)}{many}.")
     if known(x) and (np.any(np.isnan(np.asarray(x))) or np.any(np.asarray(x) < 0)):
         raise ValueError(f"{name} must be >= 0, got {x}.")
     if known(x):

@@ -267,6 +267,11 @@ def nldp_regression(
         known_rows, _ = matrix_and_target(public, jnp.zeros(jnp.shape(public)[:1]), 1, CALL)
         if known_rows.shape[1] != d:
             raise ValueError(f"public must have {d} columns, as X has, got {known_rows.shape}.")
+        if known(X) and known(public) and np.array_equal(known_rows, X):
+            raise ValueError(
+                "public holds the rows of X, which are private; without other people's covariates "
+                "leave public out."
+            )
         cross = _mean_message(key, X, y, how, "cross")[1]
         return nldp_server(known_rows.T @ known_rows / known_rows.shape[0], cross, n, how, **end)
     if how.split == "users":

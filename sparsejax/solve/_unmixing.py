@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ..metrics import hoyer_sparsity
 from ..prox._check import known
 from ._dictionary import finite
+from ._duality import check_number
 from ._endmembers import fcls, pure_pixels
 
 FLOOR = 1e-9  # of abundances inside powers, and of denominators
@@ -112,6 +113,9 @@ def unmix(
             "(channels, pixels), such as image.reshape(height * width, channels).T."
         )
     y = jnp.maximum(finite("unmix", y, 2), 0)
+    numbers = {"strength": strength, "sum_weight": sum_weight, "tolerance": tolerance}
+    for name, x in numbers.items():
+        check_number(name, x, (), y.dtype)
     _check(y, count, guidance, start, max_steps, every)
     m = jnp.maximum(y[:, pure_pixels(y, count)] if start is None else start, FLOOR)
     a = jnp.maximum(fcls(y, m), FLOOR)

@@ -81,7 +81,7 @@ def test_below_threshold():
     assert not any(m.any() for m in masks.values())
     everything = sj.masks.below_threshold(params, fraction=1.0)
     assert all(m.all() for m in everything.values())
-    with pytest.raises(ValueError, match="needs theta or fraction"):
+    with pytest.raises(ValueError, match="needs one of theta and fraction"):
         sj.masks.below_threshold(params)
     with pytest.raises(ValueError, match="matches none"):
         sj.masks.below_threshold(params, 0.1, where="kernel")

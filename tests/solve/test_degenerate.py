@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.sparse
 
 from sparsejax import metrics, prox, recipes, solve
 from sparsejax.solve import Result
+from sparsejax.solve._duality import matrix_and_target
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
@@ -273,3 +275,22 @@ def test_acyclicity_of_nothing_and_of_a_chain():
         [0, 0],
         [1, 0],
     ]
+
+
+def test_what_newcomers_try_is_told():
+    X, y = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32), jnp.ones(30)
+    with pytest.raises(
+        ValueError, match=r"got \(2,\); for several jax.vmap over lam, or solve.las"
+    ):
+        solve.lasso(X, y, jnp.array([0.1, 0.2]))
+    with pytest.raises(TypeError, match=r"X is a csr_\w+ of SciPy; pass X.toarray\(\)"):
+        matrix_and_target.__wrapped__(scipy.sparse.csr_matrix(X), y, 1, "lasso")
+    with pytest.raises(ValueError, match=r"colide\(covariance, precomputed=True\)"):
+        solve.colide(np.cov(X.T).astype(np.float32))
+    with pytest.raises(ValueError, match="public holds the rows of X"):
+        solve.nldp_regression(
+            jax.random.key(0), X, y, public=X, epsilon=1.0, delta=1e-6, out_of_range="clip"
+        )
+    for strength in (-1.0, np.nan):
+        with pytest.raises(ValueError, match="strength must be >= 0"):
+            solve.unmix(jnp.abs(X) / 4, 2, strength)
