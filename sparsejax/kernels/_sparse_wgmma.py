@@ -19,7 +19,7 @@ _inline: Any = plgpu.inline_mgpu
 def zeros(shape: tuple[int, int]) -> Any:
     """A sum of no products, before `wgmma`."""
 
-    @_inline(return_type=plgpu.ShapeDtypeStruct(shape, jnp.float32, layout=_SUM))
+    @_inline(return_type=plgpu.ShapeDtypeStruct(shape, jnp.dtype("float32"), layout=_SUM))
     def make(_):
         zero = arith.constant(ir.F32Type.get(), 0.0)
         total = fragmented_array.FragmentedArray.splat(zero, shape, layout=_SUM.to_mgpu())
@@ -46,7 +46,7 @@ def wgmma(total: Any, values: Any, x: Any, metadata: Any, tiling: Any) -> Any:
 
     @_inline(
         arg_types=(_SUM, plgpu.RefType(tiling), plgpu.RefType(tiling), plgpu.RefType()),
-        return_type=plgpu.ShapeDtypeStruct(total.shape, jnp.float32, layout=_SUM),
+        return_type=plgpu.ShapeDtypeStruct(total.shape, jnp.dtype("float32"), layout=_SUM),
     )
     def multiply(_, total, values, x, metadata):
         # Of both operands eight rows of 128 bytes lie together; of an instruction 16 values of A
@@ -80,7 +80,9 @@ def finished(total: Any) -> Any:
 
     @_inline(
         arg_types=(_SUM,),
-        return_type=plgpu.ShapeDtypeStruct(total.shape, jnp.float32, layout=plgpu.Layout.WGMMA),
+        return_type=plgpu.ShapeDtypeStruct(
+            total.shape, jnp.dtype("float32"), layout=plgpu.Layout.WGMMA
+        ),
     )
     def wait(_, total):
         _asm("wgmma.wait_group.sync.aligned 0;")
