@@ -23,12 +23,14 @@ from ._save import convert_block as convert_block
 from ._save import load_safetensors as load_safetensors
 from ._save import save_safetensors as save_safetensors
 from ._save import shard_columns as shard_columns
+from ._tensor_core import TensorCoreArray as TensorCoreArray
 
 __all__ = [
     "ActiveSet",
     "BlockArray",
     "NMArray",
     "SparseArray",
+    "TensorCoreArray",
     "choose_output_block",
     "compress",
     "convert_block",

@@ -9,6 +9,7 @@ import numpy as np
 from ._array import SparseArray, is_concrete
 from ._block import BlockArray
 from ._nm import NMArray
+from ._tensor_core import TensorCoreArray
 
 # Imported where used: jax.experimental.sparse loads scipy.sparse.
 if TYPE_CHECKING:
@@ -127,11 +128,13 @@ def from_sparse(
 def _entries(w: SparseArray):
     """Values, rows and columns of the stored entries, flat; padding has row K."""
     _check_matrix(w)
+    if isinstance(w, TensorCoreArray):
+        w = w.tonm()
     if isinstance(w, NMArray):
         return _nm_entries(w)
     if isinstance(w, BlockArray):
         return _block_entries(w)
-    raise TypeError(f"{type(w).__name__} is neither NMArray nor BlockArray.")
+    raise TypeError(f"{type(w).__name__} is not one of the formats of sparsejax.")
 
 
 def _nm_entries(w: NMArray):

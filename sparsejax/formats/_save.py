@@ -16,9 +16,18 @@ from .._tree import name_of
 from ._array import SparseArray
 from ._block import BlockArray
 from ._nm import NMArray
+from ._tensor_core import TensorCoreArray
 
-_KINDS: dict[str, type[SparseArray]] = {"NMArray": NMArray, "BlockArray": BlockArray}
-_STATIC = {"NMArray": ("m", "padding"), "BlockArray": ()}
+_KINDS: dict[str, type[SparseArray]] = {
+    kind.__name__: kind for kind in (NMArray, BlockArray, TensorCoreArray)
+}
+_STATIC = {"NMArray": ("m", "padding"), "BlockArray": (), "TensorCoreArray": ("padding",)}
+# Where the columns (or blocks or tiles of them) stand in each leaf that has them.
+_COLUMNS = {
+    "NMArray": {"values": -1, "code": -1},
+    "BlockArray": {"values": -4, "index": -2, "count": -1},
+    "TensorCoreArray": {"values": -2, "metadata": -2},
+}
 
 
 def save_safetensors(tree: PyTree, path: str | os.PathLike[str]) -> None:
@@ -28,7 +37,7 @@ def save_safetensors(tree: PyTree, path: str | os.PathLike[str]) -> None:
     static about it stands in the metadata of the file.
 
     Args:
-      tree: Nested dicts of arrays, `NMArray` and `BlockArray`.
+      tree: Nested dicts of arrays and compressed matrices.
       path: A file.
 
     Raises:
@@ -87,7 +96,7 @@ def load_safetensors(path: str | os.PathLike[str]) -> dict[str, Any]:
 def shard_columns(w: SparseArray, mesh: Mesh, axis: str) -> SparseArray:
     """Places a compressed matrix so that its columns, the outputs, are spread over a mesh axis.
 
-    Every leaf has the columns (of an `NMArray`) or block columns (of a `BlockArray`) as an axis;
+    Every leaf has the columns (or block columns, or tiles of columns) as an axis; of a `BlockArray`
     the lists by block row, which the gradient reads, stay on every device.
 
     Args:
@@ -109,11 +118,9 @@ def shard_columns(w: SparseArray, mesh: Mesh, axis: str) -> SparseArray:
     """
     if axis not in mesh.shape:
         raise ValueError(f"shard_columns: the mesh has the axes {tuple(mesh.shape)}, not {axis!r}.")
-    if isinstance(w, NMArray):
-        columns, specs = w.code.shape[-1], {"values": -1, "code": -1}
-    else:
-        assert isinstance(w, BlockArray)
-        columns, specs = w.index.shape[-2], {"values": -4, "index": -2, "count": -1}
+    kind = type(w).__name__
+    specs = _COLUMNS[kind]
+    columns = min(getattr(w, name).shape[at] for name, at in specs.items())
     if columns % mesh.shape[axis]:
         raise ValueError(
             f"shard_columns: {mesh.shape[axis]} devices do not divide the {columns} columns (or "
@@ -127,7 +134,6 @@ def shard_columns(w: SparseArray, mesh: Mesh, axis: str) -> SparseArray:
             spec[specs[name]] = axis
         return jax.device_put(leaf, NamedSharding(mesh, PartitionSpec(*spec)))
 
-    kind = type(w).__name__
     static = {key: getattr(w, key) for key in _STATIC[kind]}
     return type(w)(**{name: place(name) for name in _leaves(kind)}, **static)
 
@@ -159,7 +165,7 @@ def _leaves(kind: str) -> tuple[str, ...]:
 
 
 def _is_sparse(x: Any) -> bool:
-    return isinstance(x, NMArray | BlockArray)
+    return isinstance(x, SparseArray)
 
 
 def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Shaped
 
 from . import _mosaic
 from .matmul._finish import How, finish_inside
-from .matmul._tiles import padded_rows, row_tile
+from .matmul._tiles import padded_rows, promoted, row_tile
 
 SIDES = (16, 32, 64, 128)  # of tiles that the tensor cores take
 DEPTH = 64  # of a step, along the contraction
@@ -128,14 +128,6 @@ def tiles_of(rows: int, width: int) -> tuple[int, int]:
     """Warpgroups, and rows of x for each: as few as 64 where there are not more."""
     groups = 1 if rows <= 128 else 2
     return groups, row_tile(-(-rows // groups), jnp.bfloat16, 128, least=64)
-
-
-def promoted(*arrays: Any) -> Any:
-    """The common dtype; raises if the tensor cores do not take it."""
-    dtype = jnp.result_type(*(a.dtype for a in arrays))
-    if dtype not in (jnp.bfloat16, jnp.float16):
-        raise NotImplementedError(f"{dtype}: the tensor cores take bfloat16 and float16")
-    return dtype
 
 
 def stages(step: int, rest: int) -> int:

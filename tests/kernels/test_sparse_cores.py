@@ -10,7 +10,7 @@ import pytest
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 import sparsejax as sj
-from sparsejax.formats import NMArray
+from sparsejax.formats import NMArray, TensorCoreArray
 from sparsejax.kernels import _mosaic, _sparse_wgmma
 from sparsejax.kernels.matmul import _sparse_cores
 from sparsejax.kernels.matmul._finish import How
@@ -25,12 +25,16 @@ def case(rows, k, columns, dtype=jnp.bfloat16, **how):
     return jnp.asarray(rng.normal(size=(rows, k)), dtype), w
 
 
+def words_of(metadata):
+    """What each of the 128 lanes of a warpgroup gives to each of the four instructions."""
+    lane = np.arange(128)
+    words = np.asarray(metadata).reshape(-1, 64, 4)[:, lane // 4 * 2 + lane % 2]
+    return words.transpose(0, 2, 1)
+
+
 def emulated(packed, x):
     """`W^T x^T` by the model of the instruction, in the order in which the kernel issues it."""
-    values, metadata = (
-        np.asarray(a, np.float64 if a.dtype != jnp.uint32 else None) for a in packed
-    )
-    lanes = np.asarray(_sparse_cores.words_of(jnp.asarray(metadata)))
+    values, lanes = np.asarray(packed.values, np.float64), words_of(packed.metadata)
     columns, k = values.shape[0], 2 * values.shape[1]
     total = np.zeros((columns, x.shape[0]))
     for step in range(k // 128):
@@ -50,7 +54,7 @@ def emulated(packed, x):
 def test_the_model_of_the_instruction_multiplies_what_was_packed(shape):
     x, w = case(*shape)
     x = np.asarray(x, np.float64)
-    got = emulated(jax.jit(_sparse_cores.pack)(w), x)
+    got = emulated(jax.jit(TensorCoreArray.fromnm)(w), x)
     np.testing.assert_allclose(got.T, x @ in_double(w), rtol=1e-12, atol=1e-12)
 
 
@@ -61,7 +65,7 @@ def test_unused_slots_and_shared_patterns_are_packed_validly():
     mask &= np.cumsum(mask.reshape(32, 4, 64), 1).reshape(128, 64) <= 2
     for w in (case(1, 128, 64, mask=mask)[1], case(1, 128, 64, share=8)[1]):
         x = rng.normal(size=(2, 128))
-        got = emulated(_sparse_cores.pack(w), x)
+        got = emulated(TensorCoreArray.fromnm(w), x)
         np.testing.assert_allclose(got.T, x @ in_double(w), rtol=1e-12, atol=1e-12)
 
 
@@ -77,7 +81,7 @@ def test_every_pair_of_indices_in_every_place():
     numbers = np.arange(128 * 64).reshape(128, 64) % 2039 + 1  # exact in float16
     dense = numbers * mask.reshape(128, 64)
     w = NMArray.fromdense(jnp.asarray(dense, jnp.float16), 2, 4, mask=mask.reshape(128, 64))
-    got = emulated(_sparse_cores.pack(w), np.eye(128))
+    got = emulated(TensorCoreArray.fromnm(w), np.eye(128))
     np.testing.assert_array_equal(got.T, dense)
 
 
@@ -119,7 +123,7 @@ def test_the_kernel_around_the_instruction(without_the_instruction, shape):
     x, w = case(*shape)
     bias = jnp.linspace(-3, 3, w.shape[1])
     y = _sparse_cores.multiply(
-        x, _sparse_cores.pack(w), bias, How(activation=jax.nn.relu, dtype=x.dtype)
+        x, TensorCoreArray.fromnm(w), bias, How(activation=jax.nn.relu, dtype=x.dtype)
     )
     assert y.dtype == x.dtype
     want = np.maximum(np.asarray(x, np.float64) @ in_double(w) + np.asarray(bias, np.float64), 0)
@@ -132,13 +136,12 @@ def test_lowering(shape, dtype):
     x, w = case(*shape, dtype)
     for out in (dtype, jnp.float32):
         how = How(activation=jax.nn.silu, dtype=out)
-        product = jax.jit(lambda x, w, how=how: _sparse_cores.multiply(x, _pack(w), None, how))
+        product = jax.jit(
+            lambda x, w, how=how: _sparse_cores.multiply(x, TensorCoreArray.fromnm(w), None, how)
+        )
         with _mosaic.hopper():
             lowered = product.trace(x, w).lower(lowering_platforms=("cuda",))
         assert "mosaic_gpu" in lowered.as_text()
-
-
-_pack = _sparse_cores.pack
 
 
 @pytest.mark.aot
@@ -148,7 +151,7 @@ def test_compiles_for_the_h200(shape):
     x, w = case(*shape)
     how = How(activation=jax.nn.silu, dtype=x.dtype)
     assert _mosaic.compile_for_hopper(
-        lambda x, w: _sparse_cores.multiply(x, _pack(w), None, how), x, w
+        lambda x, w: _sparse_cores.multiply(x, TensorCoreArray.fromnm(w), None, how), x, w
     )
 
 
@@ -179,9 +182,9 @@ def test_the_probe_runs_the_kernel_itself_while_something_is_traced(as_if_on_hop
 
 def plain(x, packed, bias, how):
     """The product of a packed matrix in plain XLA."""
-    steps = 2 * packed.values.shape[1] // 128
-    metadata = packed.metadata.reshape(steps, -1, 256)
-    code = jax.vmap(lambda words: words_in_plain_jax(words, packed.values.shape[0]))(metadata)
+    code = jax.vmap(lambda words: words_in_plain_jax(words, packed.values.shape[0]))(
+        packed.metadata
+    )
     code = code.transpose(1, 0, 2).reshape(packed.values.shape[0], -1)
     pairs = packed.values.reshape(*code.shape, 2)
     place = jnp.arange(4, dtype=jnp.uint32)
@@ -230,7 +233,7 @@ def test_what_cannot_be_done_is_said(monkeypatch):
     x, w = case(100, 128, 64)
     with pytest.raises(NotImplementedError, match="is not a Hopper GPU"):
         sj.matmul(x, w, implementation="sparse_cores")
-    with pytest.raises(NotImplementedError, match="multiples of 128 and 64"):
+    with pytest.raises(NotImplementedError, match="a multiple of 128 and N one of 64"):
         sj.matmul(x[:, :64], case(1, 64, 64)[1], implementation="sparse_cores")
     with pytest.raises(NotImplementedError, match="float32"):
         sj.matmul(*case(3, 128, 64, jnp.float32), implementation="sparse_cores")
@@ -239,4 +242,4 @@ def test_what_cannot_be_done_is_said(monkeypatch):
         sj.matmul(x, one_of_four, implementation="sparse_cores")
     monkeypatch.setitem(sys.modules, "sparsejax.kernels._sparse_wgmma", None)
     with pytest.raises(NotImplementedError, match=f"JAX {jax.__version__} lacks what they need"):
-        _sparse_cores.multiply(x, _pack(w), None, How())
+        _sparse_cores.multiply(x, TensorCoreArray.fromnm(w), None, How())

@@ -6,8 +6,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ...formats import ActiveSet
-from .._walk import DEPTH, SIDES, promoted, walk
+from .._walk import DEPTH, SIDES, walk
 from ..matmul._finish import How
+from ..matmul._tiles import promoted
 
 
 def reduce(h: Float[Array, "t k g"], w: Float[Array, "n g d"], s: ActiveSet) -> Float[Array, "t d"]:

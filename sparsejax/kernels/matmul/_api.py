@@ -12,7 +12,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Shaped
 
-from ...formats import NMArray, SparseArray
+from ...formats import NMArray, SparseArray, TensorCoreArray
 from .._choose import NAMES, attempt, load, names_of
 from .._tuning import fastest
 from ._finish import FUSED, How, finish
@@ -20,8 +20,8 @@ from ._finish import FUSED, How, finish
 # On a GPU or TPU: rows of x up to which reading less of an N:M matrix pays, and the density up to
 # which skipping blocks does. From a model of bytes and products, not yet measured.
 NM_ROWS, BLOCK_DENSITY = 64, 0.6
-# Of 2:4 matrices on Hopper GPUs: tried for many rows by "pallas_gpu", and if measured fastest.
-SPARSE_CORES = "sparse_cores"
+# Of 2:4 matrices on GPUs: "pallas_gpu" tries the first for many rows; both if measured fastest.
+SPARSE_CORES, CUSPARSELT = TWO_FOUR = "sparse_cores", "cusparselt"
 # Each implementation has product(x, w, bias, how), transposed(dy, w, how), sampled(x, dy, w, how)
 # and explain(rows, w); what it cannot do raises NotImplementedError and the next is tried.
 
@@ -47,11 +47,11 @@ def matmul(
 
     Args:
       x: `(..., K)`, floats; `(stacked..., ..., K)` if W is stacked.
-      w: `NMArray`, `BlockArray` or array of shape `(stacked..., K, N)`.
-      implementation: "xla", "dense" (decompress first), "pallas_tpu", "pallas_gpu", "sparse_cores"
-        (2:4 on a Hopper GPU, after a probe of it), or names to try in turn; None takes what
-        `tune` has measured fastest, or else chooses by the platform. Gradients that one has no
-        kernel for are XLA's.
+      w: `NMArray`, `BlockArray`, `TensorCoreArray` or array of shape `(stacked..., K, N)`.
+      implementation: "xla", "dense" (decompress first), "pallas_tpu", "pallas_gpu"; for 2:4 on a
+        Hopper GPU "sparse_cores" and on NVIDIA GPUs "cusparselt" (with the extra of that name),
+        each after a probe of it; or names to try in turn. None takes what `tune` has measured
+        fastest, or else chooses by the platform. Gradients that one has no kernel for are XLA's.
       precision: As in `jax.lax.dot_general`.
       out_dtype: Dtype of the result; None means that of x.
       bias: `(N,)`, added before the result is rounded to `out_dtype`.
@@ -126,6 +126,8 @@ def case_of(x: Any, w: Any) -> str:
     *stacked, k, n = w.shape
     if isinstance(w, NMArray):
         pattern = f"{w.n}:{w.m}, share {w.share}"
+    elif isinstance(w, TensorCoreArray):
+        pattern = "2:4 for tensor cores"
     else:
         pattern = f"blocks of {w.block[0]}x{w.block[1]}, {w.index.shape[-1]} slots"
     rows = math.prod(x.shape[len(stacked) : -1])
@@ -165,7 +167,7 @@ def _backward(names, how, saved, dy):
     if before is not None:
         dy = jax.vjp(how.activation, before)[1](dy.astype(before.dtype))[0]
     # What an implementation has no gradient kernel for, XLA does.
-    names = dict.fromkeys((*names, "xla"))
+    names = dict.fromkeys((*names, "xla", "dense"))
     back = How(how.precision, dtype=x.dtype)
     dx = _try(names, "transposed", dy, w, back).astype(x.dtype)
     values = _try(names, "sampled", x, dy, w, back).astype(w.dtype)
@@ -179,16 +181,18 @@ _product.defvjp(_forward, _backward)
 def _names(x: Any, w: SparseArray, implementation: Any) -> tuple[str, ...]:
     """The names to try; unasked, first what was measured fastest, or else dense where kernels of a
     device are expected to lose."""
-    names = names_of("matmul", implementation, (SPARSE_CORES,))
-    rows = math.prod(x.shape[w.ndim - 2 : -1])
-    if implementation == "pallas_gpu" and isinstance(w, NMArray) and rows > NM_ROWS:
+    names = names_of("matmul", implementation, TWO_FOUR)
+    rows, packed = math.prod(x.shape[w.ndim - 2 : -1]), isinstance(w, TensorCoreArray)
+    if implementation == "pallas_gpu" and (packed or isinstance(w, NMArray) and rows > NM_ROWS):
         return (SPARSE_CORES, *names)
     if implementation is not None:
         return names
+    if packed:
+        names = (SPARSE_CORES, "dense") if jax.default_backend() == "gpu" else ("dense",)
     measured = fastest(case_of, x, w)
-    if measured in (*NAMES, SPARSE_CORES):
+    if measured in (*NAMES, *TWO_FOUR):
         return tuple(dict.fromkeys((measured, *names)))
-    if names[0] == "xla":
+    if packed or names[0] == "xla":
         return names
     if isinstance(w, NMArray):
         loses = rows > NM_ROWS or 2 * w.n > w.m

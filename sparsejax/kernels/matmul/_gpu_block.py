@@ -11,9 +11,9 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from ...formats import BlockArray
 from .. import _mosaic
-from .._walk import DEPTH, SIDES, layout, promoted, spec, stages, tiles_of, walk
+from .._walk import DEPTH, SIDES, layout, spec, stages, tiles_of, walk
 from ._finish import How
-from ._tiles import padded_rows
+from ._tiles import padded_rows, promoted
 
 
 def product(x: Shaped[Array, "m k"], w: BlockArray, bias: Any, how: How) -> Float[Array, "m n"]:

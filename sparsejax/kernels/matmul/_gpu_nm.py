@@ -16,9 +16,9 @@ from jaxtyping import Array, Float
 
 from ...formats import NMArray
 from .. import _mosaic
-from .._walk import layout, promoted, spec, stages
+from .._walk import layout, spec, stages
 from ._finish import How, finish_inside
-from ._tiles import padded_rows, position_planes, row_tile
+from ._tiles import padded_rows, position_planes, promoted, row_tile
 
 WIDTH = 64  # columns of W in a tile
 DEPTH = 64  # groups in a step

@@ -20,6 +20,14 @@ def padded_rows(x: Shaped[Array, "m k"], tile: int) -> Shaped[Array, "rows k"]:
     return jnp.pad(x, ((0, missing), (0, 0))) if missing else x
 
 
+def promoted(*arrays: Any) -> Any:
+    """The common dtype; raises if the tensor cores do not take it."""
+    dtype = jnp.result_type(*(a.dtype for a in arrays))
+    if dtype not in (jnp.bfloat16, jnp.float16):
+        raise NotImplementedError(f"{dtype}: the tensor cores take bfloat16 and float16")
+    return dtype
+
+
 def divisor(size: int, choices: tuple[int, ...]) -> int | None:
     """The first of the choices that divides a size."""
     return next((c for c in choices if size % c == 0), None)

@@ -11,10 +11,10 @@ from jaxtyping import Array, Shaped
 from ...formats import SparseArray
 from ...formats._array import is_concrete
 from .. import _tuning
-from ._api import SPARSE_CORES, case_of, matmul
+from ._api import TWO_FOUR, case_of, matmul
 
 CANDIDATES = {
-    "gpu": (SPARSE_CORES, "pallas_gpu", "xla", "dense"),
+    "gpu": (*TWO_FOUR, "pallas_gpu", "xla", "dense"),
     "tpu": ("pallas_tpu", "xla", "dense"),
 }
 

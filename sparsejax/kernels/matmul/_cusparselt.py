@@ -1,0 +1,166 @@
+"""2:4 products by NVIDIA's library cuSPARSELt, for many rows of x: an optional extra.
+
+What it needs is compiled when first asked for, with the C++ compiler at hand, and kept in the
+user's cache directory: two calls through `jax.ffi`, one that compresses W (where W is the same in
+a loop, XLA moves it out) and one that multiplies, by the fastest algorithm that the library finds.
+It rounds sums to the dtype of x. Nothing runs here before `probe` has compared small products with
+XLA's. Not yet measured on hardware.
+"""
+
+import ctypes
+import hashlib
+import os
+import pathlib
+import subprocess
+import tempfile
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, UInt8
+
+from ...formats import NMArray, SparseArray, TensorCoreArray
+from .. import _tuning
+from ._finish import How, finish
+from ._tiles import padded_rows, promoted
+from ._two_four import failure
+from ._two_four import sampled as sampled
+from ._two_four import transposed as transposed
+
+SOURCE = pathlib.Path(__file__).with_name("cusparselt.cc")
+NAMES = {"sparsejax_compress": "SparsejaxCompress", "sparsejax_multiply": "SparsejaxMultiply"}
+SIDE = 16  # divides rows of x, rows and columns of W
+PROBES = ((64, 128, 64), (48, 512, 256))
+
+
+def product(x: Float[Array, "m k"], w: SparseArray, bias: Any, how: How) -> Float[Array, "m n"]:
+    """`activation(x W + bias)`, after a probe of the device."""
+    check(w)
+    if not x.shape[0]:
+        raise NotImplementedError("x has no rows")
+    require(promoted(x, w))
+    return multiply(x, w, bias, how)
+
+
+def explain(rows: int, w: SparseArray) -> str:
+    """What would run, after a probe of the device."""
+    check(w)
+    require(promoted(w))
+    return "cuSPARSELt"
+
+
+def check(w: Any) -> None:
+    """Raises where the library does not take W."""
+    promoted(w)
+    two_of_four = isinstance(w, NMArray) and (w.n, w.m) == (2, 4)
+    if not (two_of_four or isinstance(w, TensorCoreArray)):
+        raise NotImplementedError("cuSPARSELt multiplies 2:4 matrices")
+    if not w.size or any(side % SIDE for side in w.shape[-2:]):
+        raise NotImplementedError(f"{w}: cuSPARSELt needs multiples of {SIDE}")
+
+
+def multiply(x: Float[Array, "m k"], w: SparseArray, bias: Any, how: How) -> Float[Array, "m n"]:
+    """Compresses W and multiplies."""
+    dtype = promoted(x, w)
+    y = multiplied(x.astype(dtype), compressed(w.astype(dtype)), w.shape[-1])
+    return finish(y.astype(jnp.float32), bias, how)
+
+
+def compressed(w: SparseArray) -> UInt8[Array, " bytes"]:
+    """W as the library keeps it."""
+    dense = w.todense().T
+    # 9/16 of the dense bytes, and room for what the library aligns.
+    room = dense.size * dense.dtype.itemsize * 5 // 8 + 2**16
+    return _call("sparsejax_compress", (room,), jnp.uint8)(dense)
+
+
+def multiplied(x: Float[Array, "m k"], packed: Any, columns: int) -> Float[Array, "m n"]:
+    """The product with a compressed matrix, in the dtype of x."""
+    padded = padded_rows(x, SIDE)
+    y = _call("sparsejax_multiply", (padded.shape[0], columns), x.dtype)(packed, padded)
+    return y[: x.shape[0]]
+
+
+def _call(name: str, shape: tuple[int, ...], dtype: Any) -> Any:
+    out = jax.ShapeDtypeStruct(shape, dtype)
+    return jax.ffi.ffi_call(name, out, vmap_method="sequential")
+
+
+def require(dtype: Any) -> None:
+    """Raises unless small products on this device have been found right."""
+    device = jax.devices()[0]
+    if not on_gpu(device):
+        raise NotImplementedError(f"cuSPARSELt: {device.device_kind} is not a GPU")
+    if why := probe(jnp.dtype(dtype).name):
+        raise NotImplementedError(why)
+
+
+def on_gpu(device: Any) -> bool:
+    """Whether the library knows such a device."""
+    return device.platform == "gpu"
+
+
+@cache
+def probe(dtype: str) -> str | None:
+    """What is wrong with the library or small products, once in a process; None if nothing."""
+    try:
+        register()
+    except NotImplementedError as error:
+        return f"cuSPARSELt: {error}"
+    return failure("cuSPARSELt", multiply, PROBES, dtype)
+
+
+@cache
+def register() -> None:
+    """Makes the calls known to XLA; raises NotImplementedError if something is missing."""
+    header, library, runtime = (
+        find(name) for name in ("cusparseLt.h", "libcusparseLt.so*", "libcudart.so*")
+    )
+    include = find("cuda_runtime_api.h")
+    file = built((header.parent, include.parent), (library, runtime))
+    try:
+        calls = ctypes.CDLL(str(file))
+    except OSError as error:
+        raise NotImplementedError(f"{file} cannot be loaded: {error}") from error
+    for name, symbol in NAMES.items():
+        call = jax.ffi.pycapsule(getattr(calls, symbol))
+        jax.ffi.register_ffi_target(name, call, platform="CUDA")
+
+
+def find(pattern: str) -> pathlib.Path:
+    """A file of CUDA: of the wheels beside JAX, or below `CUDA_HOME`."""
+    try:
+        import nvidia  # pyright: ignore[reportMissingImports]
+
+        roots = [*nvidia.__path__]
+    except ImportError:
+        roots = []
+    for root in (*roots, *filter(None, [os.environ.get("CUDA_HOME")])):
+        for found in sorted(pathlib.Path(root).rglob(pattern)):
+            return found
+    raise NotImplementedError(
+        f'{pattern} is in no wheel and not below CUDA_HOME; pip install "sparsejax[cusparselt]"'
+    )
+
+
+def built(headers: tuple[pathlib.Path, ...], libraries: tuple[pathlib.Path, ...]) -> pathlib.Path:
+    """The compiled calls; from the cache directory if they have been compiled before."""
+    command = [os.environ.get("CXX", "g++"), "-O2", "-std=c++17", "-shared", "-fPIC", "-w"]
+    command += [str(SOURCE), *(f"-I{folder}" for folder in (jax.ffi.include_dir(), *headers))]
+    command += [*map(str, libraries), *(f"-Wl,-rpath,{file.parent}" for file in libraries)]
+    about = repr((command, jax.__version__)).encode() + SOURCE.read_bytes()
+    file = _tuning.path().parent / f"cusparselt-{hashlib.sha256(about).hexdigest()[:16]}.so"
+    if file.is_file():
+        return file
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+            made = f"{folder}/made.so"
+            subprocess.run([*command, "-o", made], check=True, capture_output=True, text=True)
+            os.replace(made, file)  # whole or not at all
+    except subprocess.CalledProcessError as error:
+        raise NotImplementedError(f"{command[0]} fails: {error.stderr[:500]}") from error
+    except OSError as error:
+        raise NotImplementedError(f"cannot be compiled: {error}") from error
+    return file

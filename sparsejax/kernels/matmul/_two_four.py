@@ -1,0 +1,66 @@
+"""What products on 2:4 hardware share: a probe before use, and dense gradients."""
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ...formats import NMArray, SparseArray
+from ._finish import How
+
+Product = Callable[[Any, NMArray, Any, How], Any]
+
+
+def transposed(dy: Any, w: SparseArray, how: How) -> Any:
+    """The groups lie along the output of this product: a dense product is what remains."""
+    raise NotImplementedError("the transposed 2:4 product is dense")
+
+
+def sampled(x: Any, dy: Any, w: SparseArray, how: How) -> Any:
+    """Nothing is saved: every entry of `x^T dy` is in reach of some slot."""
+    raise NotImplementedError("the sampled 2:4 product is dense")
+
+
+def failure(
+    what: str, product: Product, sizes: Iterable[tuple[int, int, int]], dtype: str
+) -> str | None:
+    """What is wrong with small 2:4 products, with a bias and an activation; None if nothing.
+
+    In a thread of its own, where nothing is being traced.
+
+    Args:
+      what: Stands first in what is said.
+      product: `(x, w, bias, how)` to `(m, n)`.
+      sizes: Rows of x, rows and columns of W.
+      dtype: Of x and W.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        found = thread.submit(_failure, product, sizes, dtype).result()
+    return found and f"{what}: the probe {found}"
+
+
+def _failure(product: Product, sizes: Iterable[tuple[int, int, int]], dtype: str) -> str | None:
+    try:
+        for rows, k, columns in sizes:
+            error = _error(product, rows, k, columns, dtype)
+            if not error < 1e-2:
+                return f"of {rows}x{k}x{columns} in {dtype} is wrong by {error:.1e}"
+    except Exception as error:  # whatever a compiler or driver raises
+        return f"fails: {type(error).__name__}: {str(error)[:200]}"
+    return None
+
+
+def _error(product: Product, rows: int, k: int, columns: int, dtype: str) -> float:
+    """The difference to XLA's result, relative to its size."""
+    rng = np.random.default_rng(0)
+    x, w = (jnp.asarray(rng.normal(size=s), dtype) for s in ((rows, k), (k, columns)))
+    bias = jnp.asarray(rng.normal(size=columns), jnp.float32)
+    w = NMArray.fromdense(w, 2, 4)
+    how = How(activation=jax.nn.relu, dtype=jnp.dtype(dtype))
+    want = x.astype(jnp.float32) @ w.todense().astype(jnp.float32)
+    want = jnp.maximum(want + bias, 0)
+    got = jax.jit(lambda x, w, bias: product(x, w, bias, how))(x, w, bias).astype(jnp.float32)
+    return float(jnp.linalg.norm(got - want) / jnp.linalg.norm(want))
