@@ -25,6 +25,8 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
 # What was tuned on this machine changes no test, and no test changes it.
 os.environ["SPARSEJAX_CACHE"] = os.path.join(tempfile.mkdtemp(), "tuning.json")
 
+import jax  # noqa: E402
+import pytest  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 
 # Before anything imports sparsejax, so that every annotated function is checked at run time.
@@ -34,3 +36,11 @@ install_import_hook("sparsejax", "beartype.beartype")
 def pytest_collection_modifyitems(items):
     """Notebooks take longest and so come first: no worker is left with one at the end."""
     items.sort(key=lambda item: "test_notebooks" not in item.nodeid)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_compiled_stays():
+    """Each module frees what it compiled: all of it together is more than a process may map."""
+    yield
+    jax.clear_caches()
+    gc.collect()
