@@ -12,7 +12,8 @@ from ._duality import cost, share
 EPOCHS = 3
 LENGTHS = (1.0, 0.5, 0.25, 0.1, 0.03)
 CROSSINGS = 8  # at which a Newton step may end
-STEPS = 8  # of Newton's in a round, each of which but the last brings coordinates to 0
+STEPS = 3  # of Newton's in a round, at most; each but the last brings coordinates to 0
+SMALL = 512  # features, of which a factor costs less than a pass over X
 
 
 class Quadratic(NamedTuple):
@@ -55,24 +56,34 @@ def solve_gram(
     """
     room = w.size if room is None else min(room, w.size)
 
-    def newton(moved: Array, h: Array) -> tuple[Array, Array]:
-        if room == w.size:
-            return _newton(q, moved, h, room)
-        fits = jnp.sum(moved != 0) <= room
-        return lax.cond(fits, lambda: _newton(q, moved, h, room), lambda: (moved, h))
+    def fits(w: Array) -> Array:
+        return jnp.sum(w != 0) <= room
+
+    def measured(w: Array, h: Array) -> tuple[Array, Array, Array]:
+        return w, h, _gap(q, w, h, positive)
+
+    def newton(state):
+        (w, h, _), _, n = state
+        w, h, cut = _newton(q, w, h, room)
+        return measured(w, h), cut, n + 1
+
+    def goes_on(state):
+        # Until a step is whole, if so many are needed; one in any case where it may save the host
+        # a pass over X for less.
+        (w, _, gap), cut, n = state
+        wanted = (gap > target) | (n == 0) if w.size <= SMALL else gap > target
+        return wanted & cut & (n < STEPS) & fits(w)
 
     def round_(s: _State) -> _State:
-        moved, _ = _epochs(q, s.w, s.h, positive, skip)
+        w, _ = _epochs(q, s.w, s.h, positive, skip)
         # h carried through an epoch drifts by rounding; from here it is exact again.
-        moved, h = newton(moved, q.gram @ moved - q.b)
-        return _State(moved, h, _gap(q, moved, h, positive), s.n + 1)
+        start = measured(w, q.gram @ w - q.b), jnp.asarray(True), jnp.zeros((), jnp.int32)
+        return _State(*lax.while_loop(goes_on, newton, start)[0], s.n + 1)
 
     def unfinished(s: _State) -> Array:
-        full = (jnp.sum(s.w != 0) > room) & (s.n > 0)
-        return (s.gap > target) & (s.n < max_rounds) & ~full
+        return (s.gap > target) & (s.n < max_rounds) & (fits(s.w) | (s.n == 0))
 
-    h = q.gram @ w - q.b
-    start = _State(w, h, _gap(q, w, h, positive), jnp.zeros((), jnp.int32))
+    start = _State(*measured(w, q.gram @ w - q.b), jnp.zeros((), jnp.int32))
     last = lax.while_loop(unfinished, round_, start)
     return last.w, last.gap, last.n
 
@@ -106,32 +117,18 @@ def _epochs(q: Quadratic, w: Array, h: Array, positive: bool, skip: bool) -> tup
     return lax.fori_loop(0, EPOCHS * m, step, (w, h))
 
 
-def _newton(q: Quadratic, w: Array, h: Array, room: int) -> tuple[Array, Array]:
-    """Newton steps on the current signs, until one is whole or nothing falls any more."""
+def _newton(q: Quadratic, w: Array, h: Array, room: int) -> tuple[Array, Array, Array]:
+    """A Newton step on the current signs, `G w - b` there, and whether it was cut short."""
     if room == w.size:
-        best, images = _lines(q, w, h)
-        return best, images - q.b
+        best, images, cut = _line(q, w, h)
+        return best, images - q.b, cut
     # On the support alone: a Cholesky factor of its size, not of the working set's.
     support = lax.top_k(jnp.abs(w), room)[1]
     rows = q.gram[support]
     part = Quadratic(rows[:, support], q.b[support], q.thresholds[support], q.yy)
-    best, _ = _lines(part, w[support], h[support])
-    return jnp.zeros_like(w).at[support].set(best, unique_indices=True), best @ rows - q.b
-
-
-def _lines(q: Quadratic, w: Array, h: Array) -> tuple[Array, Array]:
-    """Where Newton steps lead, and its product with the Gram matrix."""
-
-    def step(state):
-        w, images, _, n = state
-        return *_line(q, w, images - q.b), n + 1
-
-    def unfinished(state):
-        *_, cut, n = state
-        return cut & (n < STEPS)
-
-    start = w, h + q.b, jnp.asarray(True), jnp.zeros((), jnp.int32)
-    return lax.while_loop(unfinished, step, start)[:2]
+    best, _, cut = _line(part, w[support], h[support])
+    moved = jnp.zeros_like(w).at[support].set(best, unique_indices=True)
+    return moved, best @ rows - q.b, cut
 
 
 def _line(q: Quadratic, w: Array, h: Array) -> tuple[Array, Array, Array]:

@@ -230,7 +230,7 @@ def _solve(at: _Problem, w: np.ndarray, max_outer: int) -> tuple[np.ndarray, dic
         gram = at.grams.of(chosen, where.size)
         q = Quadratic(*map(jnp.asarray, (gram, at.b[where], thresholds[where], at.yy)))
         # Room for the support to grow in, of a size for which there may be a program already.
-        room = bucket(int(1.2 * support.size) + 32, where.size)
+        room = min(where.size, -(-(int(1.1 * support.size) + 32) // 128) * 128)
         target = max(0.3 * gap, floor)
         inner, _, n = _inner(q, at.data.l2, w[where], chosen.size, target, room, at.positive)
         w[chosen] = np.asarray(inner)[: chosen.size]
