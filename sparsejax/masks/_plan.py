@@ -212,7 +212,7 @@ def plan(
 
     Raises:
       ValueError: If a rule matches nothing or comes too late, a pattern does not fit its leaf, a
-        planned leaf does not hold floats, or the tree is empty.
+        planned leaf does not hold floats, the tree is empty, or there is nothing to allocate.
       TypeError: If a rule is not a pattern.
 
     Example:
@@ -243,6 +243,12 @@ def plan(
     ]
     if problems:
         raise ValueError("plan:\n  " + "\n  ".join(problems))
+    if allocate is not None and chosen and not any(p.free for p in chosen.values()):
+        fixed = ", ".join(sorted({repr(pattern) for pattern in chosen.values()}))
+        raise ValueError(
+            f"plan: nothing to allocate, {fixed} says itself how much each leaf keeps; leave "
+            "allocate out, or plan with sj.Unstructured or sj.Block."
+        )
     zeros = {name: pattern.zeros(leaves[name].shape) for name, pattern in chosen.items()}
     if allocate is not None and allocate is not global_:
         zeros |= redistributed(allocate, chosen, leaves)

@@ -275,3 +275,13 @@ def test_thresholds_of_what_is_no_number():
     assert sj.masks.below_threshold(params, 2.0, where="b")["b"].all()
     with pytest.raises(ValueError, match="one of theta and fraction"):
         sj.masks.below_threshold(params, 0.1, fraction=0.1)
+
+
+@pytest.mark.parametrize("allocate", [sj.masks.erk, sj.masks.global_])
+def test_an_allocation_of_fixed_patterns_is_refused(allocate):
+    params = {"kernel": jnp.ones((8, 8))}
+    with pytest.raises(ValueError, match=r"nothing to allocate, NM\(.*leave allocate out"):
+        sj.plan(params, sj.NM(2, 4), allocate=allocate)
+    mixed = {"a": {"kernel": jnp.ones((8, 8))}, "b": {"kernel": jnp.ones((8, 8))}}
+    rules = {"a": sj.NM(2, 4), "b": sj.Unstructured(0.75)}
+    assert sj.plan(mixed, rules, allocate=allocate)["b/kernel"].kept == 16
