@@ -74,6 +74,9 @@ def unmixing_errors(
     Returns:
       An `UnmixingErrors`; papers quote the means.
 
+    Raises:
+      ValueError: If the shapes differ: as many endmembers, channels and pixels are compared.
+
     Reference:
       Kuhn, The Hungarian method for the assignment problem, 1955.
 
@@ -87,6 +90,13 @@ def unmixing_errors(
     from scipy.optimize import linear_sum_assignment
 
     m, t = np.asarray(endmembers), np.asarray(true_endmembers)
+    given, true = np.shape(abundances), np.shape(true_abundances)
+    if m.ndim != 2 or m.shape != t.shape or given != true or given[:1] != m.shape[1:]:
+        raise ValueError(
+            f"unmixing_errors: endmembers {m.shape} and abundances {given} are compared with "
+            f"{t.shape} and {true}; (channels, k) and (k, pixels) of the same k are needed on both "
+            "sides."
+        )
     angles = np.asarray(spectral_angle(t[:, :, None], m[:, None, :]))
     _, order = linear_sum_assignment(angles)
     gaps = np.asarray(abundances)[order] - np.asarray(true_abundances)

@@ -139,6 +139,14 @@ def test_errors_do_not_depend_on_the_order():
     np.testing.assert_allclose(tiny, 1e-6, rtol=1e-4)
 
 
+@pytest.mark.parametrize("wrong", [((4, 3), (3, 5)), ((4, 2), (3, 5)), ((3, 2), (2, 5))])
+def test_errors_of_other_shapes_are_refused(wrong):
+    unchecked = metrics.unmixing_errors.__wrapped__  # without the tests' own check of shapes
+    given = [np.ones(shape) for shape in wrong]
+    with pytest.raises(ValueError, match="of the same k are needed"):
+        unchecked(*given, np.ones((4, 2)), np.ones((2, 5)))
+
+
 def test_sparsity_of_hoyer_and_guidance():
     x = jnp.array([[2.0, 0, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0], [3, 4, 0, 0]])
     np.testing.assert_allclose(metrics.hoyer_sparsity(x), [1, 0, 0, 2 - 1.4], atol=1e-6)
