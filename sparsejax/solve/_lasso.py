@@ -64,7 +64,9 @@ def lasso(
     conditions most; those that gap-safe screening excludes never. On each, coordinate descent and
     projected Newton steps on a Gram matrix. Compiles once for a shape, also for a batch under
     `jax.vmap`, where a finished problem stops changing. Differentiable in X, y, lam, weights and l2
-    by the implicit function theorem on the support. `lasso_host` is faster for one large problem.
+    by the implicit function theorem on the support; second derivatives within `lax.scan` are lost
+    by JAX, as those of every `custom_jvp`: use `jax.vmap` or `lasso_path`. `lasso_host` is faster
+    for one large problem.
 
     Args:
       X: Design (n, p), used as it is: centre X and y for an intercept.
@@ -211,6 +213,7 @@ def attach(pb: Problem, w: Array, m: int) -> Float[Array, " p"]:
 def _attach_jvp(m: int, primals: Any, tangents: Any) -> tuple[Array, Array]:
     # X_S^T (y - X_S w_S) / n - l2 w_S - a_S s = 0, differentiated on a support that stays.
     (pb, w), (dpb, _) = primals, tangents
+    w = attach(pb, w, m)  # so that what follows has derivatives too
     chosen = lax.top_k(jnp.abs(w), m)[1]
     part, on = w[chosen], w[chosen] != 0
 
@@ -303,16 +306,29 @@ def lasso_path(
     positive, weights = options.get("positive", False), options.get("weights")
     lams = jnp.asarray(falling(X, y, lams, n_lams, eps, weights, positive), X.dtype)
     tolerance(options.get("tol"), X.dtype)
-
-    def step(w, lam):
-        found = lasso(X, y, lam, w0=w, throw=False, **options)
-        return lax.stop_gradient(found.value), found
-
+    arrays = {name: options.pop(name) for name in ("weights", "l2") if name in options}
+    problem(X, y, 1.0, weights, arrays.get("l2", 0.0))  # what is wrong is told here
     w0 = options.pop("w0", None)
     start = jnp.zeros(X.shape[1], X.dtype) if w0 is None else jnp.asarray(w0, X.dtype)
-    _, found = lax.scan(step, start, lams)
+    found = _path(X, y, lams, start, arrays, tuple(sorted(options.items())))
     stats = {**found.stats, "lams": lams}
     return finish("lasso_path", Solution(found.value, found.result, stats), throw)
+
+
+@functools.partial(jax.jit, static_argnames="options")
+def _path(X: Array, y: Array, lams: Array, w0: Array, arrays: Any, options: Any) -> Solution:
+    solved = functools.partial(lasso, throw=False, **dict(options))
+
+    def step(w, lam):
+        found = solved(*frozen[:2], lam, w0=w, **frozen[2])
+        return found.value, found
+
+    frozen = lax.stop_gradient((X, y, arrays))
+    _, found = lax.scan(step, lax.stop_gradient(w0), lax.stop_gradient(lams))
+    # Derivatives are attached outside of the scan, in which JAX would lose those of second order.
+    there = functools.partial(solved, max_outer=0, **arrays)
+    values = jax.vmap(lambda lam, w: there(X, y, lam, w0=w).value)(lams, found.value)
+    return Solution(values, found.result, found.stats)
 
 
 def falling(X, y, lams: Any, count: int, eps: float, weights: Any, positive: bool) -> Any:
