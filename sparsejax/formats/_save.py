@@ -93,7 +93,7 @@ def load_safetensors(path: str | os.PathLike[str]) -> dict[str, Any]:
     return _nested(tensors)
 
 
-def shard_columns(w: SparseArray, mesh: Mesh, axis: str) -> SparseArray:
+def shard_columns(w: Any, mesh: Mesh, axis: str) -> SparseArray:
     """Places a compressed matrix so that its columns, the outputs, are spread over a mesh axis.
 
     Every leaf has the columns (or block columns, or tiles of columns) as an axis; of a `BlockArray`
@@ -106,6 +106,7 @@ def shard_columns(w: SparseArray, mesh: Mesh, axis: str) -> SparseArray:
 
     Raises:
       ValueError: If the axis is unknown, or does not divide.
+      TypeError: If w is not compressed.
 
     Example:
       >>> import jax, jax.numpy as jnp, sparsejax as sj
@@ -116,6 +117,11 @@ def shard_columns(w: SparseArray, mesh: Mesh, axis: str) -> SparseArray:
       >>> tuple(placed.values.sharding.spec)
       (None, None, 'model')
     """
+    if not isinstance(w, SparseArray):
+        raise TypeError(
+            f"shard_columns(w) must be a compressed matrix, got {type(w).__name__}; for an array "
+            "use jax.device_put with a NamedSharding."
+        )
     if axis not in mesh.shape:
         raise ValueError(f"shard_columns: the mesh has the axes {tuple(mesh.shape)}, not {axis!r}.")
     kind = type(w).__name__

@@ -91,3 +91,9 @@ else:
 """
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, **flags})
+
+
+def test_only_compressed_matrices_have_columns_to_shard():
+    mesh = jax.make_mesh((1,), ("model",), axis_types=(jax.sharding.AxisType.Auto,))
+    with pytest.raises(TypeError, match="must be a compressed matrix, got .*device_put"):
+        sj.formats.shard_columns(jnp.ones((4, 4)), mesh, "model")
