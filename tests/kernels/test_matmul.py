@@ -336,3 +336,15 @@ def test_a_row_with_large_groups_is_decompressed():
     w = NMArray.fromdense(jnp.ones((4096, 2)), 1, 4096)
     assert sj.kernels.explain(jnp.ones(4096), w) == "xla: decompressed"
     assert (jnp.ones(4096) @ w).tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("name", ["sparse_cores", "cusparselt"])
+def test_explain_knows_that_there_are_no_rows(monkeypatch, name):
+    module = __import__(f"sparsejax.kernels.matmul._{name}", fromlist=["require"])
+    monkeypatch.setattr(module, "require", lambda dtype: None)
+    w = NMArray.fromdense(jnp.ones((128, 64), jnp.bfloat16), 2, 4)
+    none = jnp.ones((0, 128), jnp.bfloat16)
+    assert sj.kernels.explain(none, w, (name, "dense")).startswith(
+        "dense: decompressed; not " + name
+    )
+    assert sj.kernels.explain(jnp.ones((3, 128), jnp.bfloat16), w, (name, "dense")).startswith(name)
