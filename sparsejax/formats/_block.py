@@ -1,6 +1,7 @@
 """Block-sparse matrices in padded ELL form: for each block column the list of its blocks."""
 
 import math
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -54,7 +55,7 @@ class BlockArray(SparseArray):
     def fromdense(
         cls,
         w: Shaped[Array | np.ndarray, "..."],
-        block: int | tuple[int, int],
+        block: int | np.integer | tuple[int, int],
         *,
         mask: Shaped[Array | np.ndarray, "..."] | None = None,
         slots: int | None = None,
@@ -259,7 +260,8 @@ def _slots_by_column(slot_t, count_t, index) -> Int[Array, "nb l"]:
 
 
 def _checked_block(shape: tuple[int, ...], block: Any) -> tuple[int, int]:
-    block = (block, block) if isinstance(block, int) else tuple(block)
+    block = (block, block) if isinstance(block, int | np.integer) else block
+    block = tuple(map(operator.index, block))
     if len(block) != 2 or min(block) < 1:
         raise ValueError(f"BlockArray.fromdense(block={block}) must be two positive integers.")
     if shape[-2] % block[0] or shape[-1] % block[1]:

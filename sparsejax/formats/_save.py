@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import itertools
 import json
 import os
 from collections.abc import Mapping
@@ -42,7 +43,7 @@ def save_safetensors(tree: PyTree, path: str | os.PathLike[str]) -> None:
 
     Raises:
       ImportError: If safetensors is not installed.
-      ValueError: If two leaves would get the same name.
+      ValueError: If two leaves would get the same name, or one would be within another.
 
     Example:
       >>> import os, tempfile, jax.numpy as jnp, sparsejax as sj
@@ -54,8 +55,10 @@ def save_safetensors(tree: PyTree, path: str | os.PathLike[str]) -> None:
     """
     tensors: dict[str, Any] = {}
     kinds: dict[str, Any] = {}
+    names: set[str] = set()
     for place, leaf in jax.tree.leaves_with_path(tree, is_leaf=_is_sparse):
         name = name_of(place)
+        names.add(name)
         parts = {name: leaf}
         if _is_sparse(leaf):
             kind = type(leaf).__name__
@@ -64,6 +67,13 @@ def save_safetensors(tree: PyTree, path: str | os.PathLike[str]) -> None:
         if tensors.keys() & parts.keys():
             raise ValueError(f"save_safetensors: two leaves are named {name}; rename one.")
         tensors |= {key: jnp.asarray(value) for key, value in parts.items()}
+    for name in names:
+        folders = itertools.accumulate(name.split("/")[:-1], "{}/{}".format)
+        if clash := names.intersection(folders):
+            raise ValueError(
+                f"save_safetensors: {clash.pop()} is a leaf, so {name} cannot be within it; rename "
+                "one."
+            )
     _safetensors().save_file(tensors, path, metadata={"sparsejax": json.dumps(kinds)})
 
 
@@ -93,7 +103,7 @@ def load_safetensors(path: str | os.PathLike[str]) -> dict[str, Any]:
     return _nested(tensors)
 
 
-def shard_columns(w: SparseArray, mesh: Mesh, axis: str) -> SparseArray:
+def shard_columns(w: Any, mesh: Mesh, axis: str) -> SparseArray:
     """Places a compressed matrix so that its columns, the outputs, are spread over a mesh axis.
 
     Every leaf has the columns (or block columns, or tiles of columns) as an axis; of a `BlockArray`
@@ -106,6 +116,7 @@ def shard_columns(w: SparseArray, mesh: Mesh, axis: str) -> SparseArray:
 
     Raises:
       ValueError: If the axis is unknown, or does not divide.
+      TypeError: If w is not compressed.
 
     Example:
       >>> import jax, jax.numpy as jnp, sparsejax as sj
@@ -116,6 +127,11 @@ def shard_columns(w: SparseArray, mesh: Mesh, axis: str) -> SparseArray:
       >>> tuple(placed.values.sharding.spec)
       (None, None, 'model')
     """
+    if not isinstance(w, SparseArray):
+        raise TypeError(
+            f"shard_columns(w) must be a compressed matrix, got {type(w).__name__}; for an array "
+            "use jax.device_put with a NamedSharding."
+        )
     if axis not in mesh.shape:
         raise ValueError(f"shard_columns: the mesh has the axes {tuple(mesh.shape)}, not {axis!r}.")
     kind = type(w).__name__

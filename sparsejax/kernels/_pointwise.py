@@ -9,7 +9,9 @@ from jax import lax
 from jaxtyping import Array, Float, Shaped
 
 from ..formats import BlockArray, SparseArray
+from ._choose import names_of
 from .matmul import matmul
+from .matmul._api import TWO_FOUR
 
 
 def pointwise(
@@ -38,7 +40,8 @@ def pointwise(
       `(..., O, H, W)`.
 
     Raises:
-      ValueError: If the shapes do not match.
+      ValueError: If the shapes do not match, or an implementation is unknown.
+      TypeError: If x does not hold floats.
 
     Reference:
       Elsen et al., Fast Sparse ConvNets, 2019 (arXiv 1911.09723).
@@ -51,6 +54,7 @@ def pointwise(
     """
     x = jnp.asarray(x)
     _check("pointwise", x, w.shape[0], 3)
+    names_of("pointwise", implementation, TWO_FOUR)
     if isinstance(w, SparseArray):
         # XLA folds the two transpositions into those of the product's own forms.
         y = matmul(jnp.moveaxis(x, -3, -1), w, implementation=implementation)
@@ -84,10 +88,11 @@ def group_conv(
       padding: As in `jax.lax.conv_general_dilated`.
 
     Returns:
-      `(batch, O, H', W')`.
+      `(batch, O, H', W')` in the dtype of x.
 
     Raises:
       ValueError: If the shapes do not match.
+      TypeError: If x does not hold floats.
 
     Reference:
       Xu et al., SparseByteNN, 2023 (arXiv 2310.19509).
@@ -108,19 +113,27 @@ def group_conv(
         )
     _check("group_conv", x, w.shape[0] // taps, 4)
     columns, slots, _, n = w.values.shape
+    dtype, total = x.dtype, jnp.promote_types(x.dtype, w.dtype)
+    x, w = x.astype(total), w.astype(total)
     kernel = w.values.transpose(2, 1, 0, 3).reshape(*window, slots, columns * n)
     if not slots:
         x, kernel = x[:, :1], jnp.zeros((*window, 1, columns * n), w.dtype)
     else:
         x = x[:, w.index.reshape(-1)]
     dims: Any = ("NCHW", "HWIO", "NCHW")
-    return lax.conv_general_dilated(
+    y = lax.conv_general_dilated(
         x, kernel, strides, padding, dimension_numbers=dims,
         feature_group_count=columns if slots else 1,
     )  # fmt: skip
+    return y.astype(dtype)
 
 
 def _check(what: str, x: Array, channels: int, least: int) -> None:
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(
+            f"{what}(x) must hold floats, got {x.dtype} of shape {x.shape}; write "
+            "x.astype(jnp.float32)."
+        )
     if x.ndim < least or x.shape[-3] != channels:
         raise ValueError(
             f"{what}: x of shape {x.shape} must be (..., {channels}, height, width), channels "

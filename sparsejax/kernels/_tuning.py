@@ -32,15 +32,19 @@ def fastest(case: Callable[..., str], *args: Any) -> str | None:
 def keep(case: str, seconds: Mapping[str, float]) -> None:
     """Writes what was measured to the file, whole or not at all."""
     file = path()
+    known = _loaded(file)
     _loaded.cache_clear()  # what other processes have written since
     table = _loaded(file)
     table.setdefault(device(), {})[case] = dict(seconds)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False) as written:
-            json.dump(table, written, indent=1, sort_keys=True)
-        os.replace(written.name, file)
+        with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+            written = pathlib.Path(folder, file.name)
+            written.write_text(json.dumps(table, indent=1, sort_keys=True))
+            os.replace(written, file)
     except OSError as error:
+        for where, cases in known.items():  # what could not be written before
+            table[where] = {**cases, **table.get(where, {})}
         warnings.warn(
             f"tune: {file} cannot be written, so what was measured is known to this process only: "
             f"{error}; SPARSEJAX_CACHE names another file.",
@@ -74,21 +78,25 @@ def _timed(call: Callable[[], Any], repeats: int) -> float:
 
 @cache
 def _path(named: str | None, root: str | None) -> pathlib.Path:
-    if named:
-        return pathlib.Path(named).expanduser()
-    return pathlib.Path(root or pathlib.Path.home() / ".cache") / "sparsejax" / "tuning.json"
+    try:
+        if named:
+            return pathlib.Path(named).expanduser()
+        root = root or str(pathlib.Path.home() / ".cache")
+    except RuntimeError:  # a user without a home: nothing is found here, and nothing written
+        root = os.devnull
+    return pathlib.Path(root) / "sparsejax" / "tuning.json"
 
 
 @cache
 def _loaded(file: pathlib.Path) -> dict[str, Any]:
     """The file's table, read once; empty if there is none or it is not one."""
-    if not file.is_file():
-        return {}
     try:
+        if not file.is_file():
+            return {}
         table = json.loads(file.read_text())
         for cases in table.values():
             for seconds in cases.values():
-                sorted(map(float, seconds.values()))
+                seconds.update({name: float(value) for name, value in seconds.items()})
         return table
     except (OSError, ValueError, TypeError, AttributeError) as error:
         warnings.warn(

@@ -138,3 +138,8 @@ def test_mistakes(arguments, message):
 def test_integers_are_refused():
     with pytest.raises(TypeError, match="astype"):
         BlockArray.fromdense(np.ones(SHAPE, int), BLOCK)
+
+
+def test_a_block_may_be_a_number_of_numpy():
+    w = blocks_of(np.ones(GRID, bool))[:, :8]
+    assert BlockArray.fromdense(w, np.int64(4)).block == (4, 4)

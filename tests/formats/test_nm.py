@@ -170,3 +170,13 @@ def test_not_a_matrix_of_floats():
         NMArray.fromdense(jnp.ones((8, 6), int), 2, 4)
     with pytest.raises(ValueError, match="must be a matrix"):
         NMArray.fromdense(jnp.ones(8), 2, 4)
+
+
+def test_a_mask_that_is_known_is_checked_where_the_matrix_is_traced():
+    w = jnp.arange(1.0, 17.0).reshape(8, 2)
+    mask = w % 4 < 2
+    for known in (mask, np.asarray(mask)):
+        packed = jax.jit(lambda w, known=known: NMArray.fromdense(w, 2, 4, mask=known))(w)
+        np.testing.assert_array_equal(packed.todense(), jnp.where(mask, w, 0))
+        with pytest.raises(ValueError, match="more than n=1"):
+            jax.jit(lambda w, known=known: NMArray.fromdense(w, 1, 4, mask=known))(w)

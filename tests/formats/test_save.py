@@ -91,3 +91,18 @@ else:
 """
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, **flags})
+
+
+def test_only_compressed_matrices_have_columns_to_shard():
+    mesh = jax.make_mesh((1,), ("model",), axis_types=(jax.sharding.AxisType.Auto,))
+    with pytest.raises(TypeError, match="must be a compressed matrix, got .*device_put"):
+        sj.formats.shard_columns(jnp.ones((4, 4)), mesh, "model")
+
+
+def test_a_leaf_within_a_leaf(tmp_path):
+    leaves = {"a": jnp.ones(2), "a/b": jnp.ones(3)}
+    with pytest.raises(ValueError, match="a is a leaf, so a/b cannot be within it"):
+        sj.formats.save_safetensors(leaves, tmp_path / "w")
+    assert not (tmp_path / "w").exists()
+    sj.formats.save_safetensors({"a": {"b": jnp.ones(2), "c/d": jnp.ones(3)}}, tmp_path / "w")
+    assert sj.formats.load_safetensors(tmp_path / "w")["a"]["c"]["d"].shape == (3,)

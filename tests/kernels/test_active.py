@@ -220,6 +220,55 @@ def test_mistakes():
         active_ffn(x, w, w, s, implementation="triton")
     with pytest.raises(TypeError, match="floats"):
         active_expand(x, jnp.ones((N, D), int), s)
+    with pytest.raises(TypeError, match="floats"):
+        active_expand(x.astype(int), w, s)
+    for call in (active_expand, partial(active_ffn, w_down=w)):
+        with pytest.raises(ValueError, match=r"scale of shape \(3, 32\) must be \(3, 3\)"):
+            call(x, w, s=s, scale=jnp.ones((3, N)))
+    with pytest.raises(ValueError, match=r"gate_values of shape \(3, 32, 1\) must be \(3, 3, 1\)"):
+        active_ffn(x, w, w, s, gate_values=jnp.ones((3, N)))
+
+
+@pytest.mark.parametrize("implementation", ["xla", "dense"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_not_finite_in_unused_places_changes_nothing(implementation, value):
+    s, x, (w, *_), mask = make("bucketed", count=3)
+    unused = ~np.asarray(s.used)
+    assert unused.any() and not mask[:, 0].any()  # where unused places point to
+    scale = np.where(unused, value, np.linspace(1, 2, s.capacity)) * np.ones((3, 1))
+    v = jnp.ones((3, *w.shape[:2])).at[:, 0].set(value)
+    run = partial(active_reduce, s=s, implementation=implementation)
+    y, pull = jax.vjp(lambda v, w, scale: run(v, w, scale=scale), v, w, jnp.asarray(scale, "f"))
+    index = np.asarray(s.index)[~unused]
+    factors = np.linspace(1, 2, s.capacity)[: len(index)]
+    assert_close(y, np.ones((3, 1)) * (factors[:, None] * wide(w)[0][index].sum(1)).sum(0))
+    assert all(jnp.isfinite(leaf).all() for leaf in pull(jnp.ones_like(y)))
+    h = active_expand(x, w, s, jnp.asarray(scale, "f"), implementation=implementation)
+    assert (h[:, unused] == 0).all() and jnp.isfinite(h).all()
+
+
+def test_weights_that_are_not_finite_are_not_met_where_inactive():
+    used = np.isin(np.arange(40), [5, 17])
+    s = select_union(jnp.asarray(used)[None], capacity=8)
+    by_token = jax.tree.map(lambda leaf: jnp.stack([leaf] * 3), s)
+    rng = np.random.default_rng(0)
+    x, v, w = (jnp.asarray(rng.normal(size=size), "f") for size in ((3, 6), (3, 40), (40, 6)))
+    w = jnp.where(used[:, None], w, jnp.nan)
+    for one in (s, by_token):
+        V, W = wide(v, w)
+        assert_close(active_reduce(v, w, one), V[:, used] @ W[used])
+        dx = jax.grad(lambda x, one=one: active_expand(x, w, one).sum())(x)
+        assert_close(dx, np.ones((3, 1)) * W[used].sum(0))
+
+
+@pytest.mark.parametrize("implementation", ["xla", "dense"])
+def test_no_tokens_and_arrays_of_numpy(implementation):
+    s, x, (w, *_), _ = make("bucketed")
+    for tokens in (0, 3):
+        some, v = np.asarray(x)[:tokens], np.ones((tokens, *w.shape[:2]), np.float32)
+        run = dict(s=s, implementation=implementation)
+        assert active_expand(some, w, **run).shape == (tokens, s.capacity, w.shape[1])
+        assert active_reduce(v, w, **run).shape == (tokens, w.shape[2])
 
 
 HARDWARE = [

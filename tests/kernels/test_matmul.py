@@ -277,3 +277,74 @@ def test_mistakes():
     stack = jax.tree.map(lambda leaf: leaf[None], w)
     with pytest.raises(ValueError, match="stacked"):
         sj.kernels.matmul(x, stack)
+
+
+STACKED = [
+    pytest.param(NMArray.fromdense, dict(n=1, m=4, share=32), (3, 16, 64), id="gathered"),
+    pytest.param(BlockArray.fromdense, dict(block=4), (3, 16, 16), id="blocks"),
+]
+
+
+@pytest.mark.parametrize("pack, arguments, shape", STACKED)
+def test_stacked_matrices_are_explained_and_multiplied_as_dense_ones(pack, arguments, shape):
+    rng = np.random.default_rng(0)
+    w = pack(jnp.asarray(rng.normal(size=shape), jnp.float32), **arguments)
+    one = jax.tree.map(lambda leaf: leaf[0], w)
+    for rows in ((), (5,), (2, 5)):
+        x = jnp.asarray(rng.normal(size=(3, *rows, 16)), jnp.float32)
+        assert sj.kernels.explain(x, w) == sj.kernels.explain(x[0], one)
+        want = np.einsum("l...k,lkn->l...n", np.asarray(x, np.float64), in_double(w))
+        assert_close(sj.matmul(x, w), want)
+        assert_close(sj.matmul(x, w.todense()), want)
+    with pytest.raises(ValueError, match=r"stacked, so x must begin with \(3,\)"):
+        sj.matmul(x[0], w.todense())
+
+
+def test_explain_knows_the_dtype_of_x(monkeypatch):
+    from sparsejax.kernels.matmul import _xla
+
+    said = []
+    monkeypatch.setattr(_xla, "explain", lambda rows, w: said.append(w.dtype) or "")
+    x, w = BY_NAME["2:4"].make(jnp.bfloat16)
+    for dtype in (jnp.bfloat16, jnp.float32):
+        sj.kernels.explain(x.astype(dtype), w)
+    assert said == [jnp.bfloat16, jnp.float32]
+
+
+def test_implementations_of_dense_products_are_checked():
+    x, w = jnp.ones((2, 4)), jnp.ones((4, 5))
+    for call in (sj.matmul, sj.kernels.explain):
+        call(x, w, implementation="xla")
+        with pytest.raises(ValueError, match="must be among"):
+            call(x, w, implementation="cuda")
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (12,), (5, 1), (5, 12)])
+@pytest.mark.parametrize("activation", [None, jnp.tanh])
+def test_any_bias_that_broadcasts_has_a_gradient(shape, activation):
+    x, w = BY_NAME["2:4"].make()
+    bias = jnp.full(shape, 0.5)
+    y, pull = jax.vjp(lambda b: sj.matmul(x, w, bias=b, activation=activation), bias)
+    before = np.asarray(x, np.float64) @ in_double(w) + 0.5
+    assert_close(y, before if activation is None else np.tanh(before))
+    want = np.ones(before.shape) if activation is None else 1 - np.tanh(before) ** 2
+    summed = jax.vjp(lambda b: jnp.broadcast_to(b, want.shape), bias)[1](jnp.asarray(want, "f"))
+    assert_close(pull(jnp.ones_like(y))[0], summed[0])
+
+
+def test_a_row_with_large_groups_is_decompressed():
+    w = NMArray.fromdense(jnp.ones((4096, 2)), 1, 4096)
+    assert sj.kernels.explain(jnp.ones(4096), w) == "xla: decompressed"
+    assert (jnp.ones(4096) @ w).tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("name", ["sparse_cores", "cusparselt"])
+def test_explain_knows_that_there_are_no_rows(monkeypatch, name):
+    module = __import__(f"sparsejax.kernels.matmul._{name}", fromlist=["require"])
+    monkeypatch.setattr(module, "require", lambda dtype: None)
+    w = NMArray.fromdense(jnp.ones((128, 64), jnp.bfloat16), 2, 4)
+    none = jnp.ones((0, 128), jnp.bfloat16)
+    assert sj.kernels.explain(none, w, (name, "dense")).startswith(
+        "dense: decompressed; not " + name
+    )
+    assert sj.kernels.explain(jnp.ones((3, 128), jnp.bfloat16), w, (name, "dense")).startswith(name)

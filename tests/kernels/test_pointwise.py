@@ -101,3 +101,24 @@ def test_output_block_is_chosen_by_the_rule_of_nine_tenths():
         n2, e2 = sum(x.any() for x in two), sum((x != 0).sum() for x in two)
         expected = 4 if n4 and 5 * e4 >= 18 * n4 else 2 if n2 and 5 * e2 >= 9 * n2 else 1
         assert sj.formats.choose_output_block(w) == expected
+
+
+def test_integers_and_unknown_implementations_are_refused_as_for_compressed_kernels():
+    w, x = jnp.full((9, 4), 0.3), jnp.ones((9, 2, 3), jnp.uint8)
+    for kernel in (w, sj.formats.BlockArray.fromdense(w, (1, 4))):
+        with pytest.raises(TypeError, match="must hold floats, got uint8"):
+            sj.kernels.pointwise(x, kernel)
+        with pytest.raises(ValueError, match="must be among"):
+            sj.kernels.pointwise(x.astype(jnp.float32), kernel, implementation="cuda")
+
+
+@pytest.mark.parametrize("dtypes", [("bfloat16", "float32"), ("float32", "bfloat16")])
+def test_group_conv_of_two_dtypes(dtypes):
+    x, w = (jax.random.normal(KEY, s).astype(d) for s, d in zip(((1, 4, 5, 5), (36, 4)), dtypes))
+    stored = sj.formats.BlockArray.fromdense(w, (9, 2))
+    y = sj.kernels.group_conv(x, stored, (3, 3))
+    wide = [a.astype(jnp.float32) for a in (x, w.reshape(4, 3, 3, 4).transpose(1, 2, 0, 3))]
+    assert y.dtype == x.dtype
+    np.testing.assert_allclose(y.astype(jnp.float32), convolution(*wide), atol=3e-2, rtol=1e-2)
+    with pytest.raises(TypeError, match="must hold floats"):
+        sj.kernels.group_conv(x.astype(int), stored, (3, 3))

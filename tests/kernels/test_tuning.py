@@ -120,6 +120,55 @@ def test_where_nothing_can_be_written_it_is_said(file):
     assert sj.kernels.explain(x, w).endswith("measured fastest")
 
 
+def test_what_cannot_be_written_is_not_forgotten(file):
+    file.parent.write_text("a file where the folder should be")
+    cases = [BY_NAME[name].make() for name in ("2:4", "blocks 4x4")]
+    for x, w in cases:
+        with pytest.warns(UserWarning, match="known to this process only"):
+            sj.kernels.tune(x, w)
+    assert all(sj.kernels.explain(x, w).endswith("measured fastest") for x, w in cases)
+
+
+def test_a_folder_in_place_of_the_file(file):
+    file.mkdir(parents=True)
+    x, w = BY_NAME["2:4"].make()
+    with pytest.warns(UserWarning, match="known to this process only"):
+        sj.kernels.tune(x, w)
+    assert list(file.parent.iterdir()) == [file]  # nothing half done is left
+
+
+def test_numbers_in_quotes_are_numbers(file):
+    x, w = BY_NAME["2:4"].make()
+    file.parent.mkdir()
+    seconds = {_tuning.device(): {case_of(x, w): {"xla": "3e-1", "dense": 0.2}}}
+    file.write_text(json.dumps(seconds))
+    assert sj.kernels.explain(x, w).startswith("dense")
+
+
+def test_a_file_that_may_not_be_looked_at_is_ignored_with_a_warning(monkeypatch, file):
+    monkeypatch.setenv("SPARSEJAX_CACHE", "a" * 300)
+    x, w = BY_NAME["2:4"].make()
+    with pytest.warns(UserWarning, match="is not used"):
+        assert sj.kernels.explain(x, w) == "xla: decompressed"
+
+
+def test_a_user_without_a_home(monkeypatch, file):
+    def homeless(*_):
+        raise RuntimeError("Could not determine home directory.")
+
+    x, w = BY_NAME["2:4"].make()
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(_tuning.pathlib.Path, "home", homeless)
+    monkeypatch.setattr(_tuning.pathlib.Path, "expanduser", homeless)
+    _tuning._path.cache_clear()
+    for name in ("~nobody/tuning.json", ""):
+        monkeypatch.setenv("SPARSEJAX_CACHE", name)
+        assert sj.kernels.explain(x, w) == "xla: decompressed"
+    with pytest.warns(UserWarning, match="SPARSEJAX_CACHE names another file"):
+        sj.kernels.tune(x, w)
+    _tuning._path.cache_clear()
+
+
 def test_a_wrong_implementation_is_left_out(file, monkeypatch):
     from sparsejax.kernels.matmul import _xla
 

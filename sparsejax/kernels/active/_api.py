@@ -17,10 +17,10 @@ Implementation = str | Sequence[str] | None
 
 
 def active_reduce(
-    v: Shaped[Array, "..."],
-    w: Shaped[Array, "..."],
+    v: Shaped[Array | np.ndarray, "..."],
+    w: Shaped[Array | np.ndarray, "..."],
     s: ActiveSet,
-    scale: Shaped[Array, "..."] | None = None,
+    scale: Shaped[Array | np.ndarray, "..."] | None = None,
     *,
     gathered: bool = False,
     implementation: Implementation = None,
@@ -36,7 +36,8 @@ def active_reduce(
       s: One set for all tokens, or one per token.
       scale: `(T, K)`, a factor per token and active unit.
       gathered: Whether v is by place in the list.
-      implementation: "xla", "dense", "pallas_tpu", or names to try in turn; None chooses.
+      implementation: "xla", "dense", "pallas_tpu", "pallas_gpu", or names to
+        try in turn; None chooses.
 
     Returns:
       `(T, d)` in the dtype of v.
@@ -64,14 +65,15 @@ def active_reduce(
             f"shape {w.shape}."
         )
     _check_set("active_reduce", s, v.shape[0])
+    scale = _scale("active_reduce", scale, s, v.shape[0])
     return _reduced(v if gathered else take_units(v, s), w, s, scale, names).astype(v.dtype)
 
 
 def active_expand(
-    x: Shaped[Array, "..."],
-    w: Shaped[Array, "..."],
+    x: Shaped[Array | np.ndarray, "..."],
+    w: Shaped[Array | np.ndarray, "..."],
     s: ActiveSet,
-    scale: Shaped[Array, "..."] | None = None,
+    scale: Shaped[Array | np.ndarray, "..."] | None = None,
     *,
     activation: Callable[[Array], Array] | None = None,
     implementation: Implementation = None,
@@ -102,23 +104,24 @@ def active_expand(
       [[5.0, 9.0]]
     """
     names = names_of("active_expand", implementation)
-    w = _units("active_expand", w, 1)
+    x, w = jnp.asarray(x), _units("active_expand", w, 1)
     _check_input("active_expand", x, w)
     _check_set("active_expand", s, x.shape[0])
+    scale = _scale("active_expand", scale, s, x.shape[0])
     h = _produced(x, w, s, activation, names)
     return (h if scale is None else h * scale[..., None]).astype(x.dtype)
 
 
 def active_ffn(
-    x: Shaped[Array, "..."],
-    w_up: Shaped[Array, "..."],
-    w_down: Shaped[Array, "..."],
+    x: Shaped[Array | np.ndarray, "..."],
+    w_up: Shaped[Array | np.ndarray, "..."],
+    w_down: Shaped[Array | np.ndarray, "..."],
     s: ActiveSet,
     *,
     activation: Callable[[Array], Array] = jax.nn.relu,
-    w_gate: Shaped[Array, "..."] | None = None,
-    gate_values: Shaped[Array, "..."] | None = None,
-    scale: Shaped[Array, "..."] | None = None,
+    w_gate: Shaped[Array | np.ndarray, "..."] | None = None,
+    gate_values: Shaped[Array | np.ndarray, "..."] | None = None,
+    scale: Shaped[Array | np.ndarray, "..."] | None = None,
     implementation: Implementation = None,
 ) -> Float[Array, "t d"]:
     r"""A feed-forward network of the active units only.
@@ -158,6 +161,7 @@ def active_ffn(
     if w_gate is not None and gate_values is not None:
         raise ValueError("active_ffn: give w_gate or gate_values, not both.")
     names = names_of("active_ffn", implementation)
+    x = jnp.asarray(x)
     up, down = _units("active_ffn", w_up, 1), _units("active_ffn", w_down, 1)
     gate = None if w_gate is None else _units("active_ffn", w_gate, 1)
     for name, w in (("w_up", up), ("w_down", down), ("w_gate", gate)):
@@ -168,8 +172,15 @@ def active_ffn(
             )
     _check_input("active_ffn", x, up)
     _check_set("active_ffn", s, x.shape[0])
+    scale = _scale("active_ffn", scale, s, x.shape[0])
     if gate_values is not None:
         gate_values = _units("active_ffn", gate_values, 2)
+        made = (x.shape[0], s.capacity, up.shape[1])
+        if gate_values.shape != made:
+            raise ValueError(
+                f"active_ffn: gate_values of shape {gate_values.shape} must be {made}, by place in "
+                "the list, as active_expand gives them."
+            )
         h = _produced(x, up, s, None, names) * gate_values
     elif gate is not None:
         h = _produced(x, gate, s, activation, names) * _produced(x, up, s, None, names)
@@ -180,9 +191,9 @@ def active_ffn(
 
 def _reduced(h, w, s: ActiveSet, scale, names) -> Float[Array, "t d"]:
     """The sum over places of h, which is made exactly zero in unused ones."""
-    h = h.astype(jnp.promote_types(h.dtype, jnp.float32))
-    h = h if scale is None else h * scale[..., None]
-    return _reduce(jnp.where(s.used[..., None], h, 0), w, s, names)
+    # Before the factor is taken: what stands in unused places may not be finite.
+    h = jnp.where(s.used[..., None], h.astype(jnp.promote_types(h.dtype, jnp.float32)), 0)
+    return _reduce(h if scale is None else h * scale[..., None], w, s, names)
 
 
 def _produced(x, w, s: ActiveSet, activation, names) -> Float[Array, "t k g"]:
@@ -248,8 +259,8 @@ def _attempt(names, operation: str, *args: Any) -> Any:
 
 def _units(what: str, w: Any, lead: int) -> Float[Array, "..."]:
     """With the axis of neurons within a unit, where it was left out."""
-    if not jnp.issubdtype(w.dtype, jnp.floating):
-        raise TypeError(f"{what} multiplies floats, got {w.dtype} of shape {w.shape}.")
+    w = jnp.asarray(w)
+    _check_floats(what, w)
     if w.ndim == 2:
         return w[:, None] if lead == 1 else w[..., None]
     if w.ndim != 3:
@@ -257,7 +268,26 @@ def _units(what: str, w: Any, lead: int) -> Float[Array, "..."]:
     return w
 
 
+def _scale(what: str, scale: Any, s: ActiveSet, tokens: int) -> Any:
+    """The factors, 1 in unused places: what stands there may not be finite."""
+    if scale is None:
+        return None
+    scale = jnp.asarray(scale)
+    if scale.shape != (tokens, s.capacity):
+        raise ValueError(
+            f"{what}: scale of shape {scale.shape} must be {(tokens, s.capacity)}, a factor per "
+            "token and place in the list."
+        )
+    return jnp.where(s.used, scale, jnp.ones((), scale.dtype))
+
+
+def _check_floats(what: str, w: Any) -> None:
+    if not jnp.issubdtype(w.dtype, jnp.floating):
+        raise TypeError(f"{what} multiplies floats, got {w.dtype} of shape {w.shape}.")
+
+
 def _check_input(what: str, x: Any, w: Any) -> None:
+    _check_floats(what, x)
     if x.ndim != 2 or x.shape[1] != w.shape[2]:
         raise ValueError(
             f"{what}: x of shape {x.shape} must be (T, {w.shape[2]}) for w of shape {w.shape}; "

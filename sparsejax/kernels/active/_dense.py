@@ -24,8 +24,8 @@ def expand(x: Float[Array, "t d"], w: Float[Array, "n g d"], s: ActiveSet) -> Fl
 
 def contract(h: Float[Array, "t k g"], rows: Float[Array, "k g d"]) -> Float[Array, "t d"]:
     """The sum over units and their neurons, as one product of matrices."""
-    h, rows = h.reshape(h.shape[0], -1), rows.reshape(-1, rows.shape[2])
-    return _dot(h, rows, 0)
+    rows = rows.reshape(-1, rows.shape[2])
+    return _dot(h.reshape(h.shape[0], rows.shape[0]), rows, 0)
 
 
 def produce(x: Float[Array, "t d"], rows: Float[Array, "k g d"]) -> Float[Array, "t k g"]:

@@ -21,13 +21,15 @@ BUCKETS = (1 / 16, 1 / 8, 1 / 4)
 
 def reduce(h: Float[Array, "t k g"], w: Float[Array, "n g d"], s: ActiveSet) -> Float[Array, "t d"]:
     """`sum_j h_j w[index_j]`."""
+    # Unused places name an active unit: weights of the others may not be finite.
+    index = jnp.where(s.used, s.index, s.index[..., :1])
     if s.index.ndim == 2:
-        return _by_token(lambda h, index: _dense.contract(h[None], _rows(w, index))[0], h, s.index)
+        return _by_token(lambda h, index: _dense.contract(h[None], _rows(w, index))[0], h, index)
 
     def cut(length: int | None):
         if length is None:
             return _dense.reduce(h, w, s)
-        return _dense.contract(h[:, :length], _rows(w, s.index[:length]))
+        return _dense.contract(h[:, :length], _rows(w, index[:length]))
 
     return _bucketed(cut, w.shape[0], s)
 

@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Shaped
 
 from ...formats import NMArray, SparseArray, TensorCoreArray
+from ...formats._block import stacked
 from .._choose import NAMES, attempt, load, names_of
 from .._tuning import fastest
 from ._finish import FUSED, How, finish
@@ -78,11 +79,10 @@ def matmul(
     bias = None if bias is None else jnp.asarray(bias)
     how = How(precision, activation, x.dtype if out_dtype is None else jnp.dtype(out_dtype))
     if not isinstance(w, SparseArray):
-        total = jnp.promote_types(jnp.promote_types(x.dtype, w.dtype), jnp.float32)
-        y = jnp.matmul(x, w, precision=precision, preferred_element_type=total)
-        return finish(y, bias, how)
+        names_of("matmul", implementation, TWO_FOUR)
+        return finish(_dense(x, w, precision), bias, how)
     names = _names(x, w, implementation)
-    one_bias = bias is None or bias.ndim == 1
+    one_bias = bias is None or bias.shape == w.shape[-1:]
     if one_bias and (activation is None or any(activation is f for f in FUSED)):
         return _jitted(x, w, bias, names, how)
     return finish(_jitted(x, w, None, names, How(precision)), bias, how)
@@ -107,11 +107,12 @@ def explain(x: Any, w: Any, implementation: str | Sequence[str] | None = None) -
     """
     _check(x, w)
     if not isinstance(w, SparseArray):
+        names_of("matmul", implementation, TWO_FOUR)
         return "dense"
-    rows, passed = math.prod(x.shape[w.ndim - 2 : -1]), []
+    rows, passed, one = math.prod(x.shape[w.ndim - 2 : -1]), [], _one_of(w, x.dtype)
     for name in _names(x, w, implementation):
         try:
-            form = f"{name}: {load(__package__, name).explain(rows, w)}"
+            form = f"{name}: {load(__package__, name).explain(rows, one)}"
         except NotImplementedError as error:
             passed.append(f"not {name}: {error}")
             continue
@@ -143,6 +144,21 @@ def _jitted(x, w, bias, names: tuple[str, ...], how: How):
     return multiply(x, w, bias)
 
 
+def _dense(x: Array, w: Array, precision: Any) -> Array:
+    """`x W` of arrays, unrounded; matrices that are stacked meet the leading axes of x."""
+    total = _sum_dtype(jnp.promote_types(x.dtype, w.dtype))
+    multiply = partial(jnp.matmul, precision=precision, preferred_element_type=total)
+    return stacked(multiply, w.ndim - 2)(x, w)
+
+
+def _one_of(w: SparseArray, dtype: Any) -> Any:
+    """Shapes and dtypes of what an implementation is given of W, by an x of this dtype."""
+
+    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[w.ndim - 2 :], x.dtype), w)
+    values = jax.ShapeDtypeStruct(one.values.shape, jnp.promote_types(dtype, w.dtype))
+    return replace(one, values=values)
+
+
 def _flat(x, w, bias, names: tuple[str, ...], how: How):
     *batch, k = x.shape
     y: Any = _product(x.reshape(math.prod(batch), k), w, bias, names, how)
@@ -171,7 +187,7 @@ def _backward(names, how, saved, dy):
     back = How(how.precision, dtype=x.dtype)
     dx = _try(names, "transposed", dy, w, back).astype(x.dtype)
     values = _try(names, "sampled", x, dy, w, back).astype(w.dtype)
-    db = None if bias is None else dy.sum(0, dtype=_sum_dtype(dy)).astype(bias.dtype)
+    db = None if bias is None else dy.sum(0, dtype=_sum_dtype(dy.dtype)).astype(bias.dtype)
     return dx, replace(jax.tree.map(_no_gradient, w), values=values), db
 
 
@@ -201,8 +217,8 @@ def _names(x: Any, w: SparseArray, implementation: Any) -> tuple[str, ...]:
     return ("dense", *names) if loses else names
 
 
-def _sum_dtype(y: Array) -> Any:
-    return jnp.promote_types(y.dtype, jnp.float32)
+def _sum_dtype(dtype: Any) -> Any:
+    return jnp.promote_types(dtype, jnp.float32)
 
 
 def _no_gradient(leaf: Any) -> np.ndarray:
@@ -225,10 +241,10 @@ def _check(x, w) -> None:
             f"matmul(x, w) contracts the last axis of x with K of w (stacked..., K, N): x of shape "
             f"{x.shape} does not fit w of shape {tuple(w.shape)}."
         )
-    stacked = tuple(w.shape[:-2])
-    if isinstance(w, SparseArray) and x.shape[: len(stacked)] != stacked:
+    lead = tuple(w.shape[:-2])
+    if x.shape[:-1][: len(lead)] != lead:
         raise ValueError(
-            f"matmul: w of shape {w.shape} is stacked, so x must begin with {stacked}, but has "
+            f"matmul: w of shape {w.shape} is stacked, so x must begin with {lead}, but has "
             f"shape {x.shape}; for one x write jax.vmap(matmul, in_axes=(None, 0))(x, w)."
         )
 

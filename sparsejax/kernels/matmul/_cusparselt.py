@@ -36,23 +36,23 @@ PROBES = ((64, 128, 64), (48, 512, 256))
 
 def product(x: Float[Array, "m k"], w: SparseArray, bias: Any, how: How) -> Float[Array, "m n"]:
     """`activation(x W + bias)`, after a probe of the device."""
-    check(w)
-    if not x.shape[0]:
-        raise NotImplementedError("x has no rows")
+    check(w, x.shape[0])
     require(promoted(x, w))
     return multiply(x, w, bias, how)
 
 
 def explain(rows: int, w: SparseArray) -> str:
     """What would run, after a probe of the device."""
-    check(w)
+    check(w, rows)
     require(promoted(w))
     return "cuSPARSELt"
 
 
-def check(w: Any) -> None:
+def check(w: Any, rows: int = 1) -> None:
     """Raises where the library does not take W."""
     promoted(w)
+    if not rows:
+        raise NotImplementedError("x has no rows")
     two_of_four = isinstance(w, NMArray) and (w.n, w.m) == (2, 4)
     if not (two_of_four or isinstance(w, TensorCoreArray)):
         raise NotImplementedError("cuSPARSELt multiplies 2:4 matrices")

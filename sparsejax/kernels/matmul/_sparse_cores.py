@@ -45,9 +45,7 @@ PROBES = ((64, 128, 64), (48, 512, 256), (300, 2048, 768))
 
 def product(x: Float[Array, "m k"], w: SparseArray, bias: Any, how: How) -> Float[Array, "m n"]:
     """`activation(x W + bias)`, after a probe of the device."""
-    check(w)
-    if not x.shape[0]:
-        raise NotImplementedError("x has no rows")
+    check(w, x.shape[0])
     require(promoted(x, w))
     packed: Any = TensorCoreArray.fromnm(w) if isinstance(w, NMArray) else w
     return multiply(x, packed, bias, how)
@@ -55,15 +53,17 @@ def product(x: Float[Array, "m k"], w: SparseArray, bias: Any, how: How) -> Floa
 
 def explain(rows: int, w: SparseArray) -> str:
     """The tiles, after a probe of the device."""
-    check(w)
+    check(w, rows)
     require(promoted(w))
     width, _, tile, pair = _tiles(rows, w.shape[-1])
     return f"2:4 sparse tensor cores, tiles of {tile}x{STEP}x{width}" + ", in pairs" * (pair > 1)
 
 
-def check(w: Any) -> None:
+def check(w: Any, rows: int = 1) -> None:
     """Raises where the instruction does not take W or tiles do not divide it."""
     promoted(w)
+    if not rows:
+        raise NotImplementedError("x has no rows")
     if not isinstance(w, NMArray | TensorCoreArray):
         raise NotImplementedError("sparse tensor cores multiply 2:4 matrices")
     if isinstance(w, NMArray) and (why := misfit(w)):

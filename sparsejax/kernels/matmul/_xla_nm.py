@@ -12,6 +12,8 @@ from ...formats import NMArray
 
 # Columns that must share a pattern before gathering x pays.
 GATHERED_SHARE = 32
+# Entries of a group up to which each is compared with what a slot selects.
+SELECTED_GROUP = 128
 # Bytes of gathered x up to which one batched product beats a scan over tiles.
 BATCHED_BYTES = 2**20
 # Rows of x from which a pattern with half of its entries is no faster than dense.
@@ -26,7 +28,8 @@ def product(x: Shaped[Array, "m k"], w: NMArray, **dot: Any) -> Float[Array, "m 
 def form(rows: int, w: NMArray) -> Callable[..., Array]:
     """The fastest form on a CPU, see benchmarks/results/matmul-cpu.md."""
     if w.share < GATHERED_SHARE:
-        return selected if rows <= 2 and 8 * w.n <= w.m else decompressed
+        selects = rows <= 2 and 8 * w.n <= w.m <= SELECTED_GROUP
+        return selected if selects else decompressed
     if 2 * w.n >= w.m and rows >= DENSE_ROWS:
         return decompressed
     return gathered if _is_batched(rows, w) else scanned
