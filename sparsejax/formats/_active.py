@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Shaped
@@ -169,8 +170,10 @@ def unit_major(kernel: Float[Array, "a b"], axis: int, size: int = 1) -> Float[A
 
 def check_capacity(what: str, name: str, value: int, units: int) -> None:
     """Raises if a list cannot have this length."""
-    if not 1 <= value <= units:
-        raise ValueError(f"{what}({name}={value}) must be between 1 and the {units} units.")
+    if not isinstance(value, int | np.integer) or not 1 <= value <= units:
+        raise ValueError(
+            f"{what}({name}={value}) must be an integer between 1 and the {units} units."
+        )
 
 
 def _pack(mask: Bool[Array, "*t n"], capacity: int) -> ActiveSet:

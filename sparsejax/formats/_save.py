@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from .._tree import name_of
@@ -64,6 +64,12 @@ def save_safetensors(tree: PyTree, path: str | os.PathLike[str]) -> None:
             kind = type(leaf).__name__
             kinds[name] = {"kind": kind, **{key: getattr(leaf, key) for key in _STATIC[kind]}}
             parts = {f"{name}.{key}": getattr(leaf, key) for key in _leaves(kind)}
+            if leaf.values is None:
+                raise ValueError(
+                    f"save_safetensors: {name} has indices only, as an sj.nn.SparseKernel keeps "
+                    "them apart from its values; save kernel[...] of it instead, or the whole "
+                    "nnx.State with orbax."
+                )
         if tensors.keys() & parts.keys():
             raise ValueError(f"save_safetensors: two leaves are named {name}; rename one.")
         tensors |= {key: jnp.asarray(value) for key, value in parts.items()}
@@ -115,7 +121,7 @@ def shard_columns(w: Any, mesh: Mesh, axis: str) -> SparseArray:
       axis: The name of one of its axes, whose size divides the columns or block columns.
 
     Raises:
-      ValueError: If the axis is unknown, or does not divide.
+      ValueError: If the axis is unknown, does not divide, or the mesh has explicit axes.
       TypeError: If w is not compressed.
 
     Example:
@@ -134,6 +140,12 @@ def shard_columns(w: Any, mesh: Mesh, axis: str) -> SparseArray:
         )
     if axis not in mesh.shape:
         raise ValueError(f"shard_columns: the mesh has the axes {tuple(mesh.shape)}, not {axis!r}.")
+    if any(kind != AxisType.Auto for kind in mesh.axis_types):
+        raise ValueError(
+            "shard_columns: the compiler spreads products over automatic axes only, the mesh has "
+            f"{mesh.axis_types}; make it with jax.make_mesh({tuple(mesh.shape.values())}, "
+            f"{mesh.axis_names}, axis_types=(jax.sharding.AxisType.Auto,) * {len(mesh.shape)})."
+        )
     kind = type(w).__name__
     specs = _COLUMNS[kind]
     columns = min(getattr(w, name).shape[at] for name, at in specs.items())

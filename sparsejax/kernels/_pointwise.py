@@ -115,7 +115,8 @@ def group_conv(
     columns, slots, _, n = w.values.shape
     dtype, total = x.dtype, jnp.promote_types(x.dtype, w.dtype)
     x, w = x.astype(total), w.astype(total)
-    kernel = w.values.transpose(2, 1, 0, 3).reshape(*window, slots, columns * n)
+    stored = jnp.where(w.used[..., None, None], w.values, 0)  # also for the gradient
+    kernel = stored.transpose(2, 1, 0, 3).reshape(*window, slots, columns * n)
     if not slots:
         x, kernel = x[:, :1], jnp.zeros((*window, 1, columns * n), w.dtype)
     else:

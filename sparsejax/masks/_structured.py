@@ -24,7 +24,8 @@ class Block(Pooled):
     `sj.masks.group_labels`.
 
     Args:
-      shape: Block shape (rows along the contraction, columns along the output).
+      shape: Block shape (rows along the contraction, columns along the output), or one number for
+        both.
       sparsity: Fraction of blocks that are zero.
       axis: Contraction axis or axes, as for `NM`.
       stacked: Leading axes that count layers or experts.
@@ -42,7 +43,7 @@ class Block(Pooled):
       [False, False, True, True]
     """
 
-    shape: Sequence[int]
+    shape: Any  # becomes a tuple
     sparsity: float
     axis: int | Sequence[int] | None = None
     stacked: int = 0
@@ -52,7 +53,7 @@ class Block(Pooled):
     def __post_init__(self):
         check_sparsity(self)
         _check_pool(self)
-        shape = tuple(self.shape)
+        shape = (self.shape,) * 2 if is_int(self.shape) else tuple(self.shape)
         if len(shape) != 2 or not all(is_int(b) and b >= 1 for b in shape):
             raise ValueError(f"Block(shape={self.shape}) must be two positive integers: (64, 64).")
         object.__setattr__(self, "shape", shape)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import sparsejax as sj
 from sparsejax.formats import BlockArray, NMArray
@@ -106,3 +107,17 @@ def test_a_leaf_within_a_leaf(tmp_path):
     assert not (tmp_path / "w").exists()
     sj.formats.save_safetensors({"a": {"b": jnp.ones(2), "c/d": jnp.ones(3)}}, tmp_path / "w")
     assert sj.formats.load_safetensors(tmp_path / "w")["a"]["c"]["d"].shape == (3,)
+
+
+def test_explicit_axes_are_refused_with_the_mesh_that_works():
+    w = sj.formats.NMArray.fromdense(jnp.eye(8), 1, 4)
+    mesh = jax.make_mesh((1,), ("model",), axis_types=(jax.sharding.AxisType.Explicit,))
+    with pytest.raises(ValueError, match=r"axis_types=\(jax.sharding.AxisType.Auto,\) \* 1"):
+        sj.formats.shard_columns(w, mesh, "model")
+
+
+def test_indices_without_values_are_refused(tmp_path):
+    kernel = sj.nn.SparseKernel(sj.formats.NMArray.fromdense(jnp.eye(8), 1, 4))
+    state = nnx.to_pure_dict(nnx.state(kernel))
+    with pytest.raises(ValueError, match=r"index has indices only.*save kernel\[...\]"):
+        sj.formats.save_safetensors(state, tmp_path / "w.safetensors")

@@ -202,7 +202,9 @@ def test_unit_major():
 
 def test_mistakes():
     s, x, (w, *_), _ = make("one of 3")
-    with pytest.raises(ValueError, match=r"select_topk\(k=9\) must be between 1 and the 3"):
+    with pytest.raises(
+        ValueError, match=r"select_topk\(k=9\) must be an integer between 1 and the 3"
+    ):
         select_topk(jnp.ones(3), 9)
     with pytest.raises(ValueError, match="unit_major.*5 do not divide"):
         unit_major(jnp.ones((4, 6)), 1, 5)

@@ -348,3 +348,17 @@ def test_explain_knows_that_there_are_no_rows(monkeypatch, name):
         "dense: decompressed; not " + name
     )
     assert sj.kernels.explain(jnp.ones((3, 128), jnp.bfloat16), w, (name, "dense")).startswith(name)
+
+
+@pytest.mark.parametrize("activation", [None, jax.nn.relu])
+def test_second_derivatives_of_padding_are_zero(activation):
+    w = sj.formats.BlockArray.fromdense(jnp.array([[1.0, 1.0], [0.0, 1.0]]), 1)
+    x = jnp.array([[0.5, 2.0]])
+
+    def slope(values):
+        product = partial(sj.matmul, w=replace(w, values=values), activation=activation)
+        return (jax.grad(lambda x: jnp.sin(product(x)).sum())(x) ** 2).sum()
+
+    found = np.asarray(jax.grad(slope)(w.values)).ravel()
+    used = np.asarray(w.used).ravel()
+    assert np.all(found[~used] == 0) and np.all(found[used] != 0)

@@ -122,3 +122,15 @@ def test_group_conv_of_two_dtypes(dtypes):
     np.testing.assert_allclose(y.astype(jnp.float32), convolution(*wide), atol=3e-2, rtol=1e-2)
     with pytest.raises(TypeError, match="must hold floats"):
         sj.kernels.group_conv(x.astype(int), stored, (3, 3))
+
+
+def test_the_gradient_of_padding_is_zero_in_group_conv():
+    # The first block column has one block and room for two.
+    dense = jnp.kron(jnp.array([[1.0, 1.0], [0.0, 1.0]]), jnp.ones((9, 2)))
+    w = sj.formats.BlockArray.fromdense(dense, (9, 2))
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 2, 5, 5)), jnp.float32)
+    found = jax.grad(lambda w: (sj.kernels.group_conv(x, w, (3, 3)) ** 2).sum(), allow_int=True)(w)
+    used = np.asarray(w.used)[..., None, None]
+    assert not used.all()
+    assert np.all(np.where(used, 0, found.values) == 0)
+    assert np.all(np.where(used, found.values, 1) != 0)

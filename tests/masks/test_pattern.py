@@ -316,3 +316,7 @@ def test_short_groups_weigh_less_only_by_their_sum(pool):
 def test_group_labels_take_kernels():
     with pytest.raises(ValueError, match="n >= 1"):
         sj.masks.group_labels((4,), 2)
+
+
+def test_one_number_makes_square_blocks():
+    assert sj.Block(4, 0.5) == sj.Block((4, 4), 0.5)

@@ -7,6 +7,7 @@ import pytest
 from sklearn.linear_model import ElasticNet, Lasso
 
 from sparsejax import solve
+from sparsejax.solve import _lasso
 
 
 def data(n=40, p=60, seed=0):
@@ -135,3 +136,33 @@ def test_mistakes(change, match):
     given = {**given, "lam": 0.1, **change}
     with pytest.raises(ValueError, match=match):
         solve.lasso(given.pop("X"), given.pop("y"), given.pop("lam"), **given)
+
+
+@pytest.mark.parametrize("path", [False, True])
+def test_second_derivatives_against_differences(path):
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        X = jnp.asarray(rng.normal(size=(20, 6)))
+        y = X @ jnp.array([2.0, -1, 0, 0, 1.5, 0]) + 0.1 * rng.normal(size=20)
+
+        def solved(lam, scale, l2):
+            options: dict = {"l2": l2, "tol": 1e-13}
+            if path:
+                return solve.lasso_path(X, scale * y, lam * jnp.array([3.0, 1.0]), **options)
+            return solve.lasso(X, scale * y, lam, **options)
+
+        slope = jax.grad(lambda args: jnp.sum(solved(*args).value ** 2))
+        at = jnp.array([0.1, 1.3, 0.2])
+        steps = 1e-5 * jnp.eye(3)
+        want = [(slope(at + step) - slope(at - step)) / 2e-5 for step in steps]
+        found = jax.jacobian(slope)(at)
+    assert np.all(np.abs(found) > 1e-3)
+    np.testing.assert_allclose(found, np.stack(want), rtol=1e-6)
+
+
+def test_a_path_is_compiled_once():
+    X, y = 2 * jnp.eye(3), jnp.array([3.0, 2.0, 1.0])
+    solve.lasso_path(X, y, n_lams=4)
+    before = _lasso._path._cache_size()
+    solve.lasso_path(2 * X, y + 1, n_lams=4)
+    assert _lasso._path._cache_size() == before

@@ -12,7 +12,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Shaped
 
-from ...formats import NMArray, SparseArray, TensorCoreArray
+from ...formats import BlockArray, NMArray, SparseArray, TensorCoreArray
 from ...formats._block import stacked
 from .._choose import NAMES, attempt, load, names_of
 from .._tuning import fastest
@@ -172,9 +172,9 @@ def _product(x, w, bias, names: tuple[str, ...], how: How):
 
 def _forward(x, w, bias, names, how):
     if how.activation is None:
-        return _try(names, "product", x, w, bias, how), (x, w, bias, None)
+        return _try(names, "product", x, _still(w), bias, how), (x, w, bias, None)
     # The derivative of the activation needs what comes before it.
-    before = _try(names, "product", x, w, bias, How(how.precision))
+    before = _try(names, "product", x, _still(w), bias, How(how.precision))
     return finish(before, None, how), (x, w, bias, before)
 
 
@@ -192,6 +192,25 @@ def _backward(names, how, saved, dy):
 
 
 _product.defvjp(_forward, _backward)
+
+
+def _still(w: SparseArray) -> SparseArray:
+    """W whose padding has no derivative, also where the forward pass is differentiated."""
+    if not isinstance(w, BlockArray):
+        return w
+    return replace(w, values=_without_padding(w.values, w.used[..., None, None]))
+
+
+@jax.custom_jvp
+def _without_padding(values, used):
+    del used
+    return values
+
+
+@_without_padding.defjvp
+def _without_padding_jvp(primals, tangents):
+    values, used = primals
+    return values, jnp.where(used, tangents[0], jnp.zeros((), values.dtype))
 
 
 def _names(x: Any, w: SparseArray, implementation: Any) -> tuple[str, ...]:

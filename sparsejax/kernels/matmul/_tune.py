@@ -31,7 +31,7 @@ def tune(x: Shaped[Array, "..."], w: Any) -> dict[str, float]:
 
     Args:
       x: As for `matmul`, `(..., K)`; the time of some implementations depends on its zeros.
-      w: `NMArray` or `BlockArray`, `(stacked..., K, N)`.
+      w: `NMArray`, `BlockArray` or `TensorCoreArray`, `(stacked..., K, N)`.
 
     Returns:
       Seconds of each implementation, fastest first.
