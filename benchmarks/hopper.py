@@ -165,40 +165,27 @@ def measure_sparse_cores() -> Table:
     )
     for column in ("weights", *(f"M = {m}" for m in CORES_GOALS)):
         table.add_column(column, justify="right")
-    if found != PASSES:
+    ways: dict[str, tuple[Any, Any]] = {}  # products, and what is done to W beforehand
+    if found == PASSES:
+        product = partial(sj.matmul, implementation="sparse_cores")
+        ways["TensorCoreArray"] = product, sj.formats.TensorCoreArray.fromnm
+        ways["NMArray, reordered each time"] = product, lambda w: w
+    else:
         _sparse_cores.probe = lambda dtype: found  # whoever asks next in this process
-        return table
-    product = partial(sj.matmul, implementation="sparse_cores")
-    ways = {
-        "TensorCoreArray": sj.formats.TensorCoreArray.fromnm,
-        "NMArray, reordered each time": lambda w: w,
-    }
-    for name, prepare in ways.items():
+    try:
+        _cusparselt.register()
+        product = partial(_cusparselt.multiplied, columns=SIDE)
+        ways["cuSPARSELt, compressed once"] = product, _cusparselt.compressed
+    except NotImplementedError as error:  # a yardstick that may not be at hand
+        table.add_row(f"cuSPARSELt: {error}")
+    for name, (product, prepare) in ways.items():
         cells = []
         for rows, goal in CORES_GOALS.items():
             x = _normal(jax.random.key(9), (rows, SIDE))
-            found = attempted(product, jnp.matmul, x, partial(nm_of, 2, 4), jax.jit(prepare))
-            cells.append(f"{found} ({goal})")
+            ratio_found = attempted(product, jnp.matmul, x, partial(nm_of, 2, 4), jax.jit(prepare))
+            cells.append(f"{ratio_found} ({goal})")
         table.add_row(name, *cells)
-    try:
-        table.add_row("cuSPARSELt, compressed once", *over_cusparselt())
-    except NotImplementedError as error:  # a yardstick that may not be at hand
-        table.add_row(f"cuSPARSELt: {error}")
     return table
-
-
-def over_cusparselt() -> list[str]:
-    """The same ratios of cuSPARSELt with compressed weights."""
-    _cusparselt.register()
-    cells = []
-    for rows, goal in CORES_GOALS.items():
-        x = _normal(jax.random.key(9), (rows, SIDE))
-        product = partial(_cusparselt.multiplied, columns=SIDE)
-        compress = jax.jit(_cusparselt.compressed)
-        cells.append(
-            f"{attempted(product, jnp.matmul, x, partial(nm_of, 2, 4), compress)} ({goal})"
-        )
-    return cells
 
 
 def probed_apart() -> str:

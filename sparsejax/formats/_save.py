@@ -22,7 +22,6 @@ from ._tensor_core import TensorCoreArray
 _KINDS: dict[str, type[SparseArray]] = {
     kind.__name__: kind for kind in (NMArray, BlockArray, TensorCoreArray)
 }
-_STATIC = {"NMArray": ("m", "padding"), "BlockArray": (), "TensorCoreArray": ("padding",)}
 # Where the columns (or blocks or tiles of them) stand in each leaf that has them.
 _COLUMNS = {
     "NMArray": {"values": -1, "code": -1},
@@ -62,8 +61,11 @@ def save_safetensors(tree: PyTree, path: str | os.PathLike[str]) -> None:
         parts = {name: leaf}
         if _is_sparse(leaf):
             kind = type(leaf).__name__
-            kinds[name] = {"kind": kind, **{key: getattr(leaf, key) for key in _STATIC[kind]}}
-            parts = {f"{name}.{key}": getattr(leaf, key) for key in _leaves(kind)}
+            kinds[name] = {
+                "kind": kind,
+                **{key: getattr(leaf, key) for key in _fields(kind, static=True)},
+            }
+            parts = {f"{name}.{key}": getattr(leaf, key) for key in _fields(kind)}
             if leaf.values is None:
                 raise ValueError(
                     f"save_safetensors: {name} has indices only, as an sj.nn.SparseKernel keeps "
@@ -104,7 +106,7 @@ def load_safetensors(path: str | os.PathLike[str]) -> dict[str, Any]:
         kinds = json.loads((file.metadata() or {}).get("sparsejax", "{}"))
     for name, about in kinds.items():
         kind = about.pop("kind")
-        parts = {key: tensors.pop(f"{name}.{key}") for key in _leaves(kind)}
+        parts = {key: tensors.pop(f"{name}.{key}") for key in _fields(kind)}
         tensors[name] = _KINDS[kind](**parts, **about)
     return _nested(tensors)
 
@@ -162,8 +164,8 @@ def shard_columns(w: Any, mesh: Mesh, axis: str) -> SparseArray:
             spec[specs[name]] = axis
         return jax.device_put(leaf, NamedSharding(mesh, PartitionSpec(*spec)))
 
-    static = {key: getattr(w, key) for key in _STATIC[kind]}
-    return type(w)(**{name: place(name) for name in _leaves(kind)}, **static)
+    static = {key: getattr(w, key) for key in _fields(kind, static=True)}
+    return type(w)(**{name: place(name) for name in _fields(kind)}, **static)
 
 
 def convert_block(w: BlockArray, block: int | tuple[int, int]) -> BlockArray:
@@ -187,9 +189,10 @@ def convert_block(w: BlockArray, block: int | tuple[int, int]) -> BlockArray:
     return BlockArray.fromdense(w.todense(), block)
 
 
-def _leaves(kind: str) -> tuple[str, ...]:
-    names = (field.name for field in dataclasses.fields(cast(Any, _KINDS[kind])))
-    return tuple(name for name in names if name not in _STATIC[kind])
+def _fields(kind: str, static: bool = False) -> tuple[str, ...]:
+    """The names of its leaves, or of what is static about it."""
+    fields = dataclasses.fields(cast(Any, _KINDS[kind]))
+    return tuple(f.name for f in fields if f.metadata.get("static", False) == static)
 
 
 def _is_sparse(x: Any) -> bool:

@@ -230,7 +230,7 @@ def _solve(at: _Problem, w: np.ndarray, max_outer: int) -> tuple[np.ndarray, dic
         gram = at.grams.of(chosen, where.size)
         q = Quadratic(*map(jnp.asarray, (gram, at.b[where], thresholds[where], at.yy)))
         # Room for the support to grow in, of a size for which there may be a program already.
-        room = min(where.size, -(-(int(1.1 * support.size) + 32) // 128) * 128)
+        room = bucket(int(1.1 * support.size) + 32, where.size, 128)
         target = max(0.3 * gap, floor)
         inner, _, n = _inner(q, at.data.l2, w[where], chosen.size, target, room, at.positive)
         w[chosen] = np.asarray(inner)[: chosen.size]
@@ -260,9 +260,9 @@ def _working_set(score: np.ndarray, support: np.ndarray) -> np.ndarray:
     return np.sort(chosen[score[chosen] >= 0])
 
 
-def bucket(size: int, most: int) -> int:
+def bucket(size: int, most: int, step: int = 256) -> int:
     """A size rounded up to one of few, each of which is compiled once."""
-    return min(most, max(256, -(-size // 256) * 256))
+    return min(most, max(step, -(-size // step) * step))
 
 
 def padded(indices: np.ndarray, size: int) -> np.ndarray:

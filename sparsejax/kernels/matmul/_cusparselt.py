@@ -24,7 +24,7 @@ from ...formats import NMArray, SparseArray, TensorCoreArray
 from .. import _tuning
 from ._finish import How, finish
 from ._tiles import padded_rows, promoted
-from ._two_four import failure
+from ._two_four import failure, require_probed
 from ._two_four import sampled as sampled
 from ._two_four import transposed as transposed
 
@@ -89,11 +89,7 @@ def _call(name: str, shape: tuple[int, ...], dtype: Any) -> Any:
 
 def require(dtype: Any) -> None:
     """Raises unless small products on this device have been found right."""
-    device = jax.devices()[0]
-    if not on_gpu(device):
-        raise NotImplementedError(f"cuSPARSELt: {device.device_kind} is not a GPU")
-    if why := probe(jnp.dtype(dtype).name):
-        raise NotImplementedError(why)
+    require_probed("cuSPARSELt", "a GPU", on_gpu, probe, dtype)
 
 
 def on_gpu(device: Any) -> bool:

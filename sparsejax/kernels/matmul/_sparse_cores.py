@@ -30,7 +30,7 @@ from .. import _mosaic
 from .._walk import layout, spec, stages
 from ._finish import How, finish_inside
 from ._tiles import divisor, padded_rows, promoted, row_tile
-from ._two_four import failure
+from ._two_four import failure, require_probed
 from ._two_four import sampled as sampled
 from ._two_four import transposed as transposed
 
@@ -159,11 +159,7 @@ def multiply(
 
 def require(dtype: Any) -> None:
     """Raises unless small products on this device have been found right."""
-    device = jax.devices()[0]
-    if not on_hopper(device):
-        raise NotImplementedError(f"sparse tensor cores: {device.device_kind} is not a Hopper GPU")
-    if why := probe(jnp.dtype(dtype).name):
-        raise NotImplementedError(why)
+    require_probed("sparse tensor cores", "a Hopper GPU", on_hopper, probe, dtype)
 
 
 def on_hopper(device: Any) -> bool:

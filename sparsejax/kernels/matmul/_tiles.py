@@ -1,4 +1,4 @@
-"""Sizes of tiles that kernels for all hardware share."""
+"""Sizes of tiles, and what goes into them, that kernels for all hardware share."""
 
 from typing import Any
 

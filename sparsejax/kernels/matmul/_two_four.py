@@ -24,6 +24,21 @@ def sampled(x: Any, dy: Any, w: SparseArray, how: How) -> Any:
     raise NotImplementedError("the sampled 2:4 product is dense")
 
 
+def require_probed(
+    what: str,
+    hardware: str,
+    has: Callable[[Any], bool],
+    probe: Callable[[str], str | None],
+    dtype: Any,
+) -> None:
+    """Raises unless the device is of the kind that is needed and its probe finds nothing wrong."""
+    device = jax.devices()[0]
+    if not has(device):
+        raise NotImplementedError(f"{what}: {device.device_kind} is not {hardware}")
+    if why := probe(jnp.dtype(dtype).name):
+        raise NotImplementedError(why)
+
+
 def failure(
     what: str, product: Product, sizes: Iterable[tuple[int, int, int]], dtype: str
 ) -> str | None:
