@@ -1,15 +1,18 @@
 """Products with compressed matrices on a CPU, as ratios over dense and SciPy in the same run.
 
-    python benchmarks/matmul.py            every block size and the N:M table, about 10 minutes
+    python benchmarks/matmul.py            every block size and the N:M table, about 15 minutes
     python benchmarks/matmul.py --quick    blocks of 64 only, nothing is written
 
-A ratio above 1 means that `sj.kernels.matmul` is faster. The peers are `x @ W`; the best dense
-layout of the same run (that, or W stored transposed and multiplied from either side); and SciPy's
-`csr_array(W^T) @ x^T`. The best of several interleaved rounds counts on every side.
+Once by XLA, which runs unless something is said, and once by implementation="native", the C++ that
+`sj.kernels.tune` takes where it is faster. A ratio above 1 means that the product is faster. The
+peers are `x @ W`; the best dense layout of the same run (that, or W stored transposed and
+multiplied from either side); and SciPy's `csr_array(W^T) @ x^T`. The best of several interleaved
+rounds counts on every side.
 """
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -39,6 +42,7 @@ GOALS = {
     1024: {0.5: (1, 0.8, 2.5), 0.25: (2, 1.6, 2.5), 0.1: (4, 3, 2.5), 0.05: (6, 4.5, 2.5)},
 }
 Ratios = tuple[float, ...]
+IMPLEMENTATIONS = {"xla": "XLA", "native": "C++"}
 
 
 def main() -> None:
@@ -51,32 +55,39 @@ def main() -> None:
         (case.block[0], case.rows[0], case.density): compare(case, options.rounds)
         for case in track(list(block_benchmarks(blocks)), "blocks")
     }
-    tables = [goal_table(measured), *(block_table(measured, b) for b in blocks)]
+    tables = []
+    for name in IMPLEMENTATIONS:
+        one = {key: ratios[name] for key, ratios in measured.items()}
+        tables += [goal_table(one, name), *(block_table(one, name, b) for b in blocks)]
     if options.quick:
         console = Console(width=110)
         for table in tables:
             console.print(table)
     else:
-        save("matmul-cpu", *tables, nm_table(options.rounds))
+        save("matmul-cpu", *tables, *nm_tables(options.rounds))
 
 
-def compare(case: Case, rounds: int) -> Ratios:
-    """How many times faster than each of the peers."""
+def compare(case: Case, rounds: int) -> dict[str, Ratios]:
+    """How many times faster than each of the peers, by implementation."""
     x, w = case.make()
     dense = w.todense()
     transposed = jnp.asarray(np.ascontiguousarray(np.asarray(dense).T))
     csr, columns = scipy.sparse.csr_array(np.asarray(transposed)), np.ascontiguousarray(x.T)
-    calls = {
-        "sparse": jitted(sj.kernels.matmul, x, w),
+    ours = {
+        name: jitted(partial(sj.kernels.matmul, implementation=name), x, w)
+        for name in IMPLEMENTATIONS
+    }
+    peers = {
         "x @ W": jitted(jnp.matmul, x, dense),
         "left": jitted(lambda x, wt: (wt @ x.T).T, x, transposed),
         "right": jitted(lambda x, wt: x @ wt.T, x, transposed),
         "CSR": lambda: csr @ columns,
     }
-    np.testing.assert_allclose(calls["sparse"](), calls["x @ W"](), rtol=1e-3, atol=1e-3)
-    t = measure(calls, rounds, seconds=0.03)
+    for call in ours.values():
+        np.testing.assert_allclose(call(), peers["x @ W"](), rtol=1e-3, atol=1e-3)
+    t = measure(ours | peers, rounds, seconds=0.03)
     best = min(t["x @ W"], t["left"], t["right"])
-    return tuple(peer / t["sparse"] for peer in (t["x @ W"], best, t["CSR"]))
+    return {name: tuple(peer / t[name] for peer in (t["x @ W"], best, t["CSR"])) for name in ours}
 
 
 def jitted(f: Callable[..., Any], *args: Any) -> Callable[[], jax.Array]:
@@ -84,9 +95,10 @@ def jitted(f: Callable[..., Any], *args: Any) -> Callable[[], jax.Array]:
     return lambda: compiled(*args)
 
 
-def goal_table(measured: dict[tuple, Ratios]) -> Table:
+def goal_table(measured: dict[tuple, Ratios], name: str) -> Table:
     """Goal and measurement, blocks of 64."""
-    table = Table(title=f"Blocks of 64, measured (goal): over {PEERS}")
+    title = f"{IMPLEMENTATIONS[name]}, blocks of 64, measured (goal): over {PEERS}"
+    table = Table(title=title)
     table.add_column("M")
     for d in DENSITIES:
         table.add_column(f"density {d}", justify="right")
@@ -102,8 +114,9 @@ def beside(ratio: float, goal: float) -> str:
     return f"{ratio:.2f}{'' if ratio >= goal else '!'} ({goal:g})"
 
 
-def block_table(measured: dict[tuple, Ratios], block: int) -> Table:
-    table = Table(title=f"Blocks of {block}x{block}, K=N=2048, float32: over {PEERS}")
+def block_table(measured: dict[tuple, Ratios], name: str, block: int) -> Table:
+    what = f"{IMPLEMENTATIONS[name]}, blocks of {block}x{block}"
+    table = Table(title=f"{what}, K=N=2048, float32: over {PEERS}")
     table.add_column("M")
     for d in DENSITIES:
         table.add_column(f"density {d}", justify="right")
@@ -113,22 +126,26 @@ def block_table(measured: dict[tuple, Ratios], block: int) -> Table:
     return table
 
 
-def nm_table(rounds: int) -> Table:
+def nm_tables(rounds: int) -> list[Table]:
     """Compressed on every call."""
-    table = Table(title=f"N:M, K=N=2048, float32: over {PEERS}")
-    table.add_column("pattern")
-    rows: dict[str, list[str]] = {}
-    for case in track(list(nm_benchmarks()), "N:M"):
-        rows.setdefault(case.name, []).append(cell(compare(case, rounds)))
-    for m in ROWS:
-        table.add_column(f"M = {m}", justify="right")
-    for name, cells in rows.items():
-        table.add_row(name, *cells)
-    table.caption = (
-        "LOSES marks what is slower than the peer. With share 1 no XLA form beats dense on a CPU: "
-        "w.todense() once, outside, is 1.00 of x @ W"
-    )
-    return table
+    measured = {
+        (case.name, case.rows[0]): compare(case, rounds)
+        for case in track(list(nm_benchmarks()), "N:M")
+    }
+    tables = []
+    for name, what in IMPLEMENTATIONS.items():
+        table = Table(title=f"{what}, N:M, K=N=2048, float32: over {PEERS}")
+        table.add_column("pattern")
+        for m in ROWS:
+            table.add_column(f"M = {m}", justify="right")
+        for pattern in dict.fromkeys(key[0] for key in measured):
+            table.add_row(pattern, *(cell(measured[pattern, m][name]) for m in ROWS))
+        table.caption = (
+            "LOSES marks what is slower than the peer; where both lose, w.todense() once, outside, "
+            "is 1.00 of x @ W"
+        )
+        tables.append(table)
+    return tables
 
 
 def cell(ratios: Ratios) -> str:

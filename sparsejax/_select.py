@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -32,8 +33,15 @@ def topk_masks(
     if total == 0:
         return [jnp.zeros(s.shape, bool) for s in scores]
     dtype = _count_dtype(total)
-    k = max(k, 0) if isinstance(k, int) else jnp.maximum(k, 0).astype(dtype)
-    k = jnp.minimum(jnp.asarray(k, dtype), jnp.asarray(total, dtype))
+    if isinstance(k, int):
+        return _topk_masks(list(scores), jnp.asarray(min(max(k, 0), total), dtype))
+    return _topk_masks(list(scores), jnp.maximum(k, 0).astype(dtype))
+
+
+@jax.jit
+def _topk_masks(scores: list[Float[Array, "..."]], k: UInt[Array, ""]) -> list[Bool[Array, "..."]]:
+    total, dtype = sum(s.size for s in scores), k.dtype
+    k = jnp.minimum(k, jnp.asarray(total, dtype))
     wide = jnp.result_type(*scores)
     keys = [sortable(s.astype(wide)) for s in scores]
     cut, missing = _kth_largest(keys, k)
@@ -49,6 +57,7 @@ def topk_masks(
     return lax.cond(tied == missing, all_ties, lowest_ties)
 
 
+@partial(jax.jit, static_argnames="m")
 def nm_mask(
     scores: Float[Array, "... k n"], n: int | Shaped[Array, ""], m: int
 ) -> Bool[Array, "... k n"]:

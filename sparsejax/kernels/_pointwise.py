@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Shaped
 from ..formats import BlockArray, SparseArray
 from ._choose import names_of
 from .matmul import matmul
-from .matmul._api import TWO_FOUR
+from .matmul._api import OTHERS
 
 
 def pointwise(
@@ -54,7 +54,7 @@ def pointwise(
     """
     x = jnp.asarray(x)
     _check("pointwise", x, w.shape[0], 3)
-    names_of("pointwise", implementation, TWO_FOUR)
+    names_of("pointwise", implementation, OTHERS)
     if isinstance(w, SparseArray):
         # XLA folds the two transpositions into those of the product's own forms.
         y = matmul(jnp.moveaxis(x, -3, -1), w, implementation=implementation)

@@ -13,7 +13,7 @@ import pytest
 
 import sparsejax as sj
 from sparsejax.formats import NMArray, TensorCoreArray
-from sparsejax.kernels import _mosaic
+from sparsejax.kernels import _compile, _mosaic
 from sparsejax.kernels.matmul import _cusparselt
 from sparsejax.kernels.matmul._finish import How
 
@@ -126,19 +126,23 @@ def test_what_cannot_be_done_is_said(monkeypatch, tmp_path):
     assert _cusparselt.find("only-here.h").parent.name == "include"
 
 
+def built(headers):
+    return _compile.built(_cusparselt.SOURCE, _cusparselt.options((headers,), ()))
+
+
 def test_compiled_once_or_said_why_not(monkeypatch, tmp_path):
     monkeypatch.setenv("SPARSEJAX_CACHE", str(tmp_path / "tuning.json"))
     if shutil.which("g++") is None:
         pytest.skip("needs a C++ compiler")
     with pytest.raises(NotImplementedError, match="g.. fails: .*cuda_runtime_api.h"):
-        _cusparselt.built((tmp_path,), ())
-    file = _cusparselt.built((FAKE,), ())
+        built(tmp_path)
+    file = built(FAKE)
     stamp = file.stat().st_mtime_ns
-    assert file.parent == tmp_path and _cusparselt.built((FAKE,), ()) == file
+    assert file.parent == tmp_path and built(FAKE) == file
     assert file.stat().st_mtime_ns == stamp and [*tmp_path.glob("*.so")] == [file]
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(NotImplementedError, match="cannot be compiled"):
-        _cusparselt.built((FAKE,), ())
+        built(FAKE)
 
 
 @pytest.mark.aot
@@ -149,5 +153,7 @@ def test_compiles_against_the_library(monkeypatch, tmp_path):
     except NotImplementedError:
         pytest.skip("needs the extra cusparselt, no GPU")
     headers = (_cusparselt.find(h).parent for h in ("cusparseLt.h", "cuda_runtime_api.h"))
-    calls = ctypes.CDLL(str(_cusparselt.built(tuple(headers), libraries)))
+    calls = ctypes.CDLL(
+        str(_compile.built(_cusparselt.SOURCE, _cusparselt.options(headers, libraries)))
+    )
     assert all(hasattr(calls, symbol) for symbol in _cusparselt.NAMES.values())

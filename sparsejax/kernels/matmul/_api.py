@@ -23,6 +23,8 @@ from ._finish import FUSED, How, finish
 NM_ROWS, BLOCK_DENSITY = 64, 0.6
 # Of 2:4 matrices on GPUs: "pallas_gpu" tries the first for many rows; both if measured fastest.
 SPARSE_CORES, CUSPARSELT = TWO_FOUR = "sparse_cores", "cusparselt"
+# What only products have, beyond the implementations that every operation has.
+OTHERS = (*TWO_FOUR, "native")
 # Each implementation has product(x, w, bias, how), transposed(dy, w, how), sampled(x, dy, w, how)
 # and explain(rows, w); what it cannot do raises NotImplementedError and the next is tried.
 
@@ -43,16 +45,18 @@ def matmul(
     compressed W is a compressed matrix: its values hold the gradient at the stored positions, its
     indices are `float0`. Patterns are data: a new one of the same shape does not recompile.
 
-    On a CPU, N:M with `share` below 32 is no faster than dense in any form XLA has: decompress it
-    once outside (`w.todense()`) if speed matters there. Blocks pay: see the benchmark.
+    On a CPU, N:M with `share` below 32 is no faster than dense in any form XLA has. "native" is
+    faster there, and with blocks of 16 and more: C++ that is compiled when first asked for, which
+    takes seconds, by name or by `tune`. See the benchmark.
 
     Args:
       x: `(..., K)`, floats; `(stacked..., ..., K)` if W is stacked.
       w: `NMArray`, `BlockArray`, `TensorCoreArray` or array of shape `(stacked..., K, N)`.
-      implementation: "xla", "dense" (decompress first), "pallas_tpu", "pallas_gpu"; for 2:4 on a
-        Hopper GPU "sparse_cores" and on NVIDIA GPUs "cusparselt" (with the extra of that name),
-        each after a probe of it; or names to try in turn. None takes what `tune` has measured
-        fastest, or else chooses by the platform. Gradients that one has no kernel for are XLA's.
+      implementation: "xla", "dense" (decompress first), "native" (on a CPU with a C++ compiler;
+        sums of float32), "pallas_tpu", "pallas_gpu"; for 2:4 on a Hopper GPU "sparse_cores" and on
+        NVIDIA GPUs "cusparselt" (with the extra of that name), each after a probe of it; or names
+        to try in turn. None takes what `tune` has measured fastest, or else chooses by the
+        platform. Gradients that one has no kernel for are XLA's.
       precision: As in `jax.lax.dot_general`.
       out_dtype: Dtype of the result; None means that of x.
       bias: `(N,)`, added before the result is rounded to `out_dtype`.
@@ -79,7 +83,7 @@ def matmul(
     bias = None if bias is None else jnp.asarray(bias)
     how = How(precision, activation, x.dtype if out_dtype is None else jnp.dtype(out_dtype))
     if not isinstance(w, SparseArray):
-        names_of("matmul", implementation, TWO_FOUR)
+        names_of("matmul", implementation, OTHERS)
         return finish(_dense(x, w, precision), bias, how)
     names = _names(x, w, implementation)
     one_bias = bias is None or bias.shape == w.shape[-1:]
@@ -107,7 +111,7 @@ def explain(x: Any, w: Any, implementation: str | Sequence[str] | None = None) -
     """
     _check(x, w)
     if not isinstance(w, SparseArray):
-        names_of("matmul", implementation, TWO_FOUR)
+        names_of("matmul", implementation, OTHERS)
         return "dense"
     rows, passed, one = math.prod(x.shape[w.ndim - 2 : -1]), [], _one_of(w, x.dtype)
     for name in _names(x, w, implementation):
@@ -216,7 +220,7 @@ def _without_padding_jvp(primals, tangents):
 def _names(x: Any, w: SparseArray, implementation: Any) -> tuple[str, ...]:
     """The names to try; unasked, first what was measured fastest, or else dense where kernels of a
     device are expected to lose."""
-    names = names_of("matmul", implementation, TWO_FOUR)
+    names = names_of("matmul", implementation, OTHERS)
     rows, packed = math.prod(x.shape[w.ndim - 2 : -1]), isinstance(w, TensorCoreArray)
     if implementation == "pallas_gpu" and (packed or isinstance(w, NMArray) and rows > NM_ROWS):
         return (SPARSE_CORES, *names)
@@ -225,7 +229,7 @@ def _names(x: Any, w: SparseArray, implementation: Any) -> tuple[str, ...]:
     if packed:
         names = (SPARSE_CORES, "dense") if jax.default_backend() == "gpu" else ("dense",)
     measured = fastest(case_of, x, w)
-    if measured in (*NAMES, *TWO_FOUR):
+    if measured in (*NAMES, *OTHERS):
         return tuple(dict.fromkeys((measured, *names)))
     if packed or names[0] == "xla":
         return names

@@ -7,12 +7,9 @@ It rounds sums to the dtype of x. Nothing runs here before `probe` has compared 
 XLA's. Not yet measured on hardware.
 """
 
-import ctypes
-import hashlib
 import os
 import pathlib
-import subprocess
-import tempfile
+from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
@@ -21,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
 from ...formats import NMArray, SparseArray, TensorCoreArray
-from .. import _tuning
+from .. import _compile
 from ._finish import How, finish
 from ._tiles import padded_rows, promoted
 from ._two_four import failure, require_probed
@@ -114,14 +111,14 @@ def register() -> None:
         find(name) for name in ("cusparseLt.h", "libcusparseLt.so*", "libcudart.so*")
     )
     include = find("cuda_runtime_api.h")
-    file = built((header.parent, include.parent), (library, runtime))
-    try:
-        calls = ctypes.CDLL(str(file))
-    except OSError as error:
-        raise NotImplementedError(f"{file} cannot be loaded: {error}") from error
-    for name, symbol in NAMES.items():
-        call = jax.ffi.pycapsule(getattr(calls, symbol))
-        jax.ffi.register_ffi_target(name, call, platform="CUDA")
+    folders, libraries = (header.parent, include.parent), (library, runtime)
+    _compile.register(SOURCE, options(folders, libraries), NAMES, "CUDA")
+
+
+def options(folders: Iterable[pathlib.Path], libraries: Iterable[pathlib.Path]) -> list[str]:
+    """What the compiler is told."""
+    paths = [f"-Wl,-rpath,{file.parent}" for file in libraries]
+    return ["-O2", *(f"-I{folder}" for folder in folders), *map(str, libraries), *paths]
 
 
 def find(pattern: str) -> pathlib.Path:
@@ -138,25 +135,3 @@ def find(pattern: str) -> pathlib.Path:
     raise NotImplementedError(
         f'{pattern} is in no wheel and not below CUDA_HOME; pip install "sparsejax[cusparselt]"'
     )
-
-
-def built(headers: tuple[pathlib.Path, ...], libraries: tuple[pathlib.Path, ...]) -> pathlib.Path:
-    """The compiled calls; from the cache directory if they have been compiled before."""
-    command = [os.environ.get("CXX", "g++"), "-O2", "-std=c++17", "-shared", "-fPIC", "-w"]
-    command += [str(SOURCE), *(f"-I{folder}" for folder in (jax.ffi.include_dir(), *headers))]
-    command += [*map(str, libraries), *(f"-Wl,-rpath,{file.parent}" for file in libraries)]
-    about = repr((command, jax.__version__)).encode() + SOURCE.read_bytes()
-    file = _tuning.path().parent / f"cusparselt-{hashlib.sha256(about).hexdigest()[:16]}.so"
-    if file.is_file():
-        return file
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=file.parent) as folder:
-            made = f"{folder}/made.so"
-            subprocess.run([*command, "-o", made], check=True, capture_output=True, text=True)
-            os.replace(made, file)  # whole or not at all
-    except subprocess.CalledProcessError as error:
-        raise NotImplementedError(f"{command[0]} fails: {error.stderr[:500]}") from error
-    except OSError as error:
-        raise NotImplementedError(f"cannot be compiled: {error}") from error
-    return file

@@ -1,0 +1,60 @@
+"""C++ that is compiled on the user's machine when first asked for."""
+
+import ctypes
+import hashlib
+import os
+import pathlib
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+
+import jax
+
+from . import _tuning
+
+
+def register(
+    source: pathlib.Path,
+    options: Sequence[str],
+    calls: Mapping[str, str],
+    where: str,
+    about: str = "",
+) -> None:
+    """Makes the calls in a C++ file, name -> symbol, known to XLA on a platform.
+
+    Raises NotImplementedError if there is no compiler, or it fails, or what it made does not load.
+    """
+    file = built(source, options, about)
+    try:
+        library = ctypes.CDLL(str(file))
+    except OSError as error:
+        raise NotImplementedError(f"{file} cannot be loaded: {error}") from error
+    for name, symbol in calls.items():
+        jax.ffi.register_ffi_target(
+            name, jax.ffi.pycapsule(getattr(library, symbol)), platform=where
+        )
+
+
+def built(source: pathlib.Path, options: Sequence[str], about: str = "") -> pathlib.Path:
+    """The compiled file, from the cache directory if it has been compiled before.
+
+    It is known by its source, how it was compiled, and what more it depends on: `about`.
+    """
+    command = [os.environ.get("CXX", "g++"), "-std=c++17", "-shared", "-fPIC", "-w"]
+    command += [str(source), f"-I{jax.ffi.include_dir()}", *options]
+    known = repr((command, jax.__version__, about)).encode() + source.read_bytes()
+    name = f"{source.stem}-{hashlib.sha256(known).hexdigest()[:16]}.so"
+    file = _tuning.path().parent / name
+    if file.is_file():
+        return file
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+            made = f"{folder}/made.so"
+            subprocess.run([*command, "-o", made], check=True, capture_output=True, text=True)
+            os.replace(made, file)  # whole or not at all
+    except subprocess.CalledProcessError as error:
+        raise NotImplementedError(f"{command[0]} fails: {error.stderr[:500]}") from error
+    except OSError as error:
+        raise NotImplementedError(f"cannot be compiled: {error}") from error
+    return file

@@ -1,0 +1,131 @@
+"""Products on a CPU in C++, compiled when first asked for: blocks, and N:M of any pattern.
+
+What it needs beyond XLA is a C++ compiler; the compiled file is kept in the user's cache directory.
+Sums are float32. The gradients of block products are here, too; those of N:M products are dense.
+"""
+
+import pathlib
+import platform
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Shaped
+
+from ...formats import BlockArray, NMArray
+from .._compile import register
+from ._finish import How, finish
+
+SOURCE = pathlib.Path(__file__).with_name("native.cc")
+CALLS = {
+    "sparsejax_block_product": "SparsejaxBlockProduct",
+    "sparsejax_block_transposed": "SparsejaxBlockTransposed",
+    "sparsejax_block_sampled": "SparsejaxBlockSampled",
+    "sparsejax_nm_product": "SparsejaxGroupedProduct",
+}
+SIDE = 16  # entries of the longest vector, which divides blocks
+LONGEST = 128  # entries of a group that are unpacked together
+
+
+def product(x: Shaped[Array, "m k"], w: Any, bias: Any, how: How) -> Float[Array, "m n"]:
+    """`activation(x W + bias)`."""
+    require(w, x.dtype, 1)
+    x, w = x.astype(jnp.float32), w.astype(jnp.float32)
+    if isinstance(w, BlockArray):
+        y = _call("sparsejax_block_product", w.shape[1], x, w.values, w.index, w.count)
+    else:
+        # Shorter than a vector, shared positions are of no use.
+        code = w.code if w.share >= SIDE else jnp.repeat(w.code, w.share, axis=-1)
+        width = (w.m - 1).bit_length()
+        y = _call("sparsejax_nm_product", w.shape[1], x, w.values, code, length=w.m, width=width)
+    return finish(y, bias, how)
+
+
+def transposed(dy: Shaped[Array, "m n"], w: Any, how: How) -> Float[Array, "m k"]:
+    """`dy W^T`."""
+    require_blocks(w, dy.dtype, 0)
+    dy, w = dy.astype(jnp.float32), w.astype(jnp.float32)
+    lists = w.index_t, w.slot_t, w.count_t
+    return finish(_call("sparsejax_block_transposed", w.shape[0], dy, w.values, *lists), None, how)
+
+
+def sampled(
+    x: Shaped[Array, "m k"], dy: Shaped[Array, "m n"], w: Any, how: How
+) -> Float[Array, "..."]:
+    """`x^T dy` where W stores something."""
+    del how
+    require_blocks(w, jnp.result_type(x, dy), 1)
+    out = jax.ShapeDtypeStruct(w.values.shape, jnp.float32)
+    call = jax.ffi.ffi_call("sparsejax_block_sampled", out, vmap_method="sequential")
+    return call(x.astype(jnp.float32), dy.astype(jnp.float32), w.index, w.count)
+
+
+def explain(rows: int, w: Any) -> str:
+    """What would run."""
+    del rows
+    require(w, w.dtype, 1)
+    return "C++"
+
+
+def require_blocks(w: Any, dtype: Any, side: int) -> None:
+    """The same as `require`, for what N:M has no code for."""
+    if not isinstance(w, BlockArray):
+        raise NotImplementedError("gradients of N:M products are dense")
+    require(w, dtype, side)
+
+
+def require(w: Any, dtype: Any, side: int) -> None:
+    """Raises where there is no code for W, whose blocks become vectors along `side`."""
+    if jax.default_backend() != "cpu":
+        raise NotImplementedError(f"C++ runs on a CPU, not on a {jax.default_backend()}")
+    if jnp.promote_types(dtype, w.dtype).itemsize > 4:
+        raise NotImplementedError(f"sums are float32, not {jnp.promote_types(dtype, w.dtype)}")
+    if isinstance(w, BlockArray):
+        if w.block[side] % SIDE:
+            raise NotImplementedError(f"{w}: sides of blocks must be multiples of {SIDE}")
+    elif not isinstance(w, NMArray):
+        raise NotImplementedError(f"multiplies NMArray and BlockArray, not {type(w).__name__}")
+    elif w.m > LONGEST:
+        raise NotImplementedError(f"{w}: groups must have at most {LONGEST} entries")
+    if not w.values.size:
+        raise NotImplementedError(f"{w} stores nothing")
+    compiled()
+
+
+@cache
+def compiled() -> None:
+    """Compiles for this very processor; raises NotImplementedError where that fails."""
+    options = ["-O3", "-march=native"]  # with less, tiles leave the registers
+    register(SOURCE, options, CALLS, "cpu", about=_processor())
+
+
+def _processor() -> str:
+    """What a compiled file must not be shared beyond."""
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line for line in lines if line.startswith(("flags", "Features")))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _call(name: str, columns: int, x: Array, *w: Array, **attributes: int) -> Array:
+    """One call for all rows, also where x is mapped over: rows of one product lie together."""
+
+    def call(x, *w):
+        out = jax.ShapeDtypeStruct((x.shape[0], columns), jnp.float32)
+        return jax.ffi.ffi_call(name, out, vmap_method="sequential")(x, *w, **attributes)
+
+    @jax.custom_batching.custom_vmap
+    def rows(x, *w):
+        return call(x, *w)
+
+    @rows.def_vmap
+    def _(size, mapped, x, *w):
+        if any(mapped[1:]):
+            axes = [0 if m else None for m in mapped]
+            return jax.vmap(call, in_axes=axes, axis_size=size)(x, *w), True
+        y = rows(x.reshape(-1, x.shape[-1]), *w)
+        return y.reshape(size, -1, columns), True
+
+    return rows(x, *w)

@@ -1,0 +1,178 @@
+"""Products in C++ against float64: every pattern, ragged sizes, gradients, mapped and stacked."""
+
+import shutil
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sparsejax as sj
+from sparsejax.formats import BlockArray, NMArray
+from sparsejax.kernels import _compile
+from sparsejax.kernels.matmul import _native
+from sparsejax.kernels.matmul._cases import SMALL, TILED, Case
+
+from .test_matmul import assert_close, in_double
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+
+NM = [
+    Case(f"{n}:{m} {k}x{columns}, share {share}", (3,), k, columns, nm=(n, m), share=share)
+    for n, m, k, columns, share in (
+        (2, 4, 64, 48, 1),
+        (2, 4, 50, 33, 1),
+        (1, 4, 602, 300, 1),
+        (1, 8, 9, 16, 1),
+        (2, 16, 130, 20, 1),
+        (3, 32, 70, 17, 1),  # longer than a vector
+        (9, 18, 36, 20, 1),  # positions in planes
+        (40, 100, 210, 18, 1),
+        (4, 4, 12, 8, 1),
+        (1, 4, 130, 384, 128),
+        (2, 4, 600, 600, 300),  # shared by more columns than are unpacked at once
+        (2, 8, 65, 400, 200),
+        (1, 2, 64, 60, 20),
+        (1, 4, 64, 40, 4),
+    )
+]
+BLOCKS = [
+    Case(f"{a}x{b}, {fill}", (3,), 8 * a, 5 * b, None, 1, (a, b), 0.4, slots, fill)
+    for (a, b), fill, slots in (
+        ((16, 16), "random", None),
+        ((48, 32), "even", None),
+        ((64, 80), "holes", 7),
+        ((3, 112), "random", None),
+    )
+]
+BY_NAME = {case.name: case for case in (*SMALL, *TILED, *BLOCKS)}
+product = partial(sj.matmul, implementation="native")
+
+
+def ids(cases):
+    return [pytest.param(case, id=case.name) for case in cases]
+
+
+@pytest.mark.parametrize("case", ids([*NM, *BLOCKS, *TILED]))
+def test_product(case):
+    _, w = case.make()
+    dense, rng = in_double(w), np.random.default_rng(1)
+    run = jax.jit(product)
+    assert sj.kernels.explain(jnp.ones(case.k), w, "native") == "native: C++"
+    for rows in (1, 5, 16, 199):
+        x = jnp.asarray(rng.normal(size=(rows, case.k)), jnp.float32)
+        assert_close(run(x, w), np.asarray(x, np.float64) @ dense)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 5, 199])
+@pytest.mark.parametrize("name", ["16x16, random", "64x80, holes"])
+def test_gradients_of_blocks(name, rows):
+    x, w = replace(BY_NAME[name], rows=(rows,)).make()
+    dy = jnp.asarray(np.random.default_rng(2).normal(size=(rows, w.shape[1])), jnp.float32)
+    y, pull = jax.vjp(product, x, w)
+    dx, dw = pull(dy)
+    wide, back = np.asarray(x, np.float64), np.asarray(dy, np.float64)
+    assert_close(y, wide @ in_double(w))
+    assert_close(dx, back @ in_double(w).T)
+    assert_close(dw.values, w.take(jnp.asarray(wide.T @ back, jnp.float32)))
+    assert not dw.values[~np.asarray(w.used)].any()
+
+
+def test_gradients_of_groups_are_dense():
+    x, w = BY_NAME["2:4"].make()
+    got = jax.grad(lambda x, w: jnp.sin(product(x, w)).sum(), argnums=(0, 1), allow_int=True)(x, w)
+    want = jax.grad(lambda x: jnp.sin(x @ w.todense()).sum())(x)
+    assert_close(got[0], want)
+    assert got[1].values.shape == w.values.shape
+
+
+def test_bias_activation_and_half_precision():
+    x, w = BY_NAME["48x32, even"].make(jnp.bfloat16)
+    bias = jnp.linspace(-1, 1, w.shape[1], dtype=jnp.bfloat16)
+    y = product(x, w, bias=bias, activation=jax.nn.silu)
+    assert y.dtype == jnp.bfloat16
+    before = np.asarray(x, np.float64) @ in_double(w) + np.asarray(bias, np.float64)
+    assert_close(y, before / (1 + np.exp(-before)), 1e-2)
+    assert product(x, w, out_dtype=jnp.float32).dtype == jnp.float32
+
+
+def test_mapped_and_stacked():
+    x, w = BY_NAME["blocks 16"].make()
+    batch = jnp.stack([x, 2 * x, -x])
+    want = jnp.stack([x, 2 * x, -x]) @ w.todense()
+    mapped = jax.vmap(product, in_axes=(0, None))
+    assert_close(mapped(batch, w), want)
+    # Rows that are mapped over are rows of one product.
+    text = jax.jit(mapped).lower(batch, w).as_text()
+    assert "while" not in text and "tensor<390x64xf32>" in text
+    many = jax.tree.map(lambda a: jnp.stack([a, a]), w)
+    assert_close(product(batch[:2], many), want[:2])
+    twice = jax.vmap(lambda x, w: jax.vmap(product, in_axes=(0, None))(x, w))
+    assert_close(twice(jnp.stack([batch, batch]), many)[1], want)
+    gradient = jax.vmap(jax.grad(lambda x: product(x, w).sum()))(batch)
+    assert_close(gradient, jnp.broadcast_to(w.todense().sum(1), batch.shape))
+
+
+def test_what_nothing_stored_meets_is_not_read():
+    stored = np.zeros((64, 16), np.float32)
+    stored[:16] = 1.0
+    x = jnp.asarray(np.where(np.arange(64) < 16, 1.0, np.nan)[None], jnp.float32)
+    w = BlockArray.fromdense(jnp.asarray(stored), 16, slots=3)
+    assert product(x, w).tolist() == [[16.0] * 16]
+
+
+def test_many_calls_at_once():
+    """Calls that wait for each other's threads end."""
+    x, w = BY_NAME["blocks 16"].make()
+
+    @jax.jit
+    def many(x, w):
+        return sum(product(x * i, w) for i in range(1, 9))
+
+    assert_close(many(x, w), 36 * np.asarray(x, np.float64) @ in_double(w), 1e-5)
+
+
+def test_what_cannot_be_done_is_said():
+    x, w = BY_NAME["blocks 4x4"].make()
+    with pytest.raises(NotImplementedError, match="multiples of 16"):
+        product(x, w)
+    assert_close(sj.matmul(x, w, implementation=("native", "xla")), x @ w.todense())
+    with jax.enable_x64(True):
+        with pytest.raises(NotImplementedError, match="sums are float32, not float64"):
+            product(*BY_NAME["2:4"].make(jnp.float64))
+    with pytest.raises(NotImplementedError, match="at most 128 entries"):
+        product(jnp.ones((1, 200)), NMArray.fromdense(jnp.ones((200, 16)), 1, 200))
+    empty = BlockArray.fromdense(jnp.zeros((32, 32)), 16)
+    with pytest.raises(NotImplementedError, match="stores nothing"):
+        product(jnp.ones((1, 32)), empty)
+
+
+def test_compiled_once_or_said_why_not(monkeypatch, tmp_path):
+    monkeypatch.setenv("SPARSEJAX_CACHE", str(tmp_path / "tuning.json"))
+    source = tmp_path / "small.cc"
+    source.write_text('extern "C" int four() { return 4; }')
+    file = _compile.built(source, ["-O1"])
+    stamp = file.stat().st_mtime_ns
+    assert _compile.built(source, ["-O1"]) == file and file.stat().st_mtime_ns == stamp
+    assert _compile.built(source, ["-O1"], "another processor") != file
+    source.write_text("no C++")
+    with pytest.raises(NotImplementedError, match=r"g\+\+ fails: .*small.cc"):
+        _compile.built(source, [])
+    file.write_text("not a library")
+    source.write_text('extern "C" int four() { return 4; }')
+    with pytest.raises(NotImplementedError, match="cannot be loaded"):
+        _compile.register(source, ["-O1"], {"four": "four"}, "cpu")
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(NotImplementedError, match="cannot be compiled: .*no-such-compiler"):
+        _compile.built(source, [])
+    assert len(_native._processor()) > 3
+
+
+def test_tune_knows_it(monkeypatch, tmp_path):
+    monkeypatch.setenv("SPARSEJAX_CACHE", str(tmp_path / "tuning.json"))
+    x, w = BY_NAME["blocks 64x128"].make()
+    seconds = sj.kernels.tune(x, w)
+    assert sorted(seconds) == ["dense", "native", "xla"]
+    assert sj.kernels.explain(x, w).startswith(next(iter(seconds)))
