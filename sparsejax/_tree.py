@@ -1,17 +1,46 @@
 """Names and selection of leaves: one path per leaf, with or without NNX variables."""
 
+import dataclasses
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import optax
 from flax import nnx
 from jaxtyping import PyTree
 
+C = TypeVar("C", bound=type)
 _KERNEL = re.compile(r"(^|/)(kernel|weight)$")
 # Where a norm or an embedding has a `weight` itself; what they call a kernel is a matrix.
 _NOT_A_KERNEL = re.compile(r"(norm|embed)[^/]*/weight$", re.IGNORECASE)
+
+
+def register_dataclass(cls: C) -> C:
+    """A dataclass that is a pytree: its fields are children, those marked `static` configuration.
+
+    `jax.tree_util.register_dataclass` takes trees of two classes for equal if their fields are
+    (JAX 0.10 to 0.12), so that a jitted function runs now and then what it has compiled for
+    another class.
+    """
+    fixed = [f.name for f in dataclasses.fields(cls) if f.metadata.get("static")]
+    names = [f.name for f in dataclasses.fields(cls) if f.name not in fixed]
+
+    def configuration(x: Any) -> tuple[Any, ...]:
+        return tuple(getattr(x, name) for name in fixed)
+
+    def flatten(x: Any) -> tuple[list[Any], tuple[Any, ...]]:
+        return [getattr(x, name) for name in names], configuration(x)
+
+    def flatten_with_keys(x: Any) -> tuple[list[Any], tuple[Any, ...]]:
+        keys = map(jax.tree_util.GetAttrKey, names)
+        return list(zip(keys, flatten(x)[0])), configuration(x)
+
+    def unflatten(configuration: tuple[Any, ...], children: Iterable[Any]) -> Any:
+        return cls(**dict(zip(names, children)), **dict(zip(fixed, configuration)))
+
+    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
+    return cls
 
 
 def is_gap(x: Any) -> bool:

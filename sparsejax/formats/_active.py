@@ -13,11 +13,12 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Shaped
 
 from .._select import topk_mask
+from .._tree import register_dataclass
 
 Out = TypeVar("Out")
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True)
 class ActiveSet:
     r"""Some of n units: their indices, in lists of a fixed length.

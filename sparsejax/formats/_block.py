@@ -12,10 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from .._tree import register_dataclass
 from ._array import SparseArray, as_mask, check_matrix, is_concrete
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True, eq=False, repr=False)
 class BlockArray(SparseArray):
     r"""A matrix that stores some of its `(bk, bn)` blocks.

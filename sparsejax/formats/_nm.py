@@ -11,13 +11,14 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Shaped, UInt
 
 from .._select import nm_mask
+from .._tree import register_dataclass
 from ._array import SparseArray, as_mask, check_matrix, is_concrete
 
 # Ranks by pairwise comparison cost m^2 passes; from here on lax.top_k is faster.
 _PAIRWISE = 16
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True, eq=False, repr=False)
 class NMArray(SparseArray):
     r"""A matrix that stores n of every m consecutive entries of a column.

@@ -4,10 +4,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
+from .._tree import register_dataclass
 from ._array import SparseArray
 from ._nm import NMArray
 
@@ -16,7 +16,7 @@ PART = 64  # columns of W of an instruction
 WORDS = 256  # of metadata for both: one for each pair of lanes and each instruction
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True, eq=False, repr=False)
 class TensorCoreArray(SparseArray):
     r"""A 2:4 matrix in the order in which sparse tensor cores read it.

@@ -1,11 +1,14 @@
 """Which implementation of an operation runs: named, or chosen by the platform."""
 
+import functools
 import importlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import jax
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 NAMES = ("xla", "dense", "pallas_tpu", "pallas_gpu")
 # What is tried on a platform where nothing is said.
@@ -43,3 +46,28 @@ def attempt(
         except NotImplementedError as error:
             errors.append(f"{name}: {error}")
     raise NotImplementedError(f"{what}: no implementation can do this:\n  " + "\n  ".join(errors))
+
+
+def without_hardware(function: F) -> F:
+    """An operation that passes over kernels for hardware that is not there, or says so.
+
+    Which platform something is lowered for is known to JAX alone, and only after tracing. Within
+    a function that is jitted its own error remains.
+    """
+
+    @functools.wraps(function)
+    def called(*args: Any, implementation: str | Sequence[str] | None = None, **more: Any) -> Any:
+        try:
+            return function(*args, implementation=implementation, **more)
+        except ValueError as error:
+            if "Only interpret mode is supported" not in str(error):
+                raise
+            names = [implementation] if isinstance(implementation, str) else implementation or ()
+            if rest := [name for name in names if not name.startswith("pallas")]:
+                return function(*args, implementation=rest, **more)
+            raise NotImplementedError(
+                f"{function.__name__}(implementation={implementation!r}) does not run on a "
+                f"{jax.default_backend()}; None chooses what does, and 'xla' runs everywhere."
+            ) from error
+
+    return cast(F, called)

@@ -11,6 +11,8 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Inexact, PyTree
 
+from .._tree import register_dataclass
+
 # A number or an array. Not checked: while JAX works on a tree its leaves may be anything.
 Leaf = Any
 
@@ -29,7 +31,7 @@ def register(cls: _C) -> _C:
     Without `__post_init__`: a gradient of a penalty is a penalty too, and may be negative. The
     factories check.
     """
-    return jax.tree_util.register_dataclass(dataclass(frozen=True, eq=False)(cls))
+    return register_dataclass(dataclass(frozen=True, eq=False)(cls))
 
 
 class Penalty:

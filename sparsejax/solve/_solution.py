@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from .._tree import register_dataclass
 from ..prox._check import known
 
 
@@ -29,7 +29,7 @@ _MESSAGES = {
 }
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True)
 class Solution:
     """The result of a solver, a pytree.

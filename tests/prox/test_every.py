@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -51,6 +52,18 @@ def objective(penalty, u, v, step):
 def test_every_factory_is_in_the_table():
     factories = {name for name in prox.__all__ if inspect.isfunction(getattr(prox, name))}
     assert factories - NOT_A_FACTORY == {case.name for case in CASES}
+
+
+def test_two_penalties_are_never_one_structure():
+    """A jitted function would run what it has compiled for the other one."""
+    trees = {type(case.penalty): jax.tree.structure(case.penalty) for case in CASES}
+    for one, other in itertools.combinations(trees, 2):
+        assert trees[one] != trees[other], (one, other)
+    inner = prox.lp(0.5, 0.5), prox.cel0(0.5, 0.5), prox.scad(0.5, 2.5), prox.mcp(0.5, 2.5)
+    inside = [jax.tree.structure(prox.on_norm(penalty, axis=0)) for penalty in inner]
+    assert all(a != b for a, b in itertools.combinations(inside, 2))
+    assert jax.tree.structure(prox.lp(1.0, 0.5)) == jax.tree.structure(prox.lp(2.0, 0.3))
+    assert jax.tree.structure(prox.l1(jnp.ones(3))) != jax.tree.structure(prox.l0(jnp.ones(3)))
 
 
 @every

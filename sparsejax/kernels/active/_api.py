@@ -10,12 +10,13 @@ import numpy as np
 from jaxtyping import Array, Float, Shaped
 
 from ...formats import ActiveSet
-from .._choose import attempt, names_of
+from .._choose import attempt, names_of, without_hardware
 from ._dense import spread, take_units
 
 Implementation = str | Sequence[str] | None
 
 
+@without_hardware
 def active_reduce(
     v: Shaped[Array | np.ndarray, "..."],
     w: Shaped[Array | np.ndarray, "..."],
@@ -69,6 +70,7 @@ def active_reduce(
     return _reduced(v if gathered else take_units(v, s), w, s, scale, names).astype(v.dtype)
 
 
+@without_hardware
 def active_expand(
     x: Shaped[Array | np.ndarray, "..."],
     w: Shaped[Array | np.ndarray, "..."],
@@ -112,6 +114,7 @@ def active_expand(
     return (h if scale is None else h * scale[..., None]).astype(x.dtype)
 
 
+@without_hardware
 def active_ffn(
     x: Shaped[Array | np.ndarray, "..."],
     w_up: Shaped[Array | np.ndarray, "..."],

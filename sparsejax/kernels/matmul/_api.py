@@ -14,7 +14,7 @@ from jaxtyping import Array, Shaped
 
 from ...formats import BlockArray, NMArray, SparseArray, TensorCoreArray
 from ...formats._block import stacked
-from .._choose import NAMES, attempt, load, names_of
+from .._choose import NAMES, attempt, load, names_of, without_hardware
 from .._tuning import fastest
 from ._finish import FUSED, How, finish
 
@@ -29,6 +29,7 @@ OTHERS = (*TWO_FOUR, "native")
 # and explain(rows, w); what it cannot do raises NotImplementedError and the next is tried.
 
 
+@without_hardware
 def matmul(
     x: Shaped[Array | np.ndarray, "..."],
     w: SparseArray | Shaped[Array | np.ndarray, "..."],
