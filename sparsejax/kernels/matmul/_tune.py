@@ -25,7 +25,8 @@ def tune(x: Shaped[Array, "..."], w: Any) -> dict[str, float]:
 
     From then on `matmul` with `implementation=None` takes the fastest for products of the same
     shapes, pattern (n, m and share, or sizes of blocks and slots) and dtypes; jitted functions
-    that were traced before keep what they have. The times are kept by kind of device and version
+    that were traced before keep what they have. On a CPU the first call compiles "native", about
+    ten seconds, where there is a C++ compiler. The times are kept by kind of device and version
     of JAX in a JSON file: `SPARSEJAX_CACHE` names it, or it is `sparsejax/tuning.json` in
     `XDG_CACHE_HOME`, or in `~/.cache`. An implementation whose result is not that of "dense" is
     left out with a warning.
