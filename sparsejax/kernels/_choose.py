@@ -52,7 +52,7 @@ def without_hardware(function: F) -> F:
     """An operation that passes over kernels for hardware that is not there, or says so.
 
     Which platform something is lowered for is known to JAX alone, and only after tracing. Within
-    a function that is jitted its own error remains.
+    a function that is jitted, and in a backward pass, its own error remains.
     """
 
     @functools.wraps(function)
@@ -62,12 +62,14 @@ def without_hardware(function: F) -> F:
         except ValueError as error:
             if "Only interpret mode is supported" not in str(error):
                 raise
-            names = [implementation] if isinstance(implementation, str) else implementation or ()
+            if implementation is None:
+                return function(*args, implementation=("xla", "dense"), **more)
+            names = [implementation] if isinstance(implementation, str) else implementation
             if rest := [name for name in names if not name.startswith("pallas")]:
                 return function(*args, implementation=rest, **more)
             raise NotImplementedError(
-                f"{function.__name__}(implementation={implementation!r}) does not run on a "
-                f"{jax.default_backend()}; None chooses what does, and 'xla' runs everywhere."
+                f"{function.__name__}(implementation={implementation!r}) does not run on a CPU; "
+                "None chooses what does, and 'xla' runs everywhere."
             ) from error
 
     return cast(F, called)

@@ -2,8 +2,10 @@
 
 import ctypes
 import hashlib
+import importlib.metadata
 import os
 import pathlib
+import shlex
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -11,6 +13,8 @@ from collections.abc import Mapping, Sequence
 import jax
 
 from . import _tuning
+
+_registered: set[pathlib.Path] = set()
 
 
 def register(
@@ -24,6 +28,8 @@ def register(
 
     Raises NotImplementedError if there is no compiler, or it fails, or what it made does not load.
     """
+    if source in _registered:  # XLA takes each call once
+        return
     file = built(source, options, about)
     try:
         library = ctypes.CDLL(str(file))
@@ -40,21 +46,34 @@ def built(source: pathlib.Path, options: Sequence[str], about: str = "") -> path
 
     It is known by its source, how it was compiled, and what more it depends on: `about`.
     """
-    command = [os.environ.get("CXX", "g++"), "-std=c++17", "-shared", "-fPIC", "-w"]
+    command = [*shlex.split(os.environ.get("CXX") or "g++"), "-std=c++17", "-shared", "-fPIC", "-w"]
     command += [str(source), f"-I{jax.ffi.include_dir()}", *options]
-    known = repr((command, jax.__version__, about)).encode() + source.read_bytes()
+    known = (
+        repr((command, importlib.metadata.version("jaxlib"), about)).encode() + source.read_bytes()
+    )
     name = f"{source.stem}-{hashlib.sha256(known).hexdigest()[:16]}.so"
-    file = _tuning.path().parent / name
+    file = _tuning.path().parent.absolute() / name
     if file.is_file():
         return file
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=file.parent) as folder:
             made = f"{folder}/made.so"
-            subprocess.run([*command, "-o", made], check=True, capture_output=True, text=True)
+            _run([*command, "-o", made])
             os.replace(made, file)  # whole or not at all
+    except OSError as error:
+        raise NotImplementedError(
+            f"{file} cannot be written ({error}); SPARSEJAX_CACHE names a file in another folder"
+        ) from error
+    return file
+
+
+def _run(command: list[str]) -> None:
+    try:
+        subprocess.run(command, check=True, capture_output=True, text=True)
     except subprocess.CalledProcessError as error:
         raise NotImplementedError(f"{command[0]} fails: {error.stderr[:500]}") from error
     except OSError as error:
-        raise NotImplementedError(f"cannot be compiled: {error}") from error
-    return file
+        raise NotImplementedError(
+            f"cannot be compiled: {error}; the environment's CXX names a C++ compiler"
+        ) from error

@@ -47,7 +47,7 @@ BLOCKS = [
         ((3, 112), "random", None),
     )
 ]
-BY_NAME = {case.name: case for case in (*SMALL, *TILED, *BLOCKS)}
+BY_NAME = {case.name: case for case in (*SMALL, *TILED, *NM, *BLOCKS)}
 product = partial(sj.matmul, implementation="native")
 
 
@@ -144,9 +144,41 @@ def test_what_cannot_be_done_is_said():
             product(*BY_NAME["2:4"].make(jnp.float64))
     with pytest.raises(NotImplementedError, match="at most 128 entries"):
         product(jnp.ones((1, 200)), NMArray.fromdense(jnp.ones((200, 16)), 1, 200))
-    empty = BlockArray.fromdense(jnp.zeros((32, 32)), 16)
-    with pytest.raises(NotImplementedError, match="stores nothing"):
-        product(jnp.ones((1, 32)), empty)
+
+
+def test_nothing_stored_and_nothing_mapped():
+    empty, x = BlockArray.fromdense(jnp.zeros((32, 48)), 16), jnp.ones((2, 32))
+    y, pull = jax.vjp(lambda x, w: product(x, w, bias=jnp.ones(48)), x, empty)
+    assert y.tolist() == [[1.0] * 48] * 2
+    dx, dw = pull(y)
+    assert not dx.any() and dw.values.shape == empty.values.shape
+    w = BY_NAME["blocks 16"].make()[1]
+    assert jax.vmap(product, in_axes=(0, None))(jnp.zeros((0, 3, w.shape[0])), w).shape == (
+        0,
+        3,
+        64,
+    )
+
+
+@pytest.mark.parametrize("name", ["blocks 16", "1:4 64x40, share 4"])
+def test_second_derivatives_and_forward_mode_are_those_of_dense(name):
+    x, w = BY_NAME[name].make()
+    x = x[:2]
+
+    def second(multiply):
+        def loss(x, values):
+            return jnp.sin(multiply(x, replace(w, values=values))).sum()
+
+        def slope(x, values):
+            return sum(jnp.sum(d**2) for d in jax.grad(loss, argnums=(0, 1))(x, values))
+
+        return jax.jit(jax.grad(slope, argnums=(0, 1)))(x, w.values)
+
+    for got, want in zip(second(product), second(lambda x, w: x @ w.todense())):
+        assert_close(got, want, 1e-4)
+    hessian = jax.jvp(jax.grad(lambda x: jnp.sin(product(x, w)).sum()), (x,), (x,))[1]
+    want = jax.jvp(jax.grad(lambda x: jnp.sin(x @ w.todense()).sum()), (x,), (x,))[1]
+    assert_close(hessian, want, 1e-4)
 
 
 def test_compiled_once_or_said_why_not(monkeypatch, tmp_path):
@@ -164,10 +196,32 @@ def test_compiled_once_or_said_why_not(monkeypatch, tmp_path):
     source.write_text('extern "C" int four() { return 4; }')
     with pytest.raises(NotImplementedError, match="cannot be loaded"):
         _compile.register(source, ["-O1"], {"four": "four"}, "cpu")
+    monkeypatch.setenv("CXX", "env g++")
+    assert _compile.built(source, []).is_absolute()
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(NotImplementedError, match="cannot be compiled: .*no-such-compiler"):
+    with pytest.raises(NotImplementedError, match="no-such-compiler.*CXX names"):
+        _compile.built(source, [])
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("SPARSEJAX_CACHE", str(tmp_path / "file" / "tuning.json"))
+    with pytest.raises(NotImplementedError, match="SPARSEJAX_CACHE names"):
         _compile.built(source, [])
     assert len(_native._processor()) > 3
+
+
+def test_a_failure_is_remembered_until_another_compiler_is_named(monkeypatch):
+    tried = []
+
+    def register(*args, **more):
+        tried.append(args)
+        raise NotImplementedError("no compiler")
+
+    monkeypatch.setattr(_native, "register", register)
+    x, w = BY_NAME["48x32, even"].make()
+    for compiler, times in (("this one", 1), ("this one", 1), ("that one", 2)):
+        monkeypatch.setenv("CXX", compiler)
+        with pytest.raises(NotImplementedError, match="no compiler"):
+            jax.jit(lambda x, w: product(x, w))(x, w)
+        assert len(tried) == times
 
 
 def test_tune_knows_it(monkeypatch, tmp_path):

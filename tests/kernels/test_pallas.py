@@ -211,14 +211,14 @@ def test_compiles_for_the_h200(case):
 @pytest.mark.parametrize("name", MODULES)
 def test_hardware_that_is_not_there_is_told_or_passed_over(name):
     x, w = TILED[0].make(jnp.bfloat16)
-    with pytest.raises(NotImplementedError, match=f"'{name}'. does not run on a cpu; None chooses"):
+    with pytest.raises(NotImplementedError, match=f"'{name}'. does not run on a CPU; None chooses"):
         sj.matmul(x, w, implementation=name)
     assert_close(sj.matmul(x, w, implementation=(name, "xla")), sj.matmul(x, w), 1e-6)
     units, s = jnp.ones((64, 128), jnp.bfloat16), sj.formats.select_topk(jnp.arange(64.0), 16)
     units = units.reshape(4, 16, 128) if name == "pallas_gpu" else units
     s = sj.formats.select_topk(jnp.arange(4.0), 2) if name == "pallas_gpu" else s
     x = jnp.ones((2, 128), jnp.bfloat16)
-    with pytest.raises(NotImplementedError, match="does not run on a cpu"):
+    with pytest.raises(NotImplementedError, match="does not run on a CPU"):
         sj.kernels.active_ffn(x, units, units, s, implementation=name)
     got = sj.kernels.active_ffn(x, units, units, s, implementation=(name, "xla"))
     assert_close(got, sj.kernels.active_ffn(x, units, units, s), 1e-6)

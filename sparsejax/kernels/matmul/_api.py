@@ -46,9 +46,10 @@ def matmul(
     compressed W is a compressed matrix: its values hold the gradient at the stored positions, its
     indices are `float0`. Patterns are data: a new one of the same shape does not recompile.
 
-    On a CPU, N:M with `share` below 32 is no faster than dense in any form XLA has. "native" is
-    faster there, and with blocks of 16 and more: C++ that is compiled when first asked for, which
-    takes seconds, by name or by `tune`. See the benchmark.
+    On a CPU, N:M with `share` below 32 is no faster than dense in any form XLA has. "native" is,
+    at 1:4 and sparser for some rows of x, and is faster than XLA with blocks whose sides 16
+    divides: C++ that is compiled when first asked for, which takes seconds, by name or by `tune`.
+    It is not exported, and multiplies all rows on each device. See the benchmark.
 
     Args:
       x: `(..., K)`, floats; `(stacked..., ..., K)` if W is stacked.

@@ -1,12 +1,15 @@
 """Products on a CPU in C++, compiled when first asked for: blocks, and N:M of any pattern.
 
 What it needs beyond XLA is a C++ compiler; the compiled file is kept in the user's cache directory.
-Sums are float32. The gradients of block products are here, too; those of N:M products are dense.
+Sums are float32. The gradients of block products are here, too; those of N:M products are dense,
+and second derivatives are XLA's. Over several devices every one of them multiplies all rows.
 """
 
+import os
 import pathlib
 import platform
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -14,7 +17,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
 from ...formats import BlockArray, NMArray
+from .. import _tuning
 from .._compile import register
+from . import _xla
 from ._finish import How, finish
 
 SOURCE = pathlib.Path(__file__).with_name("native.cc")
@@ -31,34 +36,30 @@ LONGEST = 128  # entries of a group that are unpacked together
 def product(x: Shaped[Array, "m k"], w: Any, bias: Any, how: How) -> Float[Array, "m n"]:
     """`activation(x W + bias)`."""
     require(w, x.dtype, 1)
-    x, w = x.astype(jnp.float32), w.astype(jnp.float32)
-    if isinstance(w, BlockArray):
-        y = _call("sparsejax_block_product", w.shape[1], x, w.values, w.index, w.count)
-    else:
-        # Shorter than a vector, shared positions are of no use.
-        code = w.code if w.share >= SIDE else jnp.repeat(w.code, w.share, axis=-1)
-        width = (w.m - 1).bit_length()
-        y = _call("sparsejax_nm_product", w.shape[1], x, w.values, code, length=w.m, width=width)
-    return finish(y, bias, how)
+    if not w.values.size:
+        return finish(jnp.zeros((x.shape[0], w.shape[1])), bias, how)
+    y = _differentiable(_product, partial(_xla.product, bias=None, how=How(how.precision)))
+    return finish(y(x.astype(jnp.float32), w.astype(jnp.float32)), bias, how)
 
 
 def transposed(dy: Shaped[Array, "m n"], w: Any, how: How) -> Float[Array, "m k"]:
     """`dy W^T`."""
     require_blocks(w, dy.dtype, 0)
-    dy, w = dy.astype(jnp.float32), w.astype(jnp.float32)
-    lists = w.index_t, w.slot_t, w.count_t
-    return finish(_call("sparsejax_block_transposed", w.shape[0], dy, w.values, *lists), None, how)
+    if not w.values.size:
+        return finish(jnp.zeros((dy.shape[0], w.shape[0])), None, how)
+    dx = _differentiable(_transposed, partial(_xla.transposed, how=How(how.precision)))
+    return finish(dx(dy.astype(jnp.float32), w.astype(jnp.float32)), None, how)
 
 
 def sampled(
     x: Shaped[Array, "m k"], dy: Shaped[Array, "m n"], w: Any, how: How
 ) -> Float[Array, "..."]:
     """`x^T dy` where W stores something."""
-    del how
     require_blocks(w, jnp.result_type(x, dy), 1)
-    out = jax.ShapeDtypeStruct(w.values.shape, jnp.float32)
-    call = jax.ffi.ffi_call("sparsejax_block_sampled", out, vmap_method="sequential")
-    return call(x.astype(jnp.float32), dy.astype(jnp.float32), w.index, w.count)
+    if not w.values.size:
+        return jnp.zeros(w.values.shape)
+    values = _differentiable(_sampled, partial(_xla.sampled, how=How(how.precision)))
+    return values(x.astype(jnp.float32), dy.astype(jnp.float32), w)
 
 
 def explain(rows: int, w: Any) -> str:
@@ -83,21 +84,29 @@ def require(w: Any, dtype: Any, side: int) -> None:
         raise NotImplementedError(f"sums are float32, not {jnp.promote_types(dtype, w.dtype)}")
     if isinstance(w, BlockArray):
         if w.block[side] % SIDE:
-            raise NotImplementedError(f"{w}: sides of blocks must be multiples of {SIDE}")
+            raise NotImplementedError(
+                f"{w}: {'columns' if side else 'rows'} of blocks must be multiples of {SIDE} here; "
+                "'xla' takes any"
+            )
     elif not isinstance(w, NMArray):
         raise NotImplementedError(f"multiplies NMArray and BlockArray, not {type(w).__name__}")
     elif w.m > LONGEST:
-        raise NotImplementedError(f"{w}: groups must have at most {LONGEST} entries")
-    if not w.values.size:
-        raise NotImplementedError(f"{w} stores nothing")
-    compiled()
+        raise NotImplementedError(
+            f"{w}: groups must have at most {LONGEST} entries here; 'xla' takes any"
+        )
+    if why := compiled(os.environ.get("CXX"), _tuning.path()):
+        raise NotImplementedError(why)
 
 
 @cache
-def compiled() -> None:
-    """Compiles for this very processor; raises NotImplementedError where that fails."""
+def compiled(compiler: str | None, path: pathlib.Path) -> str | None:
+    """Compiles for this very processor, once; what is wrong, None if nothing."""
+    del compiler, path  # another one may do
     options = ["-O3", "-march=native"]  # with less, tiles leave the registers
-    register(SOURCE, options, CALLS, "cpu", about=_processor())
+    try:
+        register(SOURCE, options, CALLS, "cpu", about=_processor())
+    except NotImplementedError as error:
+        return str(error)
 
 
 def _processor() -> str:
@@ -107,6 +116,37 @@ def _processor() -> str:
         return next(line for line in lines if line.startswith(("flags", "Features")))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
+
+
+def _product(x: Array, w: Any) -> Array:
+    if isinstance(w, BlockArray):
+        return _call("sparsejax_block_product", w.shape[1], x, w.values, w.index, w.count)
+    # Shorter than a vector, shared positions are of no use.
+    code = w.code if w.share >= SIDE else jnp.repeat(w.code, w.share, axis=-1)
+    width = (w.m - 1).bit_length()
+    return _call("sparsejax_nm_product", w.shape[1], x, w.values, code, length=w.m, width=width)
+
+
+def _transposed(dy: Array, w: BlockArray) -> Array:
+    lists = w.index_t, w.slot_t, w.count_t
+    return _call("sparsejax_block_transposed", w.shape[0], dy, w.values, *lists)
+
+
+def _sampled(x: Array, dy: Array, w: BlockArray) -> Array:
+    out = jax.ShapeDtypeStruct(w.values.shape, jnp.float32)
+    call = jax.ffi.ffi_call("sparsejax_block_sampled", out, vmap_method="sequential")
+    return call(x, dy, w.index, w.count)
+
+
+def _differentiable(native: Callable[..., Array], truth: Callable[..., Any]) -> Any:
+    """The same function with the derivatives of what XLA computes: those of second order."""
+    call = jax.custom_jvp(native)
+
+    @call.defjvp
+    def _(primals, tangents):
+        return call(*primals), jax.jvp(truth, primals, tangents)[1]
+
+    return call
 
 
 def _call(name: str, columns: int, x: Array, *w: Array, **attributes: int) -> Array:
@@ -125,7 +165,7 @@ def _call(name: str, columns: int, x: Array, *w: Array, **attributes: int) -> Ar
         if any(mapped[1:]):
             axes = [0 if m else None for m in mapped]
             return jax.vmap(call, in_axes=axes, axis_size=size)(x, *w), True
-        y = rows(x.reshape(-1, x.shape[-1]), *w)
-        return y.reshape(size, -1, columns), True
+        y = rows(x.reshape(size * x.shape[1], x.shape[2]), *w)
+        return y.reshape(size, x.shape[1], columns), True
 
     return rows(x, *w)

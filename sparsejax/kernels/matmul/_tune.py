@@ -55,7 +55,7 @@ def tune(x: Shaped[Array, "..."], w: Any) -> dict[str, float]:
     if not is_concrete(*jax.tree.leaves((x, w))):
         raise TypeError("tune(x, w) measures, so x and w must be arrays: call it outside jit.")
     x = jnp.asarray(x)
-    names = CANDIDATES[jax.default_backend()]
+    names = CANDIDATES.get(jax.default_backend(), ("xla", "dense"))
     calls = {
         name: partial(jax.jit(partial(matmul, implementation=(name,))), x, w) for name in names
     }

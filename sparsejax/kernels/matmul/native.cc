@@ -58,6 +58,17 @@ inline void Keep(float* p, Vector v, int64_t count) {
   std::memcpy(p, &v, 4 * count);
 }
 
+// v[place[i]] in lane i.
+inline Vector Shuffle(Vector v, Lanes place) {
+#if defined(__clang__)
+  Vector to;
+  for (int i = 0; i < kLanes; ++i) to[i] = v[place[i] & (kLanes - 1)];
+  return to;
+#else
+  return __builtin_shuffle(v, place);
+#endif
+}
+
 using In = ffi::Buffer<ffi::F32>;
 using Int = ffi::Buffer<ffi::S32>;
 using Out = ffi::ResultBuffer<ffi::F32>;
@@ -296,7 +307,7 @@ struct Grouped {
 // Rows of B, `Width` columns of them beside each other: what one tile reads lies in one piece.
 template <typename T, int64_t Width>
 struct Rows {
-  std::vector<T> data = std::vector<T>(kDepth * (kColumns + Width - 1) / Width * Width);
+  std::vector<T> data = std::vector<T>(kDepth * ((kColumns + Width - 1) / Width * Width));
 
   // Where a tile that begins at column c, a multiple of Width, finds its first row.
   T* At(int64_t c) { return data.data() + c * kDepth; }
@@ -416,7 +427,7 @@ void Selected(const Grouped& w, const float* x, float* y, int64_t k, int64_t beg
               for (int r = 0; r < R; ++r) {
                 Vector entries = group(r);
                 for (int v = 0; v < V; ++v) {
-                  sums.at[r][v] += __builtin_shuffle(entries, place[v]) * value[v];
+                  sums.at[r][v] += Shuffle(entries, place[v]) * value[v];
                 }
               }
             }
