@@ -49,7 +49,8 @@ def matmul(
     On a CPU, N:M with `share` below 32 is no faster than dense in any form XLA has. "native" is,
     at 1:4 and sparser for some rows of x, and is faster than XLA with blocks whose sides 16
     divides: C++ that is compiled when first asked for, which takes seconds, by name or by `tune`.
-    It is not exported, and multiplies all rows on each device. See the benchmark.
+    It is not exported, multiplies all rows on each device, and has no gradients in
+    `jax.shard_map`: name "xla" there. See the benchmark.
 
     Args:
       x: `(..., K)`, floats; `(stacked..., ..., K)` if W is stacked.
