@@ -3,7 +3,6 @@
 import gc
 import os
 import pathlib
-import tempfile
 
 # Tracing makes many small objects; looking for cycles among them took up to a third of the time.
 gc.set_threshold(200_000, 20, 1000)
@@ -25,8 +24,10 @@ os.environ.setdefault(
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
-# What was tuned on this machine changes no test, and no test changes it.
-os.environ["SPARSEJAX_CACHE"] = os.path.join(tempfile.mkdtemp(), "tuning.json")
+# What was tuned on this machine changes no test, and no test changes it; C++ is compiled once.
+os.environ["SPARSEJAX_CACHE"] = str(
+    pathlib.Path(__file__).parent / ".jax_cache" / f"tuning-{os.getpid()}.json"
+)
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
@@ -41,9 +42,19 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: "test_notebooks" not in item.nodeid)
 
 
+def pytest_collection_finish():
+    """What is imported stays; looking for cycles in it after each module took a second."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="module", autouse=True)
 def nothing_compiled_stays():
     """Each module frees what it compiled: all of it together is more than a process may map."""
     yield
     jax.clear_caches()
     gc.collect()
+
+
+def pytest_unconfigure():
+    pathlib.Path(os.environ["SPARSEJAX_CACHE"]).unlink(missing_ok=True)
