@@ -14,8 +14,6 @@ import jax
 
 from . import _tuning
 
-_registered: set[pathlib.Path] = set()
-
 
 def register(
     source: pathlib.Path,
@@ -28,17 +26,18 @@ def register(
 
     Raises NotImplementedError if there is no compiler, or it fails, or what it made does not load.
     """
-    if source in _registered:  # XLA takes each call once
-        return
     file = built(source, options, about)
     try:
         library = ctypes.CDLL(str(file))
     except OSError as error:
         raise NotImplementedError(f"{file} cannot be loaded: {error}") from error
     for name, symbol in calls.items():
-        jax.ffi.register_ffi_target(
-            name, jax.ffi.pycapsule(getattr(library, symbol)), platform=where
-        )
+        call = jax.ffi.pycapsule(getattr(library, symbol))
+        try:
+            jax.ffi.register_ffi_target(name, call, platform=where)
+        except jax.errors.JaxRuntimeError as error:
+            if "Duplicate" not in str(error):  # what is registered stays, and is the same
+                raise
 
 
 def built(source: pathlib.Path, options: Sequence[str], about: str = "") -> pathlib.Path:
