@@ -1,31 +1,37 @@
 """Products on an H200: every kernel built, checked and timed over cuBLAS, in one command.
 
-    python benchmarks/hopper.py              on a Hopper GPU, some 10 minutes
-    python benchmarks/hopper.py --probe      only whether the sparse tensor cores are read right
+    python benchmarks/hopper.py              on a Hopper GPU, some 3 minutes
     python benchmarks/hopper.py --compile    without one: compiled ahead of time, with the CUDA
                                              plugin, JAX_SKIP_CUDA_CONSTRAINTS_CHECK=1 and
                                              JAX_PLATFORMS=cpu,cuda
 
-A ratio above 1 means that the sparse product is faster than `jnp.dot` with the dense matrix in
-bfloat16. Both sides run as chains of products with three weights in turn, more than the cache
-holds, on random data; the best of several rounds counts.
+A ratio above 1 means that the sparse product is faster than `jnp.matmul` with the dense matrix in
+bfloat16. Both run as loops of products with several weights in turn, more than the cache holds, on
+random data; the best of several rounds counts. Processes compile side by side and take turns on the
+GPU. A cell that fails or does not end is reported in the table and costs no other.
 """
 
 import argparse
+import contextlib
+import fcntl
 import glob
+import json
 import os
 import pathlib
 import re
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
+
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # several processes, one GPU
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from _timing import measure, save
 from rich.table import Table
 
@@ -36,211 +42,267 @@ from sparsejax.kernels.matmul._cases import Case
 from sparsejax.kernels.matmul._finish import How
 
 SIDE = 8192
-WEIGHTS, CHAIN = 3, 6
+HOW = How(dtype=jnp.bfloat16)
+WORKERS = 8
+PATIENCE = 40  # seconds that a cell may hold the GPU
 DENSITIES = (0.5, 0.25, 0.1, 0.05)
 # Goals over cuBLAS.
 BLOCK_GOALS = {128: (1.7, 3.3, 7.5, 13), 64: (1.4, 2.8, 6, 11)}
 CORES_GOALS = {8192: 1.3, 4096: 1.3, 1024: 1.15, 256: 1.0}  # by rows; 1.15 of 8192 is the least
-PASSES = "The probe passes in bfloat16 and float16."
 NM_GOALS = {(2, 4): 1.4, (4, 8): 1.3, (1, 4): 2.3, (1, 8): 4.2, (2, 16): 4.5}
 
 
-def blocks_of(block: int, density: float, seed: int, side: int = SIDE) -> Any:
-    """A random matrix with as many blocks in each block column, made on the device."""
-    key = jax.random.key(seed)
-    lists, kept = side // block, max(1, round(density * side // block))
-    scores = np.random.default_rng(seed).random((lists, lists))
-    mask = jnp.asarray(np.kron(scores.argsort(0).argsort(0) < kept, np.ones((block, block), bool)))
-    return sj.formats.BlockArray.fromdense(_normal(key, (side, side)), block, mask=mask)
+class Cell(NamedTuple):
+    """One product: where it stands in the tables, how W is made and multiplied."""
+
+    table: str
+    row: str
+    column: str
+    rows: int
+    make: Callable[[Any], Any]
+    product: Callable[[Any, Any], Any]
+    dense: Callable[[Any, Any], Any] = jnp.matmul
+    prepare: Callable[[Any], Any] = lambda w: w
+    full: Callable[[Any], Any] = lambda w: w.todense()
+    goal: float | None = None
 
 
-def nm_of(n: int, m: int, seed: int, side: int = SIDE) -> Any:
-    """A random N:M matrix."""
-    return sj.formats.NMArray.fromdense(_normal(jax.random.key(seed), (side, side)), n, m)
+def cells() -> Iterator[Cell]:
+    """All products, the most important first."""
+    title = f"2:4 on sparse tensor cores, K = N = {SIDE}"
+    cores, packed = partial(multiplied, "sparse_cores"), sj.formats.TensorCoreArray.fromnm
+    for rows in (8192, 4096, 1024, 512, 256, 128, 64, 16, 1):
+        two_four: Any = (title, f"M = {rows}", rows, nm_of(2, 4), CORES_GOALS.get(rows))
+        yield _cell("TensorCoreArray", *two_four, product=cores, prepare=packed)
+        if rows >= 256:
+            yield _cell("NMArray, reordered each time", *two_four, product=cores)
+            yield _cell("cuSPARSELt", *two_four, product=library, prepare=_cusparselt.compressed)
+    for density_at, density in enumerate(DENSITIES):
+        for block in (128, 64, 32, 16):
+            goal = BLOCK_GOALS[block][density_at] if block in BLOCK_GOALS else None
+            title, column = f"Block-sparse, {SIDE}^3", f"density {density}"
+            case: Any = (title, column, SIDE, blocks_of(block, density))
+            yield _cell(
+                f"blocks of {block}", *case, goal, product=partial(multiplied, "pallas_gpu")
+            )
+            if block >= 64:
+                name = f"blocks of {block}, backward"
+                yield _cell(name, *case, product=backward, dense=dense_backward)
+                name, case = f"blocks of {block}, 16 rows", (title, column, 16, case[-1])
+                yield _cell(name, *case, product=partial(multiplied, "pallas_gpu"))
+    for (n, m), goal in NM_GOALS.items():
+        for rows in (1, 16, 64):
+            yield _cell(
+                f"{n}:{m}", f"N:M in software, K = N = {SIDE}", f"M = {rows}", rows, nm_of(n, m),
+                goal if rows < 64 else None, product=partial(multiplied, "pallas_gpu"),
+            )  # fmt: skip
+    for tokens in (1, 16, 256):
+        yield _cell(
+            "units of 64", f"Active sets, 10 % of {SIDE} neurons, {SIDE} features",
+            f"{tokens} tokens", tokens, active, product=active_ffn, dense=dense_ffn, full=ffn,
+        )  # fmt: skip
 
 
-def _normal(key, shape):
-    return jax.random.normal(key, shape, jnp.bfloat16) / shape[0] ** 0.5
+def _cell(row, table, column, rows, make, goal=None, **more) -> Cell:
+    return Cell(table, row, column, rows, make, goal=goal, **more)
 
 
-def chain(product: Callable[..., Any]) -> Callable[..., Any]:
-    """Products one after the other, with the weights in turn."""
+def normal(key, shape):
+    return jax.random.normal(key, shape, jnp.bfloat16) / shape[-2] ** 0.5
+
+
+def nm_of(n: int, m: int):
+    return lambda key: sj.formats.NMArray.fromdense(normal(key, (SIDE, SIDE)), n, m)
+
+
+def blocks_of(block: int, density: float):
+    """A random matrix with as many blocks in each block column."""
+    side = SIDE // block
+    kept = max(1, round(density * side))
+    # No block row has so many more than the others.
+    most = min(side, kept + 8 * int(kept**0.5) + 8)
+
+    def make(key):
+        rank = jax.random.uniform(key, (side, side)).argsort(0).argsort(0)
+        mask = jnp.repeat(jnp.repeat(rank < kept, block, 0), block, 1)
+        w = normal(key, (SIDE, SIDE))
+        return sj.formats.BlockArray.fromdense(w, block, mask=mask, slots=kept, slots_t=most)
+
+    return make
+
+
+def active(key):
+    up, down, score = jax.random.split(key, 3)
+    shape = SIDE // 64, 64, SIDE
+    s = sj.formats.select_topk(jax.random.uniform(score, shape[:1]), shape[0] // 10)
+    return normal(up, shape), normal(down, shape), s
+
+
+def active_ffn(x, w):
+    return sj.kernels.active_ffn(x, *w, implementation="pallas_gpu")
+
+
+def ffn(w):
+    up, down, s = w
+    mask = jnp.zeros(up.shape[0], up.dtype).at[s.index].set(1)
+    return up.reshape(SIDE, SIDE), (down * mask[:, None, None]).reshape(SIDE, SIDE)
+
+
+def dense_ffn(x, w):
+    return jax.nn.relu(x @ w[0].T) @ w[1]
+
+
+def multiplied(name, x, w):
+    return sj.matmul(x, w, implementation=name)
+
+
+def library(x, packed):
+    return _cusparselt.multiplied(x, packed, columns=SIDE)
+
+
+def backward(x, w):
+    return _pallas_gpu.transposed(x, w, HOW), _pallas_gpu.sampled(x, x, w, HOW)
+
+
+def dense_backward(x, w):
+    return jnp.matmul(x, w.T), jnp.matmul(x.T, x)
+
+
+def timed(cell: Cell, turn: Callable[[], Any]) -> dict[str, Any]:
+    """Compiles a cell, then checks and times it when it is its turn on the GPU."""
+    few = cell.rows < 256
+    count, trips = (6, 32) if few else (3, 2)
+    key = jax.random.key(0)
+    if cell.product is library:
+        _cusparselt.register()
+    x = jax.ShapeDtypeStruct((cell.rows, SIDE), jnp.bfloat16)
+    sparse = jax.jit(cell.product)
+    made = jax.jit(lambda key: (cell.prepare(w := cell.make(key)), cell.full(w)))
+    w, full = jax.eval_shape(made, key)
+    one, make = _compiled(sparse, x, w), _compiled(made, key)
+    run = _compiled(loop(sparse, count, trips), x, (w,) * count)
+    with turn():
+        dense_one = _compiled(jax.jit(cell.dense), x, full)
+        dense_run = _compiled(loop(cell.dense, count, trips), x, (full,) * count)
+        x = jax.random.normal(jax.random.key(9), x.shape, x.dtype)
+        ws, fulls = zip(*(make(jax.random.key(i)) for i in range(count)))
+        error = _error(one(x, ws[0]), dense_one(x, fulls[0]))
+        calls = {"sparse": partial(run, x, ws), "dense": partial(dense_run, x, fulls)}
+        best = {k: v / count / trips for k, v in measure(calls, rounds=5, seconds=0.03).items()}
+    return {"error": error, **best}
+
+
+def loop(product: Callable[..., Any], count: int, trips: int) -> Callable[..., Any]:
+    """Products with the weights in turn, none of which can be left out or shared."""
+
+    def body(_, carry):
+        x, ys, ws = carry
+        ys = list(ys)
+        for i in range(count):
+            ys[i] = product(x, ws[i])
+            x, ys, ws = jax.lax.optimization_barrier((x, ys, ws))
+        return x, tuple(ys), ws
 
     @jax.jit
-    def run(x, weights):
-        for i in range(CHAIN):
-            y = product(x, weights[i % WEIGHTS])
-            # So that nothing is computed once for several products.
-            x, y, weights = jax.lax.optimization_barrier((x, y, weights))
-        return y
+    def run(x, ws):
+        y = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(product, x, ws[0]))
+        return jax.lax.fori_loop(0, trips, body, (x, (y,) * count, ws))[1]
 
     return run
 
 
-def ratio(
-    sparse: Callable[..., Any],
-    dense: Callable[..., Any],
-    x: Any,
-    make: Any,
-    prepare: Callable[..., Any] = lambda w: w,
-) -> str:
-    """Time of dense over time of sparse, with the error of the result."""
-    weights = [make(seed) for seed in range(WEIGHTS)]
-    full = [w.todense() for w in weights]
-    weights = [prepare(w) for w in weights]
-    got, want = sparse(x, weights[0]), dense(x, full[0])
-    error = max(
-        float(jnp.linalg.norm((a - b).astype(jnp.float32)) / jnp.linalg.norm(b.astype(jnp.float32)))
-        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want))
-    )
-    best = measure(
-        {
-            "sparse": partial(chain(sparse), x, weights),
-            "dense": partial(chain(dense), x, full),
-        },
-        rounds=5,
-    )
-    found = best["dense"] / best["sparse"]
-    return f"{found:.2f}" if error < 1e-2 else f"WRONG by {error:.1e}"
+def _compiled(f: Any, *shapes: Any) -> Any:
+    return f.lower(*shapes).compile()
 
 
-def attempted(*arguments: Any) -> str:
-    try:
-        return ratio(*arguments)
-    except Exception as error:  # a kernel that fails is a cell of the table, not its end
-        return f"{type(error).__name__}: {str(error)[:60]}"
+@jax.jit
+def _error(got: Any, want: Any) -> Any:
+    """The largest relative error of the results that have the same shape."""
+    pairs = zip(jax.tree.leaves(got), jax.tree.leaves(want))
+    pairs = [[a.astype(jnp.float32).ravel() for a in p] for p in pairs if p[0].shape == p[1].shape]
+    errors = [jnp.linalg.norm(a - b) / jnp.linalg.norm(b) for a, b in pairs]
+    return jnp.stack(errors).max()
 
 
-def measure_blocks() -> Table:
-    table = Table(title=f"Block-sparse, {SIDE}^3, bfloat16: over cuBLAS (goal)")
-    for column in ("blocks", *(f"density {d}" for d in DENSITIES)):
-        table.add_column(column, justify="right")
-    x = _normal(jax.random.key(9), (SIDE, SIDE))
-    sparse = partial(sj.matmul, implementation="pallas_gpu")
-    for block, goals in BLOCK_GOALS.items():
-        cells = [
-            f"{attempted(sparse, jnp.matmul, x, partial(blocks_of, block, d))} ({goal})"
-            for d, goal in zip(DENSITIES, goals)
-        ]
-        table.add_row(str(block), *cells)
-        backward = [
-            attempted(_backward, _dense_backward, x, partial(blocks_of, block, d))
-            for d in DENSITIES
-        ]
-        table.add_row(f"{block}, backward", *backward)
-    return table
+def work(folder: pathlib.Path) -> None:
+    """Takes one cell after the other that no other process has taken."""
+
+    @contextlib.contextmanager
+    def turn():
+        with open(folder / "lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            (folder / "holder").write_text(f"{os.getpid()} {time.time()}")
+            yield
+            (folder / "holder").write_text("")
+
+    for number, cell in enumerate(cells()):
+        with contextlib.suppress(FileExistsError):
+            (folder / f"{number}.taken").mkdir()
+            try:
+                found = timed(cell, turn)
+            except Exception as error:  # told in the table
+                found = {"failed": f"{type(error).__name__}: {str(error)[:300]}"}
+            found = {k: v if isinstance(v, str) else float(v) for k, v in found.items()}
+            (folder / f"{number}.json").write_text(json.dumps(found))
+            jax.clear_caches()
 
 
-def _backward(x, w):
-    how = How(dtype=x.dtype)
-    return _pallas_gpu.transposed(x, w, how), _pallas_gpu.sampled(x, x, w, how).sum((-1, -2))
+def results(seconds: float) -> dict[int, dict[str, Any]]:
+    """Of all cells by number, from several processes; one that holds the GPU too long is ended."""
+    end = time.monotonic() + seconds
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+
+        def start() -> Any:
+            return subprocess.Popen([sys.executable, __file__, "--work", name])
+
+        workers = [start() for _ in range(WORKERS)]
+        while time.monotonic() < end and any(w.poll() is None for w in workers):
+            time.sleep(1)
+            holder = folder / "holder"
+            held = holder.read_text().split() if holder.exists() else []
+            if held and time.time() - float(held[1]) > PATIENCE:
+                os.kill(int(held[0]), signal.SIGKILL)
+                holder.write_text("")
+                workers.append(start())
+        for worker in workers:
+            worker.kill()
+        files = glob.glob(f"{name}/*.json")
+        return {int(pathlib.Path(f).stem): json.loads(pathlib.Path(f).read_text()) for f in files}
 
 
-def _dense_backward(x, w):
-    full = jnp.matmul(x.T, x)
-    return jnp.matmul(x, w.T), full
+def tables(found: dict[int, dict[str, Any]]) -> list[Table]:
+    """Ratios by title, row and column, with the goals in brackets."""
+    shown: dict[str, dict[str, dict[str, str]]] = {}
+    for number, cell in enumerate(cells()):
+        row = shown.setdefault(cell.table, {}).setdefault(cell.row, {})
+        row[cell.column] = _shown(found.get(number, {"failed": "no result"}), cell.goal)
+    made = []
+    for title, rows in shown.items():
+        columns = list(dict.fromkeys(c for row in rows.values() for c in row))
+        table = Table(title=f"{title}, bfloat16: over cuBLAS (goal)")
+        for column in ("", *columns):
+            table.add_column(column, justify="right")
+        for name, row in rows.items():
+            table.add_row(name, *(row.get(c, "") for c in columns))
+        made.append(table)
+    return made
 
 
-def measure_nm() -> Table:
-    table = Table(title=f"N:M, K = N = {SIDE}, bfloat16: over cuBLAS (goal for M up to 16)")
-    rows = (1, 16, 64, 128)
-    for column in ("pattern", *(f"M = {m}" for m in rows)):
-        table.add_column(column, justify="right")
-    sparse = partial(sj.matmul, implementation="pallas_gpu")
-    for (n, m), goal in NM_GOALS.items():
-        cells = []
-        for count in rows:
-            x = _normal(jax.random.key(9), (count, SIDE))
-            cells.append(attempted(sparse, jnp.matmul, x, partial(nm_of, n, m)))
-        table.add_row(f"{n}:{m} ({goal})", *cells)
-    return table
-
-
-def measure_sparse_cores() -> Table:
-    """2:4 on the sparse tensor cores: whether the probe passes, and times for many rows."""
-    found = probed_apart()
-    table = Table(
-        title=f"2:4 on sparse tensor cores, K = N = {SIDE}, bfloat16: over cuBLAS (goal)",
-        caption=found,
-    )
-    for column in ("weights", *(f"M = {m}" for m in CORES_GOALS)):
-        table.add_column(column, justify="right")
-    ways: dict[str, tuple[Any, Any]] = {}  # products, and what is done to W beforehand
-    if found == PASSES:
-        product = partial(sj.matmul, implementation="sparse_cores")
-        ways["TensorCoreArray"] = product, sj.formats.TensorCoreArray.fromnm
-        ways["NMArray, reordered each time"] = product, lambda w: w
-    else:
-        _sparse_cores.probe = lambda dtype: found  # whoever asks next in this process
-    try:
-        _cusparselt.register()
-        product = partial(_cusparselt.multiplied, columns=SIDE)
-        ways["cuSPARSELt, compressed once"] = product, _cusparselt.compressed
-    except NotImplementedError as error:  # a yardstick that may not be at hand
-        table.add_row(f"cuSPARSELt: {error}")
-    for name, (product, prepare) in ways.items():
-        cells = []
-        for rows, goal in CORES_GOALS.items():
-            x = _normal(jax.random.key(9), (rows, SIDE))
-            ratio_found = attempted(product, jnp.matmul, x, partial(nm_of, 2, 4), jax.jit(prepare))
-            cells.append(f"{ratio_found} ({goal})")
-        table.add_row(name, *cells)
-    return table
-
-
-def probed_apart() -> str:
-    """What the probe finds, in a process that can be ended if the kernel does not end."""
-    try:
-        run = subprocess.run(
-            [sys.executable, __file__, "--probe"],
-            env=os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},
-            timeout=180,
-            capture_output=True,
-            text=True,
-        )
-    except subprocess.TimeoutExpired:
-        return "the probe does not end"
-    return ((run.stdout or run.stderr).strip().splitlines() or ["no output"])[-1]
-
-
-def probed() -> str:
-    """What the probe finds in this process, and what W the device sees if it fails."""
-    reasons = [_sparse_cores.probe(dtype) for dtype in ("bfloat16", "float16")]
-    return "; ".join([*filter(None, reasons), seen()]) if any(reasons) else PASSES
-
-
-def seen() -> str:
-    """What a failing probe is looked into with: W as the device reads it, from a product with I."""
-    try:
-        w = sj.formats.NMArray.fromdense(_normal(jax.random.key(0), (128, 64)), 2, 4)
-        packed = sj.formats.TensorCoreArray.fromnm(w)
-        got = _sparse_cores.multiply(jnp.eye(128, dtype=w.dtype), packed, None, How())
-        wrong = np.argwhere(np.asarray(got) != np.asarray(w.todense(), np.float32))
-        rows, columns = (sorted(set(axis.tolist())) for axis in wrong.T)
-        return f"{len(wrong)} of {got.size} entries are read wrong, rows {rows}, columns {columns}"
-    except Exception as error:  # told, not raised: the other tables are still wanted
-        return f"{type(error).__name__}: {str(error)[:200]}"
-
-
-def measure_tuned() -> Table:
-    """What `sj.kernels.tune` finds for 2:4, with nothing kept in the user's file."""
-    table = Table(title=f"Milliseconds by sj.kernels.tune, 2:4, K = N = {SIDE}, bfloat16")
-    for column in ("M", "fastest first"):
-        table.add_column(column, justify="right")
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["SPARSEJAX_CACHE"] = f"{folder}/tuning.json"
-        for rows in (16, 1024, 8192):
-            x = _normal(jax.random.key(9), (rows, SIDE))
-            times = sj.kernels.tune(x, nm_of(2, 4, 0))
-            table.add_row(str(rows), ", ".join(f"{n} {1e3 * t:.2f}" for n, t in times.items()))
-    return table
+def _shown(found: dict[str, Any], goal: float | None) -> str:
+    if "failed" in found:
+        return found["failed"]
+    if not found["error"] < 1e-2:
+        return f"WRONG by {found['error']:.1e}"
+    ratio = f"{found['dense'] / found['sparse']:.2f}, {1e6 * found['sparse']:.0f} us"
+    return f"{ratio} ({goal})" if goal else ratio
 
 
 def compiled() -> Table:
     """Registers, spills and shared memory of what the compiler makes for an H200."""
     table = Table(
         title="Compiled ahead of time for an H200",
-        caption="Not yet measured on hardware. Spills are bytes; shared memory is KiB of 227.",
+        caption="Spills are bytes; shared memory is KiB of 227. Times are in hopper.md.",
     )
     for column in ("kernel", "registers", "spills", "shared memory", "wgmma"):
         table.add_column(column, justify="left" if column == "kernel" else "right")
@@ -306,18 +368,16 @@ def _resources(folder: pathlib.Path) -> tuple[str, ...]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--compile", action="store_true", help="ahead of time, without a GPU")
-    parser.add_argument("--probe", action="store_true", help="of the sparse tensor cores only")
+    parser.add_argument("--seconds", type=float, default=240, help="after which what is left waits")
+    parser.add_argument("--work", type=pathlib.Path, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
-    if chosen.probe:
-        print(probed())
-    elif chosen.compile:
+    if chosen.compile:
         os.environ |= {"MOSAIC_GPU_DUMP_PTX": "1", "MOSAIC_GPU_DUMP_PTXAS": "1"}
         save("hopper-compiled", compiled())
+    elif chosen.work:
+        work(chosen.work)
     elif jax.default_backend() == "gpu":
-        tables: list[Table] = []  # kept one by one: a kernel that does not end costs no other
-        for make in (measure_nm, measure_blocks, measure_sparse_cores, measure_tuned):
-            tables.append(make())
-            save("hopper", *tables)
+        save("hopper", *tables(results(chosen.seconds)))
     else:
         print("hopper: no GPU here; `python benchmarks/hopper.py --compile` compiles for one.")
 

@@ -130,9 +130,9 @@ def tiles_of(rows: int, width: int) -> tuple[int, int]:
     return groups, row_tile(-(-rows // groups), jnp.bfloat16, 128, least=64)
 
 
-def stages(step: int, rest: int) -> int:
-    """Steps whose tiles fit into shared memory beside the rest."""
-    return max(2, min(STAGES, (SHARED - rest) // step))
+def stages(step: int, rest: int, resident: int = 1) -> int:
+    """Steps whose tiles fit into the shared memory of each resident block, beside the rest."""
+    return max(2, min(STAGES, (SHARED // resident - rest) // step))
 
 
 def layout(columns: int, dtype: Any) -> tuple[Any, ...]:

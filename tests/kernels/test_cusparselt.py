@@ -119,6 +119,7 @@ def test_what_cannot_be_done_is_said(monkeypatch, tmp_path):
     with pytest.raises(NotImplementedError, match="multiplies 2:4"):
         product(x, NMArray.fromdense(jnp.ones((128, 64), jnp.bfloat16), 1, 4))
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    monkeypatch.setattr(_cusparselt, "TOOLKIT", str(tmp_path))
     with pytest.raises(NotImplementedError, match=r"no-such-file.*sparsejax\[cusparselt\]"):
         _cusparselt.find("no-such-file")
     (tmp_path / "include").mkdir()
@@ -152,8 +153,6 @@ def test_compiles_against_the_library(monkeypatch, tmp_path):
         libraries = _cusparselt.find("libcusparseLt.so*"), _cusparselt.find("libcudart.so*")
     except NotImplementedError:
         pytest.skip("needs the extra cusparselt, no GPU")
-    headers = (_cusparselt.find(h).parent for h in ("cusparseLt.h", "cuda_runtime_api.h"))
-    calls = ctypes.CDLL(
-        str(_compile.built(_cusparselt.SOURCE, _cusparselt.options(headers, libraries)))
-    )
+    options = _cusparselt.options(_cusparselt.headers(), libraries)
+    calls = ctypes.CDLL(str(_compile.built(_cusparselt.SOURCE, options)))
     assert all(hasattr(calls, symbol) for symbol in _cusparselt.NAMES.values())

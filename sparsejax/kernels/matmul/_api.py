@@ -18,9 +18,14 @@ from .._choose import NAMES, attempt, load, names_of, without_hardware
 from .._tuning import fastest
 from ._finish import FUSED, How, finish
 
-# On a GPU or TPU: rows of x up to which reading less of an N:M matrix pays, and the density up to
-# which skipping blocks does. From a model of bytes and products, not yet measured.
+# On a TPU: rows of x up to which reading less of an N:M matrix pays, and the density up to which
+# skipping blocks does. From a model of bytes and products, not yet measured.
 NM_ROWS, BLOCK_DENSITY = 64, 0.6
+# The same on a GPU, measured on an H200 (benchmarks/results/hopper.md): the density by the shorter
+# side of a block; rows of x with which 2:4 tensor cores are slower than dense products, although W
+# is in their order, and rows from which they pay even where it must be reordered each time.
+GPU_DENSITY = {128: 0.6, 64: 0.45, 32: 0.1}
+CORES_LOSE = range(65, 1024)
 # Of 2:4 matrices on GPUs: "pallas_gpu" tries the first for many rows; both if measured fastest.
 SPARSE_CORES, CUSPARSELT = TWO_FOUR = "sparse_cores", "cusparselt"
 # What only products have, beyond the implementations that every operation has.
@@ -229,18 +234,26 @@ def _names(x: Any, w: SparseArray, implementation: Any) -> tuple[str, ...]:
         return (SPARSE_CORES, *names)
     if implementation is not None:
         return names
-    if packed:
-        names = (SPARSE_CORES, "dense") if jax.default_backend() == "gpu" else ("dense",)
     measured = fastest(case_of, x, w)
+    names = _expected(jax.default_backend(), names, rows, w)
     if measured in (*NAMES, *OTHERS):
-        return tuple(dict.fromkeys((measured, *names)))
-    if packed or names[0] == "xla":
+        names = tuple(dict.fromkeys((measured, *names)))
+    return names
+
+
+def _expected(platform: str, names: tuple[str, ...], rows: int, w: Any) -> tuple[str, ...]:
+    """The names in the order of their expected speed: dense first where kernels lose."""
+    if isinstance(w, TensorCoreArray):
+        wins = platform == "gpu" and rows not in CORES_LOSE
+        return (SPARSE_CORES, "dense") if wins else ("dense",)
+    if platform not in ("gpu", "tpu"):
         return names
     if isinstance(w, NMArray):
-        loses = rows > NM_ROWS or 2 * w.n > w.m
-    else:
-        loses = w.density > BLOCK_DENSITY
-    return ("dense", *names) if loses else names
+        if platform == "tpu":
+            return names if rows <= NM_ROWS and 2 * w.n <= w.m else ("dense", *names)
+        return (SPARSE_CORES, "dense") if rows >= CORES_LOSE.stop else ("dense", *names)
+    most = BLOCK_DENSITY if platform == "tpu" else GPU_DENSITY.get(min(w.block), 0)
+    return names if w.density <= most else ("dense", *names)
 
 
 def _sum_dtype(dtype: Any) -> Any:

@@ -29,6 +29,7 @@ SOURCE = pathlib.Path(__file__).with_name("cusparselt.cc")
 NAMES = {"sparsejax_compress": "SparsejaxCompress", "sparsejax_multiply": "SparsejaxMultiply"}
 SIDE = 16  # divides rows of x, rows and columns of W
 PROBES = ((64, 128, 64), (48, 512, 256))
+TOOLKIT = "/usr/local/cuda"
 
 
 def product(x: Float[Array, "m k"], w: SparseArray, bias: Any, how: How) -> Float[Array, "m n"]:
@@ -107,12 +108,14 @@ def probe(dtype: str) -> str | None:
 @cache
 def register() -> None:
     """Makes the calls known to XLA; raises NotImplementedError if something is missing."""
-    header, library, runtime = (
-        find(name) for name in ("cusparseLt.h", "libcusparseLt.so*", "libcudart.so*")
-    )
-    include = find("cuda_runtime_api.h")
-    folders, libraries = (header.parent, include.parent), (library, runtime)
-    _compile.register(SOURCE, options(folders, libraries), NAMES, "CUDA")
+    library, runtime = find("libcusparseLt.so*"), find("libcudart.so*")
+    _compile.register(SOURCE, options(headers(), (library, runtime)), NAMES, "CUDA")
+
+
+def headers() -> tuple[pathlib.Path, ...]:
+    """The folders of the library's headers and CUDA's, of which a wheel may lack a part."""
+    common = find("crt/host_defines.h").parent.parent
+    return find("cusparseLt.h").parent, common, find("cuda_runtime_api.h").parent
 
 
 def options(folders: Iterable[pathlib.Path], libraries: Iterable[pathlib.Path]) -> list[str]:
@@ -122,14 +125,14 @@ def options(folders: Iterable[pathlib.Path], libraries: Iterable[pathlib.Path]) 
 
 
 def find(pattern: str) -> pathlib.Path:
-    """A file of CUDA: of the wheels beside JAX, or below `CUDA_HOME`."""
+    """A file of CUDA: of the wheels beside JAX, below `CUDA_HOME`, or of the usual toolkit."""
     try:
         import nvidia  # pyright: ignore[reportMissingImports]
 
         roots = [*nvidia.__path__]
     except ImportError:
         roots = []
-    for root in (*roots, *filter(None, [os.environ.get("CUDA_HOME")])):
+    for root in (*roots, *filter(None, [os.environ.get("CUDA_HOME")]), TOOLKIT):
         for found in sorted(pathlib.Path(root).rglob(pattern)):
             return found
     raise NotImplementedError(

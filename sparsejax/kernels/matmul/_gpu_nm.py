@@ -3,6 +3,8 @@
 `y^T = sum_r W_r^T x_r^T` over the m positions r of a group, with `x_r = x[:, r::m]` and
 `W_r = sum_s where(index_s == r, values_s, 0)`, which is expanded in registers, put into shared
 memory and multiplied there. Transposed, the few rows of x are the short side of the instruction.
+On an H200 the expansion takes longer than reading W: slower than cuBLAS in nearly all cells of
+benchmarks/results/hopper.md, therefore run by name only.
 """
 
 from typing import Any
@@ -16,29 +18,30 @@ from jaxtyping import Array, Float
 
 from ...formats import NMArray
 from .. import _mosaic
-from .._walk import layout, spec, stages
-from ._finish import How, finish_inside
-from ._tiles import padded_rows, position_planes, promoted, row_tile
+from .._walk import SHARED, layout, spec, stages
+from ._finish import How, finish
+from ._tiles import divisor, padded_rows, position_planes, promoted, row_tile
 
 WIDTH = 64  # columns of W in a tile
 DEPTH = 64  # groups in a step
-PLANES = 512  # rows of x in a tile, over all positions
+ROWS = (128, 64, 32, 16)  # of x in a tile, at most: as many as shared memory has room for
 SLOTS = 64  # n m: selects for each step
+RESIDENT = 2  # thread blocks that share a multiprocessor, so that one loads while others expand
 
 
 def product(x: Float[Array, "m k"], w: NMArray, bias: Any, how: How) -> Float[Array, "m n"]:
     """`activation(x W + bias)`."""
     check(w)
     (n, groups, columns), m = w.values.shape, w.m
-    dtype, out_dtype = promoted(x, w), how.dtype or jnp.float32
-    rows, tile = x.shape[0], _rows(x.shape[0], w)
+    dtype = promoted(x, w)
+    rows, tile, parts = x.shape[0], _rows(x.shape[0], w), _parts(groups)
+    steps = groups // DEPTH // parts
     planes = position_planes(padded_rows(x.astype(dtype), tile), w)
     code = jnp.repeat(w.code, w.share, axis=-1).reshape(-1, groups, columns)
-    bias = jnp.zeros(columns) if bias is None else bias.astype(jnp.float32)
     bits = (m - 1).bit_length()
 
-    def body(planes, values, code, bias, y, expanded, out):
-        i, j = lax.axis_index("rows"), lax.axis_index("columns")
+    def body(planes, values, code, y, expanded, out):
+        i, j, part = (lax.axis_index(name) for name in ("rows", "columns", "part"))
 
         def multiply(total):
             def step(_, x, values, code):
@@ -59,39 +62,38 @@ def product(x: Float[Array, "m k"], w: NMArray, bias: Any, how: How) -> Float[Ar
                     )
                 plgpu.wgmma_wait(0)
 
+            first = part * steps
             pipeline = plgpu.emit_pipeline(
                 step,
-                grid=(groups // DEPTH,),
+                grid=(steps,),
                 in_specs=[
-                    spec((m, tile, DEPTH), lambda g: (0, i, g), layout(DEPTH, dtype)),
-                    spec((n, DEPTH, WIDTH), lambda g: (0, g, j), layout(WIDTH, dtype)),
-                    plgpu.BlockSpec((code.shape[0], DEPTH, WIDTH), lambda g: (0, g, j)),
+                    spec((m, tile, DEPTH), lambda g: (0, i, first + g), layout(DEPTH, dtype)),
+                    spec((n, DEPTH, WIDTH), lambda g: (0, first + g, j), layout(WIDTH, dtype)),
+                    plgpu.BlockSpec((code.shape[0], DEPTH, WIDTH), lambda g: (0, first + g, j)),
                 ],
-                max_concurrent_steps=stages(_step_bytes(w, tile, DEPTH), 4 * DEPTH * WIDTH),
+                max_concurrent_steps=stages(*_bytes(w, tile), RESIDENT),
             )
             pipeline(planes, values, code)
             return total[...]
 
-        total = pl.run_scoped(multiply, plgpu.WGMMAAccumulatorRef((WIDTH, tile), jnp.float32))
-        place = pl.ds(j * WIDTH, WIDTH)
-        added = _mosaic.vector(bias, j * WIDTH, WIDTH, axis=1)
-        added = lax.broadcast_in_dim(added, (WIDTH, tile), (0,))
-        out[...] = finish_inside(total, added, how).astype(out_dtype)
+        out[...] = pl.run_scoped(multiply, plgpu.WGMMAAccumulatorRef((WIDTH, tile), jnp.float32))
         plgpu.commit_smem()
-        plgpu.copy_smem_to_gmem(out, y.at[place, pl.ds(i * tile, tile)])
+        place = part, pl.ds(j * WIDTH, WIDTH), pl.ds(i * tile, tile)
+        plgpu.copy_smem_to_gmem(out, y.at[place])
         plgpu.wait_smem_to_gmem(0)
 
     kernel = _mosaic.kernel(
         body,
-        out_type=jax.ShapeDtypeStruct((columns, planes.shape[1]), out_dtype),
+        out_type=jax.ShapeDtypeStruct((parts, columns, planes.shape[1]), jnp.float32),
         scratch_types=[
             plgpu.SMEM((2, DEPTH, WIDTH), dtype, transforms=layout(WIDTH, dtype)),
-            plgpu.SMEM((WIDTH, tile), out_dtype, transforms=layout(tile, out_dtype)),
+            plgpu.SMEM((WIDTH, tile), jnp.float32, transforms=layout(tile, jnp.float32)),
         ],
-        grid=(planes.shape[1] // tile, columns // WIDTH),
-        grid_names=("rows", "columns"),
+        grid=(planes.shape[1] // tile, columns // WIDTH, parts),
+        grid_names=("rows", "columns", "part"),
     )
-    return kernel(planes, w.values.astype(dtype), code, bias).T[:rows]
+    y = kernel(planes, w.values.astype(dtype), code)
+    return finish(y.sum(0).T[:rows], bias, how)
 
 
 def transposed(dy: Any, w: NMArray, how: How) -> Any:
@@ -107,7 +109,8 @@ def sampled(x: Any, dy: Any, w: NMArray, how: How) -> Any:
 def explain(rows: int, w: NMArray) -> str:
     """The kernel and its tiles."""
     check(w)
-    return f"{w.n}:{w.m} planes, tiles of {_rows(rows, w)}x{DEPTH * w.m}x{WIDTH}"
+    parts = _parts(w.values.shape[-2])
+    return f"{w.n}:{w.m} planes, tiles of {_rows(rows, w)}x{DEPTH * w.m}x{WIDTH}, {parts} parts"
 
 
 def check(w: NMArray) -> None:
@@ -123,12 +126,20 @@ def check(w: NMArray) -> None:
 
 
 def _rows(rows: int, w: NMArray) -> int:
-    return row_tile(rows, w.dtype, max(16, PLANES // w.m))
+    fits = (most for most in ROWS if 2 * _bytes(w, most)[0] + _bytes(w, most)[1] <= SHARED)
+    return row_tile(rows, w.dtype, next(fits, ROWS[-1]), least=8)
 
 
-def _step_bytes(w: NMArray, tile: int, DEPTH: int) -> int:
+def _parts(groups: int) -> int:
+    """Into how many parts the groups are cut, whose sums are added up at the end."""
+    return divisor(groups // DEPTH, (4, 2, 1)) or 1
+
+
+def _bytes(w: NMArray, tile: int) -> tuple[int, int]:
+    """Shared memory for each step, and for what is expanded and the sum."""
     code = w.code.dtype.itemsize * (w.n if w.code.ndim == w.values.ndim else 1)
-    return DEPTH * (2 * w.m * tile + WIDTH * (2 * w.n + code))
+    step = DEPTH * (2 * w.m * tile + WIDTH * (2 * w.n + code))
+    return step, 4 * WIDTH * (DEPTH + tile)
 
 
 def _slot(code: Any, s: int, bits: int) -> Any:
