@@ -31,13 +31,6 @@ def vector(ref: Any, start: Any, size: int, axis: int) -> Any:
     return plgpu.load(ref.at[pl.ds(start, size)], **how)
 
 
-def multiprocessors() -> int:
-    """Of the GPU that is lowered for; as many as an H200 has where that is not known."""
-    if device := jax.sharding.get_abstract_mesh().abstract_device:
-        return device.num_cores
-    return getattr(jax.devices()[0], "core_count", 132)
-
-
 @contextlib.contextmanager
 def hopper() -> Iterator[None]:
     """Lowers for an H200 where there is none."""

@@ -5,7 +5,6 @@ ring of buffers; one or two warpgroups multiply them on the tensor cores. A list
 as it has tiles: an empty one gives zeros.
 """
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -19,14 +18,12 @@ from jaxtyping import Array, Float, Shaped
 
 from . import _mosaic
 from .matmul._finish import How, finish_inside
-from .matmul._tiles import divisor, padded_rows, promoted, row_tile
+from .matmul._tiles import padded_rows, promoted, row_tile
 
 SIDES = (16, 32, 64, 128)  # of tiles that the tensor cores take
 DEPTH = 64  # of a step, along the contraction
 SHARED = 224 * 2**10  # bytes for the ring of buffers and the result
 STAGES = 6
-CLUSTERS = (4, 2)
-BAND = 8  # tiles of rows that are gone through together
 
 
 def walk(
@@ -63,82 +60,64 @@ def walk(
     (count, width), rows = columns, x.shape[0]
     dtype, out_dtype = promoted(x, stored), how.dtype or jnp.float32
     groups, tile = tiles_of(rows, width)
-    high = groups * tile  # rows of a thread block
-    x, stored = padded_rows(x.astype(dtype), high), stored.astype(dtype)
-    # Thread blocks that share what is stored, each copying a part of it.
-    blocks = divisor(x.shape[0] // high, CLUSTERS) or 1
+    x, stored = padded_rows(x.astype(dtype), groups * tile), stored.astype(dtype)
     wide = min(width, 128 // jnp.dtype(out_dtype).itemsize)  # columns written at once
     bias = jnp.zeros(count * width) if bias is None else bias.astype(jnp.float32)
-    tiles = x.shape[0] // (blocks * high), count
-    part = (width, depth) if transposed else (depth, width)
-    tiling = layout(min(depth, part[1]), dtype)
-    both = ("block",) if blocks > 1 else ()
-    room = stages(depth * (high + width) * 2, 2 * high * 128)
 
     def body(*refs):
         *lists, x, stored, bias, y, out = refs
+        j, i = list_of(lax.axis_index("list"), *lists), lax.axis_index("rows")
         group = lax.axis_index("wg")
 
-        def pipeline(i, j, step=None, context=lambda _: None):
-            return plgpu.emit_pipeline_warp_specialized(
-                step,
-                grid=(steps(j, *lists),),
-                in_specs=[
-                    spec((high, depth), lambda k: (i, x_at(j, k, *lists)), tiling),
-                    spec(part, lambda k: stored_at(j, k, *lists), tiling, both=both),
-                ],
-                memory_registers=40,
-                wg_axis="wg",
-                num_compute_wgs=groups,
-                max_concurrent_steps=room,
-                compute_context=context,
-            )
+        def context(pipeline):
+            @partial(pl.run_scoped, total=plgpu.WGMMAAccumulatorRef((tile, width), jnp.float32))
+            def _(total):
+                pipeline(total)
+                added = _mosaic.vector(bias, j * width, width, axis=0)
+                added = lax.broadcast_in_dim(added, (tile, width), (1,))
+                result = finish_inside(total[...], added, how)
+                for part in range(width // wide):
+                    slab = out.at[group, part % 2]
+                    plgpu.wait_smem_to_gmem(1, wait_read_only=True)
+                    slab[...] = result[:, part * wide : (part + 1) * wide].astype(out_dtype)
+                    plgpu.commit_smem()
+                    place = pl.ds((i * groups + group) * tile, tile)
+                    slice_ = pl.ds(j * width + part * wide, wide)
+                    plgpu.copy_smem_to_gmem(slab, y.at[place, slice_])
+                plgpu.wait_smem_to_gmem(0)
 
-        def multiply(i, j, buffers):
-            def context(run):
-                @partial(pl.run_scoped, total=plgpu.WGMMAAccumulatorRef((tile, width), jnp.float32))
-                def _(total):
-                    run(total)
-                    added = _mosaic.vector(bias, j * width, width, axis=0)
-                    added = lax.broadcast_in_dim(added, (tile, width), (1,))
-                    result = finish_inside(total[...], added, how)
-                    for turn in range(width // wide):
-                        slab = out.at[group, turn % 2]
-                        plgpu.wait_smem_to_gmem(1, wait_read_only=True)
-                        slab[...] = result[:, turn * wide : (turn + 1) * wide].astype(out_dtype)
-                        plgpu.commit_smem()
-                        place = pl.ds((i * groups + group) * tile, tile)
-                        slice_ = pl.ds(j * width + turn * wide, wide)
-                        plgpu.copy_smem_to_gmem(slab, y.at[place, slice_])
+        def step(_, x, block, total):
+            block = _mosaic.transposed(block) if transposed else block
+            plgpu.wgmma(total, x.at[pl.ds(group * tile, tile)], block)
+            plgpu.wgmma_wait(1)
+            return total
 
-            def step(_, x, block, total):
-                block = _mosaic.transposed(block) if transposed else block
-                plgpu.wgmma(total, x.at[pl.ds(group * tile, tile)], block)
-                plgpu.wgmma_wait(0)
-                return total
-
-            pipeline(i, j, step, context)(x, stored, allocations=buffers)
-
-        @partial(pl.run_scoped, buffers=pipeline(0, 0).get_allocations(x, stored), collective_axes="wg")
-        def _(buffers):
-            @plgpu.nd_loop((math.prod(tiles),), collective_axes="tile")
-            def _(at):
-                # Neighbours in time share x and what is stored, so that they find it in the cache.
-                i, j = plgpu.planar_snake(at.index[0], tiles, 0, max(1, BAND // blocks))
-                multiply(i * blocks + lax.axis_index("block"), list_of(j, *lists), buffers)
-
-        plgpu.wait_smem_to_gmem(0)
+        part = (width, depth) if transposed else (depth, width)
+        tiling = layout(min(depth, part[1]), dtype)
+        pipeline = plgpu.emit_pipeline_warp_specialized(
+            step,
+            grid=(steps(j, *lists),),
+            in_specs=[
+                spec((groups * tile, depth), lambda k: (i, x_at(j, k, *lists)), tiling, release=1),
+                spec(part, lambda k: stored_at(j, k, *lists), tiling, release=1),
+            ],
+            memory_registers=40,
+            wg_axis="wg",
+            num_compute_wgs=groups,
+            max_concurrent_steps=stages(
+                depth * (groups * tile + width) * 2, 2 * groups * tile * 128
+            ),
+            compute_context=context,
+        )
+        pipeline(x, stored)
 
     result = plgpu.SMEM((groups, 2, tile, wide), out_dtype, transforms=layout(wide, out_dtype))
     kernel = _mosaic.kernel(
         body,
         out_type=jax.ShapeDtypeStruct((x.shape[0], count * width), out_dtype),
         scratch_types=[result],
-        # As many as run at once, each with one tile after the other.
-        grid=(min(math.prod(tiles), _mosaic.multiprocessors() // blocks),),
-        grid_names=("tile",),
-        cluster=(blocks,),
-        cluster_names=("block",),
+        grid=(count, x.shape[0] // (groups * tile)),
+        grid_names=("list", "rows"),
         num_threads=groups + 1,
         thread_name="wg",
     )
