@@ -30,7 +30,7 @@ def compare(tokens: int, units: int, density: float) -> tuple[float, float]:
     down = jnp.asarray(rng.normal(size=(NEURONS, FEATURES)) / 64, jnp.float32)
     active = jnp.asarray(rng.permutation(units)[None] < density * units)
     mask = jnp.repeat(active[0], size).astype(jnp.float32)
-    s = sj.formats.select_union(active, capacity=units // 4)
+    s = sj.select.select_union(active, capacity=units // 4)
     ups, downs = sj.formats.unit_major(up, 1, size), sj.formats.unit_major(down, 0, size)
     dense = jax.jit(lambda x, up, down, mask: (jax.nn.relu(x @ up) * mask) @ down)
 

@@ -12,7 +12,8 @@ import numpy as np
 from _timing import save, table_of
 from rich.table import Table
 
-from sparsejax import metrics, recipes, solve
+from sparsejax import solve
+from sparsejax.contrib import multitask
 
 jax.config.update("jax_enable_x64", True)
 K, T, D, SEEDS = 3, 30, 12, 40
@@ -48,14 +49,14 @@ def known_table(n: int = 6000) -> Table:
             ("L2, nu known", np.asarray(solve.min_norm(W, w)), 2.0),
             ("L1, nu known", np.asarray(solve.basis_pursuit(W, w)), 1.0),
         ):
-            counts = recipes.allocate_samples(nu, n, power, n_min=10)
+            counts = multitask.allocate_samples(nu, n, power, n_min=10)
             G, c = np.zeros((T, D, D)), np.zeros((T, D))
             for t, count in enumerate(counts):
                 a, b = sampler(jax.random.key(t), t, int(count))
                 G[t], c[t] = a.T @ a, a.T @ b
-            basis, _ = recipes.multitask_als(G, c, K)
+            basis, _ = multitask.multitask_als(G, c, K)
             head = np.linalg.lstsq(x @ np.asarray(basis), y)[0]
-            values.setdefault(name, []).append(float(metrics.design_value(W, w, counts)))
+            values.setdefault(name, []).append(float(multitask.design_value(W, w, counts)))
             risks.setdefault(name, []).append(risk(basis, head, B @ w))
     mean = {name: np.mean(r) for name, r in risks.items()}
     rows = []
@@ -75,7 +76,7 @@ def active_table(n: int = 3000) -> Table:
     for seed in range(SEEDS):
         _, w, B, sampler, target = scene(seed)
         for method in ("uniform", "l2", "l1"):
-            fit = recipes.active_mtl(
+            fit = multitask.active_mtl(
                 jax.random.key(seed), sampler, target, tasks=T, k=K, budget=n, method=method, n0=40
             )
             risks.setdefault(method, []).append(risk(fit.basis, fit.target_head, B @ w))

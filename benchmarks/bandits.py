@@ -11,7 +11,7 @@ import numpy as np
 from _timing import save, table_of
 from rich.table import Table
 
-from sparsejax import solve
+from sparsejax.contrib import bandits
 
 jax.config.update("jax_enable_x64", True)
 
@@ -24,7 +24,7 @@ def unit(rng, *shape):
 def elimination_table(eps: float = 0.2, seeds: int = 5) -> Table:
     rows = []
     for d, s in ((6, 2), (12, 2), (18, 2), (6, 3), (12, 3)):
-        net = solve.sparse_net(d, s, eps)
+        net = bandits.sparse_net(d, s, eps)
         gaps, queries, every = [], [], []
         for seed in range(seeds):
             rng = np.random.default_rng(seed)
@@ -32,10 +32,10 @@ def elimination_table(eps: float = 0.2, seeds: int = 5) -> Table:
             theta[rng.choice(d, s, replace=False)] = unit(rng, s)
             Phi = unit(rng, 400, d)
             reward = Phi @ theta + eps * rng.choice([-1, 1], 400)
-            found = solve.parameter_elimination(Phi, reward, net, eps, eps)
+            found = bandits.parameter_elimination(Phi, reward, net, eps, eps)
             gaps.append(float(reward.max() - reward[int(found.action)]))
             queries.append(int(found.queries))
-            every.append(solve.exhaustive_bandit(Phi, reward, net).queries)
+            every.append(bandits.exhaustive_bandit(Phi, reward, net).queries)
         rows.append([f"d = {d}, s = {s}", len(net), f"{max(gaps):.2f}", f"{4 * eps:.1f}",
                      f"{min(queries)}..{max(queries)}", f"{min(every)}..{max(every)}",
                      bool(max(gaps) <= 4 * eps)])  # fmt: skip
@@ -47,7 +47,7 @@ def least_squares_table(actions: int = 1500) -> Table:
     rows = []
     for d in (4, 8, 16, 32):
         Phi = jnp.asarray(unit(np.random.default_rng(d), actions, d))
-        p = solve.g_optimal(Phi)
+        p = bandits.g_optimal(Phi)
         # Error at a is sum_b p_b phi_a M^-1 phi_b nu_b: worst where every sign of nu agrees.
         weights = jnp.abs(Phi @ jnp.linalg.inv((Phi.T * p) @ Phi) @ (Phi.T * p)).sum(1)
         worst = float(weights.max())
@@ -69,7 +69,7 @@ def lasso_table(d: int = 200, n: int = 120, eps: float = 0.05, seeds: int = 3) -
                 theta[rng.choice(d, s, replace=False)] = values
                 Phi = rng.choice([-1.0, 1.0], (400, d))
                 reward = Phi @ theta + eps * rng.choice([-1, 1], 400)
-                fit = solve.lasso_bandit(jax.random.key(seed), Phi, reward, s, n, eps)
+                fit = bandits.lasso_bandit(jax.random.key(seed), Phi, reward, s, n, eps)
                 error = np.abs(Phi @ (np.asarray(fit.theta) - theta)).max()
                 off.append(float(error) / eps)
             cells += [f"{np.mean(off):.2f}", f"{min(off):.2f}..{max(off):.2f}"]

@@ -18,7 +18,7 @@ import numpy as np
 from _timing import save, table_of
 from rich.table import Table
 
-from sparsejax import metrics, solve
+from sparsejax.contrib import dag
 
 jax.config.update("jax_enable_x64", True)
 ROOT = pathlib.Path(__file__).parent.parent
@@ -37,8 +37,8 @@ def reference() -> Callable:
 
 def data(seed: int, d: int, edges: int, scale: jax.Array | float, n: int = 1000, **weights):
     graph, weight, sample = jax.random.split(jax.random.key(seed), 3)
-    truth = solve.edge_weights(weight, solve.erdos_renyi_dag(graph, d, edges), **weights)
-    return truth, solve.sample_sem(sample, truth, n, scale)
+    truth = dag.edge_weights(weight, dag.erdos_renyi_dag(graph, d, edges), **weights)
+    return truth, dag.sample_sem(sample, truth, n, scale)
 
 
 def seconds(calls: dict[str, Callable], rounds: int = 5) -> dict[str, float]:
@@ -72,11 +72,11 @@ def step_table() -> Table:
             return lambda: reference()(numpy, 0.05, kind, (1.0,), (1.0,), (steps,))
 
         pairs = {
-            "CoLiDE-EV": (theirs("equal"), ours(solve.colide)),
-            "CoLiDE-NV": (theirs("unequal"), ours(solve.colide, equal_variance=False)),
+            "CoLiDE-EV": (theirs("equal"), ours(dag.colide)),
+            "CoLiDE-NV": (theirs("unequal"), ours(dag.colide, equal_variance=False)),
         }
         if importlib.util.find_spec("dagma"):
-            pairs["DAGMA, package"] = (_package(numpy, steps), ours(solve.dagma))
+            pairs["DAGMA, package"] = (_package(numpy, steps), ours(dag.dagma))
         for name, (their, our) in pairs.items():
             best = seconds({"theirs": their, "ours": our})
             ratio = best["theirs"] / best["ours"]
@@ -101,11 +101,11 @@ def graph_table(seeds: int = 4) -> Table:
     """d = 20 with 40 expected edges, n = 1000: SHD of each seed, and the noise that was found."""
     rows = []
     run = {
-        "least squares": lambda x: solve.dagma(
+        "least squares": lambda x: dag.dagma(
             x, 0.05, path=(1.0, 0.1, 0.01, 0.001), shifts=(1.0, 0.9, 0.8, 0.7), max_steps=SHORT
         ),
-        "CoLiDE-EV": lambda x: solve.colide(x, max_steps=SHORT),
-        "CoLiDE-NV": lambda x: solve.colide(x, equal_variance=False, max_steps=SHORT),
+        "CoLiDE-EV": lambda x: dag.colide(x, max_steps=SHORT),
+        "CoLiDE-NV": lambda x: dag.colide(x, equal_variance=False, max_steps=SHORT),
     }
     cases = {f"variance {v:g}": (lambda _, v=v: v**0.5, {}) for v in (0.5, 1.0, 5.0, 10.0)}
     cases["variances in [0.5, 10], weights in [0.25, 1]"] = (
@@ -118,9 +118,9 @@ def graph_table(seeds: int = 4) -> Table:
         samples = jnp.stack([x for _, x in pairs])
         for name, solver in run.items():
             fits = jax.vmap(solver)(samples)
-            found = [metrics.shd(w, t) for w, (t, _) in zip(fits.weights, pairs)]
-            scores = [metrics.edge_scores(w, t) for w, (t, _) in zip(fits.weights, pairs)]
-            sids = [metrics.sid(w, t) for w, (t, _) in zip(fits.weights, pairs)]
+            found = [dag.shd(w, t) for w, (t, _) in zip(fits.weights, pairs)]
+            scores = [dag.edge_scores(w, t) for w, (t, _) in zip(fits.weights, pairs)]
+            sids = [dag.sid(w, t) for w, (t, _) in zip(fits.weights, pairs)]
             wrong = [float(jnp.mean(jnp.abs(s / t - 1))) for s, t in zip(fits.scale, scales)]
             tpr, fdr = (np.mean([s[i] for s in scores]) for i in (0, 1))
             off = "-" if name == "least squares" else f"{100 * np.mean(wrong):.1f} %"

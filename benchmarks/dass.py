@@ -16,7 +16,8 @@ from _digits import digits
 from _timing import save, table_of
 
 import sparsejax as sj
-from sparsejax.recipes import Stage
+from sparsejax.contrib import search
+from sparsejax.contrib.search import Stage
 
 STEPS, SEEDS, BATCH, HIDDEN = 500, 3, 50, 32
 WIDTHS = {"narrow": 32, "wide": 128}
@@ -98,7 +99,7 @@ def ways(key, ops, plan):
         network(k_init, ops), None, loss, WEIGHTS, TRAIN, steps=STEPS, key=k_dense, batch_size=BATCH
     )
     masks = plan.masks(sj.masks.magnitude(dense))
-    learned = sj.recipes.score_prune(
+    learned = search.score_prune(
         dense, loss, plan, TRAIN, key=k_scores, prune=Stage(STEPS, SCORES), batch_size=BATCH
     )
     params = [
@@ -126,7 +127,7 @@ def search(key, density, steps=400):
     alpha = 1e-3 * jax.random.normal(k_alpha, (2, len(OPS)))
     plan = sj.plan(params, sj.Unstructured(0.0 if density is None else 1 - density))
     tuned = Stage(steps, WEIGHTS)
-    found = sj.recipes.dass(
+    found = search.dass(
         params, alpha, loss_of(ops), plan, TRAIN, HELD, key=k_run, pretrain=tuned,
         prune=Stage(steps, SCORES), finetune=tuned, batch_size=BATCH,
         alpha_optimizer=optax.chain(optax.add_decayed_weights(1e-3), optax.adam(1e-2, b1=0.5)),

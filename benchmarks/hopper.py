@@ -134,7 +134,7 @@ def blocks_of(block: int, density: float):
 def active(key):
     up, down, score = jax.random.split(key, 3)
     shape = SIDE // 64, 64, SIDE
-    s = sj.formats.select_topk(jax.random.uniform(score, shape[:1]), shape[0] // 10)
+    s = sj.select.select_topk(jax.random.uniform(score, shape[:1]), shape[0] // 10)
     return normal(up, shape), normal(down, shape), s
 
 

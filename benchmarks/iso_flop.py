@@ -14,6 +14,7 @@ from _timing import save, table_of
 from sklearn.datasets import load_digits
 
 import sparsejax as sj
+from sparsejax.contrib import iso_flop
 
 SEEDS, STEPS, WIDTHS = 4, 1500, (12, 17, 24, 38)
 
@@ -77,7 +78,9 @@ def main() -> None:
     found, rows = {}, []
     for kind in ("RigL", "static"):
         for width in WIDTHS:
-            s = sj.nn.match_flops(lambda s, w=width: (1 - s) * count(w), count(12), tolerance=1e-6)
+            s = iso_flop.match_flops(
+                lambda s, w=width: (1 - s) * count(w), count(12), tolerance=1e-6
+            )
             scores = [run(kind, width, s, seed, data) for seed in range(SEEDS)]
             found[kind, width] = np.mean(scores), s
             accuracy = f"{100 * np.mean(scores):.2f} +- {100 * np.std(scores, ddof=1):.2f}"

@@ -25,13 +25,7 @@ from rich.progress import track
 from rich.table import Table
 
 import sparsejax as sj
-from sparsejax.kernels.matmul._cases import (
-    DENSITIES,
-    ROWS,
-    Case,
-    block_benchmarks,
-    nm_benchmarks,
-)
+from sparsejax.kernels.matmul._cases import DENSITIES, ROWS, Case, block_benchmarks, nm_benchmarks
 
 PEERS = "x @ W / best dense layout / SciPy CSR"
 # What we set out to reach with blocks of 64: rows -> density -> ratio over each of the peers.

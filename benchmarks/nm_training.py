@@ -103,7 +103,7 @@ def mask_decay_table(data: Data, seeds: int = 4, steps: int = 1200) -> list[Tabl
     params = mlp(widths, jax.random.key(0))
     where = r"layer_[01]/kernel"
     plan = sj.plan(params, {where: sj.NM(1, 32)})
-    stages = sj.masks.nm_stages("stepwise", 1, 32)
+    stages = sj.patterns.nm_stages("stepwise", 1, 32)
     staged = sj.plan(params, {where: stages})
     adam = optax.adam(optax.cosine_decay_schedule(3e-3, steps))
     after = optax.join_schedules(

@@ -17,7 +17,9 @@ from flax import nnx
 from scipy.stats import spearmanr
 
 import sparsejax as sj
-from sparsejax.masks import FanIn, apply_masks, magnitude, sparsegpt, wanda
+from sparsejax.masks import apply_masks, magnitude, wanda
+from sparsejax.patterns import FanIn
+from sparsejax.recipes import sparsegpt
 
 KERNELS = r"layers/.*kernel$"
 PATTERNS = {

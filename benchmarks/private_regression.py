@@ -14,7 +14,7 @@ import numpy as np
 from _timing import save, table_of
 from rich.table import Table
 
-from sparsejax import solve
+from sparsejax.contrib import private
 
 jax.config.update("jax_enable_x64", True)
 
@@ -23,7 +23,7 @@ def error(seed: int, d: int, k: int, n: float, epsilon: float, public: bool, **o
     rng = np.random.default_rng(seed)
     theta = np.zeros(d)
     theta[:k] = k**-0.5
-    how = solve.moment_mechanism(d, int(n), epsilon, 1e-6, public=public, **options)
+    how = private.moment_mechanism(d, int(n), epsilon, 1e-6, public=public, **options)
     upper = np.triu_indices(d)
     sample = rng.normal(size=(d, d)) / n**0.5
     sample = (np.triu(sample) + np.triu(sample, 1).T) * np.where(np.eye(d), 2**0.5, 1)
@@ -31,7 +31,7 @@ def error(seed: int, d: int, k: int, n: float, epsilon: float, public: bool, **o
     c = S @ theta + how.cross_sigma * rng.normal(size=d) / n**0.5
     if not public:
         S = S[upper] + how.second_sigma * rng.normal(size=len(upper[0])) / n**0.5
-    fit = solve.nldp_server(S, c, int(n), how)
+    fit = private.nldp_server(S, c, int(n), how)
     return tuple(float(np.linalg.norm(w - theta)) for w in (fit.coefficients, fit.raw))
 
 
@@ -90,7 +90,7 @@ def iht_table() -> Table:
         for seed in range(seeds):
             data, key = jax.random.split(jax.random.key(seed))
             X = jax.random.uniform(data, (n, 20), jnp.float32, -1, 1)
-            fit = solve.ldp_iht(key, X, X @ theta.astype(np.float32), k=2, epsilon=1.0,
+            fit = private.ldp_iht(key, X, X @ theta.astype(np.float32), k=2, epsilon=1.0,
                                 bound_x=1.0, bound_y=1.5, rounds=5, step=2.4)  # fmt: skip
             errors.append(float(np.linalg.norm(fit.coefficients - theta)))
         goal = {100_000: (0.9, 2.0), 400_000: (0.0, 2.0), 1_600_000: (0.0, 0.35)}[n]

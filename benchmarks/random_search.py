@@ -14,6 +14,7 @@ from _digits import cross_entropy, digits, logits, mlp
 from _timing import save, table_of
 
 import sparsejax as sj
+from sparsejax.contrib import search
 
 WIDTHS, EPOCHS, BATCH, TRIALS = (64, 128, 128, 10), 40, 50, 10
 SPARSITIES = (0.3, 0.5, 0.7, 0.9, 0.95)
@@ -21,8 +22,8 @@ DATA = digits()
 
 
 def sample(key, params, sparsity):
-    nodes = sj.masks.node_masks(key, WIDTHS[1:-1], sparsity)
-    return sj.masks.edges_from_nodes(params, nodes)
+    nodes = sj.nn.surgery.node_masks(key, WIDTHS[1:-1], sparsity)
+    return sj.nn.surgery.edges_from_nodes(params, nodes)
 
 
 def first_loss(params, masks):
@@ -64,7 +65,7 @@ def edge_sparsity(sparsity: float) -> float:
 
 
 def main() -> None:
-    found = sj.recipes.compare_random_search(
+    found = search.compare_random_search(
         lambda key: mlp(WIDTHS, key), sample, first_loss, train,
         key=jax.random.key(0), sparsities=SPARSITIES, trials=TRIALS,
     )  # fmt: skip

@@ -15,7 +15,7 @@ from _timing import save, table_of
 from rich.table import Table
 from sklearn.linear_model import lasso_path
 
-from sparsejax import solve
+from sparsejax.contrib import random_support
 
 jax.config.update("jax_enable_x64", True)
 CASES = [
@@ -44,7 +44,7 @@ def problem(kind: str, n: int, p: int, seed: int) -> tuple[np.ndarray, ...]:
 
 
 def best_error(m: int, X: np.ndarray, y: np.ndarray, signal: np.ndarray, seed: int) -> float:
-    found = solve.random_reference(jax.random.key(seed), X, m)
+    found = random_support.random_reference(jax.random.key(seed), X, m)
     basis, residual = np.asarray(found.basis), np.asarray(found.residual)
     part = basis @ (basis.T @ y)
     path = lasso_path(residual, y - part, n_alphas=60, eps=3e-2, tol=1e-6, max_iter=20_000)[1]
@@ -63,7 +63,7 @@ def prediction_table(seeds: int = 12) -> Table:
             found["lasso"].append(best_error(0, X, y, signal, seed))
             for name, m, lam in (("auto", "auto", None), ("lasso cv", 0, "cv")):
                 key = jax.random.key(seed)
-                fit = solve.random_support_lasso(X, y, k=4, key=key, m=m, lam=lam)
+                fit = random_support.random_support_lasso(X, y, k=4, key=key, m=m, lam=lam)
                 found[name].append(float(jnp.mean((fit.prediction - signal) ** 2)))
                 if name == "auto":
                     widths.append(fit.preconditioner.basis.shape[1])
@@ -103,7 +103,7 @@ def bound_table(trials: int = 300, p: int = 320, n: int = 160) -> Table:
                     X = X[:, np.arange(p) // 8] + 1e-4 * X
                 support = rng.choice(p, k, replace=False)
                 w = np.linalg.svd(X[:, support])[2][-1]
-                found = solve.random_reference(jax.random.key(trial), X, blocks * (k - 1))
+                found = random_support.random_reference(jax.random.key(trial), X, blocks * (k - 1))
                 a = np.where(found.live, 1, 0)[support] * w * np.asarray(found.scale)[support]
                 bad += np.abs(a).max() > np.linalg.norm(X[:, support] @ w) / np.sqrt(n)
             most = k / (blocks + 1)

@@ -17,6 +17,7 @@ from _timing import save, table_of
 from sklearn.datasets import load_digits
 
 import sparsejax as sj
+from sparsejax.contrib import reprogramming
 
 REPEATS = int(sys.argv[1]) if len(sys.argv) > 1 else 3
 WIDTHS, TICKETS, EPOCHS, NOISE = (256, 256, 128, 10), (0.8, 0.95, 0.98), 40, 0.35
@@ -83,15 +84,15 @@ def repeat(seed):
         network = lambda x, p=params: logits(p, x.reshape(x.shape[0], -1))  # noqa: E731
         big = lambda x: jax.image.resize(x, (x.shape[0], 16, 16, 1), "nearest").reshape(-1, 256)  # noqa: E731
         for shots in (10, 100):
-            rows = sj.recipes.few_shot(jax.random.fold_in(key, 3), y_all, shots)
+            rows = reprogramming.few_shot(jax.random.fold_in(key, 3), y_all, shots)
             x, y = x_all[rows], y_all[rows]
             steps = EPOCHS * max(len(y) // 128, 1)
             h = features(params, big(x))
-            head = sj.recipes.linear_probe(h, y, classes=5, steps=steps, key=key)
+            head = reprogramming.linear_probe(h, y, classes=5, steps=steps, key=key)
             tested = features(params, big(x_test)) @ head["kernel"] + head["bias"]
             found[s, "LP", shots] = score(tested, y_test)
             for name, mapping in MAPPINGS.items():
-                prompt = sj.recipes.visual_prompt(
+                prompt = reprogramming.visual_prompt(
                     network, x, y, size=(16, 16), classes=5, key=key, mapping=mapping,
                     optimizer=optax.adam(0.05), epochs=EPOCHS,
                 )  # fmt: skip

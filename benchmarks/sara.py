@@ -15,6 +15,7 @@ from _timing import save, table_of
 from sklearn.datasets import load_digits
 
 import sparsejax as sj
+from sparsejax.contrib import sara
 from sparsejax.formats import gather_values, indices_of, tap, write_back
 
 LAYERS, WIDTH, BATCH = 12, 1024, 64
@@ -44,7 +45,7 @@ def memory_table():
 
     rows = [["dense AdamW", "1.00", bytes_of(dense, w, adam.init(w), x, donate=(0, 1))]]
     for fraction in (0.05, 0.1, 0.2):
-        masks = [sj.masks.below_threshold(layer, fraction=fraction) for layer in w]
+        masks = [sara.below_threshold(layer, fraction=fraction) for layer in w]
         found = [np.asarray(indices_of(m)) for m in masks]
         longest = max(map(len, found))
         padded = [np.pad(i, (0, longest - len(i)), constant_values=WIDTH**2) for i in found]
@@ -147,7 +148,7 @@ def adaptation_table(seeds=3):
         full = train(start, target, 400, key)
 
         def tune(fraction, strength, start=start, key=key):
-            return sj.recipes.sara(
+            return sara.sara(
                 lambda p, k: denoising_loss(p, target, k), start, key, fraction=fraction,
                 steps=400, learning_rate=1e-3, progressive_step=None, rank_strength=strength,
                 rank_of_all=True,
@@ -158,7 +159,7 @@ def adaptation_table(seeds=3):
         plain = states["SaRA 20%, lambda 0"].indices
         models = {"pre-trained": start, "full fine-tuning": full}
         models |= {name: state.params for name, state in states.items()}
-        smallest = sj.masks.below_threshold(start, fraction=0.1)
+        smallest = sara.below_threshold(start, fraction=0.1)
         cut = sj.masks.apply_masks(start, jax.tree.map(jnp.logical_not, smallest))
         models["smallest 10 % zeroed"] = cut
         for name, params in models.items():

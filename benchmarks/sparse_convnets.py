@@ -111,8 +111,8 @@ def one_shot_cells(networks, sets, plan, method):
     cells = []
     for i in range(SEEDS):
         params = jax.tree.map(operator.itemgetter(i), networks)
-        graph = sj.recipes.channel_graph(params, LAYERS)
-        found = sj.recipes.rearrange(params, graph, plan, method=method)
+        graph = sj.nn.surgery.channel_graph(params, LAYERS)
+        found = sj.nn.surgery.rearrange(params, graph, plan, method=method)
         prune = lambda p: sj.masks.apply_masks(p, plan.masks(sj.masks.magnitude(p)))  # noqa: E731
         change = logits(params, x).argmax(-1) != logits(found.model, x).argmax(-1)
         cells.append([

@@ -24,6 +24,7 @@ from _timing import save, table_of
 from random_pruning import random_masks
 
 import sparsejax as sj
+from sparsejax.contrib import search
 
 HIDDEN, SEEDS, BATCH, SPARSITIES = 256, 3, 64, (0.9, 0.95, 0.98)
 ROUNDS = 10  # of training and pruning in which a lottery ticket is found
@@ -135,7 +136,7 @@ def before(t: Task, s: float) -> dict:
     def searched(p):
         draw = lambda key: erk.masks(sj.masks.random(p, key))  # noqa: E731
         loss = lambda p, masks: few(p)  # noqa: E731
-        return sj.recipes.random_search(p, loss, draw, key=key_of(p)).masks
+        return search.random_search(p, loss, draw, key=key_of(p)).masks
 
     synflow = lambda p: sj.masks.iterative(  # noqa: E731
         lambda q: sj.masks.synflow(q, output), together, p
@@ -197,7 +198,7 @@ def during(t: Task, s: float) -> dict:
 def after(t: Task, s: float) -> dict:
     """Half of the steps dense, then pruned and trained on for the other half."""
     uniform, together = t.plan(s, sj.masks.uniform), t.plan(s, sj.masks.global_)
-    fan_in = sj.plan(t.params, sj.masks.FanIn(s))
+    fan_in = sj.plan(t.params, sj.patterns.FanIn(s))
     half, quarter = t.steps // 2, t.steps // 4
     seen = lambda p, state: sj.masks.straight_through(p, sj.get_masks(state))  # noqa: E731
     ramp = optax.polynomial_schedule(0.0, 1.0, 3, transition_steps=half * 6 // 10)
@@ -213,11 +214,11 @@ def after(t: Task, s: float) -> dict:
 
     def sparsegpt(p):
         p = t.pretrained(p)
-        return sj.masks.sparsegpt(p, t.grams(p), uniform)[0]
+        return sj.recipes.sparsegpt(p, t.grams(p), uniform)[0]
 
     def scores(p):
-        stage = sj.recipes.Stage(quarter, optax.sgd(0.1))
-        return sj.recipes.score_prune(
+        stage = search.Stage(quarter, optax.sgd(0.1))
+        return search.score_prune(
             t.pretrained(p), t.loss, uniform, t.batch, key=key_of(p), prune=stage, batch_size=BATCH
         ).params
 

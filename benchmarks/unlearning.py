@@ -21,6 +21,7 @@ from _timing import save, table_of
 from sklearn.datasets import load_digits
 
 import sparsejax as sj
+from sparsejax.contrib import unlearning
 
 REPEATS = int(sys.argv[1]) if len(sys.argv) > 1 else 10
 WIDTHS, EPOCHS, STEPS, ASCENT = (64, 256, 256, 10), 40, 250, 15
@@ -41,7 +42,7 @@ def train(params, masks, key, data, steps):
 @partial(jax.jit, static_argnames=("method", "rate", "steps"))
 def unlearn(params, masks, key, forget, retain, method, rate, steps):
     sgd = optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(rate, 0.9))
-    return sj.recipes.unlearn(
+    return unlearning.unlearn(
         params, masks, method, loss, sgd, forget=forget, retain=retain, steps=steps, key=key,
         strength=STRENGTH,
     )  # fmt: skip
@@ -49,14 +50,14 @@ def unlearn(params, masks, key, forget, retain, method, rate, steps):
 
 @jax.jit
 def influence(params, masks, key, forget, retain):
-    return sj.recipes.influence_unlearning(
+    return unlearning.influence_unlearning(
         params, masks, loss, forget=forget, retain=retain, samples=512
     )
 
 
 @jax.jit
 def noise(params, masks, key, forget, retain):
-    return sj.recipes.fisher_forgetting(
+    return unlearning.fisher_forgetting(
         params, masks, logits, retain["x"], key=key, alpha=1e-7, output="layer_2"
     )
 
@@ -89,8 +90,8 @@ def repeat(seed):
     )
     found = {}
     splits = {
-        "random tenth": sj.recipes.forget_split(data["y"], fraction=0.1, key=key),
-        "class 0": sj.recipes.forget_split(data["y"], label=0),
+        "random tenth": unlearning.forget_split(data["y"], fraction=0.1, key=key),
+        "class 0": unlearning.forget_split(data["y"], label=0),
     }
     for scenario, rows in splits.items():
         forget, retain = (jax.tree.map(lambda a, r=r: a[r], data) for r in rows)
@@ -100,7 +101,7 @@ def repeat(seed):
 
         def score(params, parts=parts):
             pairs = [(jax.nn.softmax(logits(params, a)), np.asarray(b)) for a, b in parts]
-            return sj.metrics.unlearning_report(*pairs, attack="svc")
+            return unlearning.unlearning_report(*pairs, attack="svc")
 
         for network, (params, masks) in zip(("dense", "95 % sparse"), start):
             fresh = mlp(WIDTHS, jax.random.fold_in(key, 1))

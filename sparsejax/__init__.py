@@ -1,61 +1,29 @@
 """Sparse learning for JAX: penalties, masks, sparse training, compressed formats and kernels."""
 
-from importlib.metadata import PackageNotFoundError as _PackageNotFoundError
-from importlib.metadata import version as _version
+from importlib.metadata import PackageNotFoundError as _PackageNotFoundError, version as _version
 
 from . import (
-    formats as formats,
+    contrib,
+    formats,
+    kernels,
+    masks,
+    metrics,
+    models,
+    nn,
+    optim,
+    patterns,
+    prox,
+    recipes,
+    reporting,
+    select,
+    solve,
 )
-from . import (
-    kernels as kernels,
-)
-from . import (
-    masks as masks,
-)
-from . import (
-    metrics as metrics,
-)
-from . import (
-    models as models,
-)
-from . import (
-    nn as nn,
-)
-from . import (
-    optim as optim,
-)
-from . import (
-    prox as prox,
-)
-from . import (
-    recipes as recipes,
-)
-from . import (
-    solve as solve,
-)
-from .formats import compress as compress
-from .kernels import matmul as matmul
-from .masks import (
-    NM as NM,
-)
-from .masks import (
-    Block as Block,
-)
-from .masks import (
-    Channel as Channel,
-)
-from .masks import (
-    Groups as Groups,
-)
-from .masks import (
-    Unstructured as Unstructured,
-)
-from .masks import (
-    plan as plan,
-)
-from .metrics import advise as advise
-from .metrics import report as report
-from .optim import get_masks as get_masks
+from .formats import compress
+from .kernels import matmul
+from .masks import plan
+from .optim import get_masks
+from .patterns import NM, Block, Channel, Groups, Unstructured
+from .reporting import advise, report
 
 try:
     __version__ = _version("sparsejax")
@@ -70,6 +38,7 @@ __all__ = [
     "Unstructured",
     "advise",
     "compress",
+    "contrib",
     "formats",
     "get_masks",
     "kernels",
@@ -79,9 +48,12 @@ __all__ = [
     "models",
     "nn",
     "optim",
+    "patterns",
     "plan",
     "prox",
     "recipes",
     "report",
+    "reporting",
+    "select",
     "solve",
 ]

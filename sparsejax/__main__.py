@@ -231,7 +231,7 @@ def train_all(data: Data) -> dict[str, Trained]:
     return trained
 
 
-def show(trained: dict[str, Trained], data: Data) -> dict[str, sj.metrics.Report]:
+def show(trained: dict[str, Trained], data: Data) -> dict[str, sj.reporting.Report]:
     """One table of all networks."""
     title = "digits, one seed, 540 test images"
     table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
@@ -299,7 +299,7 @@ def main() -> None:
     masks = {
         name: t.masks["layers"][0]["kernel"] for name, t in trained.items() if t.masks is not None
     }
-    sj.metrics.plot_masks(masks).savefig(OUT / "masks.png", dpi=120)
+    sj.reporting.plot_masks(masks).savefig(OUT / "masks.png", dpi=120)
     console.print(f"[bold]{OUT}/[/bold]: report.html, masks.png, checkpoint/")
 
 

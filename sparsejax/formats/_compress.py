@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
 from .._tree import map_named, named_leaves, pure
-from .._view import matrix_view
+from ..patterns._layout import matrix_view
 from ._array import SparseArray
 from ._block import BlockArray
 from ._nm import NMArray

@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Shaped, UInt
 
-from .._select import nm_mask
+from .._topk import nm_mask
 from .._tree import register_dataclass
 from ._array import SparseArray, as_mask, check_matrix, is_concrete
 

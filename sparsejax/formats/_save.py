@@ -10,7 +10,6 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from .._tree import name_of
@@ -21,12 +20,6 @@ from ._tensor_core import TensorCoreArray
 
 _KINDS: dict[str, type[SparseArray]] = {
     kind.__name__: kind for kind in (NMArray, BlockArray, TensorCoreArray)
-}
-# Where the columns (or blocks or tiles of them) stand in each leaf that has them.
-_COLUMNS = {
-    "NMArray": {"values": -1, "code": -1},
-    "BlockArray": {"values": -4, "index": -2, "count": -1},
-    "TensorCoreArray": {"values": -2, "metadata": -2},
 }
 
 
@@ -109,63 +102,6 @@ def load_safetensors(path: str | os.PathLike[str]) -> dict[str, Any]:
         parts = {key: tensors.pop(f"{name}.{key}") for key in _fields(kind)}
         tensors[name] = _KINDS[kind](**parts, **about)
     return _nested(tensors)
-
-
-def shard_columns(w: Any, mesh: Mesh, axis: str) -> SparseArray:
-    """Places a compressed matrix so that its columns, the outputs, are spread over a mesh axis.
-
-    Every leaf has the columns (or block columns, or tiles of columns) as an axis; of a `BlockArray`
-    the lists by block row, which the gradient reads, stay on every device.
-
-    Args:
-      w: `(K, N)`.
-      mesh: A mesh of devices whose axes are automatic: the compiler spreads the products.
-      axis: The name of one of its axes, whose size divides the columns or block columns.
-
-    Raises:
-      ValueError: If the axis is unknown, does not divide, or the mesh has explicit axes.
-      TypeError: If w is not compressed.
-
-    Example:
-      >>> import jax, jax.numpy as jnp, sparsejax as sj
-      >>> w = sj.formats.NMArray.fromdense(jnp.eye(8), 1, 4)
-      >>> auto = jax.sharding.AxisType.Auto
-      >>> mesh = jax.make_mesh((1,), ("model",), axis_types=(auto,))
-      >>> placed = sj.formats.shard_columns(w, mesh, "model")
-      >>> tuple(placed.values.sharding.spec)
-      (None, None, 'model')
-    """
-    if not isinstance(w, SparseArray):
-        raise TypeError(
-            f"shard_columns(w) must be a compressed matrix, got {type(w).__name__}; for an array "
-            "use jax.device_put with a NamedSharding."
-        )
-    if axis not in mesh.shape:
-        raise ValueError(f"shard_columns: the mesh has the axes {tuple(mesh.shape)}, not {axis!r}.")
-    if any(kind != AxisType.Auto for kind in mesh.axis_types):
-        raise ValueError(
-            "shard_columns: the compiler spreads products over automatic axes only, the mesh has "
-            f"{mesh.axis_types}; make it with jax.make_mesh({tuple(mesh.shape.values())}, "
-            f"{mesh.axis_names}, axis_types=(jax.sharding.AxisType.Auto,) * {len(mesh.shape)})."
-        )
-    kind = type(w).__name__
-    specs = _COLUMNS[kind]
-    columns = min(getattr(w, name).shape[at] for name, at in specs.items())
-    if columns % mesh.shape[axis]:
-        raise ValueError(
-            f"shard_columns: {mesh.shape[axis]} devices do not divide the {columns} columns (or "
-            f"blocks of them) of {w}."
-        )
-
-    def place(name: str):
-        leaf = getattr(w, name)
-        spec: list[str | None] = [None] * leaf.ndim
-        if name in specs:
-            spec[specs[name]] = axis
-        return jax.device_put(leaf, NamedSharding(mesh, PartitionSpec(*spec)))
-
-    static = {key: getattr(w, key) for key in _fields(kind, static=True)}
-    return type(w)(**{name: place(name) for name in _fields(kind)}, **static)
 
 
 def convert_block(w: BlockArray, block: int | tuple[int, int]) -> BlockArray:

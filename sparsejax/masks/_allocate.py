@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from .._select import topk_masks
+from .._topk import topk_masks
 from .._tree import is_kernel, map_named, named_leaves, natural_order
 
 Allocation = Callable[[PyTree, float], PyTree]

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from ..patterns import Pattern
 from ._allocate import Allocation, Layer
-from ._pattern import Pattern
 
 Chosen = Mapping[str, Pattern]
 Leaves = Mapping[str, Any]

@@ -15,12 +15,13 @@ from jaxtyping import PyTree
 from rich.console import Console
 from rich.table import Table
 
-from .._select import kept_at, topk_masks
+from .._counts import kept_at
+from .._topk import topk_masks
 from .._tree import at_path, is_kernel, map_named, named_leaves, pure
+from ..patterns import NM, Pattern, Stages
+from ..patterns._pattern import Pooled
 from ._allocate import Allocation, global_
 from ._distribute import redistributed, rounded_together
-from ._nm import NM, Stages
-from ._pattern import Pattern, Pooled
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree
 
+from .._masks import masks_by_name
 from .._tree import is_kernel, named_leaves, pure
 from ..masks import Plan
-from ._leaves import masks_by_name
 
 
 def auroc(

@@ -9,7 +9,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, PyTree, Shaped
 
-from ._leaves import History, count, masks_by_name, row_counts, steps_of
+from .._masks import History, count, masks_by_name, row_counts, steps_of
 
 Masks = PyTree
 

@@ -10,9 +10,9 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
+from .._masks import count
 from .._tree import named_leaves, pure
 from ..masks import changed
-from ._leaves import count
 
 
 class UpdateSparsity(NamedTuple):

@@ -151,7 +151,7 @@ class MobileNet(nnx.Module):
         return self.classifier(x.mean((-2, -1)))
 
     def channel_layers(self) -> list[tuple[str, str, tuple[str, ...]]]:
-        """Who reads whose channels, for `sj.recipes.rearrange`: `(path, kind, inputs)`."""
+        """Who reads whose channels, for `sj.nn.surgery.rearrange`: `(path, kind, inputs)`."""
         layers: list[tuple[str, str, tuple[str, ...]]] = [
             ("image", "input", ()),
             ("stem", "dense", ("image",)),

@@ -10,12 +10,13 @@ from flax import nnx
 from jaxtyping import Array, PyTree, Shaped
 
 from .._tree import named_leaves, pure
-from .._view import MatrixView, matrix_view
 from ..formats import SparseArray
 from ..formats._compress import compress_leaf
 from ..kernels import matmul
-from ..masks import NM, Block, Plan, Stages, apply_masks, magnitude
+from ..masks import Plan, apply_masks, magnitude
 from ..masks._plan import check_plan
+from ..patterns import NM, Block, Stages
+from ..patterns._layout import MatrixView, matrix_view
 from ._linear import SparseKernel, promote
 
 Module = TypeVar("Module", bound=nnx.Module)

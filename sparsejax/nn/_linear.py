@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Shaped
 
 from ..formats import BlockArray, NMArray, SparseArray
 from ..kernels import matmul
-from ..masks import NM, Block, Pattern
+from ..patterns import NM, Block, Pattern
 
 Initializer = Callable[..., Array]
 

@@ -131,7 +131,7 @@ def mask_decay_schedule(
 def stage_schedule(
     stages: int, total: int, *, dense: int = 0, fine_tune: int = 0
 ) -> optax.Schedule:
-    r"""The fraction reached by `sj.masks.Stages` in SdGf: equal frames, the last one for ever.
+    r"""The fraction reached by `sj.patterns.Stages` in SdGf: equal frames, the last one for ever.
 
     Stage i (from 0) starts at step `dense + floor(i * (total - dense - fine_tune) / stages)`;
     during fine-tuning the last one stays.

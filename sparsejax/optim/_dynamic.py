@@ -9,11 +9,11 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt
 
-from .._select import topk_mask
+from .._topk import topk_mask
 from .._tree import is_gap, map_named, named_leaves
 from ..masks import Plan, magnitude, random
-from ..masks._pattern import Pooled
 from ..masks._plan import check_plan
+from ..patterns._pattern import Pooled
 from ._check import check_fraction, check_optimizer, check_params, check_step
 from ._pruning import at_step, masked_updates, next_step, reset_moments, zero_off
 

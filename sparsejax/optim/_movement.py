@@ -8,8 +8,9 @@ import optax
 from jaxtyping import Array, Int, PyTree
 
 from .._tree import is_gap, map_named
-from ..masks import Plan, Unstructured
+from ..masks import Plan
 from ..masks._plan import check_plan
+from ..patterns import Unstructured
 from ._check import check_fraction, check_params, check_some
 from ._pruning import at_step, masked_updates, next_step
 

@@ -8,8 +8,8 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
-from .._select import nm_mask, topk_mask
-from .._view import matrix_view
+from .._topk import nm_mask, topk_mask
+from ..patterns._layout import matrix_view
 from ._check import integer, number
 from ._group import OnNorm
 from ._ordered import along

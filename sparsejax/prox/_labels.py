@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from .._tree import is_kernel, map_named, named_leaves
-from .._view import matrix_view
+from ..patterns._layout import matrix_view
 
 KINDS = ("neuron", "filter", "channel", "filter_shape", "layer", "element")
 

@@ -9,17 +9,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key, PyTree
 
+from .._arguments import check_count, check_key
 from .._tree import map_named, named_leaves
 from ..masks import Plan, apply_masks, magnitude
-from ._check import (
-    as_number,
-    check_callable,
-    check_count,
-    check_key,
-    check_params,
-    check_resume,
-    returned_params,
-)
+from ._check import as_number, check_callable, check_params, check_resume, returned_params
 
 Rewind = Literal["weights", "learning_rate", "none"]
 

@@ -9,7 +9,7 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Float
 
-from ._check import check_count
+from .._arguments import check_count
 
 Kind = Literal["ft", "lrw", "llr", "clr", "slr", "allr"]
 

@@ -8,11 +8,12 @@ from flax import nnx
 from jaxtyping import PyTree
 
 from .._tree import map_named, named_leaves, pure
-from ..masks import Plan, sparsegpt
+from ..masks import Plan
 from ..masks._plan import check_plan
 from ..nn import input_grams
 from ._check import check_callable
 from ._iterative import report
+from ._sparsegpt import sparsegpt
 
 
 class SequentialResult(NamedTuple):
@@ -40,7 +41,7 @@ def sequential_sparsegpt(
 ) -> SequentialResult:
     r"""SparseGPT as published: layers in the order in which they run, on the inputs they will see.
 
-    Layer l is pruned by `sj.masks.sparsegpt` with the Gram matrix of its inputs in the network
+    Layer l is pruned by `sj.recipes.sparsegpt` with the Gram matrix of its inputs in the network
     whose layers before l are pruned already, so that it makes up for their errors too. One pass
     over the batches a layer, where all layers at once take one in all.
 
@@ -49,8 +50,8 @@ def sequential_sparsegpt(
       batches: Calibration data, as for `sj.nn.input_grams`; held in memory.
       plan: What is to be pruned; not selected together.
       call: How a batch is given to the model, `lambda model, batch: model(*batch)` for example.
-      block: As in `sj.masks.sparsegpt`.
-      damping: As in `sj.masks.sparsegpt`.
+      block: As in `sj.recipes.sparsegpt`.
+      damping: As in `sj.recipes.sparsegpt`.
       callback: Called with the `SequentialResult` so far after each layer.
       resume: A result so far, to go on from: the end is that of an uninterrupted run.
 
@@ -59,7 +60,7 @@ def sequential_sparsegpt(
 
     Raises:
       TypeError: If the model is no NNX module, or there is no plan.
-      ValueError: If a planned leaf is no linear kernel that ran, or as `sj.masks.sparsegpt`.
+      ValueError: If a planned leaf is no linear kernel that ran, or as `sj.recipes.sparsegpt`.
 
     Reference:
       Frantar and Alistarh, SparseGPT: Massive Language Models Can Be Accurately Pruned in

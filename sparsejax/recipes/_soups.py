@@ -7,17 +7,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key, PyTree
 
+from .._arguments import check_count, check_key
 from ..masks import Plan, apply_masks, magnitude
 from ._average import greedy_soup, uniform_soup
-from ._check import (
-    as_number,
-    check_callable,
-    check_count,
-    check_key,
-    check_params,
-    check_resume,
-    returned_params,
-)
+from ._check import as_number, check_callable, check_params, check_resume, returned_params
 from ._iterative import check_done, fold, prune_remaining, report, zero_fraction
 
 

@@ -10,19 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from .._select import sortable
+from .._arguments import check_count, check_key
+from .._topk import sortable
 from .._tree import map_named, named_leaves
-from ..masks import NM, Plan, Unstructured, apply_masks, magnitude
-from ..masks import plan as make_plan
-from ._check import (
-    as_number,
-    check_callable,
-    check_count,
-    check_key,
-    check_params,
-    check_resume,
-    returned_params,
-)
+from ..masks import Plan, apply_masks, magnitude, plan as make_plan
+from ..patterns import NM, Unstructured
+from ._check import as_number, check_callable, check_params, check_resume, returned_params
 from ._iterative import report, zero_fraction
 
 

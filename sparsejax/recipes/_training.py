@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, Key, PyTree
 
+from .._arguments import check_count, check_key
 from ..masks import apply_masks
 from ..optim import keep_masked
-from ._check import check_callable, check_count, check_key, check_params, rows_of
+from ._check import check_callable, check_params, rows_of
 
 
 def train_masked(

@@ -10,11 +10,8 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from ..prox import Penalty, l1
-from ..prox import group_lasso as group_penalty
-from ..prox import scale as scaled
+from ..prox import OnNorm, Penalty, group_lasso as group_penalty, l1, scale as scaled
 from ..prox._check import known
-from ..prox._group import OnNorm
 from ._algebra import magnitude
 from ._duality import (
     Units,

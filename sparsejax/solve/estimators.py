@@ -8,9 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import prox
+from . import lasso_host, lasso_path_host, multitask_lasso, penalized_regression
 from ._lasso import shares, strengths
-from ._lasso_host import lasso_host, lasso_path_host
-from ._penalized import multitask_lasso, penalized_regression
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin

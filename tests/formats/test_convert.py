@@ -10,15 +10,7 @@ import scipy.sparse
 from flax import nnx
 
 import sparsejax as sj
-from sparsejax.formats import (
-    BlockArray,
-    NMArray,
-    compress,
-    from_sparse,
-    to_bcoo,
-    to_bcsr,
-    to_scipy,
-)
+from sparsejax.formats import BlockArray, NMArray, compress, from_sparse, to_bcoo, to_bcsr, to_scipy
 
 
 def nm_array():
@@ -124,7 +116,7 @@ def test_compress_with_masks_of_its_own():
 
 def test_compress_the_parameters_of_a_module():
     model = nnx.Linear(8, 4, rngs=nnx.Rngs(0))
-    stages = sj.masks.nm_stages("stepwise", 1, 4)
+    stages = sj.patterns.nm_stages("stepwise", 1, 4)
     small = compress(model, sj.plan(model, stages))
     assert small["kernel"].n == 1 and small["kernel"].m == 4
     nothing = compress(model, sj.plan(model, sj.NM(0, 4)))

@@ -7,21 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.pallas import mosaic_gpu as plgpu
-from jax.experimental.pallas import tpu as pltpu
+from jax.experimental.pallas import mosaic_gpu as plgpu, tpu as pltpu
 
 import sparsejax as sj
-from sparsejax.formats import (
-    ActiveSet,
-    select_nonzero,
-    select_threshold,
-    select_topk,
-    select_union,
-    unit_major,
-)
-from sparsejax.kernels import _mosaic, active_expand, active_ffn, active_reduce
-
-from .test_matmul import assert_close
+from sparsejax.formats import unit_major
+from sparsejax.kernels import _mosaic
+from sparsejax.kernels.active import active_expand, active_ffn, active_reduce
+from sparsejax.select import ActiveSet, select_nonzero, select_threshold, select_topk, select_union
+from tests.kernels.test_matmul import assert_close
 
 N, D = 32, 16
 # units of one and of several neurons; one set and one per token; short and long lists

@@ -14,8 +14,7 @@ from sparsejax.formats import BlockArray, NMArray
 from sparsejax.kernels import _compile
 from sparsejax.kernels.matmul import _native
 from sparsejax.kernels.matmul._cases import SMALL, TILED, Case
-
-from .test_matmul import assert_close, in_double
+from tests.kernels.test_matmul import assert_close, in_double
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 

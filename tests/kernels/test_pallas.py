@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.pallas import mosaic_gpu as plgpu
-from jax.experimental.pallas import tpu as pltpu
+from jax.experimental.pallas import mosaic_gpu as plgpu, tpu as pltpu
 
 import sparsejax as sj
 from sparsejax.formats import BlockArray
@@ -16,8 +15,7 @@ from sparsejax.kernels import _mosaic
 from sparsejax.kernels.matmul import _pallas_gpu, _pallas_tpu
 from sparsejax.kernels.matmul._cases import SMALL, TILED, Case
 from sparsejax.kernels.matmul._finish import How
-
-from .test_matmul import assert_close, in_double
+from tests.kernels.test_matmul import assert_close, in_double
 
 MODULES = {"pallas_tpu": _pallas_tpu, "pallas_gpu": _pallas_gpu}
 DTYPES = {"pallas_tpu": jnp.float32, "pallas_gpu": jnp.bfloat16}
@@ -218,9 +216,9 @@ def test_hardware_that_is_not_there_is_told_or_passed_over(name):
     with pytest.raises(NotImplementedError, match=f"'{name}'. does not run on a CPU; None chooses"):
         sj.matmul(x, w, implementation=name)
     assert_close(sj.matmul(x, w, implementation=(name, "xla")), sj.matmul(x, w), 1e-6)
-    units, s = jnp.ones((64, 128), jnp.bfloat16), sj.formats.select_topk(jnp.arange(64.0), 16)
+    units, s = jnp.ones((64, 128), jnp.bfloat16), sj.select.select_topk(jnp.arange(64.0), 16)
     units = units.reshape(4, 16, 128) if name == "pallas_gpu" else units
-    s = sj.formats.select_topk(jnp.arange(4.0), 2) if name == "pallas_gpu" else s
+    s = sj.select.select_topk(jnp.arange(4.0), 2) if name == "pallas_gpu" else s
     x = jnp.ones((2, 128), jnp.bfloat16)
     with pytest.raises(NotImplementedError, match="does not run on a CPU"):
         sj.kernels.active_ffn(x, units, units, s, implementation=name)

@@ -14,9 +14,8 @@ from sparsejax.formats import NMArray, TensorCoreArray
 from sparsejax.kernels import _mosaic, _sparse_wgmma
 from sparsejax.kernels.matmul import _sparse_cores
 from sparsejax.kernels.matmul._finish import How
-
-from . import _software_wgmma
-from .test_matmul import assert_close, in_double
+from tests.kernels import _software_wgmma
+from tests.kernels.test_matmul import assert_close, in_double
 
 
 def case(rows, k, columns, dtype=jnp.bfloat16, **how):

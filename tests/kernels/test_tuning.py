@@ -12,8 +12,7 @@ from sparsejax.kernels import _tuning
 from sparsejax.kernels.matmul import _tune
 from sparsejax.kernels.matmul._api import case_of
 from sparsejax.kernels.matmul._cases import SMALL
-
-from .test_matmul import assert_close
+from tests.kernels.test_matmul import assert_close
 
 BY_NAME = {case.name: case for case in SMALL}
 

@@ -8,6 +8,7 @@ from flax import linen, nnx
 
 import sparsejax as sj
 from sparsejax._tree import named_leaves
+from sparsejax.contrib import sara
 
 
 def params_of(seed=0):
@@ -262,7 +263,7 @@ def test_scores_leave_keys_and_counters_alone():
         sj.masks.grasp(params, lambda p: network(p).sum()),
     ):
         assert scores["kernel"].shape == (1, 2) and scores["key"].dtype == params["key"].dtype
-    assert sj.masks.below_threshold(params, fraction=0.5)["n"] is None
+    assert sara.below_threshold(params, fraction=0.5)["n"] is None
     masks = sj.plan(params, sj.Unstructured(0.5)).masks(sj.masks.magnitude(params))
     seen = sj.masks.straight_through(params, sj.plan(params, sj.Unstructured(0.5)))
     np.testing.assert_array_equal(seen["kernel"], jnp.where(masks["kernel"], params["kernel"], 0))
@@ -271,10 +272,10 @@ def test_scores_leave_keys_and_counters_alone():
 def test_thresholds_of_what_is_no_number():
     params = {"a": jnp.array([0.1, jnp.nan]), "b": jnp.ones(3)}
     with pytest.raises(ValueError, match=r"a \(2,\) holds NaN"):
-        sj.masks.below_threshold(params, fraction=0.5)
-    assert sj.masks.below_threshold(params, 2.0, where="b")["b"].all()
+        sara.below_threshold(params, fraction=0.5)
+    assert sara.below_threshold(params, 2.0, where="b")["b"].all()
     with pytest.raises(ValueError, match="one of theta and fraction"):
-        sj.masks.below_threshold(params, 0.1, fraction=0.1)
+        sara.below_threshold(params, 0.1, fraction=0.1)
 
 
 @pytest.mark.parametrize("allocate", [sj.masks.erk, sj.masks.global_])

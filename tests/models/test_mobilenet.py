@@ -109,5 +109,5 @@ def test_flops_of_the_compressed_network(images):
     model.eval()
     plan = sj.plan(model, {r"(expand|project)/kernel$": sj.Block((1, 4), 0.75)})
     masks = plan.masks(sj.masks.magnitude(pure(model)))
-    found = sj.metrics.flops(model, images, masks=masks).leaves["blocks/1/expand/kernel"]
+    found = sj.reporting.flops(model, images, masks=masks).leaves["blocks/1/expand/kernel"]
     assert found.dense == 2 * 8 * 32 * 64 * 2 and found.sparse == found.dense // 4

@@ -56,7 +56,7 @@ RULES = {
     r"attention/.*/kernel": sj.NM(2, 4, axis=0),
     r"general/kernel": sj.NM(1, 4, axis=(0, 1)),
     r"einsum/kernel": sj.NM(2, 4, axis=0),
-    r"cell/.*/kernel": sj.masks.nm_stages("stepwise", 1, 4),
+    r"cell/.*/kernel": sj.patterns.nm_stages("stepwise", 1, 4),
     r"conv/kernel": sj.NM(2, 4, axis=(0, 1)),
     r"scale/kernel": sj.NM(2, 4, axis=1, stacked=1),
 }

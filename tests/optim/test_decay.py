@@ -73,7 +73,7 @@ def test_mask_decay_schedules(begin, end):
 
 
 def test_stages_start_where_the_paper_says():
-    stages = sj.masks.nm_stages("stepwise", 1, 16).patterns
+    stages = sj.patterns.nm_stages("stepwise", 1, 16).patterns
     assert len(stages) == 5
     total, dense, fine = 103, 10, 12
     fraction = sj.optim.stage_schedule(5, total, dense=dense, fine_tune=fine)
@@ -86,7 +86,7 @@ def test_stages_start_where_the_paper_says():
 
 def test_sdgf_tightens_the_pattern_over_the_run():
     params = {"kernel": jax.random.normal(jax.random.key(0), (16, 4))}
-    plan = sj.plan(params, sj.masks.nm_stages("stepwise", 1, 8))
+    plan = sj.plan(params, sj.patterns.nm_stages("stepwise", 1, 8))
     fraction = sj.optim.stage_schedule(4, 8)
     tx = optax.chain(optax.sgd(0.01), sj.optim.track_masks(plan, fraction))
     state, kept = tx.init(params), []

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from sparsejax import prox
-
-from . import _oracle as oracle
+from tests.prox import _oracle as oracle
 
 COUNT = 3000
 

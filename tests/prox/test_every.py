@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from sparsejax import prox
-
-from ._cases import CASES, IDS, draw
+from tests.prox._cases import CASES, IDS, draw
 
 # Compilation is what these tests take: without the optimiser of the machine code it is faster.
 compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})

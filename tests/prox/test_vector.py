@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from sparsejax import prox
-
-from . import _oracle as oracle
+from tests.prox import _oracle as oracle
 
 SCALES = (1e-3, 1.0, 1e3)
 

@@ -11,9 +11,10 @@ from flax import nnx
 
 import sparsejax as sj
 from sparsejax import recipes
-from sparsejax.recipes._check import check_count, check_fraction, check_key, check_resume
-
-from ._problem import DATA, PARAMS, STEPS, TEST, accuracy, loss, same, train
+from sparsejax._arguments import check_count, check_fraction, check_key
+from sparsejax.contrib import sara
+from sparsejax.recipes._check import check_resume
+from tests._problem import DATA, PARAMS, STEPS, TEST, accuracy, loss, same, train
 
 KEY = jax.random.key(7)
 NAMES = ("layer_0", "layer_1")
@@ -253,7 +254,7 @@ def test_statistics_are_not_trained_and_the_call_that_is_named_works():
         lambda: recipes.iterative_prune(model, train, plan(), key=KEY),
         lambda: recipes.sparse_model_soup(model, train, plan(), key=KEY),
         lambda: recipes.sparsity_sweep(model, lambda params: 0.0),
-        lambda: recipes.sara(lambda params, key: jnp.zeros(()), model, KEY),
+        lambda: sara.sara(lambda params, key: jnp.zeros(()), model, KEY),
     ):
         with pytest.raises(TypeError, match="BatchStat"):
             run()

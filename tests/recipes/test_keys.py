@@ -11,13 +11,13 @@ plan = sj.plan(params, sj.Unstructured(0.5))
 keep = lambda params, masks, key: params
 for call in (
     lambda: sj.masks.random(params, 0),
-    lambda: sj.masks.node_masks(0, [3], 0.5),
+    lambda: sj.nn.surgery.node_masks(0, [3], 0.5),
     lambda: sj.recipes.iterative_prune(params, keep, plan, key=0),
     lambda: sj.recipes.sparse_model_soup(params, keep, plan, key=0),
     lambda: sj.recipes.train_masked(params, None, lambda p, b: 0.0, None, jnp.ones(2), steps=1,
                                     key=0),
-    lambda: sj.recipes.sara(lambda p, key: 0.0, params, 0),
-    lambda: sj.recipes.few_shot(0, jnp.zeros(3, int), 1),
+    lambda: sara.sara(lambda p, key: 0.0, params, 0),
+    lambda: reprogramming.few_shot(0, jnp.zeros(3, int), 1),
 ):
     try:
         call()

@@ -29,9 +29,9 @@ def by_hand(model):
     """Two layers: the second sees what the pruned first one gives."""
     first, last = ({"kernel": layer.kernel[...]} for layer in (model.entry, model.last))
     only = lambda w: sj.plan(w, sj.NM(2, 4))  # noqa: E731
-    first, _ = sj.masks.sparsegpt(first, {"kernel": X.T @ X}, only(first))
+    first, _ = sj.recipes.sparsegpt(first, {"kernel": X.T @ X}, only(first))
     hidden = jax.nn.relu(X @ first["kernel"] + model.entry.bias[...])
-    last, _ = sj.masks.sparsegpt(last, {"kernel": hidden.T @ hidden}, only(last))
+    last, _ = sj.recipes.sparsegpt(last, {"kernel": hidden.T @ hidden}, only(last))
     return first["kernel"], last["kernel"]
 
 

@@ -11,8 +11,7 @@ import pytest
 
 import sparsejax as sj
 from sparsejax import recipes
-
-from ._problem import DATA, PARAMS, STEPS, TEST, accuracy, loss, mlp, same, train
+from tests._problem import DATA, PARAMS, STEPS, TEST, accuracy, loss, mlp, same, train
 
 KEY = jax.random.key(3)
 PLAN = sj.plan(PARAMS, sj.Unstructured(0.9), allocate=sj.masks.global_)

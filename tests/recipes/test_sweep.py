@@ -7,8 +7,7 @@ import pytest
 
 import sparsejax as sj
 from sparsejax import recipes
-
-from ._problem import PARAMS, TEST, accuracy, same, train
+from tests._problem import PARAMS, TEST, accuracy, same, train
 
 KEY = jax.random.key(3)
 GRID = [0.0, 0.3, 0.55, 0.9, 0.999, 1.0]

@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 import scipy.sparse
 
-from sparsejax import metrics, prox, recipes, solve
+from sparsejax import prox, solve
+from sparsejax.contrib import (
+    bandits,
+    dag,
+    multitask,
+    private,
+    random_support,
+    receptive_fields,
+    unmixing,
+)
 from sparsejax.solve import Result
 from sparsejax.solve._duality import matrix_and_target
 
@@ -37,8 +46,8 @@ REGRESSIONS = {
     "group_lasso": lambda X, y, lam: solve.group_lasso(X, y, lam, GROUPS[: X.shape[1]]),
     "multitask_lasso": lambda X, y, lam: solve.multitask_lasso(X, jnp.stack([y, y], 1), lam),
     "penalized_regression": lambda X, y, lam: solve.penalized_regression(X, y, prox.mcp(lam, 3.0)),
-    "concomitant_lasso": solve.concomitant_lasso,
-    "random_support_lasso": lambda X, y, lam: solve.random_support_lasso(
+    "concomitant_lasso": dag.concomitant_lasso,
+    "random_support_lasso": lambda X, y, lam: random_support.random_support_lasso(
         X, y, k=1, key=KEY, lam=lam
     ),
 }
@@ -128,7 +137,7 @@ def test_gaps_are_told_for_what_is_not_allowed():
 
 
 @pytest.mark.parametrize(
-    "choose", [solve.spa, solve.pure_pixels, lambda p, k: solve.vca(KEY, p, k)]
+    "choose", [unmixing.spa, unmixing.pure_pixels, lambda p, k: unmixing.vca(KEY, p, k)]
 )
 def test_endmembers_are_found_in_any_units_and_are_distinct(choose):
     for size in (1.0, 1e-20, 1e20):
@@ -139,11 +148,11 @@ def test_endmembers_are_found_in_any_units_and_are_distinct(choose):
 
 
 def test_shares_and_codes_of_integers_and_of_any_size():
-    expected = solve.fcls(MIXED, SPECTRA, weight=0.0)
+    expected = unmixing.fcls(MIXED, SPECTRA, weight=0.0)
     for size in (1e-20, 1e20):
-        found = solve.fcls(MIXED * size, SPECTRA * size, weight=0.0)
+        found = unmixing.fcls(MIXED * size, SPECTRA * size, weight=0.0)
         np.testing.assert_allclose(found, expected, atol=1e-3)
-    assert jnp.isfinite(solve.fcls((MIXED * 100).astype(int), SPECTRA)).all()
+    assert jnp.isfinite(unmixing.fcls((MIXED * 100).astype(int), SPECTRA)).all()
     assert solve.sparse_code(X.astype(int), X.T, prox.l1(0.2)).codes.dtype == jnp.float32
     jitted = jax.jit(lambda lam: solve.sparse_code(X, X.T, prox.l1(lam), max_steps=9).codes)(0.2)
     plain = solve.sparse_code(X, X.T, prox.l1(0.2), max_steps=9).codes
@@ -168,8 +177,8 @@ def test_descent_looks_at_moves_of_any_size():
 
 
 def test_residual_columns_of_the_largest_floats():
-    big = solve.random_reference(KEY, jnp.concatenate([X * 1e38, X * 1e38]) / 3, 2)
-    same = solve.random_reference(KEY, jnp.concatenate([X, X]), 2)
+    big = random_support.random_reference(KEY, jnp.concatenate([X * 1e38, X * 1e38]) / 3, 2)
+    same = random_support.random_reference(KEY, jnp.concatenate([X, X]), 2)
     np.testing.assert_array_equal(big.live, same.live)
     np.testing.assert_allclose(big.residual, same.residual, atol=1e-5)
     scale = np.where(same.live, same.scale / 3, 1e-38)
@@ -179,22 +188,22 @@ def test_residual_columns_of_the_largest_floats():
 def test_elimination_goes_on_with_what_was_asked():
     """One action: the second candidate's hope is its reward, already known."""
     candidates = jnp.array([[1.0], [0.0], [-1.0]])
-    found = solve.parameter_elimination(jnp.ones((1, 1)), jnp.array([-1.0]), candidates, 0.0, 0.0)
+    found = bandits.parameter_elimination(jnp.ones((1, 1)), jnp.array([-1.0]), candidates, 0.0, 0.0)
     assert found.ok and found.queries == 1 and found.value == -1
 
 
 @pytest.mark.parametrize("features, rewards", [(1e-20, 1.0), (1e20, 1.0), (1.0, 1e-20)])
 def test_bandits_and_tasks_in_any_units(features, rewards):
-    found = solve.lasso_bandit(KEY, SIGNS * features, SIGNS[:, 1] * rewards, 1)
+    found = bandits.lasso_bandit(KEY, SIGNS * features, SIGNS[:, 1] * rewards, 1)
     assert found.action == int(SIGNS[:, 1].argmax())
     expected = np.array([0, rewards / features, 0])
     np.testing.assert_allclose(found.theta, expected, rtol=1e-4)
     heads, head = SIGNS[:3] * features, SIGNS[:3].sum(1) * rewards
-    nu = recipes.task_relevance(heads, head) * np.float64(features / rewards)
-    np.testing.assert_allclose(nu, recipes.task_relevance(SIGNS[:3], SIGNS[:3].sum(1)), atol=1e-2)
-    value = metrics.design_value(heads, head, jnp.ones(3)) * np.float64(features / rewards) ** 2
+    nu = multitask.task_relevance(heads, head) * np.float64(features / rewards)
+    np.testing.assert_allclose(nu, multitask.task_relevance(SIGNS[:3], SIGNS[:3].sum(1)), atol=1e-2)
+    value = multitask.design_value(heads, head, jnp.ones(3)) * np.float64(features / rewards) ** 2
     if np.isfinite(value) and value > 0:
-        same = metrics.design_value(SIGNS[:3], SIGNS[:3].sum(1), jnp.ones(3))
+        same = multitask.design_value(SIGNS[:3], SIGNS[:3].sum(1), jnp.ones(3))
         np.testing.assert_allclose(value, same, rtol=1e-3)
 
 
@@ -202,9 +211,9 @@ def test_an_audit_sees_infinite_scores():
     told = np.where(RNG.random(400) < 0.5, np.inf, -np.inf)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert metrics.privacy_audit(told, np.full(400, -np.inf)) > 2
-    assert metrics.privacy_audit(np.zeros(400), np.zeros(400)) == 0
-    flat = jax.grad(lambda r: metrics.circular_variance(r, jnp.arange(4.0)).sum())(
+        assert private.privacy_audit(told, np.full(400, -np.inf)) > 2
+    assert private.privacy_audit(np.zeros(400), np.zeros(400)) == 0
+    flat = jax.grad(lambda r: receptive_fields.circular_variance(r, jnp.arange(4.0)).sum())(
         jnp.zeros((4, 1))
     )
     assert jnp.isfinite(flat).all()
@@ -222,35 +231,35 @@ REFUSED = {
     "group weight 0": lambda: solve.group_lasso(X, Y, 0.1, GROUPS, weights=jnp.zeros(3)),
     "no targets": lambda: solve.multitask_lasso(X, jnp.zeros((8, 0)), 0.1),
     "penalty without units": lambda: solve.penalized_regression(X, Y * 1e-20, prox.l1(1e-21)),
-    "floor": lambda: solve.concomitant_lasso(X, Y, 0.1, floor=-1.0),
+    "floor": lambda: dag.concomitant_lasso(X, Y, 0.1, floor=-1.0),
     "codes of NaN": lambda: solve.sparse_code(NAN, X.T, prox.l1(0.1)),
     "codes of one signal": lambda: solve.sparse_code(X[0], X.T, prox.l1(0.1)),
     "start of codes": lambda: solve.sparse_code(X, X.T, prox.l1(0.1), start=jnp.zeros((2, 2))),
     "batches of 2 axes": lambda: solve.dictionary_learning(KEY, X, 4, prox.l1(0.1)),
     "no atoms": lambda: solve.dictionary_learning(KEY, X[None], 0, prox.l1(0.1)),
     "large batches": lambda: solve.dictionary_learning(KEY, X[None] * 1e20, 4, prox.l1(0.1)),
-    "spectra of NaN": lambda: solve.spa(NAN, 2),
-    "shares of NaN": lambda: solve.fcls(NAN, jnp.ones((8, 2))),
-    "channels": lambda: solve.fcls(X, jnp.ones((3, 2))),
-    "image of NaN": lambda: solve.unmix(jnp.abs(NAN), 2),
-    "image in other units": lambda: solve.unmix(MIXED * 1e-20, 2),
-    "guidance 1": lambda: solve.unmix(MIXED, 2, guidance=jnp.ones(23)),
-    "start of unmix": lambda: solve.unmix(MIXED, 2, start=jnp.ones((7, 3))),
-    "no steps": lambda: solve.unmix(MIXED, 2, max_steps=0),
-    "squares of samples": lambda: solve.colide(X * 1e20, **SHORT),
-    "squares vanish": lambda: solve.dagma(X * 1e-20, **SHORT),
-    "covariance": lambda: solve.colide(-jnp.eye(3), precomputed=True, **SHORT),
-    "strength": lambda: solve.dagma(X, -1.0, **SHORT),
-    "shift": lambda: solve.colide(X, path=(1.0,), shifts=(0.0,), max_steps=(9,)),
+    "spectra of NaN": lambda: unmixing.spa(NAN, 2),
+    "shares of NaN": lambda: unmixing.fcls(NAN, jnp.ones((8, 2))),
+    "channels": lambda: unmixing.fcls(X, jnp.ones((3, 2))),
+    "image of NaN": lambda: unmixing.unmix(jnp.abs(NAN), 2),
+    "image in other units": lambda: unmixing.unmix(MIXED * 1e-20, 2),
+    "guidance 1": lambda: unmixing.unmix(MIXED, 2, guidance=jnp.ones(23)),
+    "start of unmix": lambda: unmixing.unmix(MIXED, 2, start=jnp.ones((7, 3))),
+    "no steps": lambda: unmixing.unmix(MIXED, 2, max_steps=0),
+    "squares of samples": lambda: dag.colide(X * 1e20, **SHORT),
+    "squares vanish": lambda: dag.dagma(X * 1e-20, **SHORT),
+    "covariance": lambda: dag.colide(-jnp.eye(3), precomputed=True, **SHORT),
+    "strength": lambda: dag.dagma(X, -1.0, **SHORT),
+    "shift": lambda: dag.colide(X, path=(1.0,), shifts=(0.0,), max_steps=(9,)),
     "no combination": lambda: solve.basis_pursuit(X * 0, Y),
-    "other columns": lambda: recipes.active_mtl(
+    "other columns": lambda: multitask.active_mtl(
         KEY, lambda *_: (X[:5], Y[:5]), (X[:, :2], Y), tasks=3, k=1, budget=60, n0=5
     ),
-    "squares of tasks": lambda: recipes.active_mtl(
+    "squares of tasks": lambda: multitask.active_mtl(
         KEY, lambda *_: (X[:5] * 1e-20, Y[:5]), (X, Y), tasks=3, k=1, budget=60, n0=5
     ),
-    "graph of NaN": lambda: metrics.shd(np.full((2, 2), np.nan), np.zeros((2, 2))),
-    "runs": lambda: metrics.error_at_activity(jnp.ones(2), jnp.ones(3), 1.0),
+    "graph of NaN": lambda: dag.shd(np.full((2, 2), np.nan), np.zeros((2, 2))),
+    "runs": lambda: receptive_fields.error_at_activity(jnp.ones(2), jnp.ones(3), 1.0),
 }
 
 
@@ -267,11 +276,11 @@ def test_host_solvers_say_so_under_jit():
 
 
 def test_acyclicity_of_nothing_and_of_a_chain():
-    assert solve.logdet_acyclicity(jnp.zeros((0, 0))) == 0
-    assert solve.logdet_acyclicity(jnp.zeros((1, 1)), 0.7) == pytest.approx(0, abs=1e-6)
-    fit = solve.colide(jnp.ones((1, 3)), **SHORT)  # one sample varies in nothing
-    assert not fit.weights.any() and not solve.dagma(X[:, :1], **SHORT).weights.any()
-    assert solve.threshold_to_dag(jnp.array([[0.0, jnp.nan], [1.0, 0.0]])).tolist() == [
+    assert dag.logdet_acyclicity(jnp.zeros((0, 0))) == 0
+    assert dag.logdet_acyclicity(jnp.zeros((1, 1)), 0.7) == pytest.approx(0, abs=1e-6)
+    fit = dag.colide(jnp.ones((1, 3)), **SHORT)  # one sample varies in nothing
+    assert not fit.weights.any() and not dag.dagma(X[:, :1], **SHORT).weights.any()
+    assert dag.threshold_to_dag(jnp.array([[0.0, jnp.nan], [1.0, 0.0]])).tolist() == [
         [0, 0],
         [1, 0],
     ]
@@ -286,11 +295,11 @@ def test_what_newcomers_try_is_told():
     with pytest.raises(TypeError, match=r"X is a csr_\w+ of SciPy; pass X.toarray\(\)"):
         matrix_and_target.__wrapped__(scipy.sparse.csr_matrix(X), y, 1, "lasso")
     with pytest.raises(ValueError, match=r"colide\(covariance, precomputed=True\)"):
-        solve.colide(np.cov(X.T).astype(np.float32))
+        dag.colide(np.cov(X.T).astype(np.float32))
     with pytest.raises(ValueError, match="public holds the rows of X"):
-        solve.nldp_regression(
+        private.nldp_regression(
             jax.random.key(0), X, y, public=X, epsilon=1.0, delta=1e-6, out_of_range="clip"
         )
     for strength in (-1.0, np.nan):
         with pytest.raises(ValueError, match="strength must be >= 0"):
-            solve.unmix(jnp.abs(X) / 4, 2, strength)
+            unmixing.unmix(jnp.abs(X) / 4, 2, strength)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from sklearn.linear_model import Lasso
 
-from sparsejax import metrics, prox, solve
+from sparsejax import prox, solve
+from sparsejax.contrib import receptive_fields
 
 PENALTIES = {
     "l1": prox.l1(0.3),
@@ -122,7 +123,7 @@ def test_strengths_of_equal_activity():
 
     def active(penalty):
         run = jax.jit(lambda s: solve.sparse_code(signals, dictionary, penalty(s)).codes)
-        return lambda strength: float(metrics.active_units(run(strength)).mean())
+        return lambda strength: float(receptive_fields.active_units(run(strength)).mean())
 
     for penalty in (prox.l1, prox.cel0):
         strength = solve.match_strength(active(penalty), 1e-3, 10.0, 3.0, tolerance=0.02)
@@ -136,22 +137,22 @@ def test_strengths_of_equal_activity():
 def test_whitening_and_patches():
     rng = np.random.default_rng(4)
     image = jnp.asarray(rng.normal(size=(64, 48)).cumsum(0).cumsum(1))
-    white = solve.whiten_image(image)
+    white = receptive_fields.whiten_image(image)
     rows, columns = np.fft.fftfreq(64)[:, None], np.fft.fftfreq(48)
     f = np.hypot(rows, columns)
     expected = np.fft.ifft2(np.fft.fft2(image) * f * np.exp(-((f / 0.4) ** 4))).real
     np.testing.assert_allclose(white, expected / expected.std(), atol=1e-10)
-    assert not solve.whiten_image(jnp.ones((8, 8))).any()
-    patches = solve.sample_patches(jax.random.key(0), white, 50, 5)
+    assert not receptive_fields.whiten_image(jnp.ones((8, 8))).any()
+    patches = receptive_fields.sample_patches(jax.random.key(0), white, 50, 5)
     np.testing.assert_allclose(patches.mean(1), 0, atol=1e-12)
     windows = np.lib.stride_tricks.sliding_window_view(white, (5, 5)).reshape(-1, 25)
     windows = windows - windows.mean(1, keepdims=True)
     for patch in np.asarray(patches[:5]):
         assert np.abs(windows - patch).max(1).min() < 1e-12
     with pytest.raises(ValueError, match="one grey image"):
-        solve.whiten_image(jnp.ones((8, 8, 3)))
+        receptive_fields.whiten_image(jnp.ones((8, 8, 3)))
     with pytest.raises(ValueError, match="at least 9"):
-        solve.sample_patches(jax.random.key(0), jnp.ones((8, 8)), 1, 9)
+        receptive_fields.sample_patches(jax.random.key(0), jnp.ones((8, 8)), 1, 9)
 
 
 def test_tuning_of_gratings_and_blobs():
@@ -162,17 +163,17 @@ def test_tuning_of_gratings_and_blobs():
         np.cos(2 * np.pi * 0.2 * (x * np.cos(a) + y * np.sin(a))) for a in (angles[0], angles[5])
     ]
     atoms = jnp.asarray(np.stack([*(envelope * t for t in turned), envelope], 1))
-    tuning = metrics.orientation_tuning(atoms, angles, jnp.array([0.1, 0.2, 0.3]))
+    tuning = receptive_fields.orientation_tuning(atoms, angles, jnp.array([0.1, 0.2, 0.3]))
     assert tuning[:, :2].argmax(0).tolist() == [0, 5]
-    variance = metrics.circular_variance(tuning, angles)
+    variance = receptive_fields.circular_variance(tuning, angles)
     assert variance[:2].max() < 0.5 < 0.95 < variance[2]
     # A cosine tuning curve 1 + cos 2(t - t0) has CV = 1/2.
     np.testing.assert_allclose(
-        metrics.circular_variance(1 + jnp.cos(2 * (angles - 0.3)), angles), 0.5, rtol=1e-12
+        receptive_fields.circular_variance(1 + jnp.cos(2 * (angles - 0.3)), angles), 0.5, rtol=1e-12
     )
-    assert metrics.circular_variance(jnp.zeros(16), angles) == 1
+    assert receptive_fields.circular_variance(jnp.zeros(16), angles) == 1
     with pytest.raises(ValueError, match="square"):
-        metrics.orientation_tuning(jnp.ones((10, 1)), angles, angles)
+        receptive_fields.orientation_tuning(jnp.ones((10, 1)), angles, angles)
 
 
 @pytest.mark.slow
@@ -182,8 +183,10 @@ def test_penalties_at_equal_activity_on_natural_images():
 
     keys = jax.random.split(jax.random.key(0), 4)
     images = [data.camera(), *(f().mean(-1) for f in (data.astronaut, data.chelsea, data.coffee))]
-    white = [solve.whiten_image(jnp.asarray(image, jnp.float32)) for image in images]
-    pool = jnp.concatenate([solve.sample_patches(k, w, 2000, 8) for k, w in zip(keys, white)])
+    white = [receptive_fields.whiten_image(jnp.asarray(image, jnp.float32)) for image in images]
+    pool = jnp.concatenate(
+        [receptive_fields.sample_patches(k, w, 2000, 8) for k, w in zip(keys, white)]
+    )
     batches = jax.random.permutation(jax.random.key(1), pool).reshape(80, 100, 64)
     strengths = {
         "l1": (0.6, 1.0, 1.4), "l_half": (0.2, 0.5, 1.0), "l0": (0.1, 0.3, 0.8),
@@ -200,7 +203,7 @@ def test_penalties_at_equal_activity_on_natural_images():
         learn_all = jax.jit(jax.vmap(learn), compiler_options=options)
         runs = learn_all(jnp.asarray(grid, jnp.float32))
         active, error = runs.active[:, -20:].mean(1), runs.error[:, -20:].mean(1)
-        errors[name] = float(metrics.error_at_activity(active, error, 8.0))
+        errors[name] = float(receptive_fields.error_at_activity(active, error, 8.0))
     print(errors)
     assert errors["cel0"] < errors["l_half"] < errors["l0"] < errors["l1"]
     assert errors["l1"] >= 1.8 * errors["cel0"]

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
-from ...formats import ActiveSet
+from ...select import ActiveSet
 from .._choose import attempt, names_of, without_hardware
 from ._dense import spread, take_units
 
@@ -52,7 +52,7 @@ def active_reduce(
     Example:
       >>> import jax.numpy as jnp, sparsejax as sj
       >>> v, w = jnp.array([[0.0, 2.0, 0.0, 1.0]]), jnp.ones((4, 3))
-      >>> s = sj.formats.select_nonzero(v, capacity=2)
+      >>> s = sj.select.select_nonzero(v, capacity=2)
       >>> sj.kernels.active_reduce(v, w, s).tolist()
       [[3.0, 3.0, 3.0]]
     """
@@ -100,7 +100,7 @@ def active_expand(
 
     Example:
       >>> import jax.numpy as jnp, sparsejax as sj
-      >>> s = sj.formats.select_topk(jnp.array([0.0, 9.0, 1.0]), 2)
+      >>> s = sj.select.select_topk(jnp.array([0.0, 9.0, 1.0]), 2)
       >>> w = jnp.arange(6.0).reshape(3, 2)
       >>> sj.kernels.active_expand(jnp.ones((1, 2)), w, s)[..., 0].tolist()
       [[5.0, 9.0]]
@@ -157,7 +157,7 @@ def active_ffn(
     Example:
       >>> import jax.numpy as jnp, sparsejax as sj
       >>> x, w = jnp.ones((1, 2)), jnp.arange(6.0).reshape(3, 2)
-      >>> s = sj.formats.select_topk((x @ w.T)[0], 1)
+      >>> s = sj.select.select_topk((x @ w.T)[0], 1)
       >>> sj.kernels.active_ffn(x, w, w, s).tolist()
       [[36.0, 45.0]]
     """

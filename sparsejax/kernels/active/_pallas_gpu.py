@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ...formats import ActiveSet
+from ...select import ActiveSet
 from .._walk import DEPTH, SIDES, walk
 from ..matmul._finish import How
 from ..matmul._tiles import promoted

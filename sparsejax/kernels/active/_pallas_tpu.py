@@ -9,7 +9,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
-from ...formats import ActiveSet
+from ...select import ActiveSet
 from ..matmul._tiles import divisor, padded_rows, row_tile
 
 LANES = 128

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from ...formats import ActiveSet
+from ...select import ActiveSet
 from . import _dense
 
 # Lengths as fractions of all units. Beyond the last the gathered copy costs more than it saves.

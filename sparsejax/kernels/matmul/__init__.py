@@ -1,7 +1,10 @@
 """The product of a dense and a compressed matrix."""
 
-from ._api import explain as explain
-from ._api import matmul as matmul
-from ._tune import tune as tune
+from ._api import explain, matmul
+from ._tune import tune
 
-__all__ = ["explain", "matmul", "tune"]
+__all__ = [
+    "explain",
+    "matmul",
+    "tune",
+]

@@ -21,9 +21,7 @@ from ...formats import NMArray, SparseArray, TensorCoreArray
 from .. import _compile
 from ._finish import How, finish
 from ._tiles import padded_rows, promoted
-from ._two_four import failure, require_probed
-from ._two_four import sampled as sampled
-from ._two_four import transposed as transposed
+from ._two_four import failure, require_probed, sampled, transposed  # noqa: F401
 
 SOURCE = pathlib.Path(__file__).with_name("cusparselt.cc")
 NAMES = {"sparsejax_compress": "SparsejaxCompress", "sparsejax_multiply": "SparsejaxMultiply"}

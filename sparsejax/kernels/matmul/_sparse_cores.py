@@ -28,9 +28,7 @@ from .. import _mosaic
 from .._walk import layout, spec, stages
 from ._finish import How, finish_inside
 from ._tiles import padded_rows, promoted, row_tile
-from ._two_four import failure, require_probed
-from ._two_four import sampled as sampled
-from ._two_four import transposed as transposed
+from ._two_four import failure, require_probed, sampled, transposed  # noqa: F401
 
 WIDTHS = (256, 128, 64)  # columns of W in a tile, for two, two and one warpgroups
 ROWS = 128  # of x in a tile, at most

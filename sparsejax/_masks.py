@@ -1,0 +1,52 @@
+"""Trees and histories of masks by path, and exact counts of them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from ._tree import is_gap, named_leaves, pure
+
+History = Mapping[Any, PyTree] | Sequence[PyTree]
+
+
+def masks_by_name(masks: PyTree) -> dict[str, Any]:
+    """The masks by path; leaves without a mask are absent."""
+    return {name: m for name, m in named_leaves(pure(masks)).items() if not is_gap(m)}
+
+
+def count(x: Any) -> int:
+    """The number of True entries as a Python int, exact at any size."""
+    if isinstance(x, np.ndarray):
+        return int(np.count_nonzero(x))
+    return int(np.asarray(row_counts(x)).sum(dtype=np.int64))
+
+
+@jax.jit
+def row_counts(x):
+    """Counts along the last axis: an int32 of a whole leaf overflows at 2**31 entries."""
+    return jnp.sum(x, axis=-1 if x.ndim else None, dtype=jnp.int32)
+
+
+def steps_of(history: History) -> dict[int, dict[str, Any]]:
+    """A history of masks as {step: {path: mask}}, in the order of the steps."""
+    if not isinstance(history, Mapping | Sequence):
+        raise TypeError(
+            f"history is a {type(history).__name__}; pass the masks over training, as in "
+            "[sj.get_masks(opt_state), ...] or {0: masks, 100: masks}."
+        )
+    if isinstance(history, Mapping):
+        if not all(isinstance(step, int | np.integer) for step in history):
+            raise TypeError(
+                "history must map steps to trees of masks, {0: masks, 100: masks}, or be a list "
+                f"of trees; the keys are {', '.join(map(repr, list(history)[:4]))}."
+            )
+        found = {int(step): masks_by_name(history[step]) for step in sorted(history)}
+    else:
+        found = {step: masks_by_name(masks) for step, masks in enumerate(history)}
+    if not any(found.values()):
+        raise ValueError("the history holds no masks; record sj.get_masks(opt_state) as it goes.")
+    return found

@@ -1,0 +1,31 @@
+"""One subject a folder: methods of single papers with their metrics."""
+
+from . import (
+    bandits,
+    dag,
+    iso_flop,
+    multitask,
+    private,
+    random_support,
+    receptive_fields,
+    reprogramming,
+    sara,
+    search,
+    unlearning,
+    unmixing,
+)
+
+__all__ = [
+    "bandits",
+    "dag",
+    "iso_flop",
+    "multitask",
+    "private",
+    "random_support",
+    "receptive_fields",
+    "reprogramming",
+    "sara",
+    "search",
+    "unlearning",
+    "unmixing",
+]

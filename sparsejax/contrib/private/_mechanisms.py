@@ -1,0 +1,291 @@
+"""What a user may say without telling: clipping, Gaussian noise, the half-sphere randomiser."""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+
+from ...prox._check import known
+
+# Clipping rounds: a float32 norm may come out this much above its bound.
+ROUNDING = 1 + 1e-5
+
+
+class PrivacySpent(NamedTuple):
+    """What each user has told at most.
+
+    For any two records of a user and any set S of messages,
+    `P[M(record) in S] <= exp(epsilon) P[M(other) in S] + delta`.
+
+    Attributes:
+      epsilon: The bound of the log likelihood ratio.
+      delta: The probability it may fail with; 0 is pure privacy.
+      mu: Of Gaussian messages, sensitivity over noise, all messages of a user together; else None.
+    """
+
+    epsilon: float
+    delta: float
+    mu: float | None = None
+
+
+def gaussian_delta(epsilon: float, mu: float) -> float:
+    r"""The exact delta of Gaussian noise at an epsilon.
+
+    `Phi(mu / 2 - epsilon / mu) - exp(epsilon) Phi(-mu / 2 - epsilon / mu)`.
+
+    Args:
+      epsilon: The privacy level, >= 0.
+      mu: Sensitivity over standard deviation; of several messages by one user, the root of the
+        sum of squares.
+
+    Returns:
+      delta.
+
+    Reference:
+      Balle and Wang, Improving the Gaussian Mechanism for Differential Privacy, 2018, arXiv
+      1805.06530; Dong, Roth and Su, Gaussian Differential Privacy, 2019, arXiv 1905.02383.
+
+    Example:
+      >>> from sparsejax.contrib import private
+      >>> round(private.gaussian_delta(1.0, 1 / 3.7306316), 8)
+      1e-05
+    """
+    from scipy.special import log_ndtr  # a dependency of jax; slow to load
+
+    if not (math.isfinite(epsilon) and epsilon >= 0 and math.isfinite(mu) and mu >= 0):
+        raise ValueError(f"epsilon and mu must be finite and >= 0, got {epsilon} and {mu}.")
+    first = log_ndtr(mu / 2 - epsilon / mu) if mu > 0 else -math.inf
+    if first == -math.inf:
+        return 0.0
+    second = epsilon + log_ndtr(-mu / 2 - epsilon / mu)
+    return float(-math.exp(first) * math.expm1(min(second - first, 0.0)))
+
+
+def gaussian_sigma(
+    sensitivity: float, epsilon: float, delta: float, method: str = "analytic"
+) -> float:
+    """The standard deviation of Gaussian noise that gives (epsilon, delta) privacy.
+
+    Args:
+      sensitivity: The largest Euclidean distance between what two records would say.
+      epsilon: The privacy level, > 0.
+      delta: The probability of failure, in (0, 1).
+      method: "analytic", the smallest that suffices; "classic",
+        `sensitivity sqrt(2 log(1.25 / delta)) / epsilon`, which holds for epsilon <= 1;
+        "dp-accounting", the analytic one as computed by that package (extra `privacy`).
+
+    Returns:
+      sigma. The noise of floating-point numbers is not private to the last bit: what is guaranteed
+      is about real numbers.
+
+    Raises:
+      ValueError: Outside these ranges.
+
+    Reference:
+      Balle and Wang, Improving the Gaussian Mechanism for Differential Privacy, 2018, arXiv
+      1805.06530; Dwork and Roth, The Algorithmic Foundations of Differential Privacy, 2014.
+
+    Example:
+      >>> from sparsejax.contrib import private
+      >>> round(private.gaussian_sigma(1.0, 1.0, 1e-5), 5)
+      3.73063
+    """
+    check_positive("sensitivity", sensitivity)
+    check_positive("epsilon", epsilon)
+    if not 0 < delta < 1:
+        raise ValueError(f"delta must be between 0 and 1, got {delta}; 1e-6 for example.")
+    if method == "classic":
+        if epsilon > 1:
+            raise ValueError(
+                f"the classic noise is not private above epsilon 1, got {epsilon}; use 'analytic'."
+            )
+        return sensitivity * math.sqrt(2 * math.log(1.25 / delta)) / epsilon
+    if method == "dp-accounting":
+        return sensitivity * _accountant().get_sigma_gaussian(epsilon, delta)
+    if method != "analytic":
+        raise ValueError(f"method must be analytic, classic or dp-accounting, got {method!r}.")
+    low, high = 0.0, 1.0  # of mu: low keeps to delta
+    while gaussian_delta(epsilon, high) <= delta:
+        low, high = high, 2 * high
+    for _ in range(200):
+        middle = (low + high) / 2
+        if gaussian_delta(epsilon, middle) <= delta:
+            low = middle
+        else:
+            high = middle
+    return sensitivity / low
+
+
+def _accountant() -> Any:
+    try:
+        import dp_accounting
+    except ImportError as error:
+        raise ImportError(
+            "method='dp-accounting' needs that package: pip install 'sparsejax[privacy]'; "
+            "method='analytic' needs none."
+        ) from error
+    return dp_accounting
+
+
+def clip_l2(x: ArrayLike, radius: float) -> Float[Array, "..."]:
+    """Vectors shortened to a length: `x min(1, radius / |x|)` along the last axis.
+
+    Of any input something of length <= radius: NaN counts as 0, infinity as the largest number.
+
+    Args:
+      x: Vectors (..., d).
+      radius: The longest length, > 0.
+
+    Returns:
+      The vectors, float32 or wider.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sparsejax.contrib import private
+      >>> private.clip_l2(jnp.array([3.0, 4.0]), 1.0).round(3).tolist()
+      [0.6..., 0.8...]
+    """
+    check_positive("radius", radius)
+    x = _floats(x)
+    if x.ndim == 0:
+        raise ValueError("x must be vectors (..., d), got a scalar; use private.clip_entries.")
+    x = jnp.nan_to_num(x)
+    # XLA divides by multiplying with 1 / largest, which is 0 for the largest numbers: scaled first.
+    limits = jnp.finfo(x.dtype)
+    huge = float(limits.max) ** 0.5
+    scale = jnp.where(jnp.max(jnp.abs(x), axis=-1, keepdims=True, initial=0.0) > huge, 1 / huge, 1)
+    scale = scale.astype(x.dtype)
+    largest = jnp.max(jnp.abs(x * scale), axis=-1, keepdims=True, initial=0.0)
+    largest = jnp.where(largest > limits.tiny, largest, 1)
+    unit = x * scale / largest
+    length = jnp.linalg.norm(unit, axis=-1, keepdims=True)
+    long = length > radius * scale / largest
+    return jnp.where(long, unit * (radius / jnp.where(length > 0, length, 1)), x)
+
+
+def clip_entries(x: ArrayLike, bound: float) -> Float[Array, "..."]:
+    """Every entry brought to [-bound, bound]; NaN counts as 0.
+
+    Args:
+      x: Numbers of any shape.
+      bound: The largest size, > 0.
+
+    Returns:
+      The numbers, float32 or wider.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sparsejax.contrib import private
+      >>> private.clip_entries(jnp.array([0.5, -7.0, jnp.nan, jnp.inf]), 2.0).tolist()
+      [0.5, -2.0, 0.0, 2.0]
+    """
+    check_positive("bound", bound)
+    x = _floats(x)
+    return jnp.clip(jnp.where(jnp.isnan(x), 0, x), -bound, bound)
+
+
+def l2_randomizer(key: Array, v: ArrayLike, radius: float, epsilon: float) -> Float[Array, " d"]:
+    r"""A random vector whose mean is v, and which hides it: pure epsilon-privacy, no delta.
+
+    `v` is rounded to `+-radius v / |v|` at random, without bias; the answer is uniform on the half
+    of a sphere around that, or with probability `1 / (1 + exp(epsilon))` on the other half. The
+    sphere's radius, `radius (e^epsilon + 1) / (e^epsilon - 1) sqrt(pi) Gamma((d + 1) / 2) /
+    Gamma(d / 2)`, makes the mean right: of any two vectors the densities differ by at most
+    `exp(epsilon)`.
+
+    Args:
+      key: A key of its own for each user and message: one key for two tells everything.
+      v: The vector (d,), of length <= radius.
+      radius: The public bound of its length.
+      epsilon: The privacy level, > 0.
+
+    Returns:
+      The message (d,), float32 or wider.
+
+    Raises:
+      ValueError: If v is too long or not finite. Inside jit, where that cannot be seen, it is
+        clipped, which keeps the privacy and costs the mean.
+
+    Reference:
+      Duchi, Jordan and Wainwright, Minimax Optimal Procedures for Locally Private Estimation,
+      2018, arXiv 1604.02390.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from sparsejax.contrib import private
+      >>> said = private.l2_randomizer(jax.random.key(0), jnp.array([1.0, 0.0]), 3.0, 1.0)
+      >>> round(jnp.linalg.norm(said).item(), 4)
+      10.1974
+    """
+    check_positive("radius", radius)
+    check_positive("epsilon", epsilon)
+    v = _floats(v)
+    if v.ndim != 1 or v.size == 0:
+        raise ValueError(f"v must be a vector (d,), got shape {v.shape}; vmap over users.")
+    if known(v):
+        size = float(np.linalg.norm(np.asarray(v, np.float64)))
+        if not size <= radius * ROUNDING:
+            raise ValueError(
+                f"v has length {size:.6g}, beyond the radius {radius} its privacy rests on (or is "
+                "not finite); clip it first: private.l2_randomizer(key, private.clip_l2(v, radius), "
+                "radius, epsilon)."
+            )
+    v = clip_l2(v, radius)
+    sign_key, half_key, sphere_key = jax.random.split(key, 3)
+    length = jnp.linalg.norm(v)
+    first = jnp.zeros_like(v).at[0].set(1)
+    direction = jnp.where(length > 0, v / jnp.where(length > 0, length, 1), first)
+    positive = jax.random.bernoulli(sign_key, jnp.clip(0.5 + length / (2 * radius), 0, 1))
+    truthful = jax.random.bernoulli(half_key, 1 / (1 + math.exp(-epsilon)))
+    z = jax.random.normal(sphere_key, v.shape, v.dtype)
+    z = z / jnp.linalg.norm(z)
+    told = sphere_radius(v.size, radius, epsilon)
+    check_scale("the length of a message", told, v.dtype)
+    same_side = jnp.vdot(z, direction) >= 0
+    z = jnp.where(same_side == (positive == truthful), z, -z)
+    return z * told
+
+
+def sphere_radius(d: int, radius: float, epsilon: float) -> float:
+    """The length of every message of `l2_randomizer`."""
+    ratio = math.exp(math.lgamma((d + 1) / 2) - math.lgamma(d / 2))
+    return radius / math.tanh(epsilon / 2) * math.sqrt(math.pi) * ratio
+
+
+def check_positive(name: str, x: Any) -> None:
+    """A finite number > 0, at hand: what privacy rests on is never traced."""
+    if isinstance(x, bool) or not isinstance(x, int | float | np.number):
+        raise TypeError(f"{name} must be a public Python number, got {type(x).__name__}.")
+    if not (math.isfinite(x) and x > 0):
+        raise ValueError(f"{name} must be finite and > 0, got {x}.")
+
+
+def check_scale(name: str, x: float, dtype: Any) -> None:
+    """What noise is drawn with: as a 0 or an infinity of floats it would hide nothing."""
+    limits = jnp.finfo(dtype)
+    if not float(limits.tiny) <= x <= float(limits.max):
+        raise ValueError(f"{name}, {x:.3g}, is no number of {limits.dtype}; rescale the data.")
+
+
+def check_range(out_of_range: str, **sizes: tuple[Any, float]) -> None:
+    """Refuses sizes beyond their bound, where they are known, unless clipping was asked for."""
+    if out_of_range not in ("refuse", "clip"):
+        raise ValueError(f"out_of_range must be 'refuse' or 'clip', got {out_of_range!r}.")
+    for name, (size, bound) in sizes.items():
+        largest = float(np.max(size))
+        if out_of_range == "refuse" and not largest <= bound * ROUNDING:
+            raise ValueError(
+                f"{name} {bound:.6g} is what the noise is made for, and there is {largest:.6g}; "
+                f"give a larger {name}, from public knowledge alone, or out_of_range='clip'."
+            )
+
+
+def _floats(x: ArrayLike) -> Array:
+    x = jnp.asarray(x)
+    if jnp.issubdtype(x.dtype, jnp.complexfloating):
+        raise TypeError(f"x must be real, got {x.dtype}.")
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -1,0 +1,138 @@
+"""What sparse codes and receptive fields look like: activity, tuning, errors at equal activity."""
+
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Shaped
+
+
+def active_units(codes: Shaped[Array, "... atoms"]) -> Float[Array, "..."]:
+    r"""The number of non-zero coefficients of each signal.
+
+    Args:
+      codes: Coefficients; the last axis counts atoms.
+
+    Returns:
+      A count per signal.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sparsejax.contrib.receptive_fields import active_units
+      >>> active_units(jnp.array([[0.0, 1.0], [2.0, -3.0]])).tolist()
+      [1.0, 2.0]
+    """
+    return jnp.sum((codes != 0).astype(jnp.float32), axis=-1)
+
+
+def error_at_activity(
+    active: Float[ArrayLike, "..."], error: Float[ArrayLike, "..."], target: ArrayLike
+) -> Float[Array, ""]:
+    r"""The error at a given number of active units, between runs of several strengths.
+
+    Interpolates log error over log activity. Outside the range of the runs it is the error of the
+    nearest one.
+
+    Args:
+      active: Mean numbers of active units of the runs, (runs,).
+      error: Their errors, (runs,).
+      target: The number of active units at which methods are compared.
+
+    Returns:
+      A scalar, NaN next to a run with no active unit or no error, which have no logarithm.
+
+    Raises:
+      ValueError: If the two differ in length or are empty.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sparsejax.contrib.receptive_fields import error_at_activity
+      >>> round(float(error_at_activity(jnp.array([4.0, 16.0]), jnp.array([0.4, 0.1]), 8.0)), 4)
+      0.2
+    """
+    active, error = jnp.asarray(active), jnp.asarray(error)
+    if active.ndim != 1 or active.shape != error.shape or not active.size:
+        raise ValueError(
+            f"error_at_activity needs two arrays (runs,), got {active.shape} and {error.shape}."
+        )
+    order = jnp.argsort(active)
+    at = jnp.interp(jnp.log(target), jnp.log(active[order]), jnp.log(error[order]))
+    return jnp.exp(at)
+
+
+def orientation_tuning(
+    atoms: Float[Array, "pixels atoms"],
+    angles: Float[Array, " angles"],
+    frequencies: Float[Array, " frequencies"],
+    phases: int = 8,
+) -> Float[Array, "angles atoms"]:
+    r"""How strongly each atom answers to gratings of several angles.
+
+    The rectified answer to `cos(2 pi f (x cos t + y sin t) + phase)` at the frequency of the
+    largest answer of the atom, and the best phase of each angle.
+
+    Args:
+      atoms: Square receptive fields, flattened, in columns (size * size, atoms).
+      angles: Angles t in radians, over [0, pi).
+      frequencies: In cycles per pixel.
+      phases: The number of phases.
+
+    Returns:
+      Answers (angles, atoms), >= 0.
+
+    Raises:
+      ValueError: If the atoms are not square.
+
+    Reference:
+      Ringach, Shapley and Hawken, Orientation Selectivity in Macaque V1, 2002.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sparsejax.contrib.receptive_fields import orientation_tuning
+      >>> bars = jnp.tile(jnp.array([1.0, -1.0]), 8)[:, None]  # rows of + - + -: varies along x
+      >>> angles = jnp.array([0.0, jnp.pi / 2])
+      >>> tuning = orientation_tuning(bars, angles, jnp.array([0.5]))
+      >>> bool(tuning[0, 0] > 10 * tuning[1, 0])
+      True
+    """
+    size = round(atoms.shape[0] ** 0.5)
+    if size**2 != atoms.shape[0]:
+        raise ValueError(f"orientation_tuning takes square atoms, got {atoms.shape[0]} pixels.")
+    y, x = jnp.divmod(jnp.arange(size**2), size)
+    along = x * jnp.cos(angles)[:, None] + y * jnp.sin(angles)[:, None]
+    shift = 2 * jnp.pi * jnp.arange(phases) / phases
+    waves = 2 * jnp.pi * frequencies[:, None, None] * along  # (frequencies, angles, pixels)
+    gratings = jnp.cos(waves[..., None, :] + shift[:, None])
+    answer = jnp.maximum(gratings @ atoms, 0).max(axis=2)
+    best = jnp.argmax(answer.max(axis=1), axis=0)
+    return jnp.take_along_axis(answer, best[None, None], axis=0)[0]
+
+
+def circular_variance(
+    responses: Float[Array, "angles ..."], angles: Float[Array, " angles"]
+) -> Float[Array, "..."]:
+    r"""How broadly units are tuned to orientation, `CV = 1 - |sum_j R_j e^{2 i t_j}| / sum_j R_j`.
+
+    Args:
+      responses: Answers >= 0 to gratings, one row for each angle, as of `orientation_tuning`.
+      angles: The angles t_j in radians, evenly over [0, pi).
+
+    Returns:
+      Between 0 (answers to one orientation) and 1 (to all alike, or to none).
+
+    Reference:
+      Ringach, Shapley and Hawken, Orientation Selectivity in Macaque V1, 2002.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sparsejax.contrib.receptive_fields import circular_variance
+      >>> angles = jnp.arange(4) * jnp.pi / 4
+      >>> tuning = jnp.array([[1.0, 1.0], [0.0, 1.0], [0.0, 1.0], [0.0, 1.0]])
+      >>> circular_variance(tuning, angles).round(4).tolist()
+      [0.0, 1.0]
+    """
+    total = jnp.sum(responses, axis=0)
+    cosine = jnp.tensordot(jnp.cos(2 * angles), responses, 1)
+    sine = jnp.tensordot(jnp.sin(2 * angles), responses, 1)
+    # Divided before it is squared; the double where keeps the gradient at 0 from being NaN.
+    safe = jnp.where(total > 0, total, 1)
+    squares = (cosine / safe) ** 2 + (sine / safe) ** 2
+    return 1 - jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0)

@@ -1,0 +1,83 @@
+"""From a picture to what sparse coding sees of it: whitened, cut into patches."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, PRNGKeyArray
+
+
+def whiten_image(image: Float[ArrayLike, "..."], cutoff: ArrayLike = 0.4) -> Float[Array, "h w"]:
+    r"""Flattens the spectrum of a natural image, which falls like 1/f, below a smooth cutoff.
+
+    The spectrum is multiplied by `|f| exp(-(f / cutoff)^4)`; the result has mean 0 and variance 1.
+
+    Args:
+      image: A grey image (h, w).
+      cutoff: In cycles per pixel; 0.5 is the highest frequency along an axis.
+
+    Returns:
+      The whitened image (h, w); zeros for a constant image.
+
+    Raises:
+      ValueError: If the image is not a matrix.
+
+    Reference:
+      Olshausen and Field, Sparse coding with an overcomplete basis set, 1997.
+
+    Example:
+      >>> import jax
+      >>> from sparsejax.contrib import receptive_fields
+      >>> white = receptive_fields.whiten_image(jax.random.normal(jax.random.key(0), (32, 32)).cumsum(0))
+      >>> round(float(white.std()), 4)
+      1.0
+    """
+    x = jnp.asarray(image)
+    if x.ndim != 2:
+        raise ValueError(
+            f"whiten_image takes one grey image (height, width), got shape {x.shape}; average the "
+            "colours with image.mean(-1), and map over several with jax.vmap."
+        )
+    rows, columns = jnp.fft.fftfreq(x.shape[0])[:, None], jnp.fft.rfftfreq(x.shape[1])
+    frequency = jnp.sqrt(rows**2 + columns**2)
+    filtered = jnp.fft.rfft2(x) * frequency * jnp.exp(-((frequency / cutoff) ** 4))
+    white = jnp.fft.irfft2(filtered, x.shape)
+    white = white - jnp.mean(white)
+    spread = jnp.std(white)
+    noise = 10 * jnp.finfo(white.dtype).eps * jnp.max(jnp.abs(x))  # of the transform
+    return jnp.where(spread > noise, white / jnp.where(spread > 0, spread, 1), 0)
+
+
+def sample_patches(
+    key: PRNGKeyArray, image: Float[ArrayLike, "..."], count: int, size: int
+) -> Float[Array, "count pixels"]:
+    r"""Square patches of an image at random places, each with its mean removed.
+
+    Args:
+      key: A random key.
+      image: A grey image (h, w).
+      count: The number of patches.
+      size: Their height and width.
+
+    Returns:
+      Flattened patches, (count, size * size).
+
+    Raises:
+      ValueError: If the image is not a matrix, or smaller than a patch.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from sparsejax.contrib import receptive_fields
+      >>> receptive_fields.sample_patches(jax.random.key(0), jnp.eye(32), 10, 8).shape
+      (10, 64)
+    """
+    x = jnp.asarray(image)
+    if x.ndim != 2 or min(x.shape) < size:
+        raise ValueError(
+            f"sample_patches takes one grey image of at least {size} x {size}, got shape {x.shape}."
+        )
+    room = jnp.asarray(x.shape) - size + 1
+    corners = jax.random.randint(key, (count, 2), 0, room)
+    cut = jax.vmap(lambda corner: lax.dynamic_slice(x, corner, (size, size)))(corners)
+    flat = cut.reshape(count, size * size)
+    return flat - jnp.mean(flat, axis=1, keepdims=True)

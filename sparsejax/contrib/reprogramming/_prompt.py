@@ -1,0 +1,369 @@
+"""A frozen network put to another task: visual prompts, label mappings, linear probes."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+from ..._arguments import check_count, check_key
+from ...recipes import train_masked
+from ...recipes._check import check_callable, rows_of
+from ...recipes._iterative import fold, report
+from ...recipes._training import batches
+
+Mapping = Literal["iterative", "frequency", "random"]
+
+
+def random_mapping(key: Key[Array, ""], sources: int, targets: int) -> Int[Array, " t"]:
+    """Random label mapping (RLM): a source class for each target class, none twice.
+
+    Args:
+      key: A key made by `jax.random.key`.
+      sources: Number of classes of the network.
+      targets: Number of classes of the task.
+
+    Returns:
+      The source class of each target class.
+
+    Raises:
+      ValueError: If there are more target than source classes.
+
+    Reference:
+      Elsayed et al., Adversarial Reprogramming of Neural Networks, 2019 (arXiv 1806.11146).
+
+    Example:
+      >>> import jax
+      >>> from sparsejax.contrib import reprogramming
+      >>> sorted(reprogramming.random_mapping(jax.random.key(0), 3, 3).tolist())
+      [0, 1, 2]
+    """
+    check_key("key", key)
+    _check_classes(sources, targets)
+    return jax.random.permutation(key, sources)[:targets]
+
+
+def frequency_mapping(
+    predicted: Int[Array, " n"], labels: Int[Array, " n"], sources: int, targets: int
+) -> Int[Array, " t"]:
+    r"""Frequency label mapping (FLM): greedily the most frequent pairs of prediction and label.
+
+    `T[s, t]` counts the samples of class t that the network takes for s. The largest entry assigns
+    t to s and removes row s and column t, and so on; the first in row-major order wins ties.
+
+    Args:
+      predicted: Source class predicted for each sample.
+      labels: Target class of each sample.
+      sources: Number of classes of the network.
+      targets: Number of classes of the task.
+
+    Returns:
+      The source class of each target class, none twice.
+
+    Raises:
+      ValueError: If there are more target than source classes.
+
+    Reference:
+      Chen et al., Understanding and Improving Visual Prompting: A Label-Mapping Perspective, 2023
+      (arXiv 2211.11635).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sparsejax.contrib import reprogramming
+      >>> predicted, labels = jnp.array([2, 2, 2, 1]), jnp.array([0, 0, 1, 1])
+      >>> reprogramming.frequency_mapping(predicted, labels, 3, 2).tolist()
+      [2, 1]
+    """
+    _check_classes(sources, targets)
+    table = jnp.zeros((sources, targets), jnp.int32).at[predicted, labels].add(1)
+
+    def pick(_, carry):
+        table, mapping = carry
+        s, t = jnp.divmod(jnp.argmax(table), targets)
+        return table.at[s, :].set(-1).at[:, t].set(-1), mapping.at[t].set(s)
+
+    start = (table, jnp.zeros(targets, jnp.int32))
+    return jax.lax.fori_loop(0, targets, pick, start)[1]
+
+
+def prompt_images(
+    x: Float[Array, "n h w c"], prompt: Float[Array, "R S c"]
+) -> Float[Array, "n R S c"]:
+    r"""Images in the middle of a learned border: `pad(x) + sigmoid(delta) * M`.
+
+    M is 1 outside of the image and 0 inside; before the image there are `ceil((R - h) / 2)` rows.
+
+    Args:
+      x: Images in [0, 1]; normalise for the network after this.
+      prompt: delta, of the size of the network's input.
+
+    Returns:
+      The prompted images.
+
+    Raises:
+      ValueError: If the images are larger than the prompt or have other channels.
+
+    Reference:
+      Bahng et al., Exploring Visual Prompts for Adapting Large-Scale Models, 2022 (arXiv
+      2203.17274); Chen et al., 2023 (arXiv 2211.11635).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sparsejax.contrib import reprogramming
+      >>> found = reprogramming.prompt_images(jnp.ones((1, 1, 1, 1)), jnp.zeros((2, 2, 1)))
+      >>> found[0, :, :, 0].tolist()
+      [[0.5, 0.5], [0.5, 1.0]]
+    """
+    rest = [a - b for a, b in zip(prompt.shape[:2], x.shape[1:3])]
+    if min(rest) < 0 or prompt.shape[2] != x.shape[3]:
+        raise ValueError(f"images {x.shape[1:]} do not fit into a prompt {prompt.shape}.")
+    pads = [(0, 0), *((-(-r // 2), r // 2) for r in rest), (0, 0)]
+    outside = jnp.pad(jnp.zeros((1, *x.shape[1:]), x.dtype), pads, constant_values=1)
+    return jnp.pad(x, pads) + jax.nn.sigmoid(prompt) * outside
+
+
+class Prompt(NamedTuple):
+    """A learned prompt, and what training it resumes from.
+
+    Args:
+      prompt: delta, the learned border.
+      mapping: The source class of each target class, as in the last epoch of training.
+      epoch: Epochs done.
+      opt_state: State of the optimizer.
+    """
+
+    prompt: Float[Array, "R S c"]
+    mapping: Int[Array, " t"]
+    epoch: int
+    opt_state: PyTree
+
+    def logits(self, network: Callable[[Array], Array], x: Array) -> Float[Array, "n t"]:
+        """The logits of the target classes."""
+        return network(prompt_images(x, self.prompt))[:, self.mapping]
+
+
+def visual_prompt(
+    network: Callable[[Array], Float[Array, "n sources"]],
+    x: Float[Array, "n h w c"],
+    labels: Int[Array, " n"],
+    *,
+    size: tuple[int, int],
+    classes: int,
+    key: Key[Array, ""],
+    mapping: Mapping = "iterative",
+    optimizer: optax.GradientTransformation | None = None,
+    epochs: int = 100,
+    batch_size: int = 128,
+    callback: Callable[[Prompt], Any] | None = None,
+    resume: Prompt | None = None,
+) -> Prompt:
+    r"""Reprograms a frozen network: learns a border around the image and a mapping of labels.
+
+    Minimises the cross-entropy of `network(prompt_images(x, delta))[:, pi]` in delta. The mapping
+    pi is "random" (RLM), from the frequencies under the first prompt (FLM) or, "iterative" (ILM),
+    computed anew from those of all samples at the start of every epoch.
+
+    Args:
+      network: Function of images, at the network's own size, to logits, in evaluation mode; a
+        lottery ticket, say.
+      x: Images in [0, 1].
+      labels: Target classes.
+      size: Height and width of the network's input.
+      classes: Number of target classes.
+      key: A key made by `jax.random.key`: the random mapping and the order of the samples.
+      mapping: "iterative", "frequency" or "random".
+      optimizer: An optax transformation; None means `optax.adam(0.01)`.
+      epochs: Epochs in all.
+      batch_size: Samples a step; a last incomplete batch is left out.
+      callback: Called with the `Prompt` so far after each epoch.
+      resume: A prompt so far, to go on from: the end is that of an uninterrupted run.
+
+    Returns:
+      A `Prompt`.
+
+    Raises:
+      ValueError: If there are no samples, a label is not below `classes`, there are more target
+        than source classes, the images are as large as the input, or `mapping` is none of the
+        three.
+      TypeError: If the images hold no floats.
+
+    Reference:
+      Misra et al., Reprogramming under Constraints, 2023 (arXiv 2308.14969); Chen et al., 2023
+      (arXiv 2211.11635).
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from sparsejax.contrib import reprogramming
+      >>> network = lambda x: jnp.stack([x.sum((1, 2, 3)), 2 - x.sum((1, 2, 3))], -1)
+      >>> x, labels = jnp.array([0.0, 1.0]).reshape(2, 1, 1, 1), jnp.array([0, 1])
+      >>> found = reprogramming.visual_prompt(
+      ...     network, x, labels, size=(2, 2), classes=2, key=jax.random.key(0), epochs=2
+      ... )
+      >>> found.mapping.tolist(), found.prompt.shape
+      ([0, 1], (2, 2, 1))
+    """
+    check_key("key", key)
+    check_count("epochs", epochs, 0)
+    check_count("batch_size", batch_size)
+    n = _check_prompt(network, x, labels, size, classes, mapping, callback)
+    tx = optax.adam(0.01) if optimizer is None else optimizer
+    done = resume or _start(network, x, labels, size, classes, key, mapping, tx)
+    per_epoch = max(n // min(batch_size, n), 1)
+    epoch = jax.jit(partial(_epoch, network, tx, mapping == "iterative"))
+    for e in range(done.epoch, epochs):
+        rows = batches(fold(key, e + 1), n, batch_size, per_epoch)
+        found = epoch(done.prompt, done.mapping, done.opt_state, x, labels, rows)
+        done = Prompt(found[0], found[1], e + 1, found[2])
+        report(callback, done)
+    return done
+
+
+def _start(network, x, labels, size, classes, key, mapping, tx) -> Prompt:
+    delta = jnp.zeros((*size, x.shape[-1]), x.dtype)
+    logits = network(prompt_images(x, delta))
+    sources = logits.shape[-1]
+    _check_classes(sources, classes)
+    if mapping == "random":
+        chosen = random_mapping(fold(key, 0), sources, classes)
+    else:
+        chosen = frequency_mapping(logits.argmax(-1), labels, sources, classes)
+    return Prompt(delta, chosen, 0, tx.init(delta))
+
+
+def _epoch(network, tx, anew, delta, mapping, opt_state, x, labels, rows):
+    if anew:
+        logits = network(prompt_images(x, delta))
+        mapping = frequency_mapping(logits.argmax(-1), labels, logits.shape[-1], mapping.shape[0])
+
+    def loss(delta, row):
+        logits = network(prompt_images(x[row], delta))[:, mapping]
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels[row]).mean()
+
+    def step(carry, row):
+        delta, state = carry
+        updates, state = tx.update(jax.grad(loss)(delta, row), state, delta)
+        return (optax.apply_updates(delta, updates), state), None
+
+    (delta, opt_state), _ = jax.lax.scan(step, (delta, opt_state), rows)
+    return delta, mapping, opt_state
+
+
+def linear_probe(
+    features: Float[Array, "n d"],
+    labels: Int[Array, " n"],
+    *,
+    classes: int,
+    steps: int,
+    key: Key[Array, ""],
+    optimizer: optax.GradientTransformation | None = None,
+    batch_size: int = 128,
+) -> dict[str, Array]:
+    r"""Linear probing: a linear head `h W + b` on frozen features, by cross-entropy.
+
+    Args:
+      features: Features of a frozen network.
+      labels: Target classes.
+      classes: Number of target classes.
+      steps: Steps of training.
+      key: A key made by `jax.random.key`: the start and the order of the samples.
+      optimizer: An optax transformation; None means `optax.adam(0.01)`.
+      batch_size: Samples a step.
+
+    Returns:
+      `{"kernel": (d, classes), "bias": (classes,)}`.
+
+    Raises:
+      ValueError: If there are no samples, or a label is not below `classes`.
+
+    Reference:
+      Misra et al., Reprogramming under Constraints, 2023 (arXiv 2308.14969).
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from sparsejax.contrib import reprogramming
+      >>> x, y = jnp.eye(2), jnp.array([1, 0])
+      >>> head = reprogramming.linear_probe(x, y, classes=2, steps=300, key=jax.random.key(0))
+      >>> (x @ head["kernel"] + head["bias"]).argmax(-1).tolist()
+      [1, 0]
+    """
+    data = {"x": features, "y": labels}
+    rows_of("features and labels", data)
+    _check_labels(labels, classes)
+    d = features.shape[1]
+    bound = 1 / np.sqrt(d)
+    check_key("key", key)
+    start, order = jax.random.split(key)
+    head = {
+        "kernel": jax.random.uniform(start, (d, classes), minval=-bound, maxval=bound),
+        "bias": jnp.zeros(classes),
+    }
+
+    def loss(p, batch):
+        logits = batch["x"] @ p["kernel"] + p["bias"]
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"]).mean()
+
+    tx = optax.adam(0.01) if optimizer is None else optimizer
+    return train_masked(head, None, loss, tx, data, steps=steps, key=order, batch_size=batch_size)
+
+
+def few_shot(
+    key: Key[Array, ""], labels: Int[ArrayLike, " n"], shots: int
+) -> Int[np.ndarray, " m"]:
+    """The rows of a few samples per class, drawn without replacement.
+
+    Args:
+      key: A key made by `jax.random.key`.
+      labels: Classes.
+      shots: Samples per class; all of a class that has fewer.
+
+    Returns:
+      Increasing indices.
+
+    Raises:
+      ValueError: If there are no labels or `shots` is not at least 1.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from sparsejax.contrib import reprogramming
+      >>> rows = reprogramming.few_shot(jax.random.key(0), jnp.array([0, 1, 0, 1, 0]), 1)
+      >>> rows.size
+      2
+    """
+    check_key("key", key)
+    check_count("shots", shots)
+    y = np.asarray(labels)
+    if not y.size:
+        raise ValueError("few_shot: there are no labels.")
+    order = np.asarray(jax.random.permutation(key, y.size))
+    chosen = [order[y[order] == c][:shots] for c in np.unique(y)]
+    return np.sort(np.concatenate(chosen))
+
+
+def _check_classes(sources: int, targets: int) -> None:
+    if not 1 <= targets <= sources:
+        raise ValueError(f"{targets} target classes cannot be mapped to {sources} source classes.")
+
+
+def _check_labels(labels, classes: int) -> None:
+    if int(jnp.max(labels)) >= classes or int(jnp.min(labels)) < 0:
+        raise ValueError(f"labels go up to {int(jnp.max(labels))}; classes={classes}.")
+
+
+def _check_prompt(network, x, labels, size, classes, mapping, callback) -> int:
+    check_callable("network", network, "x")
+    if mapping not in ("iterative", "frequency", "random"):
+        raise ValueError(f"mapping={mapping!r} must be 'iterative', 'frequency' or 'random'.")
+    if callback is not None:
+        check_callable("callback", callback, "result")
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"images {x.shape} hold {x.dtype}; give floats in [0, 1], as x / 255.")
+    n = rows_of("x and labels", {"x": x, "labels": labels})
+    _check_labels(labels, classes)
+    if tuple(size) == x.shape[1:3]:
+        raise ValueError(f"images of size {tuple(size)} leave no border for a prompt; shrink them.")
+    return n

@@ -1,0 +1,21 @@
+"""Forgetting training data with sparse models."""
+
+from ._metrics import UnlearningReport, membership_attack, unlearning_report
+from ._unlearn import (
+    fisher_diagonal,
+    fisher_forgetting,
+    forget_split,
+    influence_unlearning,
+    unlearn,
+)
+
+__all__ = [
+    "UnlearningReport",
+    "fisher_diagonal",
+    "fisher_forgetting",
+    "forget_split",
+    "influence_unlearning",
+    "membership_attack",
+    "unlearn",
+    "unlearning_report",
+]

@@ -1,0 +1,188 @@
+"""Has a network forgotten? Accuracies and an attack on membership."""
+
+import importlib
+from typing import Literal, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Float, Int
+
+_HALF = 0.02  # what sums of probabilities in bfloat16 may be off
+Attack = Literal["threshold", "svc"]
+
+
+class UnlearningReport(NamedTuple):
+    """What is left of a forget set, as fractions in [0, 1].
+
+    Args:
+      unlearning: UA, 1 - accuracy on the forget set; NaN if that is empty.
+      retain: RA, accuracy on what is retained.
+      test: TA, accuracy on the test set.
+      membership: MIA-Efficacy, the share of the forget set an attack takes for non-members.
+    """
+
+    unlearning: float
+    retain: float
+    test: float
+    membership: float
+
+    def gap(self, other: "UnlearningReport") -> float:
+        """Mean absolute difference over the four: the distance to a retrained network, say."""
+        return float(np.mean(np.abs(np.subtract(self, other))))
+
+
+def unlearning_report(
+    forget: tuple[Float[ArrayLike, "f classes"], Int[ArrayLike, " f"]],
+    retain: tuple[Float[ArrayLike, "r classes"], Int[ArrayLike, " r"]],
+    test: tuple[Float[ArrayLike, "t classes"], Int[ArrayLike, " t"]],
+    *,
+    attack: Attack = "threshold",
+) -> UnlearningReport:
+    r"""UA, RA, TA and MIA-Efficacy of a network, from its probabilities.
+
+    Each argument is (probabilities, labels). The attack learns to tell the first `|test|` retained
+    samples from the test set by the probability of the true class. Compare with a network
+    retrained without the forget set at the same sparsity (`report.gap(retrained)`): more is not
+    better. For forgetting a class, leave it out of `test`.
+
+    Args:
+      forget: Probabilities and labels of the samples to forget.
+      retain: Those of the rest of the training set.
+      test: Those of the test set.
+      attack: As in `membership_attack`.
+
+    Returns:
+      An `UnlearningReport`.
+
+    Raises:
+      ValueError: If `retain` or `test` is empty, lengths differ, a label is no class, or a row is
+        not of probabilities: not finite, negative, or with a sum not 1 (to 0.02, for bfloat16).
+
+    Reference:
+      Jia et al., Model Sparsity Can Simplify Machine Unlearning, 2023 (arXiv 2304.04934).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sparsejax.contrib.unlearning import unlearning_report
+      >>> sure, unsure = jnp.array([[1.0, 0.0]]), jnp.array([[0.4, 0.6]])
+      >>> label = jnp.array([0])
+      >>> unlearning_report((unsure, label), (sure, label), (unsure, label))
+      UnlearningReport(unlearning=1.0, retain=1.0, test=0.0, membership=1.0)
+    """
+    parts = {"forget": forget, "retain": retain, "test": test}
+    found = {name: _checked(name, *part) for name, part in parts.items()}
+    for name in ("retain", "test"):
+        if not found[name][1].size:
+            raise ValueError(f"unlearning_report: {name} is empty.")
+    accuracy = {n: float(np.mean(p.argmax(-1) == y)) for n, (p, y) in found.items() if y.size}
+    true = {n: p[np.arange(y.size), y] for n, (p, y) in found.items()}
+    n = min(true["retain"].size, true["test"].size)
+    efficacy = (
+        membership_attack(true["retain"][:n], true["test"][:n], true["forget"], attack=attack)
+        if true["forget"].size
+        else float("nan")
+    )
+    return UnlearningReport(
+        1 - accuracy.get("forget", float("nan")), accuracy["retain"], accuracy["test"], efficacy
+    )
+
+
+def membership_attack(
+    members: Float[ArrayLike, " m"],
+    others: Float[ArrayLike, " n"],
+    targets: Float[ArrayLike, " t"],
+    *,
+    attack: Attack = "threshold",
+) -> float:
+    r"""The share of the targets that an attacker takes for non-members.
+
+    "threshold" calls a member what is at least the threshold of best balanced accuracy on members
+    and others (the lowest of equals); "svc" is scikit-learn's RBF machine with C = 3 and
+    gamma = 1, as in the paper (the extra `examples`), at most 10,000 samples.
+
+    Args:
+      members: Confidences in samples that were trained on.
+      others: Confidences in samples that were not.
+      targets: Confidences in the samples asked about.
+      attack: "threshold" or "svc".
+
+    Returns:
+      A fraction; that of a retrained network is the goal.
+
+    Raises:
+      ValueError: If one of the three is empty or not finite, or `attack` is neither.
+      ImportError: If "svc" is asked for and scikit-learn is missing.
+
+    Reference:
+      Yeom et al., Privacy Risk in Machine Learning, 2018 (arXiv 1709.01604); Jia et al., 2023
+      (arXiv 2304.04934).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sparsejax.contrib.unlearning import membership_attack
+      >>> members, others = jnp.array([0.9, 0.8]), jnp.array([0.5, 0.4])
+      >>> membership_attack(members, others, jnp.array([0.3, 0.95]))
+      0.5
+    """
+    a, b, t = (np.asarray(x, np.float64) for x in (members, others, targets))
+    if not (a.size and b.size and t.size):
+        raise ValueError(
+            f"membership_attack needs members, others and targets, got {a.size}, {b.size} and "
+            f"{t.size}."
+        )
+    for name, x in (("members", a), ("others", b), ("targets", t)):
+        if not np.isfinite(x).all():
+            raise ValueError(f"membership_attack: {name} {x.shape} must be finite numbers.")
+    if attack not in ("threshold", "svc"):
+        raise ValueError(f"attack={attack!r} must be 'threshold' or 'svc'.")
+    return float(np.mean(t < _threshold(a, b)) if attack == "threshold" else _svc(a, b, t))
+
+
+def _threshold(members: np.ndarray, others: np.ndarray) -> float:
+    candidates = np.unique(np.concatenate([members, others]))
+    members, others = np.sort(members), np.sort(others)
+    above = 1 - np.searchsorted(members, candidates, "left") / members.size
+    below = np.searchsorted(others, candidates, "left") / others.size
+    return float(candidates[np.argmax(above + below)])
+
+
+def _svc(members: np.ndarray, others: np.ndarray, targets: np.ndarray) -> float:
+    try:
+        svm = importlib.import_module("sklearn.svm")
+    except ImportError as error:
+        raise ImportError(
+            "attack='svc' needs scikit-learn: pip install 'sparsejax[examples]'."
+        ) from error
+    members, others = members[:5000], others[:5000]  # quadratic in the samples
+    x = np.concatenate([members, others])[:, None]
+    y = np.repeat([1, 0], [members.size, others.size])
+    machine = svm.SVC(C=3, gamma=1.0, kernel="rbf").fit(x, y)
+    return float(np.mean(machine.predict(targets[:, None]) == 0))
+
+
+def _checked(name: str, probabilities, labels) -> tuple[np.ndarray, np.ndarray]:
+    p, y = np.asarray(jnp.asarray(probabilities, jnp.float32)), np.asarray(labels)
+    if p.ndim != 2 or y.shape != p.shape[:1]:
+        raise ValueError(f"{name}: probabilities of shape {p.shape} and labels of {y.shape}.")
+    if y.size and not 0 <= y.min() <= y.max() < p.shape[1]:
+        raise ValueError(
+            f"{name}: labels go from {y.min()} to {y.max()} and the probabilities are of "
+            f"{p.shape[1]} classes."
+        )
+    _check_rows(name, p)
+    return p, y
+
+
+def _check_rows(name: str, p: np.ndarray) -> None:
+    sums = p.sum(-1)
+    wrong = ~np.isfinite(p).all(-1) | (p < 0).any(-1) | ~(np.abs(sums - 1) <= _HALF)
+    if wrong.any():
+        i = int(np.argmax(wrong))
+        what = "holds values that are not finite"
+        if np.isfinite(p[i]).all():
+            what = "is negative in places" if (p[i] < 0).any() else f"has the sum {sums[i]:.4g}"
+        raise ValueError(
+            f"{name}: row {i} of the probabilities {p.shape} {what}, and {int(wrong.sum())} rows "
+            "are not of probabilities; of logits give (jax.nn.softmax(logits), labels)."
+        )

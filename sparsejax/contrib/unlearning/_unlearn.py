@@ -1,0 +1,362 @@
+"""Unlearning under masks: fine-tuning, ascent, l1-sparse, Fisher noise and influence."""
+
+import re
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.flatten_util import ravel_pytree
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+from ... import prox
+from ..._arguments import check_count, check_fraction, check_key
+from ..._tree import map_named, named_leaves
+from ...masks import apply_masks
+from ...optim import add_penalty
+from ...recipes import train_masked
+from ...recipes._check import check_callable, check_params, rows_of
+
+Method = Literal["finetune", "ascent", "l1"]
+
+
+def forget_split(
+    labels: Int[ArrayLike, " n"],
+    *,
+    label: int | None = None,
+    fraction: float | None = None,
+    key: Key[Array, ""] | None = None,
+) -> tuple[Int[np.ndarray, " f"], Int[np.ndarray, " r"]]:
+    r"""The rows to forget and those to retain: all of one class, or a random fraction.
+
+    Args:
+      labels: Classes of the training samples.
+      label: The class to forget.
+      fraction: Or the fraction of all samples to forget, `round(fraction * n)` of them.
+      key: For a fraction: a key made by `jax.random.key`.
+
+    Returns:
+      Increasing indices of both.
+
+    Raises:
+      ValueError: If no sample has the class, nothing is retained, the labels are not 1-D, or not
+        exactly one of the two is given.
+      TypeError: If `label` is text and the labels are not.
+
+    Reference:
+      Jia et al., Model Sparsity Can Simplify Machine Unlearning, 2023 (arXiv 2304.04934).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sparsejax.contrib import unlearning
+      >>> forget, retain = unlearning.forget_split(jnp.array([0, 1, 2, 1]), label=1)
+      >>> forget.tolist(), retain.tolist()
+      ([1, 3], [0, 2])
+    """
+    y = np.asarray(labels)
+    if y.ndim != 1:
+        raise ValueError(
+            f"forget_split: labels of shape {y.shape} must be one class a sample, of shape (n,): "
+            "forget_split(labels.argmax(-1), label=1) of one-hot labels."
+        )
+    if (label is None) == (fraction is None):
+        raise ValueError("forget_split: say label= or fraction=, one of the two.")
+    if label is not None:
+        if isinstance(label, str) and y.dtype.kind not in "OSTU":
+            raise TypeError(
+                f"forget_split: label={label!r} must be a class like those of labels, which hold "
+                f"{y.dtype}: label=3."
+            )
+        chosen = y == label
+        if not chosen.any():
+            raise ValueError(
+                f"forget_split: no sample has class {label}; the labels are {np.unique(y)}."
+            )
+    else:
+        check_fraction("fraction", fraction)  # pyright: ignore[reportArgumentType]
+        if key is None:
+            raise ValueError("forget_split: a fraction needs key=jax.random.key(0).")
+        check_key("key", key)
+        order = np.asarray(jax.random.permutation(key, y.size))
+        chosen = np.zeros(y.size, bool)
+        chosen[order[: round(fraction * y.size)]] = True  # pyright: ignore[reportOptionalOperand]
+    if chosen.all():
+        raise ValueError("forget_split: nothing would be retained.")
+    return np.flatnonzero(chosen), np.flatnonzero(~chosen)
+
+
+def unlearn(
+    params: PyTree,
+    masks: PyTree,
+    method: Method,
+    loss: Callable[[PyTree, PyTree], Any],
+    optimizer: optax.GradientTransformation,
+    *,
+    forget: PyTree,
+    retain: PyTree,
+    steps: int,
+    key: Key[Array, ""],
+    strength: float = 5e-4,
+    batch_size: int = 64,
+) -> PyTree:
+    r"""Unlearns by a few steps of training under fixed masks.
+
+    "finetune" (FT) descends the loss of the retained data, "ascent" (GA) ascends that of the
+    forget data, "l1" (l1-sparse) is FT with the subgradient of `gamma_t ||theta||_1` over all
+    parameters, `gamma_t = strength (1 - e / E)` in epoch e of E. Prune first: the error of
+    unlearning falls with the number of weights that can change, `||m * (theta_t - theta_0)||`.
+
+    Args:
+      params: Trained parameters: a tree of arrays.
+      masks: Boolean arrays and None, looked up by path; None is the dense network.
+      method: "finetune", "ascent" or "l1".
+      loss: Function `(params, batch)` to the mean loss of a batch.
+      optimizer: An optax transformation, such as `optax.sgd(0.01, 0.9)`.
+      forget: Samples to forget: arrays with the samples along their first axis.
+      retain: The rest of the training samples.
+      steps: Steps of training.
+      key: A key made by `jax.random.key`: the order of the samples.
+      strength: gamma of "l1"; it multiplies a sum over all parameters, so it depends on their
+        number.
+      batch_size: Samples a step.
+
+    Returns:
+      Parameters that are zero off the masks; unchanged if `forget` is empty.
+
+    Raises:
+      ValueError: If `retain` is empty (which "ascent" does not look at), `method` is none of the
+        three, or a mask does not fit.
+      TypeError: If `loss` cannot be called as `loss(params, batch)`, or `params` hold variables of
+        NNX that are not `nnx.Param`s.
+
+    Reference:
+      Jia et al., Model Sparsity Can Simplify Machine Unlearning, 2023 (arXiv 2304.04934).
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax
+      >>> from sparsejax.contrib import unlearning
+      >>> loss = lambda w, batch: jnp.mean((batch - w) ** 2)
+      >>> unlearning.unlearn(
+      ...     jnp.array(2.0), None, "finetune", loss, optax.sgd(0.5), forget=jnp.array([3.0]),
+      ...     retain=jnp.array([1.0]), steps=5, key=jax.random.key(0),
+      ... ).tolist()
+      1.0
+    """
+    check_callable("loss", loss, "params", "batch")
+    check_params("unlearn", params)
+    check_key("key", key)
+    if method not in ("finetune", "ascent", "l1"):
+        raise ValueError(f"method={method!r} must be 'finetune', 'ascent' or 'l1'.")
+    if all(jnp.shape(x)[:1] == (0,) for x in named_leaves(forget).values()):
+        return apply_masks(params, masks)
+    data = forget if method == "ascent" else retain
+    samples = rows_of("forget" if method == "ascent" else "retain", data)
+    if method == "l1":
+        optimizer = optax.chain(_l1(strength, steps, samples, batch_size), optimizer)
+    objective = (lambda p, b: -loss(p, b)) if method == "ascent" else loss
+    return train_masked(
+        params, masks, objective, optimizer, data, steps=steps, key=key, batch_size=batch_size
+    )
+
+
+def _l1(strength, steps: int, samples: int, batch_size: int) -> optax.GradientTransformation:
+    """The subgradient of the l1 norm of everything, its weight falling by epoch."""
+    per_epoch = max(samples // min(batch_size, samples), 1)
+    epochs = -(-steps // per_epoch)
+    decay = lambda count: strength * (1 - (count // per_epoch) / max(epochs, 1))  # noqa: E731
+
+    def at(count):
+        return add_penalty({"": prox.l1(decay(count))})
+
+    def init(params):
+        at(0).init(params)
+        return optax.ScaleByScheduleState(count=jnp.zeros((), jnp.int32))
+
+    def update(updates, state, params=None):
+        added, _ = at(state.count).update(updates, optax.EmptyState(), params)
+        return added, optax.ScaleByScheduleState(count=optax.safe_increment(state.count))
+
+    return optax.GradientTransformation(init, update)
+
+
+def fisher_forgetting(
+    params: PyTree,
+    masks: PyTree,
+    logits: Callable[[PyTree, Array], Float[Array, "n classes"]],
+    retain: Float[Array, "r ..."],
+    *,
+    key: Key[Array, ""],
+    alpha: float = 1e-7,
+    output: str | None = None,
+    chunk: int = 64,
+) -> PyTree:
+    r"""Fisher forgetting (FF): noise where the retained data do not hold a parameter.
+
+    `theta + sqrt(v) * N(0, 1)` with `v = alpha min(1 / (F + 1e-8), 1e3)`, averaged over the inputs
+    of each output unit, and `F = mean_x sum_c p_c(x) (d(-log p_c(x)) / d theta)^2`. The output
+    layer has the bound 1e2; it and vectors have ten times the variance.
+
+    Args:
+      params: Trained parameters: a tree of arrays.
+      masks: Boolean arrays and None, looked up by path; None is the dense network.
+      logits: `logits(params, x)`.
+      retain: Retained inputs.
+      key: A key made by `jax.random.key`.
+      alpha: Size of the noise.
+      output: Regular expression of the paths of the output layer; None: there is none.
+      chunk: Samples whose gradients are in memory at once.
+
+    Returns:
+      Parameters that are zero off the masks.
+
+    Raises:
+      ValueError: If `retain` is empty or `output` matches no leaf.
+
+    Reference:
+      Golatkar et al., Eternal Sunshine of the Spotless Net, 2020 (arXiv 1911.04933); Jia et al.,
+      2023 (arXiv 2304.04934).
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from sparsejax.contrib import unlearning
+      >>> logits = lambda p, x: x @ p["kernel"]
+      >>> params = {"kernel": jnp.eye(2)}
+      >>> found = unlearning.fisher_forgetting(
+      ...     params, None, logits, jnp.ones((3, 2)), key=jax.random.key(0), alpha=0.0
+      ... )
+      >>> found["kernel"].tolist()
+      [[1.0, 0.0], [0.0, 1.0]]
+    """
+    check_callable("logits", logits, "params", "x")
+    check_key("key", key)
+    rows_of("retain", retain)
+    if output is not None and not any(re.search(output, n) for n in named_leaves(params)):
+        raise ValueError(f"output={output!r} matches none of {', '.join(named_leaves(params))}.")
+    params = apply_masks(params, masks)
+    names = list(named_leaves(params))
+    keys = dict(zip(names, jax.random.split(key, len(names))))
+    fisher = named_leaves(fisher_diagonal(params, logits, retain, chunk=chunk))
+
+    def noisy(name, w):
+        last = output is not None and re.search(output, name) is not None
+        v = alpha * jnp.minimum(1 / (fisher[name] + 1e-8), 1e2 if last else 1e3)
+        if w.ndim > 1:
+            v = jnp.mean(v, axis=tuple(range(w.ndim - 1)), keepdims=True)
+        v = v * (10 if last or w.ndim == 1 else 1)
+        return w + (jnp.sqrt(v) * jax.random.normal(keys[name], w.shape)).astype(w.dtype)
+
+    return apply_masks(map_named(noisy, params), masks)
+
+
+def fisher_diagonal(
+    params: PyTree,
+    logits: Callable[[PyTree, Array], Float[Array, "n classes"]],
+    x: Float[Array, "n ..."],
+    *,
+    chunk: int = 64,
+) -> PyTree:
+    r"""The diagonal of the Fisher information under the labels of the network itself.
+
+    `F = mean_x sum_c p_c(x) (d(-log p_c(x)) / d theta)^2`, each sample by itself.
+
+    Args:
+      params: A tree of arrays.
+      logits: `logits(params, x)`.
+      x: Inputs.
+      chunk: Samples whose gradients are in memory at once.
+
+    Returns:
+      A tree like `params`.
+
+    Raises:
+      ValueError: If there are no inputs.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sparsejax.contrib import unlearning
+      >>> logits = lambda w, x: jnp.stack([w * x, 0 * x], -1)
+      >>> float(unlearning.fisher_diagonal(jnp.array(0.0), logits, jnp.array([2.0])))
+      1.0
+    """
+    n = rows_of("x", x)
+
+    def one(row):
+        log_p = lambda p: jax.nn.log_softmax(logits(p, row[None])[0])  # noqa: E731
+        weight = jnp.exp(log_p(params))
+        return jax.tree.map(
+            lambda j: jnp.tensordot(weight, j.astype(jnp.float32) ** 2, 1),
+            jax.jacrev(log_p)(params),
+        )
+
+    total = jax.lax.map(one, x, batch_size=min(chunk, n))
+    return jax.tree.map(lambda f: jnp.mean(f, axis=0), total)
+
+
+def influence_unlearning(
+    params: PyTree,
+    masks: PyTree,
+    loss: Callable[[PyTree, PyTree], Any],
+    *,
+    forget: PyTree,
+    retain: PyTree,
+    alpha: float = 1.0,
+    damping: float = 1.0,
+    samples: int = 1024,
+) -> PyTree:
+    r"""Influence unlearning (IU): one Newton step away from the forget data.
+
+    `theta + alpha H^-1 v` with `v = (n_f / N) (g_f - g_r)`, mean gradients g of both sets, and the
+    damped empirical Fisher `H = damping I + (1 / n) sum_i g_i g_i'` of n retained samples, solved
+    exactly: `H^-1 v = (v - G' (n damping I + G G')^-1 G v) / damping`.
+
+    Args:
+      params: Trained parameters: a tree of arrays.
+      masks: Boolean arrays and None, looked up by path; None is the dense network.
+      loss: Function `(params, batch)` to the mean loss of a batch.
+      forget: Samples to forget: arrays with the samples along their first axis.
+      retain: The rest of the training samples.
+      alpha: Length of the step.
+      damping: What is added to the diagonal; 1 in the paper's code.
+      samples: n, at most: their gradients are in memory at once.
+
+    Returns:
+      Parameters that are zero off the masks.
+
+    Raises:
+      ValueError: If one of the sets is empty, or `damping` is not positive.
+
+    Reference:
+      Koh and Liang, Understanding Black-box Predictions via Influence Functions, 2017 (arXiv
+      1703.04730); Jia et al., 2023 (arXiv 2304.04934).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sparsejax.contrib import unlearning
+      >>> loss = lambda w, batch: jnp.mean((batch - w) ** 2) / 2
+      >>> data = dict(forget=jnp.array([3.0]), retain=jnp.array([1.0]))
+      >>> round(float(unlearning.influence_unlearning(jnp.array(2.0), None, loss, **data)), 3)
+      1.5
+    """
+    check_callable("loss", loss, "params", "batch")
+    check_count("samples", samples)
+    n_f, n_r = rows_of("forget", forget), rows_of("retain", retain)
+    if not damping > 0:
+        raise ValueError(f"damping={damping!r} must be positive.")
+    params = apply_masks(params, masks)
+    flat, unravel = ravel_pytree(params)
+    wide = jnp.promote_types(flat.dtype, jnp.float32)
+
+    def gradient(batch):
+        grads = jax.grad(lambda p: loss(p, batch))(params)
+        return ravel_pytree(apply_masks(grads, masks))[0].astype(wide)
+
+    v = n_f / (n_f + n_r) * (gradient(forget) - gradient(retain))
+    n = min(samples, n_r)
+    alone = jax.tree.map(lambda x: jnp.asarray(x)[:n, None], retain)
+    g = jax.vmap(gradient)(alone)
+    inner = jnp.linalg.solve(n * damping * jnp.eye(n, dtype=wide) + g @ g.T, g @ v)
+    step = unravel((alpha * (v - g.T @ inner) / damping).astype(flat.dtype))
+    return apply_masks(jax.tree.map(jnp.add, params, step), masks)

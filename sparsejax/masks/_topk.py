@@ -1,0 +1,42 @@
+"""The mask of one leaf: the largest scores of a pattern."""
+
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Shaped
+
+from ..patterns import Pattern
+
+
+def topk(
+    scores: Shaped[ArrayLike, "..."], pattern: Pattern, fraction: ArrayLike = 1.0
+) -> Bool[Array, "..."]:
+    """The mask of a pattern that keeps the largest scores.
+
+    Exactly the pattern's number of units stays; the lowest index wins ties; NaN ranks last.
+
+    Args:
+      scores: Scores of one leaf, of a floating dtype.
+      pattern: `Unstructured`, `NM`, `Block`, `Channel`, `Groups` or `Stages`.
+      fraction: Fraction of the pattern's zeros to reach, in [0, 1]; may be traced.
+
+    Returns:
+      A boolean array, True where kept.
+
+    Raises:
+      ValueError: If the pattern does not fit the shape.
+      TypeError: If the scores are not floating point numbers.
+
+    Example:
+      >>> import jax.numpy as jnp, sparsejax as sj
+      >>> sj.masks.topk(jnp.arange(4.0), sj.Unstructured(0.75)).tolist()
+      [False, False, False, True]
+    """
+    if not isinstance(pattern, Pattern):
+        raise TypeError(
+            f"pattern={pattern!r} is not a pattern; write sj.Unstructured({pattern!r})."
+        )
+    scores = jnp.asarray(scores)
+    if not jnp.issubdtype(scores.dtype, jnp.floating):
+        raise TypeError(f"scores of dtype {scores.dtype} and shape {scores.shape} must be floats.")
+    pattern.units(scores.shape)
+    return pattern.select(scores, pattern.zeros(scores.shape), fraction)

@@ -1,0 +1,125 @@
+"""Groups that are given by labels."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from ._pattern import Pooled, check_sparsity, check_stacked, is_int
+from ._pool import check_pool
+
+
+@dataclass(frozen=True, eq=False)
+class Groups(Pooled):
+    r"""Groups given by an integer label per entry: attention heads, n x 1 strips, anything.
+
+    Args:
+      labels: Integers 0..G-1 in the shape of the leaf (without the stacked axes).
+      sparsity: Fraction of groups that are zero.
+      stacked: Leading axes that count layers.
+      pool_by: How the scores of a group are joined: "mean", "max", "l2" or "sum".
+
+    Raises:
+      ValueError: If labels are not integers 0..G-1, each used, or do not fit the leaf.
+
+    Example:
+      >>> import jax.numpy as jnp, numpy as np, sparsejax as sj
+      >>> heads = sj.Groups(np.array([0, 0, 1, 1]), 0.5)
+      >>> sj.masks.topk(jnp.array([1.0, 9.0, 4.0, 4.0]), heads).tolist()
+      [True, True, False, False]
+    """
+
+    labels: Any
+    sparsity: float
+    stacked: int = 0
+    pool_by: str = "mean"
+
+    def __post_init__(self):
+        check_sparsity(self)
+        check_pool(self)
+        labels = np.asarray(self.labels)
+        used = np.unique(labels)
+        if labels.dtype.kind not in "iu" or not np.array_equal(used, np.arange(used.size)):
+            raise ValueError("Groups(labels) must be integers 0..G-1 with every label used.")
+        object.__setattr__(self, "labels", labels.astype(np.int32))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Groups) and self._content() == other._content()
+
+    def __hash__(self) -> int:
+        return hash(self._content())
+
+    def _content(self) -> tuple[Any, ...]:
+        labels = (self.labels.shape, self.labels.tobytes())
+        return (*labels, self.sparsity, self.stacked, self.pool_by)
+
+    @property
+    def count(self) -> int:
+        """Number of groups of one slice."""
+        return int(self.labels.max(initial=-1)) + 1
+
+    def units(self, shape: tuple[int, ...]) -> int:
+        """Number of groups."""
+        check_stacked(self, shape)
+        if self.labels.shape != tuple(shape[self.stacked :]):
+            raise ValueError(
+                f"Groups(labels of shape {self.labels.shape}) does not fit a leaf of shape "
+                f"{shape} with stacked={self.stacked}."
+            )
+        return math.prod(shape[: self.stacked]) * self.count
+
+    def pool(self, scores: Float[Array, "..."]) -> Float[Array, "slices units"]:
+        """The joined score of each group."""
+        flat = scores.reshape(math.prod(scores.shape[: self.stacked]), -1)
+        labels = jnp.asarray(self.labels.ravel())
+        wide = flat.astype(jnp.promote_types(flat.dtype, jnp.float32)).T
+        if self.pool_by == "max":
+            return jax.ops.segment_max(wide, labels, self.count).T
+        values = wide**2 if self.pool_by == "l2" else wide
+        sums = jax.ops.segment_sum(values, labels, self.count).T
+        if self.pool_by != "mean":
+            return jnp.sqrt(sums) if self.pool_by == "l2" else sums
+        return sums / jnp.asarray(np.bincount(self.labels.ravel(), minlength=self.count))
+
+    def expand(
+        self, kept: Bool[Array, "slices units"], shape: tuple[int, ...]
+    ) -> Bool[Array, "..."]:
+        """The mask of the leaf from its kept groups."""
+        return kept[:, self.labels.ravel()].reshape(shape)
+
+
+def group_labels(shape: tuple[int, ...], n: int, *, taps: bool = False) -> Int[np.ndarray, "..."]:
+    r"""Labels for `Groups` of n neighbouring outputs that share an input; the last may be fewer.
+
+    Args:
+      shape: Shape of a kernel `(in, out)` or `(kh, kw, in, out)`.
+      n: Outputs in a group.
+      taps: Whether each position of the window is a group by itself; otherwise whole kernels are.
+
+    Returns:
+      Integers of that shape, counted along outputs first, then inputs.
+
+    Raises:
+      ValueError: If the shape is no kernel's or n is less than 1.
+
+    Reference:
+      Xu et al., SparseByteNN, 2023 (arXiv 2310.19509).
+
+    Example:
+      >>> import sparsejax as sj
+      >>> sj.patterns.group_labels((2, 3), 2).tolist()
+      [[0, 0, 1], [2, 2, 3]]
+    """
+    if len(shape) < 2 or not is_int(n) or n < 1:
+        raise ValueError(
+            f"group_labels(shape={shape}, n={n}) takes a kernel (..., in, out) and n >= 1."
+        )
+    *window, inputs, outputs = shape
+    blocks = -(-outputs // n)
+    channel = np.arange(inputs)[:, None] * blocks + np.arange(outputs) // n
+    place = np.arange(math.prod(window)).reshape(*window, 1, 1) if taps else np.zeros((1, 1), int)
+    return np.broadcast_to(place * inputs * blocks + channel, shape).astype(np.int32)

@@ -1,0 +1,20 @@
+"""Joining the scores of a unit into one."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+def join(x: Float[Array, "..."], axes: tuple[int, ...], how: str) -> Float[Array, "..."]:
+    if how == "max":
+        return jnp.max(x, axes)
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    if how == "l2":
+        return jnp.sqrt(jnp.sum(x * x, axes))
+    return jnp.mean(x, axes) if how == "mean" else jnp.sum(x, axes)
+
+
+def check_pool(pattern: Any) -> None:
+    if pattern.pool_by not in ("mean", "max", "l2", "sum"):
+        raise ValueError(f'pool_by={pattern.pool_by!r} must be "mean", "max", "l2" or "sum".')

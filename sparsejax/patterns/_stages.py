@@ -1,0 +1,123 @@
+"""N:M patterns that tighten in stages."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float
+
+from ._nm import NM
+from ._pattern import Pattern
+
+
+@dataclass(frozen=True)
+class Stages(Pattern):
+    r"""An N:M pattern that tightens in stages: the structure decay of SdGf.
+
+    At fraction 0 of a schedule everything stays; with S patterns, fraction i / S is pattern i.
+
+    Args:
+      patterns: The N:M patterns in order; the last one is the target.
+
+    Raises:
+      ValueError: If there is no pattern, or the patterns see the kernel differently.
+
+    Reference:
+      Bambhaniya et al., Progressive Gradient Flow for Robust N:M Sparsity Training in
+      Transformers, 2024 (arXiv 2402.04744).
+
+    Example:
+      >>> import jax.numpy as jnp, sparsejax as sj
+      >>> stages = sj.patterns.Stages((sj.NM(3, 4), sj.NM(2, 4), sj.NM(1, 4)))
+      >>> w = jnp.array([[4.0], [1.0], [3.0], [2.0]])
+      >>> [int(sj.masks.topk(w, stages, c).sum()) for c in (0.0, 1 / 3, 2 / 3, 1.0)]
+      [4, 3, 2, 1]
+    """
+
+    patterns: tuple[NM, ...]
+    free: ClassVar[bool] = False
+
+    def __post_init__(self):
+        object.__setattr__(self, "patterns", tuple(self.patterns))
+        if not self.patterns or not all(isinstance(p, NM) for p in self.patterns):
+            raise ValueError("Stages needs N:M patterns, as in Stages((NM(3, 4), NM(2, 4))).")
+        if len({(p.axis, p.stacked) for p in self.patterns}) > 1:
+            raise ValueError("the patterns of Stages must share axis and stacked.")
+
+    @property
+    def sparsity(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The sparsity of the last pattern."""
+        return self.patterns[-1].sparsity
+
+    @property
+    def stacked(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Leading axes that count layers or experts."""
+        return self.patterns[-1].stacked
+
+    def units(self, shape: tuple[int, ...]) -> int:
+        """Number of entries; raises if a stage does not divide the contraction length."""
+        return [p.units(shape) for p in self.patterns][-1]
+
+    def zeros(self, shape: tuple[int, ...]) -> int:
+        """Entries that the last pattern sets to zero."""
+        return self.patterns[-1].zeros(shape)
+
+    def select(
+        self, scores: Float[Array, "..."], zeros: int | None = None, fraction: ArrayLike = 1.0
+    ) -> Bool[Array, "..."]:
+        """The mask of the stage that the fraction has reached."""
+        del zeros
+        # The last stage that is reached: a float a little short of i / S is meant to be it.
+        stages = jnp.asarray(fraction, jnp.float32) * len(self.patterns)
+        reached = jnp.clip(jnp.floor(stages + 1e-4), 0, len(self.patterns)).astype(jnp.int32)
+        dense = [lambda s: jnp.ones(s.shape, bool)]
+        return lax.switch(reached, dense + [p.select for p in self.patterns], scores)
+
+
+def nm_stages(
+    kind: str,
+    n: int,
+    m: int,
+    *,
+    axis: int | Sequence[int] | None = None,
+    stacked: int = 0,
+    stages: int = 4,
+) -> Stages:
+    r"""The stages of SdGf that end at N:M.
+
+    Stepwise keeps the group and tightens it: (m-1):m, m/2:m, m/4:m, ..., n:m. Geometric keeps the
+    ratio and shrinks the group: n 2^i : m 2^i for i = stages - 1, ..., 0.
+
+    Args:
+      kind: "stepwise" or "geometric".
+      n: Entries kept of each group at the end.
+      m: Length of a group at the end.
+      axis: Contraction axis or axes, as for `NM`.
+      stacked: Leading axes that count layers, as for `NM`.
+      stages: Number of geometric stages.
+
+    Raises:
+      ValueError: If kind is neither or not 1 <= n < m.
+
+    Reference:
+      Bambhaniya et al., 2024 (arXiv 2402.04744).
+
+    Example:
+      >>> import sparsejax as sj
+      >>> [(p.n, p.m) for p in sj.patterns.nm_stages("stepwise", 1, 8).patterns]
+      [(7, 8), (4, 8), (2, 8), (1, 8)]
+    """
+    if not 1 <= n < m:
+        raise ValueError(f"nm_stages({kind!r}, {n}, {m}) must end at 1 <= n < m.")
+    if kind == "geometric":
+        counts = [(n * 2**i, m * 2**i) for i in reversed(range(stages))]
+    elif kind == "stepwise":
+        halves = [m // 2**i for i in range(1, int(math.log2(m / n)) + 1)]
+        counts = [(kept, m) for kept in dict.fromkeys([m - 1, *halves, n])]
+    else:
+        raise ValueError(f'kind={kind!r} must be "stepwise" or "geometric".')
+    return Stages(tuple(NM(*count, axis, stacked) for count in counts))

@@ -1,0 +1,323 @@
+"""What is wrong with a sparse network (E) or with what is said about it (W)."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from .._tree import named_leaves, natural_order, pure
+from ..masks import Plan
+from ..patterns import NM, Block, Channel, Groups, Unstructured
+from ..patterns._layout import matrix_view
+from ..patterns._pattern import Pooled
+from ._fit import largest_group, matrices
+from ._flops import Flops
+from ._history import Taxonomy
+from ._leaves import is_compressed, is_spared
+from ._study import Study
+
+_MANY_NEAR_ZEROS = 0.01  # of the entries of a leaf
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something to know: a code of the table in `sj.reporting.FINDINGS`, where, and in words."""
+
+    code: str
+    path: str
+    text: str
+
+    @property
+    def level(self) -> Literal["error", "warning"]:
+        """ "error" for E1 to E6, "warning" for W1 to W9."""
+        return "error" if self.code.startswith("E") else "warning"
+
+    def __str__(self) -> str:
+        return f"{self.code} {self.path + ': ' if self.path else ''}{self.text}"
+
+
+FINDINGS = {
+    "E1": "values that are not zero under the mask",
+    "E2": "a planned leaf that does not have its planned count",
+    "E3": "a pattern that the mask violates",
+    "E4": "a layer that is all zero, or units without inputs or outputs (inputs of the network "
+    "may be left out)",
+    "E5": "a pattern that does not divide the axis",
+    "E6": "parameters that are NaN or infinite",
+    "W1": "embeddings, norms or biases are pruned",
+    "W2": "the headline differs from the total by more than 10 points",
+    "W3": "the first or last layer is pruned by 90 % or more",
+    "W4": "an unstructured pattern, which no dense kernel makes faster",
+    "W5": "a dense optimizer state although training is called sparse-to-sparse",
+    "W6": "near-zeros that are not exact zeros",
+    "W7": "a shrinking mask that still moves after 90 % of the run",
+    "W8": "one seed only",
+    "W9": "a saving of FLOPs without the cost of finding the mask",
+}
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that the findings look at."""
+
+    studies: Mapping[str, Study]
+    plan: Plan | None
+    flops: Flops
+    traced: bool
+    sparsity: float
+    total_sparsity: float
+    taxonomy: Taxonomy | None
+    opt_state: PyTree
+    training_stated: bool
+    seeds: int | None
+
+
+def find(evidence: Evidence) -> tuple[Finding, ...]:
+    """All findings, errors first."""
+    found = [finding for check in _CHECKS for finding in check(evidence)]
+    return tuple(sorted(found, key=lambda f: f.code))
+
+
+def _values_under_masks(e: Evidence) -> Iterator[Finding]:
+    for s in e.studies.values():
+        n = s.values["under_mask"] if s.values and s.mask is not None else 0
+        if n:
+            yield Finding(
+                "E1",
+                s.path,
+                f"{n:,} values under the mask are not zero; export "
+                "sj.masks.apply_masks(params, masks)",
+            )
+
+
+def _planned_counts(e: Evidence) -> Iterator[Finding]:
+    if e.plan is None:
+        return
+    for leaf in e.plan.leaves:
+        if leaf.name not in e.studies:
+            yield Finding("E2", leaf.name, "is planned but not in the model")
+    shared = [s for s in e.studies.values() if e.plan.together and s.pattern and s.pattern.free]
+    for s in e.studies.values():
+        if s not in shared and s.planned_kept is not None and s.kept != s.planned_kept:
+            text = f"{s.kept:,} entries stay, {s.planned_kept:,} are planned"
+            yield Finding("E2", s.path, text)
+    if all(s.planned_kept is not None for s in shared):
+        kept, planned = sum(s.kept for s in shared), sum(s.planned_kept or 0 for s in shared)
+        if kept != planned:
+            text = f"{kept:,} entries stay in the leaves selected together, {planned:,} are planned"
+            yield Finding("E2", "", text)
+
+
+def _claims(e: Evidence) -> Iterator[Finding]:
+    for s in e.studies.values():
+        if s.mask is None or s.pattern is None or not s.divisible:
+            continue
+        if not _keeps_to(s):
+            fits = f"; it is {s.fit.name}" if s.fit and s.fit.telling else ""
+            yield Finding("E3", s.path, f"the mask is not {describe(s.pattern)}{fits}")
+
+
+def _keeps_to(s: Study) -> bool:
+    p, mask = s.pattern, np.asarray(s.mask)
+    if isinstance(p, NM):
+        view = matrix_view(s.entry.shape, p.axis, p.stacked)
+        return largest_group(matrices(mask, view), p.m) <= p.n
+    if mask.size == 0 or isinstance(p, Unstructured) or not isinstance(p, Pooled):
+        return True
+    live = p.pool(jnp.asarray(mask, jnp.float32)) > 0
+    return bool(np.array_equal(np.asarray(p.expand(live, s.entry.shape)), mask))
+
+
+def _dead_units(e: Evidence) -> Iterator[Finding]:
+    first = next(iter(_in_order(e)), None)
+    for s in e.studies.values():
+        if s.entry.size and s.kept == 0:
+            yield Finding("E4", s.path, "nothing is left: the layer is all zero")
+        elif s.mask is not None and s.prunable and not _whole_units(s):
+            outputs, inputs = _units(s)
+            if s.path == first:  # features of the data may be left out
+                inputs = np.ones(1, bool)
+            parts = [
+                f"{int((~x).sum()):,} of {x.size:,} {what}"
+                for x, what in ((outputs, "units have no inputs"), (inputs, "inputs are not used"))
+                if not x.all()
+            ]
+            if parts:
+                yield Finding("E4", s.path, "dead paths: " + ", ".join(parts))
+
+
+def _whole_units(s: Study) -> bool:
+    """Whether units were removed on purpose."""
+    by_fit = s.planned is None and s.fit is not None and s.fit.name == "channel"
+    return by_fit or isinstance(s.pattern, Channel | Groups)
+
+
+def _units(s: Study) -> tuple[np.ndarray, np.ndarray]:
+    """Which outputs have an input and which inputs an output, slice by slice."""
+    try:
+        view = matrix_view(s.entry.shape, s.axis, s.stacked)
+    except ValueError:  # a 3-D kernel that does not say what it contracts
+        return np.ones(1, bool), np.ones(1, bool)
+    mask = np.asarray(s.mask)
+    outputs = mask.any(axis=view.contraction)
+    # The inputs of a convolution are its channels, at whatever position of the kernel.
+    convolution = s.axis is None and len(view.contraction) == 3
+    channels = view.contraction[-1:] if convolution else view.contraction
+    others = tuple(a for a in range(mask.ndim) if a not in channels + view.stacked)
+    return np.asarray(outputs), np.asarray(mask.any(axis=others))
+
+
+def _divisibility(e: Evidence) -> Iterator[Finding]:
+    for s in e.studies.values():
+        if not s.divisible:
+            text = f"{describe(s.pattern)} does not divide a leaf of shape {s.entry.shape}"
+            yield Finding("E5", s.path, text)
+
+
+def _not_finite(e: Evidence) -> Iterator[Finding]:
+    for s in e.studies.values():
+        n = s.values["not_finite"] if s.values else 0
+        if n:
+            text = f"{n:,} of {s.entry.size:,} values are NaN or infinite; training has diverged"
+            yield Finding("E6", s.path, text)
+
+
+def _pruned_others(e: Evidence) -> Iterator[Finding]:
+    for s in e.studies.values():
+        if s.kept < s.entry.size and (is_spared(s.path) or len(s.entry.shape) < 2):
+            yield Finding("W1", s.path, "embeddings, norms and biases are better left dense")
+
+
+def _headline(e: Evidence) -> Iterator[Finding]:
+    if abs(e.sparsity - e.total_sparsity) > 0.10:
+        text = (
+            f"{e.sparsity:.1%} of the prunable weights are zero, but {e.total_sparsity:.1%} of "
+            "all parameters: state both"
+        )
+        yield Finding("W2", "", text)
+
+
+def _ends(e: Evidence) -> Iterator[Finding]:
+    order = _in_order(e)
+    for name, which in dict(zip((order[:1] + order[-1:]), ("first", "last"))).items():
+        zeros, size = e.studies[name].entry.size - e.studies[name].kept, e.studies[name].entry.size
+        if size and zeros >= round(0.9 * size):
+            yield Finding("W3", name, f"the {which} layer has sparsity {zeros / size:.3g}")
+
+
+def _in_order(e: Evidence) -> list[str]:
+    """The prunable leaves as the example ran through them; without one by their numbers."""
+    kernels = [name for name, s in e.studies.items() if s.prunable]
+    if e.traced:
+        return [name for name in e.flops.leaves if name in kernels]
+    return sorted(kernels, key=natural_order)
+
+
+def _speed_path(e: Evidence) -> Iterator[Finding]:
+    names = [s.path for s in e.studies.values() if s.kept < s.entry.size and _is_unstructured(s)]
+    if names:
+        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        text = (
+            f"unstructured zeros do not make dense hardware faster ({shown}); for speed plan "
+            "sj.NM(2, 4), sj.Block or sj.Channel"
+        )
+        yield Finding("W4", "", text)
+
+
+def _is_unstructured(s: Study) -> bool:
+    if s.entry.compressed:
+        return False
+    if s.pattern is not None:
+        return isinstance(s.pattern, Unstructured)
+    if s.fit is None or s.fit.name == "unstructured":
+        return s.fit is not None
+    return isinstance(s.fit.pattern, NM | Block) and not s.fit.telling
+
+
+def _optimizer_state(e: Evidence) -> Iterator[Finding]:
+    if e.opt_state is None or e.taxonomy is None or e.taxonomy.weights != "sparse-to-sparse":
+        return
+    pruned = [s for s in e.studies.values() if s.kept < s.entry.size and not s.entry.compressed]
+    dense = [s.path for s in pruned if list(_moments(e.opt_state, s))]
+    if dense:
+        text = (
+            f"the optimizer state of {', '.join(dense[:3])} is stored dense: sparse-to-sparse "
+            "training saves no memory there"
+        )
+        yield Finding("W5", "", text)
+
+
+def _moments(opt_state: PyTree, s: Study) -> Iterator[Any]:
+    for name, x in named_leaves(pure(opt_state)).items():
+        floats = hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.floating)
+        if floats and tuple(x.shape) == s.entry.shape and f"/{name}".endswith(f"/{s.path}"):
+            yield x
+
+
+def _near_zeros(e: Evidence) -> Iterator[Finding]:
+    for s in e.studies.values():
+        n = s.values["near_zeros"] if s.values and s.prunable else 0
+        if n > _MANY_NEAR_ZEROS * s.entry.size:
+            text = f"{n:,} kept values are below 1e-6 of the largest, but not exactly zero"
+            yield Finding("W6", s.path, text)
+
+
+def _late_change(e: Evidence) -> Iterator[Finding]:
+    t = e.taxonomy
+    if t is not None and t.over_time == "shrinking" and t.last_change > 0.9:
+        text = f"the last entries were pruned at {t.last_change:.0%} of the run: no time to recover"
+        yield Finding("W7", "", text)
+
+
+def _seeds(e: Evidence) -> Iterator[Finding]:
+    if e.seeds == 1:
+        yield Finding("W8", "", "one seed only: report at least 3, with their standard deviation")
+
+
+def _training_cost(e: Evidence) -> Iterator[Finding]:
+    if e.taxonomy is None or e.training_stated or e.flops.sparse == e.flops.dense:
+        return
+    if e.taxonomy.over_time != "static":
+        text = (
+            "the FLOPs are those of inference; state training's with "
+            "training=partial(training_flops, 'rigl', every=100)"
+        )
+        yield Finding("W9", "", text)
+
+
+def optimizer_bytes(opt_state: PyTree) -> int:
+    """Bytes of all arrays of an optimizer state."""
+    leaves = jax.tree.leaves(pure(opt_state), is_leaf=is_compressed)
+    return sum(x.size * x.dtype.itemsize for x in leaves if hasattr(x, "dtype"))
+
+
+def describe(p: Any) -> str:
+    """A pattern in the words of a table: `2:4`, `block 64x64`, `unstructured`."""
+    if isinstance(p, NM):
+        return f"{p.n}:{p.m}"
+    if hasattr(p, "shape"):
+        return "block " + "x".join(map(str, p.shape))
+    return type(p).__name__.lower()
+
+
+_CHECKS = (
+    _values_under_masks,
+    _planned_counts,
+    _claims,
+    _dead_units,
+    _divisibility,
+    _not_finite,
+    _pruned_others,
+    _headline,
+    _ends,
+    _speed_path,
+    _optimizer_state,
+    _near_zeros,
+    _late_change,
+    _seeds,
+    _training_cost,
+)

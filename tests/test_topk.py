@@ -1,0 +1,147 @@
+"""Selection without sorting, against sorting."""
+
+from fractions import Fraction
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from sparsejax._counts import fraction_of, kept_at
+from sparsejax._topk import nm_mask, topk_mask, topk_masks
+
+SHAPES = [(1,), (7,), (33, 5), (4, 64), (3, 256), (2, 3, 32)]
+_topk = jax.jit(topk_mask)
+
+
+def sorted_topk(scores, k):
+    """Descending, stable, NaN last, -0 equal to +0: what the bisection must reproduce."""
+    flat = np.asarray(scores, np.float64).ravel()
+    key = np.where(np.isnan(flat), np.inf, -(flat + 0.0))
+    order = np.lexsort((np.arange(flat.size), np.isnan(flat), key))
+    mask = np.zeros(flat.size, bool)
+    mask[order[: min(max(k, 0), flat.size)]] = True
+    return mask.reshape(np.shape(scores))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16, np.float16])
+@pytest.mark.parametrize("kind", ["normal", "ties", "signed zeros", "nan and inf"])
+def test_topk_equals_sorting(dtype, kind):
+    rng = np.random.default_rng(0)
+    for shape in SHAPES:
+        x = rng.normal(size=shape)
+        if kind == "ties":
+            x = np.round(x)
+        if kind == "signed zeros":
+            x = np.where(rng.random(shape) < 0.5, 0.0, -0.0)
+        if kind == "nan and inf":
+            x = rng.choice([np.nan, np.inf, -np.inf, 1.0, -1e-45, 2.0], size=shape)
+        x = x.astype(dtype)
+        for k in {-3, 0, 1, 2, x.size // 2, x.size - 1, x.size, x.size + 5}:
+            mask = np.asarray(_topk(jnp.asarray(x), jnp.int32(k)))
+            np.testing.assert_array_equal(mask, sorted_topk(x, k), err_msg=f"{shape} {k}")
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.sampled_from([0.0, -0.0, 1.0, -1.0, 3.5, np.nan]), min_size=33, max_size=33),
+    st.integers(0, 33),
+)
+def test_topk_of_few_values(values, k):
+    x = np.asarray(values, np.float32)
+    np.testing.assert_array_equal(_topk(jnp.asarray(x), jnp.int32(k)), sorted_topk(x, k))
+
+
+def test_topk_in_float64():
+    with jax.enable_x64(True):
+        x = 1 + np.arange(40)[::-1] * 1e-15
+        np.testing.assert_array_equal(topk_mask(jnp.asarray(x), 11), sorted_topk(x, 11))
+
+
+def test_topk_with_static_k_and_nothing_to_select():
+    x = jnp.arange(5.0)
+    np.testing.assert_array_equal(topk_mask(x, 2), [False, False, False, True, True])
+    assert topk_mask(jnp.zeros((0, 3)), 2).shape == (0, 3)
+
+
+def test_topk_over_several_arrays_is_one_selection():
+    rng = np.random.default_rng(1)
+    parts = [np.round(rng.normal(size=s), 1).astype(np.float32) for s in [(4, 32), (5,), (3, 3)]]
+    whole = np.concatenate([p.ravel() for p in parts])
+    for k in (0, 1, 40, 100, 142):
+        masks = topk_masks([jnp.asarray(p) for p in parts], k)
+        joined = np.concatenate([np.asarray(m).ravel() for m in masks])
+        np.testing.assert_array_equal(joined, sorted_topk(whole, k))
+
+
+def test_topk_under_vmap_with_k_per_row():
+    x = np.random.default_rng(2).normal(size=(6, 32)).astype(np.float32)
+    k = np.arange(6) * 5
+    masks = jax.vmap(topk_mask)(jnp.asarray(x), jnp.asarray(k))
+    for row, mask, kept in zip(x, masks, k):
+        np.testing.assert_array_equal(mask, sorted_topk(row, int(kept)))
+
+
+@pytest.mark.parametrize("m", [2, 3, 4, 8, 16, 32])
+def test_nm_equals_sorting_each_group(m):
+    rng = np.random.default_rng(m)
+    x = rng.integers(0, 4, size=(2, 3 * m, 5)).astype(np.float32)
+    x[rng.random(x.shape) < 0.1] = np.nan
+    groups = x.reshape(2, 3, m, 5)
+    key = np.where(np.isnan(groups), np.inf, -groups)
+    ranks = np.argsort(np.argsort(key, axis=2, kind="stable"), axis=2, kind="stable")
+    select = jax.jit(nm_mask, static_argnums=2)
+    for n in range(m + 1):
+        mask = np.asarray(select(jnp.asarray(x), jnp.int32(n), m))
+        np.testing.assert_array_equal(mask.reshape(groups.shape), ranks < n)
+
+
+def test_nm_keeps_the_lowest_index_of_equals():
+    mask = nm_mask(jnp.ones((8, 1)), 2, 4)
+    assert mask.ravel().tolist() == [True, True, False, False] * 2
+
+
+TOTALS = [1, 2, 3, 10, 1_000_003, 40_000_000, 2**31, 2**31 + 7, 2**32 - 1]
+_fraction = jax.jit(fraction_of, static_argnums=1)
+
+
+@pytest.mark.parametrize("total", TOTALS)
+def test_fraction_is_the_exact_rounded_product(total):
+    rng = np.random.default_rng(0)
+    special = [0.0, 1.0, 0.5, 0.25, 0.9, 0.1, 1e-9, 1e-20, 1e-42, 2.0**-24, 1 - 2.0**-24]
+    for c in np.concatenate([rng.random(40), special]).astype(np.float32):
+        exact = round(Fraction(float(c)) * total)
+        assert int(_fraction(jnp.float32(c), total)) == exact
+        assert fraction_of(float(c), total) == round(float(c) * total)
+
+
+def test_fraction_is_clipped():
+    assert int(_fraction(jnp.float32(1.5), 10)) == 10 and int(_fraction(jnp.float32(-1), 10)) == 0
+    assert fraction_of(1.5, 10) == 10
+
+
+def test_shapes_of_two_to_the_31_entries():
+    big = jax.ShapeDtypeStruct((2**16, 2**15), jnp.float32)
+    assert jax.eval_shape(lambda x: topk_mask(x, 2**31 - 5), big).shape == big.shape
+    traced = jax.eval_shape(
+        lambda x, c: topk_mask(x, kept_at(c, 2**31, 2**31 - 7)),
+        big,
+        jax.ShapeDtypeStruct((), jnp.float32),
+    )
+    assert traced.shape == big.shape
+    too_big = [jax.ShapeDtypeStruct((2**16, 2**16), jnp.float32)]
+    with pytest.raises(ValueError, match="jax_enable_x64"):
+        jax.eval_shape(lambda x: topk_masks(x, 5), too_big)
+
+
+def test_sharded_selection_gathers_no_scores():
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = jax.sharding.PartitionSpec("x", None)
+    sharding = jax.sharding.NamedSharding(mesh, spec)
+    x = jax.device_put(np.random.default_rng(0).normal(size=(64, 128)).astype(np.float32), sharding)
+    compiled = jax.jit(topk_mask, static_argnums=1).lower(x, 100).compile()
+    assert "all-gather" not in compiled.as_text() and "all-reduce" in compiled.as_text()
+    mask = compiled(x)
+    assert mask.sharding.is_equivalent_to(sharding, 2)
+    np.testing.assert_array_equal(mask, sorted_topk(x, 100))
