@@ -1,6 +1,7 @@
 """Sparse learning for JAX: penalties, masks, sparse training, compressed formats and kernels."""
 
 from importlib.metadata import PackageNotFoundError as _PackageNotFoundError, version as _version
+from typing import TYPE_CHECKING
 
 from . import (
     contrib,
@@ -18,9 +19,10 @@ from . import (
     select,
     solve,
 )
-from .formats import compress
+from ._tree import register
 from .kernels import matmul
 from .masks import plan
+from .nn import compress
 from .optim import get_masks
 from .patterns import NM, Block, Channel, Groups, Unstructured
 from .reporting import advise, report
@@ -30,30 +32,39 @@ try:
 except _PackageNotFoundError:  # from a source tree that is not installed
     __version__ = "0+unknown"
 
-__all__ = [
-    "NM",
-    "Block",
-    "Channel",
-    "Groups",
-    "Unstructured",
-    "advise",
-    "compress",
-    "contrib",
-    "formats",
-    "get_masks",
-    "kernels",
-    "masks",
-    "matmul",
-    "metrics",
-    "models",
-    "nn",
-    "optim",
-    "patterns",
-    "plan",
-    "prox",
-    "recipes",
-    "report",
-    "reporting",
-    "select",
-    "solve",
-]
+# For type checkers only: at run time `help(sparsejax)` would print every function in full.
+if TYPE_CHECKING:
+    __all__ = [
+        "NM",
+        "Block",
+        "Channel",
+        "Groups",
+        "Unstructured",
+        "advise",
+        "compress",
+        "contrib",
+        "formats",
+        "get_masks",
+        "kernels",
+        "masks",
+        "matmul",
+        "metrics",
+        "models",
+        "nn",
+        "optim",
+        "patterns",
+        "plan",
+        "prox",
+        "recipes",
+        "register",
+        "report",
+        "reporting",
+        "select",
+        "solve",
+    ]
+
+del TYPE_CHECKING
+
+
+def __dir__() -> list[str]:
+    return [name for name in globals() if not name.startswith("_")] + ["__version__"]

@@ -1,8 +1,8 @@
 """`python -m sparsejax`: trains sparse networks on real data and shows the result.
 
 Five networks learn scikit-learn's digits: dense, pruned to 90 % along a cubic ramp with ERK
-allocation, random 90 % static, 2:4 with SR-STE, and cut to 16 hidden neurons by WGSEF. What they
-reach is printed as one table; a report, a picture and a checkpoint are left in `quickstart/`.
+allocation, random 90 % static, 2:4 with SR-STE, and cut to 16 hidden neurons by WGSEF. Prints one
+table of results and writes a report, a picture and a checkpoint to `quickstart/`.
 """
 
 import pathlib
@@ -51,7 +51,7 @@ class Classifier(nnx.Module):
 
 
 class Trained(NamedTuple):
-    """A trained network, its masks, and what it was asked for."""
+    """A trained network, its masks, and its plan."""
 
     model: Classifier
     masks: Any = None
@@ -60,7 +60,7 @@ class Trained(NamedTuple):
 
 
 def load_data() -> Data:
-    """scikit-learn's digits, which come with the package."""
+    """scikit-learn's digits, which are included in the package."""
     try:
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
@@ -80,7 +80,7 @@ def loss_fn(model: Classifier, x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def accuracy(model: Classifier, data: Data) -> float:
-    """Fraction of the test images that are recognised."""
+    """Fraction of correctly classified test images."""
     return float((model(data.x_test).argmax(-1) == data.y_test).mean())
 
 
@@ -94,7 +94,7 @@ def fit(
     batch: int | None = BATCH,
     view: Callable[..., Classifier] = lambda model, masks: model,
 ) -> nnx.Optimizer:
-    """Trains a model in place; `view(model, masks)` is what the loss sees of it."""
+    """Trains a model in place; the loss is evaluated at `view(model, masks)`."""
     optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
 
     @nnx.jit
@@ -124,7 +124,7 @@ def _masks(optimizer: nnx.Optimizer) -> Any:
 
 
 def sgd(steps: int = STEPS) -> optax.GradientTransformation:
-    """The optimizer that all methods are chained to."""
+    """The common optimizer of all methods."""
     rate = optax.cosine_decay_schedule(0.1, steps)
     return optax.chain(optax.add_decayed_weights(5e-5), optax.sgd(rate, momentum=0.9))
 
@@ -133,7 +133,7 @@ WIDTHS = (64, 256, 256, 10)
 
 
 def dense(data: Data, report) -> Trained:
-    """The dense network that the others are compared with."""
+    """The dense baseline."""
     model = Classifier(WIDTHS, nnx.Rngs(0))
     fit(model, sgd(), data, report)
     return Trained(model)
@@ -150,11 +150,11 @@ def pruned(data: Data, report) -> Trained:
 
 
 def static(data: Data, report) -> Trained:
-    """90 % of the weights absent from the start, at random places, ERK between layers."""
+    """90 % of the weights pruned at random from the start, ERK between layers."""
     model = Classifier(WIDTHS, nnx.Rngs(0))
     params = nnx.as_pure(nnx.state(model, nnx.Param))
     plan = sj.plan(model, {r"kernel$": sj.Unstructured(0.9)}, allocate=sj.masks.erk)
-    masks = plan.masks(sj.masks.random(params, jax.random.key(2)))
+    masks = plan.masks(sj.masks.random(params, key=jax.random.key(2)))
     nnx.update(model, sj.masks.apply_masks(params, masks))
     fit(model, optax.chain(sgd(), sj.optim.keep_masked(masks)), data, report)
     return Trained(model, masks, plan)
@@ -167,7 +167,7 @@ def two_to_four(data: Data, report) -> Trained:
     tx = optax.chain(sgd(), sj.optim.track_masks(plan))
 
     def view(model, masks):
-        return sj.nn.view(model, masks, decay=2e-4)
+        return sj.masks.straight_through(model, masks, decay=2e-4)
 
     optimizer = fit(model, tx, data, report, view=view)
     masks = sj.get_masks(optimizer.opt_state)
@@ -258,8 +258,8 @@ def show(trained: dict[str, Trained], data: Data) -> dict[str, sj.reporting.Repo
 
 
 def check_compressed(model: Classifier, plan: sj.masks.Plan, data: Data) -> None:
-    """The compressed network must give what the masked one gives."""
-    fast, expected = sj.nn.compress(model, plan), model(data.x_test)
+    """Checks that the compressed and the masked network return the same outputs."""
+    fast, expected = sj.compress(model, plan), model(data.x_test)
     difference, scale = jnp.abs(fast(data.x_test) - expected).max(), jnp.abs(expected).max()
     if not difference <= 1e-5 * scale:
         raise SystemExit(f"the compressed 2:4 network differs by {difference}")
@@ -267,7 +267,7 @@ def check_compressed(model: Classifier, plan: sj.masks.Plan, data: Data) -> None
 
 
 def check_checkpoint(trained: Trained, data: Data) -> None:
-    """Parameters and optimizer state, masks included, survive orbax."""
+    """Checks that parameters and optimizer state, masks included, are restored by orbax."""
     try:
         import orbax.checkpoint as ocp
     except ImportError as error:
@@ -286,7 +286,7 @@ def check_checkpoint(trained: Trained, data: Data) -> None:
 
 
 def main() -> None:
-    """Trains, shows, verifies, and leaves a report, a picture and a checkpoint."""
+    """Trains, prints, verifies, and writes a report, a picture and a checkpoint."""
     OUT.mkdir(exist_ok=True)
     data = load_data()
     trained = train_all(data)

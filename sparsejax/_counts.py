@@ -21,7 +21,7 @@ def fraction_of(fraction: ArrayLike, total: int) -> int | UInt[Array, ""]:
 
 
 def kept_at(fraction: ArrayLike, units: int, zeros: int) -> int | UInt[Array, ""]:
-    """How many of `units` stay at a fraction of the way to `zeros` zeros."""
+    """Number of the `units` kept at a fraction of the way to `zeros` zeros."""
     gone = fraction_of(fraction, zeros)
     return units - gone if isinstance(gone, int) else jnp.asarray(units, gone.dtype) - gone
 
@@ -40,7 +40,7 @@ def _round_product(fraction: Float[Array, ""], total: int) -> UInt[Array, ""]:
         (remainder_high == half_high) & (remainder_low > half_low)
     )
     up = more | (same & (quotient % 2 == 1))
-    # The product has at most 56 bits: shifted by more than 57 it rounds to zero.
+    # The product has at most 56 bits: a shift by more than 57 rounds to zero.
     return jnp.where(shift > 57, jnp.uint32(0), quotient + up.astype(jnp.uint32))
 
 

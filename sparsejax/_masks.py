@@ -22,12 +22,13 @@ def count(x: Any) -> int:
     """The number of True entries as a Python int, exact at any size."""
     if isinstance(x, np.ndarray):
         return int(np.count_nonzero(x))
-    return int(np.asarray(row_counts(x)).sum(dtype=np.int64))
+    with jax.ensure_compile_time_eval():  # known masks, also inside jit
+        return int(np.asarray(row_counts(x)).sum(dtype=np.int64))
 
 
 @jax.jit
 def row_counts(x):
-    """Counts along the last axis: an int32 of a whole leaf overflows at 2**31 entries."""
+    """Counts along the last axis: an int32 count of a whole leaf overflows at 2**31 entries."""
     return jnp.sum(x, axis=-1 if x.ndim else None, dtype=jnp.int32)
 
 
@@ -48,5 +49,7 @@ def steps_of(history: History) -> dict[int, dict[str, Any]]:
     else:
         found = {step: masks_by_name(masks) for step, masks in enumerate(history)}
     if not any(found.values()):
-        raise ValueError("the history holds no masks; record sj.get_masks(opt_state) as it goes.")
+        raise ValueError(
+            "the history holds no masks; record sj.get_masks(opt_state) during training."
+        )
     return found

@@ -62,7 +62,7 @@ def nm_mask(
 ) -> Bool[Array, "... k n"]:
     """The `n` largest of every `m` consecutive scores along the axis before the last.
 
-    By rank: an entry stays if fewer than `n` of its group beat it. The lowest index wins ties,
+    By rank: an entry is kept if fewer than `n` of its group exceed it. The lowest index wins ties,
     NaN ranks last, `n` may be traced.
     """
     *lead, k, columns = scores.shape
@@ -77,7 +77,7 @@ def nm_mask(
     ranks = [jnp.zeros(slots[0].shape, jnp.int8) for _ in range(m)]
     for j in range(m):
         for i in range(j):
-            # Against NaN everything wins, a NaN before it too.
+            # Every entry ranks above a NaN, also an earlier NaN.
             wins = (slots[i] >= slots[j]) | missing[j]
             ranks[j] += wins.astype(jnp.int8)
             ranks[i] += (~wins).astype(jnp.int8)
@@ -118,10 +118,10 @@ def _count(keep: Bool[Array, "..."], dtype: jnp.dtype) -> UInt[Array, ""]:
 
 
 def _kth_largest(keys: list[UInt[Array, "..."]], k: UInt[Array, ""]):
-    """The k-th largest key, and how many of the keys equal to it are wanted.
+    """The k-th largest key, and the number of keys equal to it to select.
 
-    Digit by digit from the top, 16 bits at a time: what each pass reads is 2 bytes an entry, made
-    on the way from the scores, so that no 32-bit image of them is ever stored.
+    Digit by digit from the top, 16 bits at a time: each pass reads 2 bytes per entry, computed on
+    the fly from the scores, so that no 32-bit image of them is stored.
     """
     bits = jnp.iinfo(keys[0].dtype).bits
     cut, missing = jnp.zeros((), keys[0].dtype), k
@@ -141,7 +141,7 @@ def _digit(key: UInt[Array, "..."], shift: int, cut: UInt[Array, ""], first: boo
 def _largest(digits: list[UInt[Array, "..."]], k: UInt[Array, ""]):
     """The k-th largest of 16-bit digits by bisection, one counting pass a bit, and its rank.
 
-    Digits 0 may stand for entries that are out, which no candidate counts: all have a bit set.
+    Excluded entries have digit 0, which no candidate counts: all candidates have a bit set.
     """
 
     def at_least(cut):

@@ -6,25 +6,41 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 import jax
+import numpy as np
 import optax
 from flax import nnx
 from jaxtyping import PyTree
 
 C = TypeVar("C", bound=type)
 _KERNEL = re.compile(r"(^|/)(kernel|weight)$")
-# Where a norm or an embedding has a `weight` itself; what they call a kernel is a matrix.
+# Norms and embeddings whose own parameter is `weight`; a leaf that they name kernel is a matrix.
 _NOT_A_KERNEL = re.compile(r"(norm|embed)[^/]*/weight$", re.IGNORECASE)
 
 
-def register_dataclass(cls: C) -> C:
-    """A dataclass that is a pytree: its fields are children, those marked `static` configuration.
+def register(cls: C) -> C:
+    """Registers a dataclass as a pytree; fields with `metadata=dict(static=True)` are static.
 
-    `jax.tree_util.register_dataclass` takes trees of two classes for equal if their fields are
-    (JAX 0.10 to 0.12), so that a jitted function runs now and then what it has compiled for
-    another class.
+    Unlike with `jax.tree_util.register_dataclass`, trees of two classes are never equal. With it
+    (JAX 0.10 to 0.12) they are equal if their fields are, so that a jitted function may run code
+    compiled for another class.
+
+    Args:
+      cls: A dataclass.
+
+    Returns:
+      The same class.
+
+    Example:
+      >>> import dataclasses, jax, sparsejax as sj
+      >>> @sj.register
+      ... @dataclasses.dataclass(frozen=True)
+      ... class Pair:
+      ...     a: int
+      ...     b: int = dataclasses.field(default=0, metadata=dict(static=True))
+      >>> jax.tree.leaves(Pair(1, 2))
+      [1]
     """
-    fixed = [f.name for f in dataclasses.fields(cls) if f.metadata.get("static")]
-    names = [f.name for f in dataclasses.fields(cls) if f.name not in fixed]
+    names, fixed = fields_of(cls), fields_of(cls, static=True)
 
     def configuration(x: Any) -> tuple[Any, ...]:
         return tuple(getattr(x, name) for name in fixed)
@@ -43,33 +59,37 @@ def register_dataclass(cls: C) -> C:
     return cls
 
 
+def fields_of(cls: Any, static: bool = False) -> tuple[str, ...]:
+    """The names of the fields of a dataclass that are children, or of those that are static."""
+    fields = dataclasses.fields(cls)
+    return tuple(f.name for f in fields if bool(f.metadata.get("static")) == static)
+
+
 def is_gap(x: Any) -> bool:
-    """True for what stands where a partial tree has no leaf: `None` or optax's `MaskedNode`."""
+    """True for a gap in a partial tree: `None` or optax's `MaskedNode`."""
     return x is None or isinstance(x, optax.MaskedNode)
 
 
 def is_variable(x: Any) -> bool:
-    """True for an NNX variable, which is one leaf to us."""
+    """True for an NNX variable, which is treated as one leaf."""
     return isinstance(x, nnx.Variable)
+
+
+def is_array(x: Any) -> bool:
+    """True for arrays and their shapes."""
+    return isinstance(x, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct)
 
 
 def name_of(path: tuple[Any, ...]) -> str:
     """The path of a leaf as text: `decoder/0/attention/query/kernel`."""
-    return "/".join(str(_key(entry)) for entry in path)
-
-
-def _key(entry: Any) -> Any:
-    for attribute in ("key", "name", "idx"):
-        if hasattr(entry, attribute):
-            return getattr(entry, attribute)
-    return entry
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def pure(tree: PyTree) -> PyTree:
     """The parameters as a tree of arrays; those of an NNX module are its `nnx.Param`s."""
     if isinstance(tree, nnx.Module):
         tree = nnx.state(tree, nnx.Param)
-    # nnx.as_pure would turn a bare State into a dict, so it is asked only where variables are.
+    # nnx.as_pure would turn a bare State into a dict, so call it only if there are variables.
     leaves = jax.tree.leaves(tree, is_leaf=is_variable)
     return nnx.as_pure(tree) if any(map(is_variable, leaves)) else tree
 
@@ -103,7 +123,7 @@ def map_named(f: Callable[..., Any], tree: PyTree, *by_name: Mapping[str, Any]) 
 def check_known(
     names: Iterable[str], leaves: Iterable[str], what: str = "", advice: str = ""
 ) -> None:
-    """Raises if there is a mask, by its path, that belongs to no leaf."""
+    """Raises if a mask, by its path, belongs to no leaf."""
     leaves = list(leaves)
     unknown = [name for name in names if name not in leaves]
     if unknown:
@@ -115,14 +135,14 @@ def check_known(
 
 
 def at_path(what: str, values: Mapping[str, Any], path: str) -> Any:
-    """`values[path]`; a KeyError names the paths there are."""
+    """`values[path]`; a KeyError lists the existing paths."""
     if path not in values:
         raise KeyError(f"{what} has no {path!r}; it has {', '.join(values) or 'no leaves'}.")
     return values[path]
 
 
 def is_kernel(name: str, leaf: Any) -> bool:
-    """The leaves meant when no rule is given: matrices named `kernel` or `weight`.
+    """The leaves selected without a rule: matrices named `kernel` or `weight`.
 
     Never norms or embeddings, and never by the number of axes alone: attention biases are 2-D.
     """

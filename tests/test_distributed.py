@@ -27,7 +27,7 @@ params = jax.tree.map(
     lambda x: jax.make_array_from_callback(x.shape, sharding, lambda i: x[i]), host)
 plans = {
     "erk": sj.plan(host, sj.Unstructured(0.9), allocate=sj.masks.erk),
-    "global": sj.plan(host, sj.Unstructured(0.8), allocate=sj.masks.global_),
+    "global": sj.plan(host, sj.Unstructured(0.8), allocate=sj.masks.joint),
     "nm": sj.plan(host, sj.NM(2, 4)),
     "block": sj.plan(host, sj.Block((8, 8), 0.75)),
 }
@@ -38,7 +38,7 @@ for name, plan in plans.items():
     whole = jax.jit(lambda m: m, out_shardings=replicated)(masks)
     for leaf in ("a", "b"):
         found[f"{name}_{leaf}"] = np.asarray(whole[leaf]["kernel"].addressable_data(0))
-random = jax.jit(lambda p: plans["erk"].masks(sj.masks.random(p, jax.random.key(3))),
+random = jax.jit(lambda p: plans["erk"].masks(sj.masks.random(p, key=jax.random.key(3))),
                  out_shardings=replicated)(params)
 found["random"] = np.asarray(random["a"]["kernel"].addressable_data(0))
 np.savez(out, **found)

@@ -1,8 +1,11 @@
 """The public face: light to import, documented, every name where the design says."""
 
+import ast
+import functools
 import importlib
 import inspect
 import pathlib
+import pydoc
 import re
 import subprocess
 import sys
@@ -13,15 +16,20 @@ import sparsejax as sj
 
 ROOMS = [
     "prox",
+    "patterns",
+    "select",
     "masks",
     "formats",
     "kernels",
     "metrics",
     "optim",
     "nn",
+    "nn.surgery",
     "models",
     "solve",
     "recipes",
+    "reporting",
+    *(f"contrib.{name}" for name in sj.contrib.__all__),
 ]
 
 
@@ -58,7 +66,7 @@ def test_all_is_sorted_and_complete(room):
     found = {
         name
         for name, value in vars(module).items()
-        if not name.startswith("_") and not inspect.ismodule(value)
+        if not name.startswith("_") and (not inspect.ismodule(value) or name in module.__all__)
     }
     assert found == set(module.__all__)
 
@@ -81,11 +89,31 @@ def test_the_face_has_the_names_of_every_program():
                  "kernels", "metrics", "solve"):  # fmt: skip
         assert hasattr(sj, name), name
     assert sj.__version__
-    assert set(sj.__all__) <= set(dir(sj))
 
 
-def test_links_of_the_readme_lead_somewhere():
-    root = pathlib.Path(__file__).parent.parent
-    links = re.findall(r"\]\((?!https?:)([^)]+)\)", (root / "README.md").read_text())
-    assert len(links) > 10
-    assert [link for link in links if not (root / link).exists()] == []
+ROOT = pathlib.Path(__file__).parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_names_of_the_pages_exist(page):
+    text = page.read_text()
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", text)
+    assert [link for link in links if not (page.parent / link).exists()] == []
+    for name in set(re.findall(r"\bsj((?:\.\w+)+)", text)):
+        functools.reduce(getattr, name[1:].split("."), sj)
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 120
+
+
+def test_completion_and_help_show_public_names_only():
+    tree = ast.parse(inspect.getsource(sj))
+    (listed,) = [n.value for n in ast.walk(tree) if isinstance(n, ast.Assign)
+                 and ast.unparse(n.targets[0]) == "__all__"]  # fmt: skip
+    assert set(dir(sj)) - {"jaxtyping"} == {  # of the import hook of the tests
+        *ast.literal_eval(listed),
+        "__version__",
+    }
+    assert len(pydoc.render_doc(sj).splitlines()) < 200

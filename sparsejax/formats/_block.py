@@ -1,8 +1,7 @@
-"""Block-sparse matrices in padded ELL form: for each block column the list of its blocks."""
+"""Block-sparse matrices in padded ELL form: one list of blocks per block column."""
 
 import math
 import operator
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,20 +11,20 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from .._tree import register_dataclass
-from ._array import SparseArray, as_mask, check_matrix, is_concrete
+from .._arguments import known
+from .._tree import register
+from ._array import SparseArray, as_mask, check_matrix, stacked
 
 
-@register_dataclass
+@register
 @dataclass(frozen=True, eq=False, repr=False)
 class BlockArray(SparseArray):
     r"""A matrix that stores some of its `(bk, bn)` blocks.
 
-    Block column j has `count[j]` blocks; the l-th stands at block row `index[j, l]` and holds
+    Block column j has `count[j]` blocks; the l-th is at block row `index[j, l]` and holds
     `values[j, l]`. Slots from `count[j]` on are padding: index 0 and zeros, and their gradient is
-    exactly zero. The same blocks by row: the l-th of block row i stands at block column
-    `index_t[i, l]` and at position `slot_t[i, l]` of `values.reshape(nb * L, bk, bn)`. Make one
-    with `fromdense`.
+    exactly zero. The same blocks by row: the l-th of block row i is at block column `index_t[i, l]`
+    and at position `slot_t[i, l]` of `values.reshape(nb * L, bk, bn)`. Make one with `fromdense`.
 
     Args:
       values: `(stacked..., nb, L, bk, bn)`.
@@ -67,14 +66,14 @@ class BlockArray(SparseArray):
         Args:
           w: `(stacked..., K, N)`, floats.
           block: `(bk, bn)` or one number for both.
-          mask: Entries to keep, in the shape of `w`; a block with one of them is stored.
-          slots: L, the blocks a block column has room for. None takes the fullest column, or all
-            of them where `w` is traced. Equal numbers give equal shapes, hence no recompiling.
+          mask: Entries to keep, in the shape of `w`; blocks that contain any of them are stored.
+          slots: L, the capacity of a block column in blocks. None uses the fullest column, or all
+            blocks if `w` is traced. Equal numbers give equal shapes, so nothing is recompiled.
           slots_t: Lt, the same for block rows.
 
         Raises:
           ValueError: If the blocks do not divide the matrix, or (unless traced) a block column or
-            row has more blocks than slots. Traced, the blocks beyond are left out.
+            row has more blocks than slots. If traced, excess blocks are dropped.
           TypeError: If `w` does not hold floats or the mask booleans.
         """
         check_matrix("BlockArray.fromdense", w)
@@ -113,12 +112,27 @@ class BlockArray(SparseArray):
 
     @property
     def T(self) -> "BlockArray":
-        """The transposed matrix; its values are a rearranged copy."""
+        """The transposed matrix, with a rearranged copy of the values."""
         values = stacked(_transpose_values, self.values.ndim - 4)
         values = values(self.values, self.slot_t, self.count_t)
         slot = stacked(_slots_by_column, self.values.ndim - 4)
         slot = slot(self.slot_t, self.count_t, self.index)
         return BlockArray(values, self.index_t, self.count_t, self.index, slot, self.count)
+
+    @property
+    def real(self) -> Bool[Array, "... nb l 1 1"]:
+        """The slots that hold a block."""
+        return self.used[..., None, None]
+
+    @property
+    def label(self) -> str:
+        """ "blocks of RxC, L slots"."""
+        return f"blocks of {self.block[0]}x{self.block[1]}, {self.index.shape[-1]} slots"
+
+    @property
+    def column_axes(self) -> dict[str, int]:
+        """Block columns."""
+        return {"values": -4, "index": -2, "count": -1}
 
     def _repr(self) -> str:
         (bk, bn), slots = self.block, self.index.shape[-1]
@@ -126,10 +140,10 @@ class BlockArray(SparseArray):
 
 
 def choose_output_block(w: Shaped[Array | np.ndarray, "k n"]) -> int:
-    """How many outputs a block of a sparse matrix should hold, 1, 2 or 4: XNNPACK's rule.
+    """The number of outputs per block of a sparse matrix, 1, 2 or 4, by the rule of XNNPACK.
 
     The largest b such that at least 9 of 10 entries of the stored blocks `(1, b)` are not zero;
-    columns beyond the last whole block do not count.
+    columns beyond the last whole block are ignored.
 
     Args:
       w: `(K, N)` with zeros, on the host.
@@ -147,7 +161,7 @@ def choose_output_block(w: Shaped[Array | np.ndarray, "k n"]) -> int:
     """
     kept = np.asarray(w) != 0
     if kept.ndim != 2:
-        raise ValueError(f"choose_output_block(w) takes a matrix (K, N), not shape {kept.shape}.")
+        raise ValueError(f"choose_output_block: w must be a matrix (K, N), got shape {kept.shape}.")
     for b in (4, 2):
         whole = kept[:, : kept.shape[1] // b * b].reshape(len(kept), -1, b)
         blocks = int(whole.any(-1).sum())
@@ -156,19 +170,12 @@ def choose_output_block(w: Shaped[Array | np.ndarray, "k n"]) -> int:
     return 1
 
 
-def stacked(f: Callable[..., Any], axes: int) -> Callable[..., Any]:
-    """`f` mapped over a number of leading axes of all its arguments."""
-    for _ in range(axes):
-        f = jax.vmap(f)
-    return f
-
-
 def lists_of(
     stored: Bool[Array, "... kb nb"], slots: int | None = None, slots_t: int | None = None
 ) -> tuple[Int[Array, "..."], ...]:
     """`index, count, index_t, slot_t, count_t` from the stored blocks."""
     *lead, rows, columns = stored.shape
-    if is_concrete(stored):
+    if known(stored):
         on_host = np.asarray(stored)
         slots = _room("slots", on_host.sum(-2), slots)
         slots_t = _room("slots_t", on_host.sum(-1), slots_t)
@@ -179,7 +186,7 @@ def lists_of(
 
 @partial(jax.jit, static_argnames=("slots", "slots_t"))
 def _lists(stored: Bool[Array, "kb nb"], slots: int, slots_t: int):
-    # What finds no room (only possible where the mask is traced) is left out of both lists.
+    # Excess blocks (only possible if the mask is traced) are dropped from both lists.
     stored &= jnp.cumsum(stored, axis=0) <= slots
     stored &= jnp.cumsum(stored, axis=1) <= slots_t
     index, count = _first(stored.T, slots)
@@ -192,7 +199,7 @@ def _lists(stored: Bool[Array, "kb nb"], slots: int, slots_t: int):
 
 
 def _first(stored: Bool[Array, "lists entries"], slots: int):
-    """The indices of the first `slots` ones of each row, ascending, then zeros; and how many."""
+    """The indices of the first `slots` ones of each row, ascending, zero-padded; and the count."""
     count = stored.sum(1, dtype=jnp.int32)
     order = jnp.argsort(~stored, axis=1, stable=True)[:, :slots].astype(jnp.int32)
     return jnp.where(jnp.arange(slots) < count[:, None], order, 0), count
@@ -204,7 +211,7 @@ def _room(name: str, counts: np.ndarray, slots: int | None) -> int:
         side = "column" if name == "slots" else "row"
         raise ValueError(
             f"BlockArray.fromdense({name}={slots}) has no room for the {most} blocks of the "
-            f"fullest block {side}; say {name}={most} or leave it out."
+            f"fullest block {side}; pass {name}={most} or omit it."
         )
     return most if slots is None else slots
 
@@ -235,7 +242,7 @@ def _gather(w, index, count, block: tuple[int, int]) -> Shaped[Array, "... nb l 
 @partial(jax.jit, static_argnames="rows")
 def _scatter(values, index, count, rows: int) -> Float[Array, "k n"]:
     columns, slots, bk, bn = values.shape
-    # Padding is written to a row that does not exist.
+    # Padding is written to an out-of-range row.
     index = jnp.where(jnp.arange(slots) < count[:, None], index, rows)
     blocks = jnp.zeros((columns, rows, bk, bn), values.dtype)
     blocks = blocks.at[jnp.arange(columns)[:, None], index].set(values, mode="drop")
@@ -252,7 +259,7 @@ def _transpose_values(values, slot_t, count_t) -> Float[Array, "kb lt bn bk"]:
 
 
 def _slots_by_column(slot_t, count_t, index) -> Int[Array, "nb l"]:
-    """Where the transposed values hold the blocks listed by column: the inverse of `slot_t`."""
+    """Positions of blocks, listed by column, in the transposed values: inverse of `slot_t`."""
     used = jnp.arange(slot_t.shape[1]) < count_t[:, None]
     place = jnp.where(used, slot_t, index.size)
     own = jnp.arange(slot_t.size, dtype=jnp.int32).reshape(slot_t.shape)

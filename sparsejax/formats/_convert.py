@@ -1,15 +1,16 @@
 """Interchange with `jax.experimental.sparse` and SciPy."""
 
+import functools
 import importlib
 from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from ._array import SparseArray, is_concrete
+from .._arguments import known
+from ._array import SparseArray
 from ._block import BlockArray
 from ._nm import NMArray
-from ._tensor_core import TensorCoreArray
 
 # Imported where used: jax.experimental.sparse loads scipy.sparse.
 if TYPE_CHECKING:
@@ -22,7 +23,8 @@ def to_bcoo(w: SparseArray) -> BCOO:
     """The stored entries as a BCOO matrix, sorted by row; unused N:M slots are explicit zeros.
 
     Args:
-      w: A matrix `(K, N)`; can be traced (padding then points outside, as BCOO has it).
+      w: A matrix `(K, N)`; can be traced (padding then has out-of-range indices, as usual for
+        BCOO).
 
     Raises:
       ValueError: If `w` is stacked.
@@ -34,7 +36,7 @@ def to_bcoo(w: SparseArray) -> BCOO:
       8
     """
     values, rows, columns = _entries(w)
-    if is_concrete(rows):
+    if known(rows):
         stored = np.flatnonzero(np.asarray(rows) < w.shape[0])
         values, rows, columns = values[stored], rows[stored], columns[stored]
     indices = jnp.stack([rows, columns], axis=-1)
@@ -67,7 +69,7 @@ def to_scipy(w: SparseArray) -> Any:
     """The stored entries as a SciPy array: `bsr_array` of blocks, `csr_array` of N:M.
 
     Args:
-      w: A matrix `(K, N)`, not traced. SciPy has no bfloat16: such values become float32.
+      w: A matrix `(K, N)`, not traced. SciPy does not support bfloat16; such values become float32.
 
     Raises:
       ValueError: If `w` is stacked.
@@ -95,11 +97,11 @@ def from_sparse(
     block: int | tuple[int, int] | None = None,
     nm: tuple[int, int] | None = None,
 ) -> SparseArray:
-    """A BCOO, BCSR or SciPy matrix as `BlockArray` or `NMArray`; explicit zeros stay stored.
+    """Converts a BCOO, BCSR or SciPy matrix to a `BlockArray` or `NMArray`; keeps explicit zeros.
 
     Args:
       matrix: `(K, N)`.
-      block: The block shape, for a `BlockArray`; None with a SciPy BSR array takes its own.
+      block: The block shape, for a `BlockArray`; None with a SciPy BSR array uses its block shape.
       nm: `(n, m)`, for an `NMArray`.
 
     Raises:
@@ -128,31 +130,36 @@ def from_sparse(
 def _entries(w: SparseArray):
     """Values, rows and columns of the stored entries, flat; padding has row K."""
     _check_matrix(w)
-    if isinstance(w, TensorCoreArray):
-        w = w.tonm()
-    if isinstance(w, NMArray):
-        return _nm_entries(w)
-    if isinstance(w, BlockArray):
-        return _block_entries(w)
-    raise TypeError(f"{type(w).__name__} is not one of the formats of sparsejax.")
+    return w.values.ravel(), *_coordinates(w)
 
 
-def _nm_entries(w: NMArray):
+@functools.singledispatch
+def _coordinates(w: SparseArray):
+    """Rows and columns of the stored values, flat; padding has row K."""
+    k, n = w.shape
+    rows = w.take(jnp.broadcast_to(jnp.arange(1, k + 1)[:, None], (k, n)))  # 0 in the padding
+    columns = w.take(jnp.broadcast_to(jnp.arange(n), (k, n)))
+    return jnp.where(rows > 0, rows - 1, k).ravel(), columns.ravel()
+
+
+@_coordinates.register
+def _(w: NMArray):
     _, groups, columns = w.values.shape
     index = jnp.repeat(w.index.astype(jnp.int32), w.share, axis=-1)
     rows = jnp.minimum(index + w.m * jnp.arange(groups)[:, None], w.shape[0])
     column = jnp.broadcast_to(jnp.arange(columns), rows.shape)
-    return w.values.ravel(), rows.ravel(), column.ravel()
+    return rows.ravel(), column.ravel()
 
 
-def _block_entries(w: BlockArray):
+@_coordinates.register
+def _(w: BlockArray):
     columns, _, bk, bn = w.values.shape
     inner = jnp.arange(bk)[:, None], jnp.arange(bn)
     rows = w.index[..., None, None] * bk + inner[0]
     rows = jnp.where(w.used[..., None, None], rows, w.shape[0])
     column = jnp.arange(columns)[:, None, None, None] * bn + inner[1]
     rows, column = (jnp.broadcast_to(x, w.values.shape).ravel() for x in (rows, column))
-    return w.values.ravel(), rows, column
+    return rows, column
 
 
 def _to_bsr(w: BlockArray, sparse: Any) -> Any:
@@ -172,7 +179,7 @@ def _dense_and_mask(matrix: Any):
     if isinstance(matrix, BCOO):
         ones = BCOO((jnp.ones_like(matrix.data), matrix.indices), shape=matrix.shape)
         return matrix.todense(), ones.todense() != 0
-    if not hasattr(matrix, "tocoo"):
+    if not _scipy().issparse(matrix):
         raise TypeError(f"from_sparse(matrix) must be BCOO, BCSR or SciPy, got {type(matrix)}.")
     entries = matrix.tocoo()
     mask = np.zeros(matrix.shape, bool)

@@ -10,30 +10,31 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Shaped, UInt
 
+from .._arguments import known
 from .._topk import nm_mask
-from .._tree import register_dataclass
-from ._array import SparseArray, as_mask, check_matrix, is_concrete
+from .._tree import register
+from ._array import SparseArray, as_mask, check_matrix
 
-# Ranks by pairwise comparison cost m^2 passes; from here on lax.top_k is faster.
+# Ranks by pairwise comparison cost m^2 passes; for larger m lax.top_k is faster.
 _PAIRWISE = 16
 
 
-@register_dataclass
+@register
 @dataclass(frozen=True, eq=False, repr=False)
 class NMArray(SparseArray):
     r"""A matrix that stores n of every m consecutive entries of a column.
 
     `W[g m + index[s, g, j // t], j] = values[s, g, j]` and zero elsewhere, for slots s < n, groups
     g < G = ceil(K / m) and columns j < N. Slots ascend in index; an unused slot has the value 0 and
-    a valid index of its own, so it is a stored position like any other. Make one with `fromdense`.
+    a valid, distinct index, so it is an ordinary stored position. Make one with `fromdense`.
 
     Args:
       values: `(stacked..., n, G, N)`, one plane per slot.
       code: The indices of a group in one unsigned integer, slot 0 in the lowest bits:
-        `(stacked..., G, N / t)` of the smallest dtype; or, where that needs more than 32 bits,
-        planes `(stacked..., n, G, N / t)`.
+        `(stacked..., G, N / t)` of the smallest dtype; or, if that needs more than 32 bits, planes
+        `(stacked..., n, G, N / t)`.
       m: Length of a group.
-      padding: Zero rows after the last of the K, where m does not divide K.
+      padding: Zero rows appended to the K rows if m does not divide K.
 
     Reference:
       Zhou et al., 2021 (arXiv 2102.04010).
@@ -65,7 +66,7 @@ class NMArray(SparseArray):
         """Compresses a matrix; can be jitted and vmapped.
 
         Args:
-          w: `(stacked..., K, N)`, floats. A K that m does not divide is padded with zeros.
+          w: `(stacked..., K, N)`, floats. K is padded with zeros to a multiple of m.
           n: Entries kept of each group, the largest in magnitude; the lower index wins ties.
           m: Length of a group.
           mask: Entries to keep, in the shape of `w`. A group with fewer than n has unused slots.
@@ -81,7 +82,7 @@ class NMArray(SparseArray):
         _check_sizes(w.shape, n, m, share)
         w = jnp.asarray(w)
         kept = as_mask("NMArray.fromdense", w, mask)
-        if mask is not None and is_concrete(mask):
+        if mask is not None and known(mask):
             _check_mask(mask, n, m, share)
         values, index = _pack(w, jnp.asarray(kept), n, m, share)
         return cls(values, encode(index, m), m, -w.shape[-2] % m)
@@ -124,6 +125,16 @@ class NMArray(SparseArray):
         index = jnp.repeat(self.index, self.share, axis=-1)
         return jnp.stack([_at(groups, index[..., s, :, :]) for s in range(self.n)], axis=-3)
 
+    @property
+    def label(self) -> str:
+        """ "n:m, share t"."""
+        return f"{self.n}:{self.m}, share {self.share}"
+
+    @property
+    def column_axes(self) -> dict[str, int]:
+        """Columns are the last axis."""
+        return {"values": -1, "code": -1}
+
     def _repr(self) -> str:
         shared = f", share={self.share}" if self.share > 1 else ""
         return f"{self.n}:{self.m}, shape={self.shape}, dtype={self.dtype}{shared}"
@@ -163,7 +174,7 @@ def _groups(x: Shaped[Array, "... k columns"], m: int) -> Shaped[Array, "... g m
 
 
 def _scores(groups, kept, share: int) -> Float[Array, "... g m tiles"]:
-    """What the slots go to: kept entries by magnitude, then the others, lowest index first."""
+    """Scores for slots: kept entries by magnitude, then the others, lowest index first."""
     *lead, columns = groups.shape
     size = jnp.abs(groups).astype(jnp.promote_types(groups.dtype, jnp.float32))
     size = jnp.where(jnp.isnan(size) | ~kept, 0, size).reshape(*lead, columns // share, share)
@@ -191,7 +202,7 @@ def _at(groups: Shaped[Array, "... g m n"], index: UInt[Array, "... g n"]):
 
 @partial(jax.jit, static_argnames=("m", "share"))
 def _unpack(values, index, m: int, share: int) -> Float[Array, "... g m n"]:
-    # Selects are several times faster than a one-hot sum or a scatter, and exact bit by bit.
+    # Selects are several times faster than a one-hot sum or a scatter, and exact bit for bit.
     index = jnp.repeat(index, share, axis=-1)[..., None, :]
     values = values[..., None, :]
     place = jnp.arange(m, dtype=index.dtype)[:, None]
@@ -214,7 +225,7 @@ def _check_sizes(shape: tuple[int, ...], n: int, m: int, share: int) -> None:
 
 
 def _check_mask(mask, n: int, m: int, share: int) -> None:
-    with jax.ensure_compile_time_eval():  # where w is traced, the mask can be looked at still
+    with jax.ensure_compile_time_eval():  # the mask may be concrete even if w is traced
         groups = _groups(jnp.asarray(mask), m)
         tiles = groups.reshape(*groups.shape[:-1], groups.shape[-1] // share, share).any(-1)
         worst = int(tiles.sum(-2).max(initial=0))
@@ -223,5 +234,5 @@ def _check_mask(mask, n: int, m: int, share: int) -> None:
         raise ValueError(
             f"NMArray.fromdense(mask) of shape {tuple(mask.shape)} keeps {worst} entries of a "
             f"group of {m}{shared}, more than n={n}; make it with sj.masks.topk(scores, "
-            f"sj.NM({n}, {m}, axis=0)) or leave it out."
+            f"sj.NM({n}, {m}, axis=0)) or omit it."
         )

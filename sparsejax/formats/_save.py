@@ -1,33 +1,33 @@
 """Compressed weights in safetensors files, and their placement on many devices."""
 
-import dataclasses
 import importlib
 import itertools
 import json
 import os
-from collections.abc import Mapping
-from typing import Any, cast
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from .._tree import name_of
-from ._array import SparseArray
+from .._tree import fields_of, name_of
+from ._array import Matrix
 from ._block import BlockArray
+from ._coordinates import Entries
+from ._low_rank import LowRank, Sum
 from ._nm import NMArray
 from ._tensor_core import TensorCoreArray
+from ._transposed import Transposed
 
-_KINDS: dict[str, type[SparseArray]] = {
-    kind.__name__: kind for kind in (NMArray, BlockArray, TensorCoreArray)
-}
+_FORMATS = (BlockArray, Entries, LowRank, NMArray, Sum, TensorCoreArray, Transposed)
 
 
 def save_safetensors(tree: PyTree, path: str | os.PathLike[str]) -> None:
     """Writes a tree of arrays and compressed matrices as one safetensors file.
 
-    A compressed matrix becomes one tensor for each of its leaves, `NAME.values` and so on; what is
-    static about it stands in the metadata of the file.
+    A compressed matrix becomes one tensor for each of its leaves, `NAME.values` and so on; its
+    static fields are stored in the metadata of the file.
 
     Args:
       tree: Nested dicts of arrays and compressed matrices.
@@ -35,7 +35,8 @@ def save_safetensors(tree: PyTree, path: str | os.PathLike[str]) -> None:
 
     Raises:
       ImportError: If safetensors is not installed.
-      ValueError: If two leaves would get the same name, or one would be within another.
+      ValueError: If two leaves would get the same name, or the name of one would be a prefix of
+        another.
 
     Example:
       >>> import os, tempfile, jax.numpy as jnp, sparsejax as sj
@@ -48,23 +49,12 @@ def save_safetensors(tree: PyTree, path: str | os.PathLike[str]) -> None:
     tensors: dict[str, Any] = {}
     kinds: dict[str, Any] = {}
     names: set[str] = set()
-    for place, leaf in jax.tree.leaves_with_path(tree, is_leaf=_is_sparse):
+    for place, leaf in jax.tree.leaves_with_path(tree, is_leaf=lambda x: isinstance(x, Matrix)):
         name = name_of(place)
         names.add(name)
-        parts = {name: leaf}
-        if _is_sparse(leaf):
-            kind = type(leaf).__name__
-            kinds[name] = {
-                "kind": kind,
-                **{key: getattr(leaf, key) for key in _fields(kind, static=True)},
-            }
-            parts = {f"{name}.{key}": getattr(leaf, key) for key in _fields(kind)}
-            if leaf.values is None:
-                raise ValueError(
-                    f"save_safetensors: {name} has indices only, as an sj.nn.SparseKernel keeps "
-                    "them apart from its values; save kernel[...] of it instead, or the whole "
-                    "nnx.State with orbax."
-                )
+        parts, kind = _parts(name, leaf)
+        if kind is not None:
+            kinds[name] = kind
         if tensors.keys() & parts.keys():
             raise ValueError(f"save_safetensors: two leaves are named {name}; rename one.")
         tensors |= {key: jnp.asarray(value) for key, value in parts.items()}
@@ -78,14 +68,18 @@ def save_safetensors(tree: PyTree, path: str | os.PathLike[str]) -> None:
     _safetensors().save_file(tensors, path, metadata={"sparsejax": json.dumps(kinds)})
 
 
-def load_safetensors(path: str | os.PathLike[str]) -> dict[str, Any]:
+def load_safetensors(
+    path: str | os.PathLike[str], formats: Sequence[type[Matrix]] = ()
+) -> dict[str, Any]:
     """The tree that `save_safetensors` wrote, as nested dicts.
 
     Args:
       path: A file.
+      formats: Classes of custom formats that the file may contain.
 
     Raises:
       ImportError: If safetensors is not installed.
+      ValueError: If the file holds a format that is not among the known ones.
 
     Example:
       >>> import os, tempfile, jax.numpy as jnp, sparsejax as sj
@@ -97,17 +91,16 @@ def load_safetensors(path: str | os.PathLike[str]) -> dict[str, Any]:
     tensors = _safetensors().load_file(path)
     with importlib.import_module("safetensors").safe_open(path, "np") as file:
         kinds = json.loads((file.metadata() or {}).get("sparsejax", "{}"))
-    for name, about in kinds.items():
-        kind = about.pop("kind")
-        parts = {key: tensors.pop(f"{name}.{key}") for key in _fields(kind)}
-        tensors[name] = _KINDS[kind](**parts, **about)
+    known = {cls.__name__: cls for cls in (*_FORMATS, *formats)}
+    for name, kind in kinds.items():
+        tensors[name] = _restored(name, kind, tensors, known)
     return _nested(tensors)
 
 
 def convert_block(w: BlockArray, block: int | tuple[int, int]) -> BlockArray:
     """The same matrix in blocks of another size, through the dense matrix.
 
-    Smaller blocks drop what is zero in the larger ones; larger ones take the zeros between in.
+    Smaller blocks drop zeros of the larger ones; larger blocks store the zeros in between.
 
     Args:
       w: `(stacked..., K, N)`.
@@ -125,14 +118,45 @@ def convert_block(w: BlockArray, block: int | tuple[int, int]) -> BlockArray:
     return BlockArray.fromdense(w.todense(), block)
 
 
-def _fields(kind: str, static: bool = False) -> tuple[str, ...]:
-    """The names of its leaves, or of what is static about it."""
-    fields = dataclasses.fields(cast(Any, _KINDS[kind]))
-    return tuple(f.name for f in fields if f.metadata.get("static", False) == static)
+def _parts(name: str, leaf: Any) -> tuple[dict[str, Any], Any]:
+    """The tensors of a leaf by name, and its class, static fields and inner matrices."""
+    if not isinstance(leaf, Matrix):
+        return {name: leaf}, None
+    static = {key: getattr(leaf, key) for key in fields_of(leaf, static=True)}
+    tensors: dict[str, Any] = {}
+    inner: dict[str, Any] = {}
+    for key in fields_of(leaf):
+        if (value := getattr(leaf, key)) is None:
+            raise ValueError(
+                f"save_safetensors: {name} has no {key}, as an sj.nn.SparseKernel keeps the values "
+                "apart from indices; save kernel[...] of it instead, or the whole nnx.State with "
+                "orbax."
+            )
+        parts, kind = _parts(f"{name}.{key}", value)
+        tensors |= parts
+        if kind is not None:
+            inner[key] = kind
+    return tensors, {"kind": type(leaf).__name__, "static": static, "matrices": inner}
 
 
-def _is_sparse(x: Any) -> bool:
-    return isinstance(x, SparseArray)
+def _restored(name: str, about: Any, tensors: dict[str, Any], known: Mapping[str, Any]) -> Any:
+    """The matrix of a name; removes its tensors from the dict."""
+    if (kind := about["kind"]) not in known:
+        raise ValueError(
+            f"load_safetensors: {name} is a {kind}, which is not among {', '.join(known)}; pass "
+            f"its class: load_safetensors(path, formats=[{kind}])."
+        )
+    parts = {}
+    for key in fields_of(known[kind]):
+        part = f"{name}.{key}"
+        inner = about["matrices"].get(key)
+        parts[key] = _restored(part, inner, tensors, known) if inner else tensors.pop(part)
+    return known[kind](**parts, **{key: _hashable(x) for key, x in about["static"].items()})
+
+
+def _hashable(x: Any) -> Any:
+    """Converts lists from JSON back to tuples."""
+    return tuple(map(_hashable, x)) if isinstance(x, list) else x
 
 
 def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:

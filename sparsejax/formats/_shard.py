@@ -5,26 +5,19 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from .._tree import fields_of
 from ._array import SparseArray
-from ._save import _fields
-
-# Where the columns (or blocks or tiles of them) stand in each leaf that has them.
-_COLUMNS = {
-    "NMArray": {"values": -1, "code": -1},
-    "BlockArray": {"values": -4, "index": -2, "count": -1},
-    "TensorCoreArray": {"values": -2, "metadata": -2},
-}
 
 
 def shard_columns(w: Any, mesh: Mesh, axis: str) -> SparseArray:
-    """Places a compressed matrix so that its columns, the outputs, are spread over a mesh axis.
+    """Shards the columns (outputs) of a compressed matrix over a mesh axis.
 
-    Every leaf has the columns (or block columns, or tiles of columns) as an axis; of a `BlockArray`
-    the lists by block row, which the gradient reads, stay on every device.
+    Every leaf has the columns (or block columns, or tiles of columns) as an axis; the lists by
+    block row of a `BlockArray`, which the gradient reads, are replicated.
 
     Args:
       w: `(K, N)`.
-      mesh: A mesh of devices whose axes are automatic: the compiler spreads the products.
+      mesh: A device mesh with automatic axes: the compiler shards the products.
       axis: The name of one of its axes, whose size divides the columns or block columns.
 
     Raises:
@@ -46,15 +39,17 @@ def shard_columns(w: Any, mesh: Mesh, axis: str) -> SparseArray:
             "use jax.device_put with a NamedSharding."
         )
     if axis not in mesh.shape:
-        raise ValueError(f"shard_columns: the mesh has the axes {tuple(mesh.shape)}, not {axis!r}.")
+        raise ValueError(f"shard_columns: axis must be one of {tuple(mesh.shape)}, got {axis!r}.")
     if any(kind != AxisType.Auto for kind in mesh.axis_types):
         raise ValueError(
-            "shard_columns: the compiler spreads products over automatic axes only, the mesh has "
+            "shard_columns: the mesh must have automatic axes, over which the compiler shards "
+            "products, got "
             f"{mesh.axis_types}; make it with jax.make_mesh({tuple(mesh.shape.values())}, "
             f"{mesh.axis_names}, axis_types=(jax.sharding.AxisType.Auto,) * {len(mesh.shape)})."
         )
-    kind = type(w).__name__
-    specs = _COLUMNS[kind]
+    specs = w.column_axes
+    if not specs:
+        raise TypeError(f"shard_columns: {type(w).__name__} does not define column_axes.")
     columns = min(getattr(w, name).shape[at] for name, at in specs.items())
     if columns % mesh.shape[axis]:
         raise ValueError(
@@ -69,5 +64,5 @@ def shard_columns(w: Any, mesh: Mesh, axis: str) -> SparseArray:
             spec[specs[name]] = axis
         return jax.device_put(leaf, NamedSharding(mesh, PartitionSpec(*spec)))
 
-    static = {key: getattr(w, key) for key in _fields(kind, static=True)}
-    return type(w)(**{name: place(name) for name in _fields(kind)}, **static)
+    static = {key: getattr(w, key) for key in fields_of(w, static=True)}
+    return type(w)(**{name: place(name) for name in fields_of(w)}, **static)

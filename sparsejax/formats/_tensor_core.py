@@ -1,35 +1,34 @@
-"""2:4 matrices as the sparse tensor cores of Hopper GPUs read them."""
+"""2:4 matrices in the layout of the sparse tensor cores of Hopper GPUs."""
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
-from .._tree import register_dataclass
+from .._tree import register
 from ._array import SparseArray
 from ._nm import NMArray
 
-STEP = 128  # rows of W that four instructions contract
-PART = 64  # columns of W of an instruction
-WORDS = 256  # of metadata for both: one for each pair of lanes and each instruction
+STEP = 128  # rows of W contracted by four instructions
+PART = 64  # columns of W per instruction
+WORDS = 256  # metadata words for both: one per pair of lanes and instruction
 
 
-@register_dataclass
+@register
 @dataclass(frozen=True, eq=False, repr=False)
 class TensorCoreArray(SparseArray):
     r"""A 2:4 matrix in the order in which sparse tensor cores read it.
 
-    The same numbers as in an `NMArray`, so that no product has to reorder them; make one with
-    `fromnm`, once, from a matrix whose pattern is fixed. Multiplied by the implementation
-    "sparse_cores"; where that cannot run, by the dense matrix. Gradients have the layout of
-    `values`.
+    The values of an `NMArray`, ordered once, so that no product has to reorder them; make one with
+    `fromnm` from a matrix whose pattern is fixed. Products use the implementation "sparse_cores"
+    or, where that cannot run, the dense matrix. Gradients have the layout of `values`.
 
     Args:
       values: W^T without its zeros, `(stacked..., N, K / 2)`.
-      metadata: Where they stood: `(stacked..., K / 128, N / 64, 256)` words.
-      padding: Zero rows after the last of the K, where 4 does not divide K.
+      metadata: Positions of the values: `(stacked..., K / 128, N / 64, 256)` words.
+      padding: Zero rows appended to the K rows if 4 does not divide K.
 
     Reference:
       NVIDIA, Parallel Thread Execution ISA, "Sparse wgmma matrices" (9.7.15.6).
@@ -46,6 +45,20 @@ class TensorCoreArray(SparseArray):
     metadata: Any
     padding: int = field(default=0, metadata=dict(static=True))
 
+    # Rows and columns of W that one instruction contracts, four times over, and its metadata.
+    step: ClassVar[int] = STEP
+    part: ClassVar[int] = PART
+    words: ClassVar[int] = WORDS
+
+    @classmethod
+    def misfit(cls, w: NMArray) -> str | None:
+        """The reason why the tensor cores cannot read a matrix; None if they can."""
+        groups, columns = w.values.shape[-2:]
+        fits = groups and columns and 4 * groups % STEP == 0 and columns % PART == 0
+        if (w.n, w.m) == (2, 4) and fits:
+            return None
+        return f"{w} must be 2:4 with K a multiple of {STEP} and N a multiple of {PART}"
+
     @classmethod
     def fromnm(cls, w: Any) -> "TensorCoreArray":
         """Reorders a 2:4 matrix; can be jitted.
@@ -56,20 +69,20 @@ class TensorCoreArray(SparseArray):
 
         Raises:
           TypeError: If w is not an `NMArray`.
-          ValueError: If it is not 2:4, or its sizes are not such multiples.
+          ValueError: If it is not 2:4, or K or N is not such a multiple.
         """
         if not isinstance(w, NMArray):
             raise TypeError(
                 f"TensorCoreArray.fromnm(w) must be an NMArray, got {type(w).__name__}; a dense "
                 "matrix becomes one by sj.formats.NMArray.fromdense(w, 2, 4)."
             )
-        if why := misfit(w):
+        if why := cls.misfit(w):
             raise ValueError(f"TensorCoreArray.fromnm: {why}.")
         code = jnp.repeat(w.code, w.share, axis=-1)
         return cls(_values(w.values), _metadata(code), w.padding)
 
     def tonm(self) -> NMArray:
-        """The same matrix as an `NMArray`, every column with a pattern of its own."""
+        """The same matrix as an `NMArray`, with one pattern per column."""
         return NMArray(_planes(self.values), _code(self.metadata), 4, self.padding)
 
     @property
@@ -86,17 +99,18 @@ class TensorCoreArray(SparseArray):
         """The entries of a matrix `(stacked..., K, N)` at the stored positions, as `values`."""
         return _values(self.tonm().take(dense))
 
+    @property
+    def label(self) -> str:
+        """ "2:4 for tensor cores"."""
+        return "2:4 for tensor cores"
+
+    @property
+    def column_axes(self) -> dict[str, int]:
+        """Columns, and the parts of 64 of them."""
+        return {"values": -2, "metadata": -2}
+
     def _repr(self) -> str:
         return f"2:4, shape={self.shape}, dtype={self.dtype}"
-
-
-def misfit(w: NMArray) -> str | None:
-    """Why the tensor cores cannot read a matrix, if so."""
-    groups, columns = w.values.shape[-2:]
-    fits = groups and columns and 4 * groups % STEP == 0 and columns % PART == 0
-    if (w.n, w.m) == (2, 4) and fits:
-        return None
-    return f"{w} is not 2:4 of K a multiple of {STEP} and N one of {PART}"
 
 
 @partial(jnp.vectorize, signature="(n,g,c)->(c,k)")
@@ -111,13 +125,13 @@ def _planes(values: Array) -> Array:
 
 @partial(jnp.vectorize, signature="(g,c)->(s,p,w)")
 def _metadata(code: Array) -> Array:
-    """The words from the codes of the groups, 4 bits each, the lower index in the lower 2 bits.
+    """Metadata words from group codes of 4 bits, the lower index in the lower 2 bits.
 
     A word holds eight of them. By the PTX ISA (9.7.15.6.2.1, the figure of `mma.sp.m16n8k32` for
     each warp), the lanes 4 g and 4 g + 1 of warp w give those of the rows 16 w + g (low half of the
     word) and 16 w + g + 8 (high half) of W^T, lane 4 g for the first 16 of the 32 rows of W, lane
-    4 g + 1 for the others. The sparsity selector 0 takes these lanes; the other two of a group of
-    four are given the same. CUTLASS lays the metadata of this instruction out alike.
+    4 g + 1 for the others. The sparsity selector 0 uses these lanes; the other two of a group of
+    four receive the same words. CUTLASS uses the same metadata layout.
     """
     columns = code.shape[1]
     code = code.astype(jnp.uint32).reshape(-1, 4, columns)
@@ -130,7 +144,7 @@ def _metadata(code: Array) -> Array:
 
 @partial(jnp.vectorize, signature="(s,p,w)->(g,c)")
 def _code(metadata: Array) -> Array:
-    """The codes of the groups from the words: `_metadata` backwards."""
+    """The codes of the groups from the words: the inverse of `_metadata`."""
     steps, parts, _ = metadata.shape
     words = metadata.reshape(steps, parts, 4, 8, 2, 4).transpose(0, 5, 4, 1, 2, 3)
     half = jnp.stack([words & 0xFFFF, words >> 16], axis=-2).reshape(-1, 1, parts * PART)

@@ -1,17 +1,17 @@
-"""Weights whose units come first, as the products of active units read them."""
+"""Weights in unit-major order, as the products of active units read them."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
 def unit_major(kernel: Float[Array, "a b"], axis: int, size: int = 1) -> Float[Array, "n g d"]:
-    """A kernel with the weights of each unit together, as the active kernels read it.
+    """A kernel with contiguous weights per unit, as the active kernels read it.
 
     Args:
       kernel: `(in, out)`.
-      axis: The axis that counts units: 0 for what is reduced over them (the second layer of a
-        feed-forward network), 1 for what produces them (the first).
-      size: Neighbours that make one unit, such as the neurons of an expert.
+      axis: The axis of the units: 0 for a layer that reduces over them (the second layer of a
+        feed-forward network), 1 for a layer that produces them (the first).
+      size: Number of neighbours that form one unit, such as the neurons of an expert.
 
     Returns:
       `(n, size, d)`.

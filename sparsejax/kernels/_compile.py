@@ -1,4 +1,4 @@
-"""C++ that is compiled on the user's machine when first asked for."""
+"""Compilation of C++ on the user's machine at first use."""
 
 import ctypes
 import hashlib
@@ -22,9 +22,9 @@ def register(
     where: str,
     about: str = "",
 ) -> None:
-    """Makes the calls in a C++ file, name -> symbol, known to XLA on a platform.
+    """Registers the calls in a C++ file, name -> symbol, with XLA on a platform.
 
-    Raises NotImplementedError if there is no compiler, or it fails, or what it made does not load.
+    Raises NotImplementedError if the compiler is missing or fails, or its result cannot be loaded.
     """
     file = built(source, options, about)
     try:
@@ -36,14 +36,14 @@ def register(
         try:
             jax.ffi.register_ffi_target(name, call, platform=where)
         except jax.errors.JaxRuntimeError as error:
-            if "Duplicate" not in str(error):  # what is registered stays, and is the same
+            if "Duplicate" not in str(error):  # already registered with the same function
                 raise
 
 
 def built(source: pathlib.Path, options: Sequence[str], about: str = "") -> pathlib.Path:
     """The compiled file, from the cache directory if it has been compiled before.
 
-    It is known by its source, how it was compiled, and what more it depends on: `about`.
+    The cache key consists of its source, its compiler options, and further dependencies (`about`).
     """
     command = [*shlex.split(os.environ.get("CXX") or "g++"), "-std=c++17", "-shared", "-fPIC", "-w"]
     command += [str(source), f"-I{jax.ffi.include_dir()}", *options]
@@ -59,10 +59,10 @@ def built(source: pathlib.Path, options: Sequence[str], about: str = "") -> path
         with tempfile.TemporaryDirectory(dir=file.parent) as folder:
             made = f"{folder}/made.so"
             _run([*command, "-o", made])
-            os.replace(made, file)  # whole or not at all
+            os.replace(made, file)  # atomic
     except OSError as error:
         raise NotImplementedError(
-            f"{file} cannot be written ({error}); SPARSEJAX_CACHE names a file in another folder"
+            f"{file} cannot be written ({error}); set SPARSEJAX_CACHE to a file in another folder"
         ) from error
     return file
 
@@ -74,5 +74,5 @@ def _run(command: list[str]) -> None:
         raise NotImplementedError(f"{command[0]} fails: {error.stderr[:500]}") from error
     except OSError as error:
         raise NotImplementedError(
-            f"cannot be compiled: {error}; the environment's CXX names a C++ compiler"
+            f"cannot be compiled: {error}; set the environment variable CXX to a C++ compiler"
         ) from error

@@ -1,4 +1,4 @@
-"""What differs between the JAX releases of Mosaic GPU."""
+"""Compatibility with the Mosaic GPU of different JAX releases."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -8,9 +8,11 @@ import jax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from ._table import lowering_for
+
 
 def kernel(body: Any, *, lanes: bool = False, **arguments: Any) -> Any:
-    """`plgpu.kernel` with the lowering semantics named: of warpgroups, or of single lanes."""
+    """`plgpu.kernel` with explicit lowering semantics: of warpgroups, or of single lanes."""
     semantics = plgpu.LoweringSemantics.Lane if lanes else plgpu.LoweringSemantics.Warpgroup
     params = plgpu.CompilerParams(lowering_semantics=semantics)
     return plgpu.kernel(body, compiler_params=params, **arguments)
@@ -33,17 +35,18 @@ def vector(ref: Any, start: Any, size: int, axis: int) -> Any:
 
 @contextlib.contextmanager
 def hopper() -> Iterator[None]:
-    """Lowers for an H200 where there is none."""
+    """Lowers for an H200 without the device."""
     device = jax.sharding.AbstractDevice
     try:
         kind = device(device_kind="NVIDIA H200", num_cores=132, platform="gpu")
     except TypeError:
         kind = device(device_kind="NVIDIA H200", num_cores=132)  # pyright: ignore[reportCallIssue]
-    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=kind)):
+    mesh = jax.sharding.AbstractMesh((), (), abstract_device=kind)
+    with lowering_for("gpu"), jax.sharding.use_abstract_mesh(mesh):
         yield
 
 
-# An H200 as XLA describes it.
+# XLA's description of an H200.
 _H200 = """gpu_device_info {
   threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
   shared_memory_per_block: 49152 shared_memory_per_core: 233472
@@ -61,9 +64,9 @@ device_description_str: "NVIDIA H200" """
 def compile_for_hopper(f: Callable[..., Any], *args: Any) -> Any:
     """Compiles for an H200 without one, down to machine code; needs the CUDA plugin.
 
-    Finds what lowering does not: too many registers, too much shared memory, layouts that no
-    instruction has. The environment says `JAX_SKIP_CUDA_CONSTRAINTS_CHECK=1` and
-    `JAX_PLATFORMS=cpu,cuda` before JAX is loaded.
+    Detects errors that lowering does not: too many registers, too much shared memory, layouts
+    without an instruction. Set `JAX_SKIP_CUDA_CONSTRAINTS_CHECK=1` and `JAX_PLATFORMS=cpu,cuda` in
+    the environment before JAX is loaded.
     """
     from jax.experimental import topologies
 

@@ -9,9 +9,8 @@ from jax import lax
 from jaxtyping import Array, Float, Shaped
 
 from ..formats import BlockArray, SparseArray
-from ._choose import names_of
+from ._table import platform_of, requested
 from .matmul import matmul
-from .matmul._api import OTHERS
 
 
 def pointwise(
@@ -24,17 +23,18 @@ def pointwise(
 ) -> Shaped[Array, "..."]:
     r"""A 1x1 convolution of images stored channel first, with a dense or compressed kernel.
 
-    `y[o, p] = clip(bias[o] + sum_c W[c, o] x[c, p], *clamp)`. Channel first, every stored block of
-    weights meets contiguous rows of pixels. Blocks of b outputs that share an input channel are
-    `sj.Block((1, b), sparsity)`. On a CPU XLA has no fast form for the b of 1, 2 and 4 that the
-    paper's own kernels use; 16 and more pay, see benchmarks/sparse_convnets.py.
+    `y[o, p] = clip(bias[o] + sum_c W[c, o] x[c, p], *clamp)`. With channels first, every stored
+    block of weights multiplies contiguous rows of pixels. Blocks of b outputs that share an input
+    channel are `sj.Block((1, b), sparsity)`. On a CPU XLA has no fast form for b = 1, 2 and 4,
+    which the kernels of the paper use; b >= 16 is faster than dense, see
+    benchmarks/speed/sparse_convnets.py.
 
     Args:
       x: `(..., C, H, W)`, floats.
       w: `BlockArray`, `NMArray` or array `(C, O)`.
       bias: `(O,)`.
-      clamp: Lowest and highest output, `(0, 6)` for ReLU6; None does not clamp.
-      implementation: As in `sj.matmul`.
+      clamp: Minimum and maximum output, `(0, 6)` for ReLU6; None does not clamp.
+      implementation: As for `sj.matmul`.
 
     Returns:
       `(..., O, H, W)`.
@@ -54,9 +54,9 @@ def pointwise(
     """
     x = jnp.asarray(x)
     _check("pointwise", x, w.shape[0], 3)
-    names_of("pointwise", implementation, OTHERS)
+    requested("matmul", SparseArray, implementation, platform_of(x))
     if isinstance(w, SparseArray):
-        # XLA folds the two transpositions into those of the product's own forms.
+        # XLA folds the two transpositions into those of the product.
         y = matmul(jnp.moveaxis(x, -3, -1), w, implementation=implementation)
         y = jnp.moveaxis(y, -1, -3)
     else:
@@ -74,15 +74,15 @@ def group_conv(
     strides: tuple[int, int] = (1, 1),
     padding: str | Sequence[tuple[int, int]] = "SAME",
 ) -> Float[Array, "..."]:
-    r"""A k x k convolution, channel first, whose kernels stand or fall n outputs at a time.
+    r"""A channel-first k x k convolution with kernels pruned in groups of n outputs.
 
-    W has blocks `(kh kw, n)` of the matrix that `sj.Block((kh * kw, n), sparsity, axis=(2, 0, 1))`
-    sees: the n kernels of neighbouring outputs that read one input channel. Each block of outputs
-    gathers its channels and is one group of a dense convolution.
+    W has the blocks `(kh kw, n)` of `sj.Block((kh * kw, n), sparsity, axis=(2, 0, 1))`: the n
+    kernels of neighbouring outputs that read one input channel. Each block of outputs gathers its
+    channels and is one group of a dense convolution.
 
     Args:
       x: `(batch, C, H, W)`.
-      w: `(C kh kw, O)` in blocks `(kh kw, n)`, as `sj.compress` makes it.
+      w: `(C kh kw, O)` in blocks `(kh kw, n)`, as returned by `sj.compress`.
       window: `(kh, kw)`.
       strides: Steps between outputs.
       padding: As in `jax.lax.conv_general_dilated`.
@@ -138,5 +138,5 @@ def _check(what: str, x: Array, channels: int, least: int) -> None:
     if x.ndim < least or x.shape[-3] != channels:
         raise ValueError(
             f"{what}: x of shape {x.shape} must be (..., {channels}, height, width), channels "
-            "first; for images stored channel last write jnp.moveaxis(x, -1, -3), once a network."
+            "first; for images stored channel last write jnp.moveaxis(x, -1, -3), once per network."
         )

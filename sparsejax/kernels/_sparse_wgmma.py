@@ -1,6 +1,6 @@
-"""The sparse instruction of Hopper's tensor cores: the only file that needs private parts of JAX.
+"""The sparse instruction of Hopper's tensor cores: the only file that uses private JAX APIs.
 
-Import it where a failure is caught: these parts may move from one release to the next.
+Import it where ImportError is caught: private APIs may change between releases.
 """
 
 from typing import Any
@@ -11,13 +11,13 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import arith, llvm
 
-# The registers of a sum as the instruction has them: one value each.
+# The accumulator registers in the order of the instruction: one value each.
 _SUM: Any = plgpu.Layout._WGMMA_ACC_32BIT
 _inline: Any = plgpu.inline_mgpu
 
 
 def zeros(shape: tuple[int, int]) -> Any:
-    """A sum of no products, before `wgmma`."""
+    """A zero accumulator, before `wgmma`."""
 
     @_inline(return_type=plgpu.ShapeDtypeStruct(shape, jnp.dtype("float32"), layout=_SUM))
     def make(_):
@@ -31,10 +31,10 @@ def zeros(shape: tuple[int, int]) -> Any:
 def wgmma(total: Any, values: Any, x: Any, metadata: Any, tiling: Any) -> Any:
     """`total + A x^T` for a 2:4 matrix A with 128 columns; starts it and does not wait.
 
-    Wait before the next: its metadata may go to the registers that this one still reads.
+    Wait before the next call: its metadata may be loaded into registers that this one still reads.
 
     Args:
-      total: `(m, n)`, m a multiple of 64, n one of 8 up to 256, from here or `zeros`.
+      total: `(m, n)`, m a multiple of 64, n a multiple of 8 up to 256, from here or `zeros`.
       values: A without its zeros in shared memory, `(m, 64)`.
       x: Dense rows in shared memory, `(n, 128)`.
       metadata: Words of 64 rows of A, `(m / 64, 256)`: for two of each four lanes, those of four
@@ -49,8 +49,8 @@ def wgmma(total: Any, values: Any, x: Any, metadata: Any, tiling: Any) -> Any:
         return_type=plgpu.ShapeDtypeStruct(total.shape, jnp.dtype("float32"), layout=_SUM),
     )
     def multiply(_, total, values, x, metadata):
-        # Of both operands eight rows of 128 bytes lie together; of an instruction 16 values of A
-        # (32 bytes) meet 32 of x (64 bytes, so that two instructions share 128).
+        # Both operands store eight rows of 128 bytes contiguously; one instruction multiplies 16
+        # values of A (32 bytes) with 32 of x (64 bytes, so that two instructions share 128).
         how: Any = {"swizzle": 128, "logical_k_major": False}
         (a, _), (a_part, _), _ = mma_utils.create_descriptor(values, group_size=(64, 64), **how)
         (b, _), (_, b_half), _ = mma_utils.create_descriptor(x, group_size=(count, 64), **how)
@@ -76,7 +76,7 @@ def wgmma(total: Any, values: Any, x: Any, metadata: Any, tiling: Any) -> Any:
 
 
 def finished(total: Any) -> Any:
-    """The sum once all products are done, in the layout of other sums."""
+    """The accumulator after all products are complete, in the usual accumulator layout."""
 
     @_inline(
         arg_types=(_SUM,),
@@ -86,7 +86,7 @@ def finished(total: Any) -> Any:
     )
     def wait(_, total):
         _asm("wgmma.wait_group.sync.aligned 0;")
-        # So that the compiler reads no register before.
+        # So that the compiler does not read registers earlier.
         total = fragmented_array.optimization_barrier(total)
         return total.to_layout(plgpu.Layout.WGMMA.to_mgpu())
 
@@ -94,7 +94,7 @@ def finished(total: Any) -> Any:
 
 
 def _words(metadata: Any, part: int) -> list[Any]:
-    """The words that this thread gives to four instructions."""
+    """The metadata words of this thread for four instructions."""
     i32 = ir.IntegerType.get_signless(32)
 
     def c(number):
@@ -106,15 +106,15 @@ def _words(metadata: Any, part: int) -> list[Any]:
     address = utils.getelementptr(utils.memref_ptr(metadata), [first], i32)
     four = llvm.load(ir.VectorType.get((4,), i32), address, alignment=16)
     words = [llvm.extractelement(four, c(s)) for s in range(4)]
-    # Read before the fence that follows.
+    # Read before the following fence.
     return [_asm("", [word], "=r,0", i32) for word in words]
 
 
 def _instruction(registers: Any, a: Any, b: Any, words: Any, name: str) -> Any:
-    """One sparse product; its operands are the sum, both tiles, the words, and constants.
+    """One sparse product; its operands are the accumulator, both tiles, the words, and constants.
 
-    The constants: lanes 0 and 1 of four give the words; the sum is added to; neither operand is
-    negated; both have their contracted axis last.
+    The constants: lanes 0 and 1 of four supply the words; accumulate; neither operand is negated;
+    both have their contracted axis last.
     """
     count, kind = registers.size, registers.flat[0].type
     sums = ", ".join(f"${i}" for i in range(count))
@@ -131,7 +131,7 @@ def _instruction(registers: Any, a: Any, b: Any, words: Any, name: str) -> Any:
 
 
 def _advanced(descriptor: Any, bytes_: int) -> Any:
-    """A descriptor of what lies further on."""
+    """A descriptor advanced by an offset."""
     if not bytes_:
         return descriptor
     step = arith.constant(ir.IntegerType.get_signless(64), mma_utils.encode_addr(bytes_))

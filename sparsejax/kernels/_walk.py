@@ -1,8 +1,8 @@
-"""A product for Hopper whose thread blocks each walk a list of tiles.
+"""A product for Hopper in which each thread block processes a list of tiles.
 
-The memory warp reads the list and copies the tiles of x and of what is stored that it names into a
-ring of buffers; one or two warpgroups multiply them on the tensor cores. A list runs as many steps
-as it has tiles: an empty one gives zeros.
+The memory warp reads the list and copies the listed tiles of x and of the stored values into a ring
+of buffers; one or two warpgroups multiply them on the tensor cores. A list takes one step per tile;
+an empty list gives zeros.
 """
 
 from collections.abc import Callable
@@ -20,8 +20,8 @@ from . import _mosaic
 from .matmul._finish import How, finish_inside
 from .matmul._tiles import padded_rows, promoted, row_tile
 
-SIDES = (16, 32, 64, 128)  # of tiles that the tensor cores take
-DEPTH = 64  # of a step, along the contraction
+SIDES = (16, 32, 64, 128)  # tile sides that the tensor cores support
+DEPTH = 64  # length of a step along the contraction
 SHARED = 224 * 2**10  # bytes for the ring of buffers and the result
 STAGES = 6
 
@@ -45,14 +45,14 @@ def walk(
 
     Args:
       x: Activations, in blocks of `depth` columns.
-      stored: In blocks `(depth, width)`, or `(width, depth)` if transposed.
-      lists: Integers that the functions read: they get `(j, k, *lists)`.
-      columns: How many blocks of columns y has, and their width.
-      depth: Of a step.
+      stored: Stored values in blocks `(depth, width)`, or `(width, depth)` if transposed.
+      lists: Integer arrays passed to the functions as `(j, k, *lists)`.
+      columns: Number and width of the column blocks of y.
+      depth: Length of a step.
       steps: Number of steps of list j.
       x_at: Block column of x.
-      stored_at: Block row and block column of what is stored.
-      list_of: Which list the j-th thread block takes.
+      stored_at: Block row and block column of the stored values.
+      list_of: The list of the j-th thread block.
       transposed: Whether the blocks are stored transposed.
       bias: `(n,)` or None.
       how: Activation and dtype of the result.
@@ -125,18 +125,18 @@ def walk(
 
 
 def tiles_of(rows: int, width: int) -> tuple[int, int]:
-    """Warpgroups, and rows of x for each: as few as 64 where there are not more."""
+    """Warpgroups, and rows of x for each: 64 if x has no more."""
     groups = 1 if rows <= 128 else 2
     return groups, row_tile(-(-rows // groups), jnp.bfloat16, 128, least=64)
 
 
 def stages(step: int, rest: int, resident: int = 1) -> int:
-    """Steps whose tiles fit into the shared memory of each resident block, beside the rest."""
+    """Number of steps whose tiles fit into the shared memory of each resident block."""
     return max(2, min(STAGES, (SHARED // resident - rest) // step))
 
 
 def layout(columns: int, dtype: Any) -> tuple[Any, ...]:
-    """How the tensor cores want tiles in shared memory; both operands alike, by the narrower."""
+    """The tile layout of the tensor cores in shared memory, the same for both operands."""
     size = jnp.dtype(dtype).itemsize
     swizzle = plgpu.find_swizzle(min(columns * size, 128) * 8)
     tiling: Any = plgpu.TilingTransform  # abstract, says the type checker of some releases
@@ -151,9 +151,9 @@ def spec(
     release: int = 0,
     both: tuple[str, ...] = (),
 ) -> Any:
-    """A tile that is copied ahead; `release` steps after its own it may be overwritten.
+    """A prefetched tile; it may be overwritten `release` steps after its own.
 
-    `both` names the axis of a cluster whose thread blocks all get it, each copying a part.
+    `both` is the cluster axis whose thread blocks share the tile, each copying a part.
     """
     shared: Any = {"collective_axes": both} if both else {}
     return plgpu.BlockSpec(shape, index_map, transforms=tiling, delay_release=release, **shared)

@@ -1,29 +1,31 @@
-"""Which entries stay: patterns, scores, allocations, plans."""
+"""Masks of kept entries: scores, allocations, plans."""
 
-from ._allocate import Allocation, erdos_renyi, erk, from_scores, global_, uniform, uniform_plus
+from ._allocate import Allocation, erdos_renyi, erk, from_scores, joint, uniform, uniform_plus
 from ._apply import apply_masks, straight_through
 from ._iterative import iterative
-from ._plan import Plan, PlannedLeaf, plan
-from ._score import changed, fisher, grasp, magnitude, movement, random, saliency, synflow
+from ._make_plan import plan
+from ._masks import Masks
+from ._plan import Plan, PlannedLeaf
+from ._score import fisher, grasp, magnitude, movement, random, saliency, synflow, update_mask
 from ._threshold import above, energy_threshold
 from ._topk import topk
 from ._wanda import wanda
 
 __all__ = [
     "Allocation",
+    "Masks",
     "Plan",
     "PlannedLeaf",
     "above",
     "apply_masks",
-    "changed",
     "energy_threshold",
     "erdos_renyi",
     "erk",
     "fisher",
     "from_scores",
-    "global_",
     "grasp",
     "iterative",
+    "joint",
     "magnitude",
     "movement",
     "plan",
@@ -34,5 +36,6 @@ __all__ = [
     "topk",
     "uniform",
     "uniform_plus",
+    "update_mask",
     "wanda",
 ]

@@ -1,43 +1,49 @@
-"""Allocations: how a sparsity is shared out among layers, at the same total."""
+"""Allocations: distribute a sparsity over layers at the same total."""
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from .._frameworks import kernel_orders
 from .._topk import topk_masks
 from .._tree import is_kernel, map_named, named_leaves, natural_order
+from ..patterns import Layout, layout
 
 Allocation = Callable[[PyTree, float], PyTree]
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A leaf to allocate to: its shape without the stacked axes, and how many slices it stacks."""
+    """A leaf that an allocation assigns a sparsity to."""
 
-    shape: tuple[int, ...]
-    slices: int = 1
+    layout: Layout
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape without the stacked axes."""
+        return self.layout.shape[len(self.layout.stacked) :]
 
     @property
     def size(self) -> int:
         """Number of entries."""
-        return self.slices * int(np.prod(self.shape, dtype=np.int64))
+        return math.prod(self.layout.shape)
 
 
 def uniform(params: PyTree, sparsity: float, *, fixed: Mapping[str, float] | None = None) -> PyTree:
     r"""The same sparsity for every layer.
 
     Args:
-      params: A tree of arrays or shapes. Leaves named `kernel` or `weight` are meant.
-      sparsity: Fraction of zeros over all meant leaves together.
-      fixed: Sparsities of leaves (regular expression: sparsity); the others share what is left.
+      params: A tree of arrays or shapes. Only leaves named `kernel` or `weight` are considered.
+      sparsity: Fraction of zeros over all these leaves together.
+      fixed: Sparsities of leaves (regular expression: sparsity); the others share the remainder.
 
     Returns:
-      A tree of sparsities; None for leaves that are not meant.
+      A tree of sparsities; None for all other leaves.
 
     Raises:
       ValueError: If the sparsity is outside [0, 1].
@@ -65,15 +71,15 @@ def uniform_plus(
 
     Args:
       params: A tree of arrays or shapes.
-      sparsity: Fraction of zeros over all meant leaves together.
+      sparsity: Fraction of zeros over all these leaves together.
       first: Regular expression of the first layer; by default the first name in natural order.
       last: Regular expression of the last layer; by default the last name in natural order.
       last_sparsity: Upper limit of the sparsity of the last layer.
       exact_budget: If False, the formula of the official code, `d' = (d N - N_first - d_last
-        N_last) / N`, which keeps fewer entries than asked for.
+        N_last) / N`, which keeps fewer entries than requested.
 
     Returns:
-      A tree of sparsities; None for leaves that are not meant.
+      A tree of sparsities; None for all other leaves.
 
     Raises:
       ValueError: If the first and last layer alone exceed the budget.
@@ -106,7 +112,7 @@ def uniform_plus(
             raise ValueError(
                 f"uniform_plus cannot reach sparsity {s}: {head} dense and {tail} at sparsity "
                 f"{1 - tail_density:.3g} leave {rest:.0f} entries for the other {len(others)} "
-                "layers; ask for another sparsity, or use sj.masks.erk."
+                "layers; pass another sparsity, or use sj.masks.erk."
             )
         inner = 1 - rest / over if others else 0.0
         return {**dict.fromkeys(others, inner), head: 0.0, tail: min(s, last_sparsity)}
@@ -119,15 +125,15 @@ def erdos_renyi(
 ) -> PyTree:
     r"""Erdos-Renyi: density proportional to `(n_in + n_out) / (n_in n_out)`, at most 1.
 
-    Only the two channel axes of a convolution (the last two) count.
+    For a convolution only the two channel axes are used.
 
     Args:
       params: A tree of arrays or shapes.
-      sparsity: Fraction of zeros over all meant leaves together.
-      fixed: Sparsities of leaves (regular expression: sparsity); the others share what is left.
+      sparsity: Fraction of zeros over all these leaves together.
+      fixed: Sparsities of leaves (regular expression: sparsity); the others share the remainder.
 
     Returns:
-      A tree of sparsities; None for leaves that are not meant.
+      A tree of sparsities; None for all other leaves.
 
     Raises:
       ValueError: If the sparsity is outside [0, 1].
@@ -143,7 +149,7 @@ def erdos_renyi(
       >>> round(s["a"]["kernel"], 3), round(s["b"]["kernel"], 3)
       (0.858, 0.219)
     """
-    score = _dimensions(lambda shape: shape[-2:], power=1.0)
+    score = _dimensions(lambda layer: layer.layout.channels, power=1.0)
     return _allocate(params, sparsity, fixed, lambda layers, s: _scaled(layers, s, score))
 
 
@@ -156,17 +162,17 @@ def erk(
 ) -> PyTree:
     r"""Erdos-Renyi kernel: density proportional to `(sum(shape) / prod(shape)) ** power`.
 
-    Layers that would exceed density 1 become dense and the others share what is left, so the
-    total is exact. `fixed={"head/kernel$": 0.0}` is ERK+ (a dense classifier).
+    Layers that would exceed density 1 become dense and the others share the remainder, so the total
+    is exact. `fixed={"head/kernel$": 0.0}` is ERK+ (a dense classifier).
 
     Args:
       params: A tree of arrays or shapes.
-      sparsity: Fraction of zeros over all meant leaves together.
-      fixed: Sparsities of leaves (regular expression: sparsity); the others share what is left.
+      sparsity: Fraction of zeros over all these leaves together.
+      fixed: Sparsities of leaves (regular expression: sparsity); the others share the remainder.
       power: Exponent of the score.
 
     Returns:
-      A tree of sparsities; None for leaves that are not meant.
+      A tree of sparsities; None for all other leaves.
 
     Raises:
       ValueError: If the sparsity is outside [0, 1].
@@ -181,12 +187,12 @@ def erk(
       >>> [round(s["kernel"], 4) for s in sj.masks.erk(lenet, 0.9).values()]
       [0.9204, 0.7698, 0.0]
     """
-    score = _dimensions(lambda shape: shape, power)
+    score = _dimensions(lambda layer: layer.shape, power)
     return _allocate(params, sparsity, fixed, lambda layers, s: _scaled(layers, s, score))
 
 
 def from_scores(scores: PyTree) -> Allocation:
-    r"""The layer ratios that a global top-k of given scores has; its positions are not used.
+    r"""The layer ratios of a global top-k of given scores; the positions are not used.
 
     With `saliency` these are the SNIP ratios, with `grasp` the GraSP ratios, with `magnitude`
     those of global magnitude pruning.
@@ -223,40 +229,36 @@ def from_scores(scores: PyTree) -> Allocation:
     return allocate
 
 
-def global_(params: PyTree, sparsity: float) -> PyTree:
-    r"""One selection over all layers together, made anew at every mask update.
+def joint(params: PyTree, sparsity: float) -> PyTree:
+    r"""One selection over all layers together, repeated at every mask update.
 
-    Given to `sj.plan(..., allocate=sj.masks.global_)`, the plan compares the scores of all its
-    leaves with each other, those of stacked slices too. Called by itself, it gives the layer ratios
-    of global magnitude.
+    With `sj.plan(..., allocate=sj.masks.joint)` the plan compares the scores of all its
+    leaves with each other, those of stacked slices too. Called directly, it returns the layer
+    ratios of global magnitude pruning.
 
     Args:
       params: A tree of arrays.
-      sparsity: Fraction of zeros over all meant leaves together.
+      sparsity: Fraction of zeros over all these leaves together.
 
     Returns:
-      A tree of sparsities; None for leaves that are not meant.
+      A tree of sparsities; None for all other leaves.
 
     Example:
       >>> import jax.numpy as jnp, sparsejax as sj
       >>> params = {"a": {"kernel": jnp.ones((2, 2))}, "b": {"kernel": 2 * jnp.ones((2, 2))}}
-      >>> sj.masks.global_(params, 0.75)
+      >>> sj.masks.joint(params, 0.75)
       {'a': {'kernel': 1.0}, 'b': {'kernel': 0.5}}
     """
     return from_scores(jax.tree.map(abs, params))(params, sparsity)
 
 
 def _allocate(params: PyTree, sparsity: float, fixed: Mapping[str, float] | None, shares) -> PyTree:
-    """Applies `shares(layers, sparsity)` to the meant leaves that are not fixed."""
+    """Applies `shares(layers, sparsity)` to the selected leaves that are not fixed."""
     if not 0 <= sparsity <= 1:
         raise ValueError(f"sparsity={sparsity} must be the fraction of zeros, in [0, 1].")
-    layers = {}
-    for name, leaf in named_leaves(params).items():
-        layer = _layer(name, leaf)
-        if layer is not None:
-            layers[name] = layer
+    layers = _layers(params)
     if not layers:
-        raise ValueError("there is no leaf named kernel or weight to allocate sparsity to.")
+        raise ValueError("allocation: the tree must have a leaf named kernel or weight, got none.")
     given = {}
     for rule, value in (fixed or {}).items():
         named = [name for name in layers if re.search(rule, name)]
@@ -272,7 +274,7 @@ def _allocate(params: PyTree, sparsity: float, fixed: Mapping[str, float] | None
 
 
 def _rest(layers: Mapping[str, Layer], given: Mapping[str, float], sparsity: float) -> float:
-    """The sparsity of the leaves that are not fixed, so that the total is as asked."""
+    """The sparsity of the leaves that are not fixed, for the requested total."""
     if not given:
         return sparsity
     total = sum(layer.size for layer in layers.values())
@@ -281,21 +283,29 @@ def _rest(layers: Mapping[str, Layer], given: Mapping[str, float], sparsity: flo
     rest = total - fixed
     if not -1e-9 * total <= zeros <= rest + 1e-9 * total:
         raise ValueError(
-            f"a sparsity of {sparsity} in all leaves is out of reach with fixed={dict(given)}: "
+            f"a sparsity of {sparsity} in all leaves is not possible with fixed={dict(given)}: "
             f"the others would need {zeros:.0f} zeros of {rest} entries."
         )
     return min(max(zeros / rest, 0.0), 1.0) if rest else sparsity
 
 
-def _layer(name: str, leaf: Any) -> Layer | None:
-    if isinstance(leaf, Layer):  # a plan has already chosen its leaves
-        return leaf
-    return Layer(tuple(leaf.shape)) if is_kernel(name, leaf) else None
+def _layers(params: PyTree) -> dict[str, Layer]:
+    """The layers selected by a plan, or the kernels of a tree."""
+    leaves = named_leaves(params)
+    chosen = {name: leaf for name, leaf in leaves.items() if isinstance(leaf, Layer)}
+    if chosen:
+        return chosen
+    orders = kernel_orders(params)
+    return {
+        name: Layer(layout(tuple(leaf.shape), order=orders.get(name)))
+        for name, leaf in leaves.items()
+        if is_kernel(name, leaf)
+    }
 
 
 def _dimensions(select, power: float):
     def score(layer: Layer) -> float:
-        sizes = np.asarray(select(layer.shape), np.float64)
+        sizes = np.asarray(select(layer), np.float64)
         return float((sizes.sum() / sizes.prod()) ** power)
 
     return score
@@ -304,7 +314,8 @@ def _dimensions(select, power: float):
 def _scaled(layers: Mapping[str, Layer], sparsity: float, score) -> dict[str, float]:
     """Densities `epsilon * score`, clipped to 1, whose total is exact.
 
-    All layers at the maximum are clipped together: else the result depends on their order.
+    All layers at the maximum are clipped together; otherwise the result would depend on their
+    order.
     """
     scores = {name: score(layer) for name, layer in layers.items()}
     kept = (1 - sparsity) * sum(layer.size for layer in layers.values())
@@ -325,5 +336,5 @@ def _one(names: list[str], rule: str | None, default: str) -> str:
         return default
     found = [name for name in names if re.search(rule, name)]
     if len(found) != 1:
-        raise ValueError(f"{rule!r} must match one layer and matches {found or 'none'}.")
+        raise ValueError(f"{rule!r} must match one layer, got {found or 'none'}.")
     return found[0]

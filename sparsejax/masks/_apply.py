@@ -1,4 +1,4 @@
-"""Masks at work: masked both ways, or masked forward and dense backward."""
+"""Application of masks: masked in both passes, or masked forward and dense backward."""
 
 from typing import Any
 
@@ -7,7 +7,9 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree, Shaped
 
-from .._tree import check_known, map_named, named_leaves
+from .._arguments import check_masks, named_masks
+from .._frameworks import map_params
+from .._tree import map_named
 from ._plan import Plan
 from ._score import magnitude
 
@@ -15,14 +17,14 @@ from ._score import magnitude
 def apply_masks(params: PyTree, masks: PyTree) -> PyTree:
     r"""The parameters with exact zeros off the masks: `where(m, w, 0)`, forward and backward.
 
-    Leaves without a mask (None or absent) pass through.
+    Leaves without a mask (None or absent) are unchanged.
 
     Args:
-      params: A tree of arrays.
+      params: A tree of arrays or a module.
       masks: A tree of boolean arrays and None, looked up by the path of the leaf.
 
     Returns:
-      A tree like `params`.
+      A tree like `params`, or a module of the same class that shares everything else with it.
 
     Raises:
       ValueError: If a mask has another shape than its leaf, or belongs to no leaf.
@@ -33,7 +35,7 @@ def apply_masks(params: PyTree, masks: PyTree) -> PyTree:
       [1.0, 0.0]
     """
     zero_off = lambda w, m: jnp.where(m, w, jnp.zeros_like(w))  # noqa: E731
-    return _map_masked(zero_off, params, masks)
+    return map_params(params, lambda params: _map_masked(zero_off, params, masks))
 
 
 def straight_through(
@@ -46,23 +48,24 @@ def straight_through(
 ) -> PyTree:
     r"""Masked forward, dense backward.
 
-    Forward `m w + (1 - m) beta w`. Backward, with the gradient g of what the forward returned,
-    `m g + (1 - m) (phi g + lambda w)`: `phi` is 1 for "full" and beta for "scaled". With
+    Forward `m w + (1 - m) beta w`. Backward, with the gradient g with respect to the forward
+    result, `m g + (1 - m) (phi g + lambda w)`: `phi` is 1 for "full" and beta for "scaled". With
     beta = lambda = 0 this is the straight-through estimator, with lambda > 0 SR-STE, with a
-    decaying beta the mask decay of MdGf. Without lambda it has derivatives of every order and
-    mode, in beta too.
+    decaying beta the mask decay of MdGf. Without lambda it has derivatives of every order and mode,
+    in beta too. Use it inside the loss: an NNX module is returned with masked parameters and shares
+    its other variables (batch statistics, dropout keys), which are updated as usual.
 
     Args:
-      params: A tree of arrays, the dense weights.
+      params: The dense weights: a tree of arrays or a module.
       masks: A tree of boolean arrays and None, looked up by path; or a `Plan`, whose masks are
         then computed from the magnitudes of `params` at each call.
-      pruned_scale: beta, what multiplies the pruned weights in the forward pass.
+      pruned_scale: beta, the factor of the pruned weights in the forward pass.
       pruned_gradient: Whether pruned weights receive the "full" gradient or one "scaled" by beta;
         None is "full" if `pruned_scale` is the number 0 and "scaled", as in MdGf, otherwise.
-      decay: lambda, the pull of pruned weights towards zero (added to their gradient).
+      decay: lambda, the decay of pruned weights towards zero (added to their gradient).
 
     Returns:
-      A tree like `params`.
+      A tree like `params`, or a module of the same class that shares everything else with it.
 
     Raises:
       ValueError: If a mask has another shape than its leaf, or belongs to no leaf.
@@ -75,11 +78,16 @@ def straight_through(
       >>> w, m = jnp.array([1.0, 2.0]), jnp.array([True, False])
       >>> jax.grad(lambda w: (sj.masks.straight_through(w, m) * 3.0).sum())(w).tolist()
       [3.0, 3.0]
+      >>> from flax import nnx
+      >>> model = nnx.Linear(4, 2, rngs=nnx.Rngs(0))
+      >>> plan = sj.plan(model, sj.NM(2, 4))
+      >>> loss = lambda m: sj.masks.straight_through(m, plan)(jnp.ones((1, 4))).sum()
+      >>> grads = nnx.grad(loss)(model)
+      >>> float((grads["kernel"][...] != 0).mean()), float((model.kernel[...] == 0).mean())
+      (1.0, 0.0)
     """
     if pruned_gradient not in (None, "full", "scaled"):
         raise ValueError(f'pruned_gradient={pruned_gradient!r} must be "full" or "scaled".')
-    if isinstance(masks, Plan):
-        masks = masks.masks(magnitude(jax.lax.stop_gradient(params)))
     plain = isinstance(pruned_scale, int | float) and pruned_scale == 0
     full = plain if pruned_gradient is None else pruned_gradient == "full"
 
@@ -89,11 +97,16 @@ def straight_through(
             w = _pulled(w, mask, jnp.asarray(decay, wide))
         return jnp.where(mask, w, _pruned(w, jnp.asarray(pruned_scale, wide), full))
 
-    return _map_masked(see, params, masks)
+    def straight(params):
+        plan = masks if isinstance(masks, Plan) else None
+        now = plan.masks(magnitude(jax.lax.stop_gradient(params))) if plan else masks
+        return _map_masked(see, params, now)
+
+    return map_params(params, straight)
 
 
 def _pruned(w: Array, scale: Array, full: bool) -> Array:
-    """`scale w`, 0 for a scale of 0 whatever w is, with the gradient 1 or scale in w."""
+    """`scale w`, 0 for a scale of 0 and any w, with the gradient 1 or scale in w."""
     finite = jnp.where(jnp.isfinite(w), w, jnp.zeros_like(w))
     fixed, fixed_scale = jax.lax.stop_gradient((finite, scale))
     value = jnp.where(scale == 0, fixed, jax.lax.stop_gradient(w)) * scale
@@ -103,7 +116,7 @@ def _pruned(w: Array, scale: Array, full: bool) -> Array:
 
 @jax.custom_vjp
 def _pulled(w, mask, decay):
-    """w, whose gradient pulls what is off the mask to zero."""
+    """w, with a gradient that pulls entries off the mask to zero."""
     del mask, decay
     return w
 
@@ -122,25 +135,10 @@ _pulled.defvjp(_pulled_forward, _pulled_backward)
 
 
 def _map_masked(f, params: PyTree, masks: PyTree) -> PyTree:
-    if isinstance(masks, Plan):
-        raise TypeError("apply_masks takes masks, got a plan; plan.masks(scores) makes them.")
-    by_name = named_leaves(masks)
-    leaves = named_leaves(params)
-    check_known(by_name, leaves)
+    by_name = named_masks("apply_masks", masks)
+    check_masks("apply_masks", params, by_name)
 
     def one(name: str, w: Any, mask: Shaped[Array, "..."] | None):
-        if mask is None:
-            return w
-        if jnp.asarray(mask).dtype != bool:
-            raise TypeError(
-                f"the mask of {name or 'the parameter'} holds {jnp.asarray(mask).dtype}, not "
-                "booleans; True means kept: pass mask != 0."
-            )
-        if jnp.shape(mask) != jnp.shape(w):
-            raise ValueError(
-                f"{name or 'the parameter'} has shape {jnp.shape(w)} and its mask shape "
-                f"{jnp.shape(mask)}."
-            )
-        return f(w, mask)
+        return w if mask is None else f(w, mask)
 
     return map_named(one, params, by_name)

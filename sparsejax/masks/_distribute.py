@@ -1,45 +1,32 @@
-"""Zeros of several leaves that an allocation distributes: whole units, at the same total."""
+"""Distribution of zeros over leaves by an allocation: whole units, at the same total."""
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
-from ..patterns import Pattern
 from ._allocate import Allocation, Layer
-
-Chosen = Mapping[str, Pattern]
-Leaves = Mapping[str, Any]
+from ._plan import PlannedLeaf
 
 
-def redistributed(allocate: Allocation, chosen: Chosen, leaves: Leaves) -> dict[str, int]:
+def redistributed(allocate: Allocation, chosen: Mapping[str, PlannedLeaf]) -> dict[str, int]:
     """Zeroed units of the free leaves after an allocation, at the same total."""
-    free = {
-        name: pattern
-        for name, pattern in chosen.items()
-        if pattern.free and math.prod(leaves[name].shape)
-    }
+    free = {name: leaf for name, leaf in chosen.items() if leaf.pattern.free and leaf.size}
     if not free:
         return {}
-    shapes = {name: tuple(leaves[name].shape) for name in free}
-    layers = {
-        name: Layer(shapes[name][p.stacked :], math.prod(shapes[name][: p.stacked]))
-        for name, p in free.items()
-    }
-    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
-    asked = sum(sizes[name] * p.sparsity for name, p in free.items()) / sum(sizes.values())
-    given = allocate(layers, asked)
+    exact = sum(leaf.size * leaf.pattern.sparsity for leaf in free.values())
+    total = sum(leaf.size for leaf in free.values())
+    given = allocate({name: Layer(leaf.layout) for name, leaf in free.items()}, exact / total)
     sparsities = {name: _checked(name, given[name]) for name in free}
-    units = {name: p.units(shapes[name]) for name, p in free.items()}
-    unit = _unit_size(sizes, units)
-    wanted = sum(sizes[name] * sparsities[name] for name in free)
-    exact = sum(sizes[name] * p.sparsity for name, p in free.items())
-    if abs(wanted - exact) > 0.5 + 1e-6 * sum(sizes.values()):
+    units = {name: leaf.units for name, leaf in free.items()}
+    unit = _unit_size({name: leaf.size for name, leaf in free.items()}, units)
+    requested = sum(free[name].size * sparsities[name] for name in free)
+    if abs(requested - exact) > 0.5 + 1e-6 * total:
         raise ValueError(
-            f"plan: the allocation zeroes {wanted:,.0f} entries where the patterns ask for "
-            f"{exact:,.0f}; an allocation keeps the total, as sj.masks.erk does. Give the leaves "
-            "patterns of the sparsity that you want."
+            f"plan: the allocation zeroes {requested:,.0f} entries where the patterns require "
+            f"{exact:,.0f}; an allocation must keep the total, as sj.masks.erk does. Pass "
+            "patterns of "
+            "the intended sparsity."
         )
     kept = _largest_remainder(
         {name: units[name] * (1 - sparsities[name]) for name in free},
@@ -49,22 +36,22 @@ def redistributed(allocate: Allocation, chosen: Chosen, leaves: Leaves) -> dict[
     return {name: units[name] - kept[name] for name in free}
 
 
-def rounded_together(chosen: Chosen, leaves: Leaves) -> dict[str, int]:
+def rounded_jointly(chosen: Mapping[str, PlannedLeaf]) -> dict[str, int]:
     """Zeroed units of jointly selected leaves: the total rounded once."""
-    return redistributed(lambda layers, s: dict.fromkeys(layers, s), chosen, leaves)
+    return redistributed(lambda layers, s: dict.fromkeys(layers, s), chosen)
 
 
 def _unit_size(sizes: dict[str, int], units: dict[str, int]) -> float:
-    """Entries per unit, if the same for all leaves; else the mean, which meets units, not entries.
+    """Entries per unit if equal for all leaves; otherwise the mean (exact in units, not entries).
 
-    Raises if the leaves mix units of different sizes: no total can then be met exactly.
+    Raises if the leaves mix units of different sizes: no exact total is possible then.
     """
     found = {name: sizes[name] / max(units[name], 1) for name in sizes}
     if len(set(found.values())) > 1:
         listed = ", ".join(f"{name}: {size:g}" for name, size in found.items())
         raise ValueError(
-            "an allocation keeps the total exactly, which leaves with different entries per unit "
-            f"cannot promise ({listed}); give them patterns with equal units, or plan them apart."
+            "an allocation keeps the total exactly, which is impossible for leaves with different "
+            f"entries per unit ({listed}); use patterns with equal units, or plan them separately."
         )
     return next(iter(found.values()))
 

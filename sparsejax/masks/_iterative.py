@@ -1,4 +1,4 @@
-"""Masks in many rounds, with scores computed anew in each."""
+"""Iterative masks: scores are recomputed in each round."""
 
 from collections.abc import Callable
 
@@ -16,23 +16,23 @@ from ._plan import Plan
 def iterative(
     score: Callable[[PyTree], PyTree], plan: Plan, params: PyTree, rounds: int = 100
 ) -> PyTree:
-    r"""Masks by scores that are computed anew in each of many rounds.
+    r"""Iterative masks: prunes in rounds and recomputes the scores in each.
 
     With d the density of the plan, round r = 1..R keeps the fraction `d^(r / R)`, scored by
-    `score(params masked by round r - 1)`; what is pruned stays pruned. With `synflow` this is
+    `score(params masked by round r - 1)`; pruned entries stay pruned. With `synflow` this is
     SynFlow, with `saliency` iterative SNIP.
 
     Args:
-      score: Function of masked parameters to scores, the largest stay.
-      plan: What to prune; usually with `allocate=sj.masks.global_`.
-      params: The parameters, which are not trained in between.
+      score: Maps masked parameters to scores, the largest of which are kept.
+      plan: The leaves to prune, usually with `allocate=sj.masks.joint`.
+      params: The parameters, which are not trained between rounds.
       rounds: R.
 
     Returns:
       The tree of masks.
 
     Raises:
-      ValueError: If there are no rounds.
+      ValueError: If `rounds` is less than 1.
       TypeError: If `rounds` is not an integer.
 
     Reference:
@@ -42,7 +42,7 @@ def iterative(
     Example:
       >>> import jax.numpy as jnp, sparsejax as sj
       >>> params = {"a": {"kernel": jnp.ones((4, 4))}, "b": {"kernel": jnp.ones((4, 4))}}
-      >>> plan = sj.plan(params, sj.Unstructured(0.75), allocate=sj.masks.global_)
+      >>> plan = sj.plan(params, sj.Unstructured(0.75), allocate=sj.masks.joint)
       >>> network = lambda p: jnp.ones(4) @ p["a"]["kernel"] @ p["b"]["kernel"]
       >>> masks = sj.masks.iterative(lambda p: sj.masks.synflow(p, network), plan, params)
       >>> sum(int(m["kernel"].sum()) for m in masks.values())
@@ -52,7 +52,7 @@ def iterative(
     density = 1 - plan.sparsity
 
     def one(r, masks):
-        # Scores of what is pruned are 0, which a live entry may be too: NaN ranks below it.
+        # Scores of pruned entries are 0, like those of some kept entries: NaN ranks below both.
         scores = jax.tree.map(
             lambda s, m: s if is_gap(m) else jnp.where(m, s, jnp.nan),
             score(apply_masks(params, masks)),

@@ -1,4 +1,4 @@
-"""Scores: what an entry is worth. The largest stay."""
+"""Scores: the importance of entries. The largest are kept."""
 
 import zlib
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Key, PyTree
 
 from .._arguments import check_key
-from .._tree import map_named, named_leaves
+from .._tree import is_array, map_named, named_leaves
 
 
 def magnitude(params: PyTree) -> PyTree:
@@ -19,7 +19,7 @@ def magnitude(params: PyTree) -> PyTree:
       params: A tree of arrays.
 
     Returns:
-      The tree of absolute values; what is no number (a key, a flag) stays as it is.
+      The tree of absolute values; non-numeric leaves (a key, a flag) are returned unchanged.
 
     Reference:
       Han et al., Learning both Weights and Connections for Efficient Neural Networks, 2015
@@ -30,14 +30,14 @@ def magnitude(params: PyTree) -> PyTree:
       >>> sj.masks.magnitude({"kernel": jnp.array([-2.0, 1.0])})["kernel"].tolist()
       [2.0, 1.0]
     """
-    number = lambda w: jnp.issubdtype(jnp.result_type(w), jnp.number)  # noqa: E731
+    number = lambda w: is_array(w) and jnp.issubdtype(w.dtype, jnp.number)  # noqa: E731
     return jax.tree.map(lambda w: jnp.abs(w) if number(w) else w, params)
 
 
-def random(params: PyTree, key: Key[Array, ""]) -> PyTree:
-    r"""Independent uniform scores: a mask made of them is uniformly random with an exact count.
+def random(params: PyTree, *, key: Key[Array, ""]) -> PyTree:
+    r"""Independent uniform scores, for uniformly random masks with an exact count.
 
-    The key is folded with the name of each leaf, so adding a layer leaves the other masks alone.
+    The key is folded with the name of each leaf, so adding a layer does not change the other masks.
 
     Args:
       params: A tree of arrays (or of shapes with a dtype).
@@ -51,7 +51,7 @@ def random(params: PyTree, key: Key[Array, ""]) -> PyTree:
 
     Example:
       >>> import jax, jax.numpy as jnp, sparsejax as sj
-      >>> sj.masks.random({"kernel": jnp.ones((2, 3))}, jax.random.key(0))["kernel"].shape
+      >>> sj.masks.random({"kernel": jnp.ones((2, 3))}, key=jax.random.key(0))["kernel"].shape
       (2, 3)
     """
 
@@ -115,7 +115,7 @@ def grasp(params: PyTree, loss_fn: Callable[[PyTree], Array]) -> PyTree:
     r"""Gradient signal preservation, `w (H g)`: the largest are kept.
 
     `H` is the Hessian and `g` the gradient of the loss; `H g` is one forward-over-reverse product.
-    The paper removes the largest of `-w (H g)`, which is the same. It divides the logits by a
+    The paper removes the largest of `-w (H g)`, which is equivalent. It divides the logits by a
     temperature of 200: do so in `loss_fn`.
 
     Args:
@@ -143,12 +143,12 @@ def grasp(params: PyTree, loss_fn: Callable[[PyTree], Array]) -> PyTree:
 def synflow(params: PyTree, output_fn: Callable[[PyTree], Array]) -> PyTree:
     r"""Synaptic flow, `|w dR/dw|` with `R = sum(output_fn(|params|))`: needs no data.
 
-    One round at a high sparsity empties whole layers; `sj.masks.iterative` makes a hundred.
+    A single round at a high sparsity empties whole layers; use `sj.masks.iterative` (100 rounds).
 
     Args:
       params: A tree of arrays.
       output_fn: The network as a function of `params` alone, on an input of ones, with its norms
-        at unit statistics. Deep networks overflow float32: give parameters in float64, or kernels
+        at unit statistics. Deep networks overflow float32: pass parameters in float64, or kernels
         divided by their largest entry, which scales all scores alike (without biases).
 
     Returns:
@@ -192,51 +192,51 @@ def fisher(params: PyTree, second_moments: PyTree) -> PyTree:
     return jax.tree.map(lambda w, nu: w * w * nu, params, second_moments)
 
 
-def changed(before: PyTree, after: PyTree, tolerance: ArrayLike = 0.0) -> PyTree:
+def update_mask(before: PyTree, after: PyTree, tol: ArrayLike = 0.0) -> PyTree:
     r"""The masks of the entries that differ, `|after - before| > tolerance`: a sub-network.
 
     Args:
       before: A tree of arrays.
       after: The same tree later; the difference is formed in at least float32.
-      tolerance: 0 for plain inequality; NaN is different from everything. Integers, booleans and
+      tol: 0 for exact inequality; NaN differs from everything. Integers, booleans and
         keys are only compared for equality.
 
     Returns:
       The tree of masks, for `sj.optim.subset` for example.
 
     Raises:
-      ValueError: If the trees have other leaves or shapes.
+      ValueError: If the trees have different leaves or shapes.
 
     Reference:
       Mukherjee et al., 2025 (arXiv 2505.11711).
 
     Example:
       >>> import jax.numpy as jnp, sparsejax as sj
-      >>> sj.masks.changed(jnp.array([1.0, 2.0]), jnp.array([1.0, 2.5])).tolist()
+      >>> sj.masks.update_mask(jnp.array([1.0, 2.0]), jnp.array([1.0, 2.5])).tolist()
       [False, True]
     """
     old, new = named_leaves(before), named_leaves(after)
     if list(old) != list(new):
         other = sorted(set(old) ^ set(new))
-        raise ValueError(f"changed(before, after): only one tree has {', '.join(other)}.")
+        raise ValueError(f"update_mask(before, after): only one tree has {', '.join(other)}.")
 
     def differ(name, x, y):
         if jnp.shape(x) != jnp.shape(y):
             raise ValueError(
-                f"changed(before, after): {name or 'the array'} has shape {jnp.shape(x)} before "
+                f"update_mask: {name or 'the array'} has shape {jnp.shape(x)} before "
                 f"and {jnp.shape(y)} after."
             )
         x, y = jnp.asarray(x), jnp.asarray(y)
         if not jnp.issubdtype(x.dtype, jnp.inexact):
             return x != y
         x, y = (z.astype(jnp.promote_types(z.dtype, jnp.float32)) for z in (x, y))
-        return ~((x == y) | (jnp.abs(y - x) <= tolerance))
+        return ~((x == y) | (jnp.abs(y - x) <= tol))
 
     return map_named(differ, before, new)
 
 
 def _of_floats(f: Callable[[PyTree], Array], params: PyTree):
-    """f as a function of the floating leaves by name, and these: counters and keys are constant."""
+    """f as a function of the floating leaves by name, and these; other leaves are constant."""
     floats = {
         name: w
         for name, w in named_leaves(params).items()
@@ -246,7 +246,7 @@ def _of_floats(f: Callable[[PyTree], Array], params: PyTree):
 
 
 def _check_same_shapes(score: str, params: PyTree, grads: PyTree) -> None:
-    """Leaves that broadcast would give scores of the wrong shape without a word."""
+    """Raises if shapes differ: broadcasting would silently give scores of the wrong shape."""
     of_params, of_grads = named_leaves(params), named_leaves(grads)
     for name, leaf in of_params.items():
         other = of_grads.get(name)

@@ -1,4 +1,4 @@
-"""Entries chosen by a threshold: channels above, weights below."""
+"""Masks by a threshold."""
 
 import jax.numpy as jnp
 from jax import lax
@@ -11,13 +11,13 @@ from .._topk import topk_mask
 def above(
     scores: Float[Array, " n"], threshold: ArrayLike = 0.01, at_least: int = 1
 ) -> Bool[Array, " n"]:
-    r"""The entries above a threshold, but never fewer than some.
+    r"""The entries above a threshold, and at least a given number.
 
     Args:
-      scores: Scores of the channels of a layer, `abs(norm.scale)` for example; of channels that
-        residual additions tie together the maximum over the layers.
-      threshold: What is kept is larger.
-      at_least: So many of the largest are kept in any case; the lowest index wins ties.
+      scores: Scores of the channels of a layer, `abs(norm.scale)` for example; for channels tied by
+        residual additions the maximum over the layers.
+      threshold: Scores above it are kept.
+      at_least: Number of the largest scores that are always kept; the lowest index wins ties.
 
     Returns:
       A mask, True where kept.
@@ -37,15 +37,15 @@ def above(
 
 
 def energy_threshold(scores: Float[Array, " n"], fraction: ArrayLike = 1e-4) -> Float[Array, ""]:
-    r"""The threshold below which the scores hold a fraction of the sum of squares.
+    r"""The threshold below which scores have a given fraction of the sum of squares.
 
-    With the scores sorted to rise and `c_j` the share of the first j squares, it lies in the
-    middle of the pair at which c first exceeds the fraction; 0 if that is the first. A layer
-    whose scores are all below 1e-3 gets 1: nothing is kept.
+    With the scores in ascending order and `c_j` the share of the first j squares, it is the
+    midpoint of the pair at which c first exceeds the fraction; 0 if that is the first pair. If all
+    scores are below 1e-3 it is 1, and nothing is kept.
 
     Args:
       scores: Scores >= 0 of the channels of a layer.
-      fraction: Share of the energy that may go.
+      fraction: Share of the energy to prune.
 
     Returns:
       A threshold, for `sj.masks.above`.

@@ -12,10 +12,10 @@ def topk(
 ) -> Bool[Array, "..."]:
     """The mask of a pattern that keeps the largest scores.
 
-    Exactly the pattern's number of units stays; the lowest index wins ties; NaN ranks last.
+    Exactly the pattern's number of units is kept; the lowest index wins ties; NaN ranks last.
 
     Args:
-      scores: Scores of one leaf, of a floating dtype.
+      scores: Scores of one leaf, of a floating dtype, in the layout of Flax.
       pattern: `Unstructured`, `NM`, `Block`, `Channel`, `Groups` or `Stages`.
       fraction: Fraction of the pattern's zeros to reach, in [0, 1]; may be traced.
 
@@ -32,11 +32,10 @@ def topk(
       [False, False, False, True]
     """
     if not isinstance(pattern, Pattern):
-        raise TypeError(
-            f"pattern={pattern!r} is not a pattern; write sj.Unstructured({pattern!r})."
-        )
+        raise TypeError(f"pattern={pattern!r} is not a pattern; pass sj.Unstructured({pattern!r}).")
     scores = jnp.asarray(scores)
     if not jnp.issubdtype(scores.dtype, jnp.floating):
         raise TypeError(f"scores of dtype {scores.dtype} and shape {scores.shape} must be floats.")
-    pattern.units(scores.shape)
-    return pattern.select(scores, pattern.zeros(scores.shape), fraction)
+    layout = pattern.layout(scores.shape)
+    pattern.units(layout)
+    return pattern.select(scores, layout, pattern.zeros(layout), fraction)

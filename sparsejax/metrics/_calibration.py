@@ -1,19 +1,18 @@
-"""Calibration: does a probability of 0.8 come true eight times in ten?"""
+"""Calibration of predicted probabilities."""
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
-_FLOOR = 1e-12  # of a probability under the logarithm
+from .._arguments import known
 
 
 class Reliability(NamedTuple):
-    """Confidence against accuracy, bin by bin; an empty bin has count 0 and zeros."""
+    """Confidence and accuracy per bin; empty bins have count 0 and zeros."""
 
     edges: Float[Array, " bins+1"]
     confidence: Float[Array, " bins"]
@@ -35,7 +34,8 @@ def reliability(
       `Reliability(edges, confidence, accuracy, count)`.
 
     Raises:
-      ValueError: If there are no bins or no samples, or (outside of jit) if these are logits.
+      ValueError: If `bins` is less than 1, there are no samples, or (outside of jit) probabilities
+        are logits.
 
     Reference:
       Guo et al., On Calibration of Modern Neural Networks, 2017 (arXiv 1706.04599).
@@ -77,7 +77,7 @@ def expected_calibration_error(
       A scalar in [0, 1].
 
     Raises:
-      ValueError: As `reliability`.
+      ValueError: As for `reliability`.
 
     Reference:
       Guo et al., 2017 (arXiv 1706.04599).
@@ -96,7 +96,7 @@ def expected_calibration_error(
 def maximum_calibration_error(
     probabilities: Float[ArrayLike, "n classes"], labels: Int[ArrayLike, " n"], bins: int = 15
 ) -> Float[Array, ""]:
-    r"""MCE, `max_b |accuracy(B_b) - confidence(B_b)|` over the bins that are not empty.
+    r"""MCE, `max_b |accuracy(B_b) - confidence(B_b)|` over the non-empty bins.
 
     Args:
       probabilities: Predicted probabilities, not logits.
@@ -107,7 +107,7 @@ def maximum_calibration_error(
       A scalar in [0, 1].
 
     Raises:
-      ValueError: As `reliability`.
+      ValueError: As for `reliability`.
 
     Reference:
       Guo et al., 2017 (arXiv 1706.04599).
@@ -123,64 +123,8 @@ def maximum_calibration_error(
     return jnp.max(jnp.abs(accuracy - confidence))
 
 
-def negative_log_likelihood(
-    probabilities: Float[ArrayLike, "n classes"], labels: Int[ArrayLike, " n"]
-) -> Float[Array, ""]:
-    r"""NLL, the mean of `-log p(true class)`, probabilities floored at 1e-12.
-
-    Args:
-      probabilities: Predicted probabilities, not logits.
-      labels: True classes.
-
-    Returns:
-      A scalar in nats.
-
-    Raises:
-      ValueError: If there are no samples, or (outside of jit) if these are logits.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> from sparsejax.metrics import negative_log_likelihood
-      >>> p = jnp.array([[0.5, 0.5], [1.0, 0.0]])
-      >>> round(float(negative_log_likelihood(p, jnp.array([0, 0]))), 4)
-      0.3466
-    """
-    probabilities, labels = _checked(probabilities, labels)
-    true = jnp.take_along_axis(probabilities, labels[:, None], axis=-1)
-    return -jnp.mean(jnp.log(jnp.maximum(true, _FLOOR)))
-
-
-def brier_score(
-    probabilities: Float[ArrayLike, "n classes"], labels: Int[ArrayLike, " n"]
-) -> Float[Array, ""]:
-    r"""Brier score, the mean of `sum_c (p_c - [c = true class])^2`.
-
-    Args:
-      probabilities: Predicted probabilities, not logits.
-      labels: True classes.
-
-    Returns:
-      A scalar in [0, 2].
-
-    Raises:
-      ValueError: If there are no samples, or (outside of jit) if these are logits.
-
-    Reference:
-      Brier, Verification of Forecasts Expressed in Terms of Probability, 1950.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> from sparsejax.metrics import brier_score
-      >>> float(brier_score(jnp.array([[0.5, 0.5]]), jnp.array([0])))
-      0.5
-    """
-    probabilities, labels = _checked(probabilities, labels)
-    target = jax.nn.one_hot(labels, probabilities.shape[-1], dtype=probabilities.dtype)
-    return jnp.mean(jnp.sum((probabilities - target) ** 2, axis=-1))
-
-
 def _checked(probabilities, labels) -> tuple[jax.Array, jax.Array]:
-    """Arrays of at least float32; logits and strange labels are refused where they can be seen."""
+    """Arrays of at least float32; rejects logits and invalid labels unless traced."""
     p, labels = jnp.asarray(probabilities), jnp.asarray(labels)
     if p.size == 0:
         raise ValueError(f"there are no samples in probabilities of shape {p.shape}.")
@@ -189,19 +133,20 @@ def _checked(probabilities, labels) -> tuple[jax.Array, jax.Array]:
             f"probabilities of shape {p.shape} and labels of shape {labels.shape} must be "
             "(n, classes) and (n,)."
         )
-    if not isinstance(labels, Tracer):
-        first, last = int(labels.min()), int(labels.max())
+    # NumPy: under jit even operations on known JAX arrays are traced.
+    if known(labels):
+        first, last = int(np.asarray(labels).min()), int(np.asarray(labels).max())
         if first < 0 or last >= p.shape[1]:
             raise ValueError(
-                f"labels go from {first} to {last} and the probabilities are of {p.shape[1]} "
-                f"classes, 0 to {p.shape[1] - 1}."
+                f"labels must be in 0 to {p.shape[1] - 1} for probabilities of {p.shape[1]} "
+                "classes, got "
+                f"{first} to {last}."
             )
-    p = p.astype(jnp.promote_types(p.dtype, jnp.float32))
-    if not isinstance(p, Tracer):
-        low, high = float(p.min()), float(p.max())
+    if known(p):
+        low, high = float(np.asarray(p).min()), float(np.asarray(p).max())
         if low < 0 or high > 1.001:
             raise ValueError(
                 f"probabilities of shape {p.shape} lie in [{low:.3g}, {high:.3g}], not in [0, 1]; "
                 "pass jax.nn.softmax(logits)."
             )
-    return p, labels
+    return p.astype(jnp.promote_types(p.dtype, jnp.float32)), labels

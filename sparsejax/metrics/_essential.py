@@ -1,4 +1,4 @@
-"""Curves of score against sparsity: where quality is lost, and when weights vanish in training."""
+"""Curves of score against sparsity, and abrupt sparsification during training."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -10,7 +10,7 @@ from jaxtyping import PyTree
 
 from .._tree import named_leaves, pure
 
-_GUARD = 1e-12  # what rounding may add to a drop of exactly eps
+_GUARD = 1e-12  # tolerance for rounding in a drop of exactly eps
 
 
 def essential_sparsity(
@@ -25,21 +25,21 @@ def essential_sparsity(
     r"""The essential sparsity: the drop point of a curve of scores.
 
     The largest s of the grid such that `score(s') >= dense - eps` at every s' <= s of the grid: the
-    first violation ends the range, so does a NaN, equality stays.
+    range ends at the first violation or NaN; equality is allowed.
 
     Args:
       sparsities: Increasing fractions of zeros, S of them.
       scores: Larger is better, `(S,)`, or `(S, seeds)`, averaged over seeds first.
-      eps: The drop that is allowed: 0.01 is one point of accuracy.
-      dense: Score without pruning; None takes the first, whose sparsity must then be 0.
+      eps: The allowed drop: 0.01 is one point of accuracy.
+      dense: Score without pruning; None uses the first score, whose sparsity must then be 0.
       relative: Whether eps is a fraction of `|dense|`.
-      interpolate: Whether to go on along the line to the first violation, to where it crosses.
+      interpolate: Whether to interpolate linearly to the crossing before the first violation.
 
     Returns:
-      A sparsity; 0 if the first point falls short already.
+      A sparsity; 0 if the first point violates the bound.
 
     Raises:
-      ValueError: If lengths differ, sparsities do not increase, or there is no dense score.
+      ValueError: If lengths differ, sparsities do not increase, or the dense score is missing.
 
     Reference:
       Jaiswal et al., The Emergence of Essential Sparsity in Large Pre-trained Models, 2023
@@ -53,7 +53,7 @@ def essential_sparsity(
     s, y = _curve(sparsities, scores)
     if dense is None:
         if s[0] != 0:
-            raise ValueError("essential_sparsity: say dense=, or begin the sparsities with 0.")
+            raise ValueError("essential_sparsity: pass dense=, or begin the sparsities with 0.")
         dense = float(y[0])
     floor = dense - eps * (abs(dense) if relative else 1.0)
     holds = y >= floor - _GUARD  # False for NaN
@@ -67,7 +67,7 @@ def essential_sparsity(
 
 
 def knee(sparsities: ArrayLike | Sequence[float | int], scores: ArrayLike | Sequence[Any]) -> int:
-    r"""The turning point: the index of the point highest above the chord of a curve.
+    r"""The knee of a curve: the index of the point highest above its chord.
 
     Both axes are scaled to [0, 1]; the chord leads from the first to the last point.
 
@@ -76,7 +76,7 @@ def knee(sparsities: ArrayLike | Sequence[float | int], scores: ArrayLike | Sequ
       scores: `(S,)`, or `(S, seeds)`, averaged over seeds first.
 
     Returns:
-      An index of the grid, the first of equals; 0 if the curve is flat or nowhere above its chord.
+      An index of the grid, the first in case of ties; 0 if no point is above the chord.
 
     Raises:
       ValueError: If lengths differ or sparsities do not increase.
@@ -102,7 +102,7 @@ def knee(sparsities: ArrayLike | Sequence[float | int], scores: ArrayLike | Sequ
 def mask_similarity(
     a: PyTree, b: PyTree, kind: Literal["cosine", "jaccard", "overlap"] = "cosine"
 ) -> float:
-    r"""How alike two trees of masks are, over all their entries together.
+    r"""The similarity of two trees of masks, over all their entries together.
 
     "cosine" `|a and b| / sqrt(|a| |b|)`, "jaccard" `|a and b| / |a or b|`, "overlap"
     `|a and b| / min(|a|, |b|)`. Two empty masks give 1, one empty mask 0. Random masks of density
@@ -110,14 +110,14 @@ def mask_similarity(
 
     Args:
       a: A tree of boolean arrays and None.
-      b: Another, with masks for the same leaves.
-      kind: Which similarity.
+      b: A second tree, with masks for the same leaves.
+      kind: "cosine", "jaccard" or "overlap".
 
     Returns:
       A number in [0, 1].
 
     Raises:
-      ValueError: If leaves or shapes differ, or `kind` is none of the three.
+      ValueError: If leaves or shapes differ, or `kind` is unknown.
 
     Reference:
       Jaiswal et al., 2023 (arXiv 2306.03805).
@@ -147,48 +147,18 @@ def mask_similarity(
     return float(both / over[kind])
 
 
-def near_zero_count(params: PyTree, tolerance: float = 1e-5, *, relative: bool = False) -> int:
-    r"""Number of entries with `|w| <= tolerance`, or `tolerance max|w|` of their leaf.
-
-    Weight decay leaves numbers near zero that are not zero, so a tolerance is needed.
-
-    Args:
-      params: A tree of arrays.
-      tolerance: The largest magnitude that counts as zero.
-      relative: Whether it is a fraction of the largest magnitude of the leaf.
-
-    Returns:
-      A count over all floating leaves.
-
-    Reference:
-      Jaiswal et al., 2023 (arXiv 2306.03805).
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> from sparsejax.metrics import near_zero_count
-      >>> near_zero_count({"kernel": jnp.array([0.0, 1e-6, 0.1])})
-      2
-    """
-    total = 0
-    for w in named_leaves(pure(params)).values():
-        if jnp.issubdtype(w.dtype, jnp.floating) and w.size:
-            size = np.abs(np.asarray(w, np.float32))
-            total += int(np.sum(size <= tolerance * (size.max() if relative else 1.0)))
-    return total
-
-
 def abrupt_change(counts: ArrayLike | Sequence[float | int], factor: float = 2.0) -> int:
-    r"""The first checkpoint at which a count jumps: abrupt sparsification in training.
+    r"""The checkpoint of abrupt sparsification: the first at which a count jumps.
 
     The first t whose increase `c_t - c_{t-1}` exceeds `factor` times the largest earlier increase,
-    floored at 1 % of the final count. The very first increase has nothing to be compared with.
+    floored at 1 % of the final count. The very first increase is not compared.
 
     Args:
-      counts: Counts of (near) zeros, one a checkpoint.
-      factor: How many times the largest earlier increase is a jump.
+      counts: Counts of (near) zeros, one per checkpoint.
+      factor: Multiple of the largest earlier increase that defines a jump.
 
     Returns:
-      An index of `counts`; -1 if there is no jump.
+      An index of `counts`; -1 without a jump.
 
     Reference:
       Jaiswal et al., 2023 (arXiv 2306.03805), who show the jump; the detector is our own.

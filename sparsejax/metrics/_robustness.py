@@ -1,4 +1,4 @@
-"""Beyond accuracy: strange inputs, hostile inputs, noisy gradients."""
+"""Robustness: out-of-distribution inputs, adversarial inputs, gradient noise."""
 
 from collections.abc import Callable
 
@@ -12,47 +12,11 @@ from .._tree import is_kernel, named_leaves, pure
 from ..masks import Plan
 
 
-def auroc(
-    in_distribution: Float[ArrayLike, " n"], out_of_distribution: Float[ArrayLike, " m"]
-) -> Float[Array, ""]:
-    r"""Area under the ROC curve, `P(in > out) + P(in = out) / 2`.
-
-    By ranks, `O((n + m) log m)`; may be jitted.
-
-    Args:
-      in_distribution: Scores of the positives, which should be high.
-      out_of_distribution: Scores of the negatives.
-
-    Returns:
-      A scalar in [0, 1]; 1/2 is chance.
-
-    Raises:
-      ValueError: If one of the two is empty.
-
-    Reference:
-      Hanley and McNeil, The Meaning and Use of the Area under a ROC Curve, 1982.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> from sparsejax.metrics import auroc
-      >>> float(auroc(jnp.array([0.9, 0.5]), jnp.array([0.5, 0.1])))
-      0.875
-    """
-    inside, outside = jnp.asarray(in_distribution), jnp.asarray(out_of_distribution)
-    if not inside.size or not outside.size:
-        raise ValueError(f"auroc needs scores of both kinds, got {inside.size} and {outside.size}.")
-    wide = jnp.promote_types(jnp.result_type(inside, outside), jnp.float32)
-    outside = jnp.sort(outside.astype(wide))
-    below = jnp.searchsorted(outside, inside.astype(wide), side="left")
-    not_above = jnp.searchsorted(outside, inside.astype(wide), side="right")
-    return jnp.mean((below + not_above).astype(wide) / (2 * outside.size))
-
-
 def max_softmax_probability(logits: Float[ArrayLike, "... classes"]) -> Float[Array, "..."]:
-    r"""MSP, `max_c softmax(logits)_c`: the score of a sample being in distribution.
+    r"""MSP, `max_c softmax(logits)_c`: an in-distribution score.
 
     Args:
-      logits: Logits; the last axis counts classes.
+      logits: Logits; the last axis indexes classes.
 
     Returns:
       The largest probability of each sample.
@@ -80,7 +44,7 @@ def fgsm(
     r"""Fast gradient sign method, `x + epsilon sign(grad loss(x))`.
 
     Args:
-      loss_fn: The loss as a function of the inputs alone, to a scalar.
+      loss_fn: The loss as a scalar function of the inputs.
       inputs: A batch of inputs.
       epsilon: Size of the step in each entry, such as 8 / 255 for pixels in [0, 1].
       bounds: Range of valid inputs; the result is clipped to it.
@@ -109,14 +73,14 @@ def gradient_noise(grads: PyTree, masks: PyTree | Plan | None = None) -> Float[A
 
     Args:
       grads: Gradients as a tree like the parameters.
-      masks: Which leaves count: those with a mask, or those of a `Plan`; by default those named
-        `kernel` or `weight`. All entries of a leaf count, kept or not.
+      masks: Selects the leaves with a mask, or those of a `Plan`; by default those named `kernel`
+        or `weight`. All entries of a leaf are used, kept or not.
 
     Returns:
       A scalar.
 
     Raises:
-      ValueError: If no leaf counts.
+      ValueError: If no leaf is selected.
 
     Reference:
       Bambhaniya et al., Progressive Gradient Flow for Robust N:M Sparsity Training in
@@ -138,7 +102,7 @@ def gradient_noise(grads: PyTree, masks: PyTree | Plan | None = None) -> Float[A
     if not chosen:
         raise ValueError(
             "gradient_noise: no leaf named kernel or weight, or none that is masked; the leaves "
-            f"are {', '.join(leaves)}. Say which count with masks=."
+            f"are {', '.join(leaves)}. Select leaves with masks=."
         )
     wide = [g.astype(jnp.promote_types(g.dtype, jnp.float32)) for g in chosen]
     return jnp.mean(jnp.stack([jnp.var(jnp.abs(g)) for g in wide]))

@@ -1,4 +1,4 @@
-"""How masks move: divergence, flips, exploration; and which units are alive."""
+"""Mask dynamics: divergence, flips, exploration; and live units."""
 
 import math
 from typing import Any, Literal, NamedTuple
@@ -15,7 +15,7 @@ Masks = PyTree
 
 
 class Divergence(NamedTuple):
-    """Positions whose status differs: of the whole network, and of each leaf by path."""
+    """Number of positions whose status differs, in the whole network and per leaf by path."""
 
     total: Any
     leaves: dict[str, Any]
@@ -24,8 +24,8 @@ class Divergence(NamedTuple):
 def sad(masks_a: Masks, masks_b: Masks, normalize: Literal["weights"] | None = None) -> Divergence:
     r"""Sparse architecture divergence, `sum_l || E_b - E_a ||_0`.
 
-    Counts kept -> pruned and pruned -> kept alike, so it is even where the count is fixed. May be
-    called in a jitted step or a scan; leaves then are scalars of JAX.
+    Counts kept -> pruned and pruned -> kept alike, so it is even if the count is fixed. May be
+    called in a jitted step or a scan; leaves are then JAX scalars.
 
     Args:
       masks_a: A tree of boolean masks and None.
@@ -62,17 +62,17 @@ def sad(masks_a: Masks, masks_b: Masks, normalize: Literal["weights"] | None = N
 
 
 def mask_change(old: Masks, new: Masks) -> Any:
-    r"""How much of the masks was replaced, `|old xor new| / (2 max(|old|, |new|))`.
+    r"""The replaced fraction of the masks, `|old xor new| / (2 max(|old|, |new|))`.
 
-    0 if nothing changed, 1 if no kept entry is shared and the counts agree. |m| counts kept
-    entries of all leaves together.
+    0 if nothing changed, 1 if no kept entry is shared and the counts agree. |m| is the number of
+    kept entries of all leaves together.
 
     Args:
       old: A tree of boolean masks and None.
       new: Masks of the same leaves.
 
     Returns:
-      A float in [0, 1]; a scalar of JAX in a jitted function.
+      A float in [0, 1]; a JAX scalar in a jitted function.
 
     Raises:
       ValueError: If the two trees do not have masks of the same leaves and shapes.
@@ -101,10 +101,10 @@ def flip_rate(history: History) -> Float[np.ndarray, " changes"]:
       history: Masks over training: a list of trees, or a dict from steps to trees.
 
     Returns:
-      One number for each pair of neighbours in the history.
+      One number for each consecutive pair in the history.
 
     Raises:
-      ValueError: If the history holds no masks, or leaves come and go.
+      ValueError: If the history holds no masks, or its trees have different leaves.
 
     Reference:
       Zhou et al., 2021 (arXiv 2102.04010).
@@ -123,8 +123,8 @@ def flip_rate(history: History) -> Float[np.ndarray, " changes"]:
 def exploration_rate(history: History) -> float:
     r"""R_s, the share of weights that were active at least once, `|union of masks| / n`.
 
-    The in-time over-parameterisation of dynamic sparse training: 1 if the whole dense network has
-    been visited, `1 - sparsity` if the mask never moved.
+    The in-time over-parameterisation of dynamic sparse training: 1 if every weight was active at
+    some time, `1 - sparsity` if the mask never changed.
 
     Args:
       history: Masks over training: a list of trees, or a dict from steps to trees.
@@ -133,7 +133,7 @@ def exploration_rate(history: History) -> float:
       A number in [0, 1].
 
     Raises:
-      ValueError: If the history holds no masks, or leaves come and go.
+      ValueError: If the history holds no masks, or its trees have different leaves.
 
     Reference:
       Liu et al., Do We Actually Need Dense Over-Parameterization?, 2021 (arXiv 2102.02887).
@@ -160,16 +160,16 @@ def live_units(
     axis: int = -1,
     outgoing_axis: int | None = None,
 ) -> Bool[Array, " units"]:
-    r"""Which units are alive: with a non-zero input (or bias) and a non-zero output.
+    r"""The live units: those with a non-zero input (or bias) and a non-zero output.
 
     `live_units(kernel, bias).sum()` is the number of live neurons of a layer. May be jitted.
 
     Args:
-      incoming: Kernel or mask whose `axis` counts the units.
-      bias: Bias of the units: one that is not zero keeps its unit alive without any input.
+      incoming: Kernel or mask whose `axis` indexes the units.
+      bias: Bias of the units: a non-zero bias keeps its unit alive without inputs.
       outgoing: Kernel or mask of the next layer, which must also use the unit.
-      axis: The axis of `incoming` that counts units.
-      outgoing_axis: The axis of `outgoing` that counts them, by default the one before the last.
+      axis: The axis of `incoming` that indexes units.
+      outgoing_axis: The axis of `outgoing` that indexes them, by default the second to last.
 
     Returns:
       A boolean per unit.
@@ -205,8 +205,8 @@ def _any_but(x: Shaped[Array, "..."], axis: int) -> Bool[Array, " units"]:
 def _same_units(live, other, what: str):
     if other.shape != live.shape:
         raise ValueError(
-            f"live_units: there are {live.size} units but {what} has {other.size}; say which axis "
-            "counts units with axis= and outgoing_axis=."
+            f"live_units: there are {live.size} units but {what} has {other.size}; pass the axes "
+            "of the units as axis= and outgoing_axis=."
         )
     return other
 

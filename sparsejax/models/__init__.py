@@ -1,4 +1,4 @@
-"""The few whole networks that recipes and benchmarks need."""
+"""Networks for recipes and benchmarks."""
 
 from ._bert import Bert, bert_from_safetensors, minilm
 from ._mobilenet import MobileNet, cache_aware_width, mobilenet_v1, mobilenet_v2

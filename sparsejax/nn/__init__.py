@@ -1,18 +1,25 @@
-"""Layers for Flax NNX: compressed kernels, and models seen through masks."""
+"""Sparse layers, taps, compression and surgery for Flax NNX, Linen and Equinox models."""
 
 from . import surgery
 from ._compress import compress
 from ._grams import input_grams
 from ._linear import SparseKernel, SparseLinear
+from ._linear_layer import LinearLayer, linear_layer
+from ._linen import linen_compressed
+from ._taps import observe, record, replace
 from ._threshold import learned_threshold
-from ._view import view
 
 __all__ = [
+    "LinearLayer",
     "SparseKernel",
     "SparseLinear",
     "compress",
     "input_grams",
     "learned_threshold",
+    "linear_layer",
+    "linen_compressed",
+    "observe",
+    "record",
+    "replace",
     "surgery",
-    "view",
 ]

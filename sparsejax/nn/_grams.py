@@ -1,38 +1,46 @@
-"""What goes into each kernel of a model: Gram matrices of the inputs over calibration data."""
+"""Gram matrices of the inputs of each kernel over calibration data."""
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jaxtyping import Array, Float
+
+from ._frameworks import load_frameworks
+from ._linear_layer import linear_layer, product_class, rows_of
+from ._taps import Recorder, observing, run_recording
+
+Call = Callable[[Any, Any], Any]
+Grams = dict[str, Float[Array, "..."]]
 
 
 def input_grams(
-    model: nnx.Module,
-    batches: Iterable[Any],
-    call: Callable[[Any, Any], Any] | None = None,
-) -> dict[str, Float[Array, "k k"]]:
+    model: Any, batches: Iterable[Any], call: Call | None = None
+) -> dict[str, Float[Array, "*layers k k"]]:
     r"""The Gram matrices `X^T X` of the inputs of every linear kernel, summed over tokens.
 
-    What `sj.masks.wanda` and `sj.recipes.sparsegpt` need; the diagonal holds the squared norms of
-    the inputs. Covers `nnx.Linear`, `nnx.LinearGeneral` (hence attention) and `nnx.Einsum` that
-    multiply with their stock `dot_general` or `einsum_op`, outside of `nnx.scan` and `nnx.vmap`.
+    The input of `sj.masks.wanda` and `sj.recipes.sparsegpt`; the diagonal holds the squared norms
+    of the inputs. Covers the layers registered with `sj.nn.linear_layer` (linear layers and
+    convolutions of Flax NNX, Linen and Equinox, and their subclasses), under `nnx.scan` and
+    `nnx.vmap` with a leading axis for the layers, and every `sj.nn.observe` of a function.
 
     Args:
-      model: An NNX module; it is not changed.
-      batches: Inputs, each given to the model as one argument, of few different shapes.
-      call: How a batch is given to the model, `lambda model, batch: model(*batch)` for example.
+      model: An NNX, Linen or Equinox module, or a function; it is not changed.
+      batches: Inputs, each passed to the model as one argument; few distinct shapes avoid
+        recompilation. An Equinox module is mapped over their first axis.
+      call: How a batch is passed to the model: `lambda model, batch: model(*batch)`; for a Linen
+        module `lambda model, batch: model.apply(variables, batch)`.
 
     Returns:
       Gram matrices in float32 (or wider) by the path of the kernel, in the order in which the
       layers run.
 
     Raises:
-      ValueError: If there are no batches, or no linear layer of the model ran.
-      TypeError: If the model does not take a batch that is a tuple, list or dict, and `call` does
-        not say what it gets.
+      ValueError: If `batches` is empty, or no linear layer of the model ran.
+      TypeError: If the model does not take a batch that is a tuple, list or dict, and `call` is not
+        given.
 
     Reference:
       Sun et al., 2023 (arXiv 2306.11695); Frantar and Alistarh, 2023 (arXiv 2301.00774).
@@ -44,92 +52,64 @@ def input_grams(
       >>> sj.nn.input_grams(model, [jnp.array([[1.0, 2.0], [3.0, 0.0]])])["kernel"].tolist()
       [[10.0, 2.0], [2.0, 4.0]]
     """
-    if not isinstance(model, nnx.Module):
-        raise TypeError(
-            f"input_grams takes an NNX module, got a {type(model).__name__}; for others make a "
-            "dict {path of the kernel: X^T X} of the inputs X yourself."
-        )
-    graphdef, state = nnx.split(model)
+    load_frameworks()
     order: list[str] = []
-
-    @jax.jit
-    def grams_of(state, batch):
-        copy = nnx.merge(graphdef, state)
-        found: dict[str, Array] = {}
-        for path, layer in nnx.iter_modules(copy):
-            _listen(layer, "/".join(map(str, (*path, "kernel"))), found)
-        _ = copy(batch) if call is None else call(copy, batch)
-        order.extend(name for name in found if name not in order)  # jit returns them by name
-        return found
-
+    grams_of = compiled_grams(model, call, order)
     total: dict[str, Array] = {}
     for batch in batches:
-        grams = _told(grams_of, state, batch, call)
-        total |= {n: total[n] + grams[n] if n in total else grams[n] for n in order if n in grams}
+        try:
+            found = grams_of(batch)
+        except (TypeError, ValueError, AttributeError) as error:
+            _check_batch(error, batch, call)
+            raise
+        total |= {n: total[n] + found[n] if n in total else found[n] for n in order if n in found}
     if not total:
         raise ValueError(
-            "input_grams: no linear layer ran; give at least one batch to a model with nnx.Linear, "
-            "nnx.LinearGeneral or nnx.Einsum layers."
+            "input_grams: no linear layer ran; pass at least one batch to a model with layers such "
+            "as nnx.Linear, or call sj.nn.observe(path, x) in the forward pass."
         )
     return total
 
 
-def _told(grams_of: Callable[..., Any], state: Any, batch: Any, call: Any) -> dict[str, Array]:
-    """The Gram matrices of a batch; what the model says of several arrays at once, in our words."""
-    try:
-        return grams_of(state, batch)
-    except (TypeError, ValueError, AttributeError) as error:
-        if call is not None or not isinstance(batch, tuple | list | dict):
-            raise
-        first = next(iter(batch)) if isinstance(batch, dict) else 0
-        raise TypeError(
-            f"input_grams: the model was given a batch that is a {type(batch).__name__} of "
-            f"{len(batch)}; say what it gets of it: call=lambda model, batch: "
-            f"model(batch[{first!r}])."
-        ) from error
+@functools.singledispatch
+def compiled_grams(model: Any, call: Call | None, order: list[str]) -> Callable[[Any], Grams]:
+    """A function from a batch to Gram matrices, by framework (jitted if possible)."""
+    return lambda batch: grams_of(model, batch, call, order)
 
 
-def _listen(layer: Any, name: str, found: dict[str, Array]) -> None:
-    """Makes a layer of this copy add up the Gram matrix of what it multiplies."""
+def grams_of(model: Any, batch: Any, call: Call | None, order: list[str]) -> Grams:
+    """The Gram matrices of one batch by the path of the kernel."""
+    kernels: dict[str, str] = {}
 
-    def add(matrix):
-        wide = matrix.astype(jnp.promote_types(matrix.dtype, jnp.float32))
-        gram = jnp.matmul(wide.T, wide, precision=jax.lax.Precision.HIGHEST)
-        found[name] = found[name] + gram if name in found else gram
+    def choose(path: str, module: Any) -> Any:
+        if module is None:  # recorded by observe
+            return lambda inputs, output: gram(rows_of(inputs[0], (-1,)))
+        layer = linear_layer(module)
+        if layer is None:
+            return None
+        kernels[path] = "/".join(filter(None, (path, layer.path)))
+        return lambda inputs, output: gram(layer.rows(inputs[0]))
 
-    if isinstance(layer, nnx.Linear | nnx.LinearGeneral):
-        made = getattr(layer, "dot_general_cls", None)
-        multiply = made() if made is not None else layer.dot_general or jax.lax.dot_general
-
-        def dot_general(x, kernel, dimensions, *args, **kwargs):
-            axes, batch = dimensions[0][0], dimensions[1][0]
-            if not batch:
-                others = [a for a in range(x.ndim) if a not in axes]
-                width = _size(x.shape, axes)
-                add(x.transpose(*others, *axes).reshape(-1, width))
-            return multiply(x, kernel, dimensions, *args, **kwargs)
-
-        layer.dot_general = dot_general
-        if isinstance(layer, nnx.LinearGeneral):
-            layer.dot_general_cls = None
-    elif isinstance(layer, nnx.Einsum):
-        einsum = layer.einsum_op
-
-        def einsum_op(equation, x, kernel, *args, **kwargs):
-            left, rest = equation.replace(" ", "").split(",")
-            right, out = rest.split("->")
-            if "." not in equation:
-                axes = [left.index(c) for c in right if c in left and c not in out]
-                others = [a for a in range(x.ndim) if a not in axes]
-                add(x.transpose(*others, *axes).reshape(-1, _size(x.shape, axes)))
-            return einsum(equation, x, kernel, *args, **kwargs)
-
-        layer.einsum_op = einsum_op
+    recorder = Recorder(jnp.add, product_class)
+    with observing(recorder, choose):
+        _, found = run_recording(model, choose, recorder, call, (batch,), {})
+    found = {kernels.get(path, path): value for path, value in found.items()}
+    order.extend(name for name in found if name not in order)  # jit sorts dicts by name
+    return found
 
 
-def _size(shape: tuple[int, ...], axes: Iterable[int]) -> int:
-    """Number of entries along axes."""
-    size = 1
-    for axis in axes:
-        size *= shape[axis]
-    return size
+def _check_batch(error: Exception, batch: Any, call: Call | None) -> None:
+    """Re-raises the model's error on tuple batches with a hint."""
+    if call is not None or not isinstance(batch, tuple | list | dict):
+        return
+    first = next(iter(batch)) if isinstance(batch, dict) else 0
+    raise TypeError(
+        f"input_grams: the model was called with a batch that is a {type(batch).__name__} of "
+        f"{len(batch)}; pass the call as call=lambda model, batch: model(batch[{first!r}])."
+    ) from error
+
+
+def gram(rows: Float[Array, "tokens k"]) -> Float[Array, "k k"]:
+    """`X^T X` in at least float32."""
+    wide = rows.astype(jnp.promote_types(rows.dtype, jnp.float32))
+    return jnp.matmul(wide.T, wide, precision=jax.lax.Precision.HIGHEST)

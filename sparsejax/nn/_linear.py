@@ -1,5 +1,6 @@
-"""Layers whose kernels are stored compressed and trained in place."""
+"""Layers with compressed, trainable kernels."""
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,11 +10,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Bool, Float, Shaped
 
 from ..formats import BlockArray, NMArray, SparseArray
 from ..kernels import matmul
 from ..patterns import NM, Block, Pattern
+from ._linear_layer import promote
 
 Initializer = Callable[..., Array]
 
@@ -24,8 +26,8 @@ _BIAS_INIT = nnx.initializers.zeros_init()
 class SparseKernel(nnx.Module):
     """A compressed kernel: its values are an `nnx.Param`, its indices an `nnx.Variable`.
 
-    Optimizers and `nnx.grad` see only the values. `kernel[...]` is the compressed array, so the
-    module can stand where a stock layer keeps its kernel.
+    Optimizers and `nnx.grad` only see the values. `kernel[...]` is the compressed array, so the
+    module can replace the kernel of a stock layer.
 
     Args:
       array: The compressed matrix, stacked or not.
@@ -43,21 +45,23 @@ class SparseKernel(nnx.Module):
 
     def __getitem__(self, key: Any) -> SparseArray:
         if key is not ...:
-            raise IndexError(f"a compressed kernel is read whole, kernel[...], not kernel[{key}].")
+            raise IndexError(
+                f"a compressed kernel must be read as a whole, kernel[...], got kernel[{key}]."
+            )
         return replace(self.index.get_value(), values=self.values[...])
 
 
 class SparseLinear(nnx.Module):
-    r"""A linear layer that holds only a fixed sparse pattern of weights: `y = x W + b`.
+    r"""A linear layer with a fixed sparse pattern of weights: `y = x W + b`.
 
-    The pattern is drawn at random and kept; the values are initialised as those of a dense layer
-    with as many inputs as each output keeps. Sparse from the start, in memory too; to move the
-    pattern, train a dense layer with `sj.optim` and compress it with `sj.nn.compress`.
+    The pattern is random and fixed; the values are initialised as those of a dense layer with the
+    number of kept inputs. Memory is sparse from the start; to learn the pattern, train a dense
+    layer with `sj.optim` and compress it with `sj.compress`.
 
     Args:
       in_features: K.
       out_features: N.
-      pattern: `sj.NM(n, m)` or `sj.Block(shape, sparsity)`; blocks are spread evenly over the
+      pattern: `sj.NM(n, m)` or `sj.Block(shape, sparsity)`; blocks are distributed evenly over the
         block columns, up to one.
       use_bias: Whether to add a bias.
       dtype: Dtype of the computation; None infers it from input and parameters.
@@ -96,8 +100,8 @@ class SparseLinear(nnx.Module):
         rngs: nnx.Rngs,
     ):
         shape = (in_features, out_features)
-        array = _random_pattern(rngs.params(), shape, pattern)
-        values = _values(rngs.params(), array, kernel_init, param_dtype)
+        array = random_support(pattern, rngs.params(), shape)
+        values = initial_values(array, rngs.params(), kernel_init, param_dtype)
         self.kernel = SparseKernel(replace(array, values=values))  # pyright: ignore
         bias = bias_init(rngs.params(), (out_features,), param_dtype) if use_bias else None
         self.bias = nnx.data(None) if bias is None else nnx.Param(bias)
@@ -115,43 +119,61 @@ class SparseLinear(nnx.Module):
         )
 
 
-def promote(args: tuple[Any, ...], *, dtype: Any = None) -> tuple[Any, ...]:
-    """Casts arrays and compressed arrays to one dtype, as `nnx.nn.dtypes.promote_dtype` does."""
-    args = tuple(x if x is None or isinstance(x, SparseArray) else jnp.asarray(x) for x in args)
-    if dtype is None:
-        dtype = jnp.result_type(*(x.dtype for x in args if x is not None))
-        dtype = dtype if jnp.issubdtype(dtype, jnp.inexact) else jnp.float32
-    return tuple(x if x is None or x.dtype == dtype else x.astype(dtype) for x in args)
+@functools.singledispatch
+def random_support(pattern: Any, key: Array, shape: tuple[int, int]) -> SparseArray:
+    """A compressed matrix of ones with a random support of a pattern; register other patterns."""
+    del key, shape
+    raise TypeError(
+        f"SparseLinear(pattern={pattern!r}) must be sj.NM(n, m) or sj.Block(shape, sparsity); "
+        "other patterns have no compressed form: prune an nnx.Linear with sj.optim.prune."
+    )
 
 
-def _random_pattern(key: Array, shape: tuple[int, int], pattern: Pattern) -> SparseArray:
-    if not isinstance(pattern, NM | Block):
-        raise TypeError(
-            f"SparseLinear(pattern={pattern!r}) must be sj.NM(n, m) or sj.Block(shape, sparsity); "
-            "other patterns have no compressed form: prune an nnx.Linear with sj.optim.prune."
+@random_support.register
+def _(pattern: NM, key: Array, shape: tuple[int, int]) -> SparseArray:
+    if pattern.n == 0:
+        raise ValueError(
+            f"SparseLinear(pattern={pattern!r}) must keep at least one weight, got none."
         )
-    if isinstance(pattern, NM) and pattern.n == 0:
-        raise ValueError(f"SparseLinear(pattern={pattern!r}) would hold no weights.")
-    if isinstance(pattern, Block):
-        # Evenly spread, the number of blocks per column is known while tracing.
-        pattern = replace(pattern, balanced=True)
-    ones = jnp.ones(shape)
-    mask = pattern.select(jax.random.uniform(key, shape), pattern.zeros(shape))
-    if isinstance(pattern, NM):
-        return NMArray.fromdense(ones, pattern.n, pattern.m, mask=mask)
-    kept, (rows, columns) = pattern.units(shape) - pattern.zeros(shape), pattern.shape
+    return NMArray.fromdense(
+        jnp.ones(shape), pattern.n, pattern.m, mask=_random_mask(pattern, key, shape)
+    )
+
+
+@random_support.register
+def _(pattern: Block, key: Array, shape: tuple[int, int]) -> SparseArray:
+    # With an even distribution the number of blocks per column is static.
+    pattern, layout = replace(pattern, balanced=True), pattern.layout(shape)
+    kept, (rows, columns) = pattern.units(layout) - pattern.zeros(layout), pattern.shape
     slots = -(-kept // max(shape[1] // columns, 1))
-    return BlockArray.fromdense(ones, (rows, columns), mask=mask, slots=slots)
+    mask = _random_mask(pattern, key, shape)
+    return BlockArray.fromdense(jnp.ones(shape), (rows, columns), mask=mask, slots=slots)
 
 
-def _values(key: Array, array: SparseArray, init: Initializer, dtype: Any) -> Float[Array, "..."]:
+def _random_mask(pattern: Pattern, key: Array, shape: tuple[int, int]) -> Bool[Array, "k n"]:
+    layout = pattern.layout(shape)
+    return pattern.select(jax.random.uniform(key, shape), layout, pattern.zeros(layout))
+
+
+@functools.singledispatch
+def initial_values(
+    array: SparseArray, key: Array, init: Initializer, dtype: Any
+) -> Float[Array, "..."]:
+    """Initial values of a compressed matrix, scaled for the kept inputs of each output."""
+    raise TypeError(f"SparseLinear does not initialise a {type(array).__name__}.")
+
+
+@initial_values.register
+def _(array: NMArray, key: Array, init: Initializer, dtype: Any) -> Float[Array, "..."]:
     shape, columns = array.values.shape, array.shape[-1]
-    if isinstance(array, NMArray):
-        return init(key, (shape[0] * shape[1], columns), dtype).reshape(shape)
-    assert isinstance(array, BlockArray)
-    nb, slots, bk, bn = shape
-    if not math.prod(shape):
-        return jnp.zeros(shape, dtype)
-    values = init(key, (slots * bk, columns), dtype).reshape(slots, bk, nb, bn)
+    return init(key, (shape[0] * shape[1], columns), dtype).reshape(shape)
+
+
+@initial_values.register
+def _(array: BlockArray, key: Array, init: Initializer, dtype: Any) -> Float[Array, "..."]:
+    nb, slots, bk, bn = array.values.shape
+    if not math.prod(array.values.shape):
+        return jnp.zeros(array.values.shape, dtype)
+    values = init(key, (slots * bk, array.shape[-1]), dtype).reshape(slots, bk, nb, bn)
     used = array.used[..., None, None]
     return jnp.where(used, values.transpose(2, 0, 1, 3), jnp.zeros((), dtype))

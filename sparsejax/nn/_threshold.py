@@ -1,4 +1,4 @@
-"""Thresholds that are learned with the weights."""
+"""Learned thresholds."""
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +12,13 @@ from ..prox import soft_threshold
 def learned_threshold(params: PyTree, logits: PyTree) -> PyTree:
     r"""Soft thresholding with learned thresholds: `sign(w) max(|w| - sigmoid(s), 0)`.
 
-    The reparametrisation of STR: make it inside the loss and train `params` and `logits`
-    together; weight decay on the logits s, which makes them rise towards 0, sets the sparsity.
+    The reparametrisation of STR: apply it inside the loss and train `params` and `logits` together;
+    weight decay on the logits s, which drives them up to 0, controls the sparsity.
 
     Args:
       params: A tree of arrays.
-      logits: s of the leaves to be pruned, scalars or arrays that broadcast, by path. Start where
-        the threshold is small, -5 to -12.
+      logits: s of the leaves to be pruned, scalars or arrays that broadcast, by path. Initialise
+        them with small thresholds, -5 to -12.
 
     Returns:
       A tree like `params`.

@@ -1,4 +1,4 @@
-"""What pulls pruned weights to zero while the dense weights train: SR-STE, mask decay, stages."""
+"""Decay of pruned weights during dense training: SR-STE, mask decay, stages."""
 
 from typing import NamedTuple
 
@@ -9,15 +9,14 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Int, PyTree
 
+from .._arguments import check_step, require_params
 from .._tree import is_gap
-from ..masks import Plan, magnitude
-from ..masks._plan import check_plan
-from ._check import check_params, check_step
+from ..masks import Masks, Plan, magnitude
 from ._pruning import next_step
 
 
 class PrunedDecayState(NamedTuple):
-    """State of `add_pruned_decay`: the step and the masks of the parameters it last saw."""
+    """State of `add_pruned_decay`: the step and the masks of the latest parameters."""
 
     count: Int[Array, ""]
     masks: PyTree
@@ -28,15 +27,14 @@ def add_pruned_decay(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Decays the pruned weights only: `u + strength * (1 - m) * p`, with m the masks of `|p|`.
 
-    The sparse refinement of SR-STE, the decay alone: the loss must see `sj.nn.view(model, plan)` or
-    `sj.masks.straight_through(params, plan)`, whose `decay` argument is the same term without a
-    transformation. Like `optax.add_decayed_weights`, its place in the chain decides what it means:
-    before `optax.sgd(...)` it enters the momentum, as in the paper; between
-    `optax.scale_by_adam()` and `optax.scale_by_learning_rate(...)` it is decoupled, since Adam
-    would divide it away.
+    The sparse-refined term of SR-STE only: evaluate the loss at
+    `sj.masks.straight_through(params, plan)`, whose `decay` argument adds the same term without a
+    transformation. As for `optax.add_decayed_weights`, the position in the chain matters: before
+    `optax.sgd(...)` it enters the momentum, as in the paper; between `optax.scale_by_adam()` and
+    `optax.scale_by_learning_rate(...)` it is decoupled, since Adam would normalise it.
 
     Args:
-      plan: The patterns; masks are computed anew at each step from the magnitudes.
+      plan: The patterns; masks are recomputed at each step from the magnitudes.
       strength: lambda. 0 is the straight-through estimator; negative values are allowed.
 
     Returns:
@@ -58,14 +56,15 @@ def add_pruned_decay(
       [0.0, 0.5]
     """
 
-    check_plan("add_pruned_decay", plan)
+    Plan.require("add_pruned_decay", plan)
 
     def init(params):
-        return PrunedDecayState(jnp.zeros((), jnp.int32), plan.masks(magnitude(params)))
+        masks = plan.masks(magnitude(params))
+        return PrunedDecayState(jnp.zeros((), jnp.int32), Masks(masks))
 
     def update(updates, state, params=None, **extra):
         del extra
-        check_params(params)
+        require_params(params)
         masks = plan.masks(magnitude(params))
 
         def pull(mask, u, p):
@@ -74,7 +73,7 @@ def add_pruned_decay(
             return jnp.where(mask, u, u + (strength * p).astype(u.dtype))
 
         pulled = jax.tree.map(pull, masks, updates, params, is_leaf=is_gap)
-        return pulled, PrunedDecayState(next_step(state.count), masks)
+        return pulled, PrunedDecayState(next_step(state.count), Masks(masks))
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -88,13 +87,13 @@ def mask_decay_schedule(
     r"""The scale of pruned weights in MdGf: 1 before `begin`, decaying to 0.
 
     Linear `max(1 - rate * (t - begin), 0)`, exponential `exp(-rate * (t - begin))`; exactly 0 from
-    step `end` on, so that what is exported is sparse.
+    step `end` on, so that exported weights are sparse.
 
     Args:
       kind: "linear" or "exponential".
       rate: Decay per step, >= 0.
       begin: Number of dense steps.
-      end: First step of fine-tuning with binary masks; None never cuts.
+      end: First step of fine-tuning with binary masks; None never switches to them.
 
     Returns:
       An optax schedule, for `sj.optim.track_masks(plan, pruned_scale=...)`.
@@ -131,22 +130,22 @@ def mask_decay_schedule(
 def stage_schedule(
     stages: int, total: int, *, dense: int = 0, fine_tune: int = 0
 ) -> optax.Schedule:
-    r"""The fraction reached by `sj.patterns.Stages` in SdGf: equal frames, the last one for ever.
+    r"""The fraction schedule of `sj.patterns.Stages` in SdGf: stages of equal length.
 
     Stage i (from 0) starts at step `dense + floor(i * (total - dense - fine_tune) / stages)`;
-    during fine-tuning the last one stays.
+    the last stage is kept during fine-tuning.
 
     Args:
       stages: Number of patterns.
       total: Number of training steps.
       dense: Steps before the first pattern.
-      fine_tune: Steps after the last frame.
+      fine_tune: Steps of fine-tuning after the stages.
 
     Returns:
       An optax schedule with values i / stages.
 
     Raises:
-      ValueError: If there is no step between the dense and the fine-tuning phase.
+      ValueError: If no step remains between the dense and the fine-tuning phase.
 
     Reference:
       Bambhaniya et al., 2024 (arXiv 2402.04744).

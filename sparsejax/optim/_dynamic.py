@@ -1,7 +1,8 @@
 """Dynamic sparse training: masks that drop and grow during training, at a constant sparsity."""
 
+import functools
 from collections.abc import Callable
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,20 +10,24 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt
 
+from .._arguments import (
+    check_key,
+    check_optimizer,
+    check_scheduled_fraction,
+    check_step,
+    require_params,
+)
 from .._topk import topk_mask
 from .._tree import is_gap, map_named, named_leaves
-from ..masks import Plan, magnitude, random
-from ..masks._plan import check_plan
-from ..patterns._pattern import Pooled
-from ._check import check_fraction, check_optimizer, check_params, check_step
+from ..masks import Masks, Plan, magnitude, random
 from ._pruning import at_step, masked_updates, next_step, reset_moments, zero_off
 
-# What a grown entry is worth: a function of the gradients and a key.
-Growth = Callable[[PyTree, Key[Array, ""]], PyTree]
+# Maps parameters, gradients and a key to scores.
+Score = Callable[[PyTree, PyTree, Key[Array, ""]], PyTree]
 
 
 class DynamicState(NamedTuple):
-    """State of `rigl` and `set_`: the step, the masks, key data, the state of the optimizer.
+    """State of `drop_and_grow`: the step, the masks, key data, the state of the optimizer.
 
     The key is kept as plain integers, which every checkpointer can store.
     """
@@ -36,8 +41,8 @@ class DynamicState(NamedTuple):
 def rigl(
     optimizer: optax.GradientTransformation,
     plan: Plan,
-    key: Key[Array, ""],
     *,
+    key: Key[Array, ""],
     end: int,
     every: ArrayLike = 100,
     drop_fraction: optax.ScalarOrSchedule = 0.3,
@@ -45,23 +50,24 @@ def rigl(
     r"""RigL: drops the smallest weights and grows where the dense gradient is largest.
 
     At every `every`-th step t < `end`, of the n active units of a leaf the `floor(f_t n)` of
-    smallest magnitude are dropped and as many grown at the largest `|g|` among the others,
+    smallest magnitude are dropped and as many are grown at the largest `|g|` among the others,
     `f_t = drop_fraction / 2 (1 + cos(pi t / end))`. That step changes the mask instead of the
-    weights, and the optimizer does not count it. Grown entries start at 0 with their moments
-    reset, in any optimizer; one that is dropped and grown at once keeps both. The sparsity never
-    changes.
+    weights, and the optimizer does not count it. Grown entries start at 0 with their moments reset,
+    in any optimizer; one that is dropped and grown at once keeps both. The sparsity is constant.
 
     Args:
-      optimizer: The optimizer, which sees gradients of active entries only.
-      plan: What is sparse, usually `sj.plan(..., allocate=sj.masks.erk)`.
-      key: Key of the random masks to start from.
-      end: Step from which the masks stay, usually `int(0.75 * steps)` of a training of `steps`.
+      optimizer: The optimizer, which receives gradients of active entries only.
+      plan: The sparse leaves, usually `sj.plan(..., allocate=sj.masks.erk)`.
+      key: Key of the random initial masks.
+      end: Step from which the masks are fixed, usually `int(0.75 * steps)` of a training of
+        `steps`.
       every: Steps between two changes of the masks.
-      drop_fraction: Fraction dropped at step 0, decayed by a cosine; or a schedule of its own.
+      drop_fraction: Fraction dropped at step 0, decayed by a cosine; or a schedule.
 
     Returns:
       A transformation whose state has `count`, `masks`, `key` and `inner`. The first update makes
-      the parameters sparse; `sj.masks.apply_masks(params, sj.get_masks(state))` does so before.
+      the parameters sparse; `sj.masks.apply_masks(params, sj.get_masks(state))` does so before
+      training.
 
     Raises:
       ValueError: If a pattern of the plan cannot change (N:M), the masks are selected globally, or
@@ -74,40 +80,42 @@ def rigl(
       >>> import jax, jax.numpy as jnp, optax, sparsejax as sj
       >>> params = {"kernel": jnp.ones((8, 8))}
       >>> plan = sj.plan(params, sj.Unstructured(0.75))
-      >>> tx = sj.optim.rigl(optax.adam(1e-3), plan, jax.random.key(0), end=750)
+      >>> tx = sj.optim.rigl(optax.adam(1e-3), plan, key=jax.random.key(0), end=750)
       >>> int(sj.get_masks(tx.init(params))["kernel"].sum())
       16
     """
     _check("rigl", optimizer, plan, every, end, drop_fraction)
     if not callable(drop_fraction):
         drop_fraction = optax.cosine_decay_schedule(drop_fraction, end)
+    return drop_and_grow(
+        optimizer,
+        plan,
+        key=key,
+        when=every_until(every, end),
+        fraction=drop_fraction,
+        grow=lambda params, grads, key: magnitude(grads),
+    )
 
-    def gradient(grads, key):
-        del key
-        return magnitude(grads)
 
-    return _dynamic(optimizer, plan, key, gradient, every, end, drop_fraction)
-
-
-def set_(
+def sparse_evolution(
     optimizer: optax.GradientTransformation,
     plan: Plan,
-    key: Key[Array, ""],
     *,
+    key: Key[Array, ""],
     end: int,
     every: ArrayLike = 100,
     drop_fraction: optax.ScalarOrSchedule = 0.3,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Sparse evolutionary training: drops the smallest weights and grows at random.
 
-    As `rigl`, but grown positions are uniformly random among the inactive ones, and the fraction
-    that is dropped is constant unless it is a schedule.
+    Like `rigl`, but grown positions are uniformly random among the inactive ones, and the dropped
+    fraction is constant unless it is a schedule.
 
     Args:
-      optimizer: The optimizer, which sees gradients of active entries only.
-      plan: What is sparse, usually `sj.plan(..., allocate=sj.masks.erk)`.
-      key: Key of the first masks and of all that is grown.
-      end: Step from which the masks stay.
+      optimizer: The optimizer, which receives gradients of active entries only.
+      plan: The sparse leaves, usually `sj.plan(..., allocate=sj.masks.erk)`.
+      key: Key of the initial masks and of grown positions.
+      end: Step from which the masks are fixed.
       every: Steps between two changes of the masks, usually an epoch.
       drop_fraction: Fraction of the active entries that is dropped: a number or a schedule.
 
@@ -115,7 +123,7 @@ def set_(
       A transformation whose state has `count`, `masks`, `key` and `inner`.
 
     Raises:
-      ValueError: As `rigl`.
+      ValueError: As for `rigl`.
 
     Reference:
       Mocanu et al., Scalable Training of Artificial Neural Networks with Adaptive Sparse
@@ -125,68 +133,134 @@ def set_(
       >>> import jax, jax.numpy as jnp, optax, sparsejax as sj
       >>> params = {"kernel": jnp.ones((8, 8))}
       >>> plan = sj.plan(params, sj.Unstructured(0.75))
-      >>> tx = sj.optim.set_(optax.sgd(0.1), plan, jax.random.key(0), end=750)
+      >>> tx = sj.optim.sparse_evolution(optax.sgd(0.1), plan, key=jax.random.key(0), end=750)
       >>> int(sj.get_masks(tx.init(params))["kernel"].sum())
       16
     """
-    _check("set_", optimizer, plan, every, end, drop_fraction)
-    return _dynamic(optimizer, plan, key, random, every, end, drop_fraction)
+    _check("sparse_evolution", optimizer, plan, every, end, drop_fraction)
+    return drop_and_grow(
+        optimizer, plan, key=key, when=every_until(every, end), fraction=drop_fraction
+    )
 
 
-def _dynamic(optimizer, plan, key, growth: Growth, every, end, drop_fraction):
+def drop_and_grow(
+    optimizer: optax.GradientTransformation,
+    plan: Plan,
+    *,
+    key: Key[Array, ""],
+    when: Callable[[Int[Array, ""]], Bool[Array, ""]],
+    fraction: optax.ScalarOrSchedule = 0.3,
+    drop: Score | None = None,
+    grow: Score | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Dynamic sparse training with custom criteria for dropping and growing units.
+
+    At a step t with `when(t)`, of the n active units of a leaf the `floor(f_t n)` of lowest drop
+    score are dropped, and as many of the others with the highest grow score are grown. That step
+    changes the mask instead of the weights, and the optimizer does not count it. Grown entries
+    start at 0 with their moments reset, in any optimizer; one that is dropped and grown at once
+    keeps both. The sparsity is constant.
+
+    Args:
+      optimizer: The optimizer, which receives gradients of active entries only.
+      plan: The sparse leaves.
+      key: Key of the random initial masks and of random scores.
+      when: Function of the step, True if the masks change, such as `every_until(100, 75_000)`.
+      fraction: Fraction of the active units to swap: a number or a schedule.
+      drop: Function `(params, grads, key)` that returns scores; active units of lowest score are
+        dropped. None means magnitudes.
+      grow: The same; inactive units of highest score are grown. None means random.
+
+    Returns:
+      A transformation whose state has `count`, `masks`, `key` and `inner`.
+
+    Raises:
+      ValueError: If a pattern of the plan cannot change (N:M), the masks are selected jointly, or
+        `update` gets no parameters.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax, sparsejax as sj
+      >>> params = {"kernel": jnp.ones((8, 8))}
+      >>> plan = sj.plan(params, sj.Unstructured(0.75))
+      >>> tx = sj.optim.drop_and_grow(
+      ...     optax.adam(1e-3), plan, key=jax.random.key(0), when=sj.optim.every_until(100, 750),
+      ...     grow=lambda params, grads, key: sj.masks.saliency(params, grads))
+      >>> int(sj.get_masks(tx.init(params))["kernel"].sum())
+      16
+    """
+    check_optimizer("drop_and_grow", optimizer)
+    check_key("key", key)
+    check_scheduled_fraction("drop_and_grow", "fraction", fraction)
+    _check_plan(plan)
     inner = optax.with_extra_args_support(optimizer)
+    drop = (lambda params, grads, key: magnitude(params)) if drop is None else drop
+    grow = (lambda params, grads, key: random(params, key=key)) if grow is None else grow
 
     def init(params):
         first, rest = jax.random.split(key)
-        masks = plan.masks(random(params, first))
+        masks = plan.masks(random(params, key=first))
         data = jax.random.key_data(rest)
-        return DynamicState(jnp.zeros((), jnp.int32), masks, data, inner.init(params))
+        return DynamicState(jnp.zeros((), jnp.int32), Masks(masks), data, inner.init(params))
 
     def update(updates, state, params=None, **extra):
-        check_params(params)
-        due = (state.count > 0) & (state.count % every == 0) & (state.count < end)
+        require_params(params)
+        masks = state.masks.tree
 
         def change():
-            dropped = at_step(drop_fraction, state.count)
+            swapped = at_step(fraction, state.count)
             source = jax.random.wrap_key_data(state.key, impl=jax.random.key_impl(key))
-            scores = growth(updates, jax.random.fold_in(source, state.count))
-            masks = _drop_and_grow(plan, params, state.masks, scores, dropped)
-            kept = jax.tree.map(_both, state.masks, masks, is_leaf=is_gap)
-            grown = jax.tree.map(_only_new, state.masks, masks, is_leaf=is_gap)
+            now = jax.random.fold_in(source, state.count)
+            scores = drop(params, updates, now), grow(params, updates, now)
+            new = _drop_and_grow(plan, masks, *scores, swapped)
+            kept = jax.tree.map(_both, masks, new, is_leaf=is_gap)
+            grown = jax.tree.map(_only_new, masks, new, is_leaf=is_gap)
             still = jax.tree.map(jnp.zeros_like, updates)
-            return (
-                zero_off(still, params, kept),
-                masks,
-                reset_moments(optimizer, state.inner, grown),
-            )
+            moments = reset_moments(optimizer, state.inner, grown)
+            return zero_off(still, params, kept), new, moments
 
         def descend():
-            masked = masked_updates(updates, state.masks)
-            moves, new = inner.update(masked, state.inner, params, **extra)
+            seen = masked_updates(updates, masks)
+            moves, new = inner.update(seen, state.inner, params, **extra)
             moves = jax.tree.map(lambda m, u: m.astype(u.dtype), moves, updates)
-            return zero_off(moves, params, state.masks), state.masks, new
+            return zero_off(moves, params, masks), masks, new
 
-        moves, masks, new = jax.lax.cond(due, change, descend)
-        return moves, DynamicState(next_step(state.count), masks, state.key, new)
+        moves, masks_now, new = jax.lax.cond(when(state.count), change, descend)
+        return moves, DynamicState(next_step(state.count), Masks(masks_now), state.key, new)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _drop_and_grow(plan: Plan, params, masks, scores, fraction) -> PyTree:
-    weights, growing = named_leaves(params), named_leaves(scores)
+def every_until(every: ArrayLike, end: ArrayLike) -> Callable[[Int[Array, ""]], Bool[Array, ""]]:
+    """True at every `every`-th step before `end`, but not at step 0, for `drop_and_grow`.
+
+    Args:
+      every: Steps between two changes.
+      end: Step from which the masks are fixed.
+
+    Example:
+      >>> import sparsejax as sj
+      >>> [t for t in range(10) if sj.optim.every_until(3, 9)(t)]
+      [3, 6]
+    """
+    check_step("every_until", "every", every, 1)
+    check_step("every_until", "end", end)
+    return lambda count: (count > 0) & (count % every == 0) & (count < end)
+
+
+def _drop_and_grow(plan: Plan, masks, weights, growing, fraction) -> PyTree:
+    weights, growing = named_leaves(weights), named_leaves(growing)
     planned = {leaf.name: leaf for leaf in plan.leaves}
 
     def one(name, mask):
         leaf = planned[name]
         if leaf.zeros == 0:
             return mask
-        # Slices of stacked layers, and units that stand or fall together, are the pattern's.
-        pattern = cast(Pooled, leaf.pattern)  # checked by _check_plan
-        pool = pattern.pool
+        # Slices of stacked layers, and units of several entries, are defined by the pattern.
+        pool = functools.partial(leaf.pattern.pool, layout=leaf.layout)
         active = pool(mask.astype(jnp.float32)) > 0
-        pairs = (active, pool(jnp.abs(weights[name])), pool(growing[name]))
+        pairs = (active, pool(weights[name]), pool(growing[name]))
         swap = lambda a, w, g: _swap(a, w, g, fraction)  # noqa: E731
-        return pattern.expand(jax.vmap(swap)(*pairs), mask.shape)
+        return leaf.pattern.expand(jax.vmap(swap)(*pairs), leaf.layout)
 
     return map_named(one, masks)
 
@@ -197,16 +271,16 @@ def _swap(
     growing: Float[Array, "..."],
     fraction: ArrayLike,
 ) -> Bool[Array, "..."]:
-    """`floor(fraction * active)` of the active units of least weight, against as many others."""
+    """Swaps `floor(fraction * active)` active units of least weight for as many others."""
     count = jnp.sum(active, dtype=jnp.uint32)
-    # A schedule in float32 meets a whole number from below: cos(pi / 2) is -4e-8.
+    # A float32 schedule may fall just below a whole number: cos(pi / 2) is -4e-8.
     share = fraction * count.astype(jnp.float32)
     swapped = jnp.floor(share * (1 + 2**-22)).astype(jnp.uint32)
     swapped = jnp.minimum(swapped, count)
-    # An active NaN is dropped first, but before what is not active.
+    # Drop active NaNs first, but rank them above inactive entries.
     weights = jnp.where(jnp.isnan(weights), -jnp.inf, weights)
     kept = topk_mask(jnp.where(active, weights, jnp.nan), count - swapped)
-    # At -inf nothing kept is grown again; a NaN gradient ranks below all others but above it.
+    # Kept entries score -inf, so that they are not grown again; NaN gradients rank just above them.
     growing = jnp.where(jnp.isnan(growing), jnp.finfo(growing.dtype).min, growing)
     return kept | topk_mask(jnp.where(kept, -jnp.inf, growing), swapped)
 
@@ -224,18 +298,18 @@ def _check(what: str, optimizer, plan, every, end, drop_fraction) -> None:
     _check_plan(plan)
     check_step(what, "every", every, 1)
     check_step(what, "end", end)
-    check_fraction(what, "drop_fraction", drop_fraction)
+    check_scheduled_fraction(what, "drop_fraction", drop_fraction)
 
 
 def _check_plan(plan: Plan) -> None:
-    check_plan("dynamic sparse training", plan)
-    if plan.together:
+    Plan.require("dynamic sparse training", plan)
+    if plan.joint:
         raise ValueError(
-            "dynamic sparse training keeps the sparsity of each leaf: plan with allocate="
-            "sj.masks.erk instead of sj.masks.global_."
+            "dynamic sparse training keeps the sparsity of each leaf; plan with allocate="
+            "sj.masks.erk instead of sj.masks.joint."
         )
     for leaf in plan.leaves:
-        if not leaf.pattern.free:
+        if not (leaf.pattern.free and leaf.pattern.pooled):
             raise ValueError(
                 f"{leaf.name}: {leaf.pattern!r} cannot drop and grow entry by entry; plan it with "
                 "sj.Unstructured, sj.Block or sj.Channel."

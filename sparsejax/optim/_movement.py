@@ -1,4 +1,4 @@
-"""Movement pruning: scores that learn where weights are going, ranked or against a threshold."""
+"""Movement pruning: learned scores, selected by rank or by a threshold."""
 
 from typing import NamedTuple
 
@@ -7,16 +7,15 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, PyTree
 
+from .._arguments import check_scheduled_fraction, check_some, require_params
 from .._tree import is_gap, map_named
-from ..masks import Plan
-from ..masks._plan import check_plan
+from ..masks import Masks, Plan
 from ..patterns import Unstructured
-from ._check import check_fraction, check_params, check_some
 from ._pruning import at_step, masked_updates, next_step
 
 
 class MovementState(NamedTuple):
-    """State of both movement prunings: the step, the masks of the step to come, the scores."""
+    """State of `movement` and `soft_movement`: the step, the masks of the next step, the scores."""
 
     count: Int[Array, ""]
     masks: PyTree
@@ -29,17 +28,18 @@ def movement(
     *,
     learning_rate: optax.ScalarOrSchedule = 1e-2,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Movement pruning, for fine-tuning: the entries stay that training moves away from zero.
+    r"""Movement pruning, for fine-tuning: keeps the entries that training moves away from zero.
 
     With the gradient g of the masked weights, `S <- S - learning_rate * g * w` for every entry,
-    `m = plan.masks(S, schedule(t))` for the step to come, and the updates are `m g`: a pruned
-    weight keeps its value and may return. Comes before the optimizer in a chain, since S needs the
-    raw gradients; the loss sees `sj.nn.view(model, sj.get_masks(opt_state))`.
+    `m = plan.masks(S, schedule(t))` for the next step, and the updates are `m g`: a pruned weight
+    keeps its value and may be kept again. Place it before the optimizer in a chain, since S needs
+    the raw gradients; evaluate the loss at
+    `sj.masks.straight_through(model, sj.get_masks(opt_state))`.
 
     Args:
-      plan: What to prune.
-      schedule: Fraction of the planned zeros in force: a number or an optax schedule.
-      learning_rate: Of the scores: a number or an optax schedule.
+      plan: The plan, from `sj.plan`.
+      schedule: Current fraction of the planned zeros: a number or an optax schedule.
+      learning_rate: Learning rate of the scores: a number or an optax schedule.
 
     Returns:
       A transformation whose state has `count`, `masks` and `scores`.
@@ -60,8 +60,8 @@ def movement(
       >>> sj.get_masks(state)["kernel"].ravel().tolist()
       [False, True]
     """
-    check_plan("movement", plan)
-    check_fraction("movement", "schedule", schedule)
+    Plan.require("movement", plan)
+    check_scheduled_fraction("movement", "schedule", schedule)
 
     def choose(scores, count):
         return plan.masks(scores, at_step(schedule, count))
@@ -80,15 +80,15 @@ def soft_movement(
 
     With the gradient g of the masked weights,
     `S <- S - learning_rate * (g * w + strength(t) * sigmoid'(S))` for every entry from S = 0, and
-    `m = sigmoid(S) > threshold(t)` for the step to come; the second term is the gradient of the
-    penalty `strength * sum sigmoid(S)`. How sparse each leaf becomes is found by training: the
-    strength says how much, and leaves may differ. Else as `movement`.
+    `m = sigmoid(S) > threshold(t)` for the next step; the second term is the gradient of the
+    penalty `strength * sum sigmoid(S)`. Training determines the sparsity of each leaf, and leaves
+    may differ; the strength controls it. Otherwise like `movement`.
 
     Args:
-      plan: Which leaves; the numbers in its patterns play no part: `sj.Unstructured(0.5)`.
+      plan: The leaves to prune; the sparsities in its patterns are ignored: `sj.Unstructured(0.5)`.
       threshold: In [0, 0.5): a number or an optax schedule, which usually rises from 0 to 0.1.
-      strength: Of the penalty: a number or an optax schedule, which usually rises from 0.
-      learning_rate: Of the scores: a number or an optax schedule.
+      strength: Strength of the penalty: a number or an optax schedule, which usually rises from 0.
+      learning_rate: Learning rate of the scores: a number or an optax schedule.
 
     Returns:
       A transformation whose state has `count`, `masks` and `scores`.
@@ -110,7 +110,7 @@ def soft_movement(
       >>> sj.get_masks(state)["kernel"].ravel().tolist()
       [False, True, True]
     """
-    check_plan("soft_movement", plan)
+    Plan.require("soft_movement", plan)
     _check_soft(plan, threshold)
 
     def choose(scores, count):
@@ -125,7 +125,7 @@ def soft_movement(
 
 
 def _scored(what: str, plan: Plan, choose, learning_rate, pull):
-    """Scores that follow `g w + pull(S)`, and the masks that `choose` makes of them."""
+    """Scores updated by `g w + pull(S)`, and the masks that `choose` derives from them."""
     planned = {leaf.name for leaf in plan.leaves}
 
     def init(params):
@@ -138,11 +138,11 @@ def _scored(what: str, plan: Plan, choose, learning_rate, pull):
         scores, count = map_named(zero, params), jnp.zeros((), jnp.int32)
         masks = choose(scores, count)
         check_some(what, sorted(planned), masks, params)
-        return MovementState(count, masks, scores)
+        return MovementState(count, Masks(masks), scores)
 
     def update(updates, state, params=None, **extra):
         del extra
-        check_params(params)
+        require_params(params)
         rate, count = at_step(learning_rate, state.count), next_step(state.count)
 
         def accumulate(score, g, p):
@@ -152,8 +152,9 @@ def _scored(what: str, plan: Plan, choose, learning_rate, pull):
 
         scores = jax.tree.map(accumulate, state.scores, updates, params, is_leaf=is_gap)
         masks = choose(scores, count)
-        # Not planned is not masked: what holds no scores has gaps in both.
-        return masked_updates(updates, state.masks), MovementState(count, masks, scores)
+        # Unplanned leaves are not masked: leaves without scores are gaps in both trees.
+        new = MovementState(count, Masks(masks), scores)
+        return masked_updates(updates, state.masks.tree), new
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -162,8 +163,8 @@ def _check_soft(plan: Plan, threshold: optax.ScalarOrSchedule) -> None:
     for leaf in plan.leaves:
         if not isinstance(leaf.pattern, Unstructured):
             raise ValueError(
-                f"soft_movement: {leaf.name} is planned as {leaf.pattern!r}, and a threshold keeps "
-                "to no pattern; plan it with sj.Unstructured, or use sj.optim.movement."
+                f"soft_movement: {leaf.name} is planned as {leaf.pattern!r}, and a threshold "
+                "cannot enforce a pattern; plan it with sj.Unstructured, or use sj.optim.movement."
             )
     if isinstance(threshold, int | float) and not 0 <= threshold < 0.5:
         raise ValueError(

@@ -1,37 +1,37 @@
-"""Penalties as gradients: what network slimming and its like add to the loss."""
+"""Penalties as gradients, for network slimming and similar methods."""
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
+from .._arguments import check_masks, named_masks, require_params
 from .._tree import map_named, named_leaves
-from ._check import check_masks, check_params, named_masks
 from ._proximal import Rules, check_penalty, check_rules, labels_of, matched_leaves
 
 
 def add_penalty(
     penalty: Rules, keep: PyTree | None = None
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Adds the (sub)gradient of a penalty, on the entries that are to be pruned only if given.
+    r"""Adds the (sub)gradient of a penalty, optionally only on the entries to be pruned.
 
     `u + (1 - keep) * grad f(p)`. With `{r"norm.*scale$": sj.prox.l1(5e-4)}` this is network
-    slimming; with the channels to keep it is MaskSparsity: what will be pruned goes to 0 and what
-    will stay is not shrunk. Comes before the optimizer in a chain. A subgradient leaves values of
-    about learning rate times strength instead of zeros: `sj.optim.proximal` is the exact form.
-    Under Adam the gradient of the penalty is normalised with that of the loss.
+    slimming; with the channels to keep it is MaskSparsity: entries to be pruned are driven to 0 and
+    kept entries are not shrunk. Place it before the optimizer in a chain. A subgradient leaves
+    values of about learning rate times strength instead of zeros: `sj.optim.proximal` is the exact
+    form. Under Adam the gradient of the penalty is normalised with that of the loss.
 
     Args:
-      penalty: As in `sj.optim.proximal`: a penalty for the leaves named `kernel` or `weight`, or
+      penalty: As for `sj.optim.proximal`: a penalty for the leaves named `kernel` or `weight`, or
         regular expressions and penalties.
-      keep: Masks by path, True where the penalty does not act; leaves without one are penalised
-        whole.
+      keep: Masks by path, True where the penalty is not applied; leaves without a mask are
+        penalised completely.
 
     Returns:
       A transformation without state.
 
     Raises:
-      ValueError: If no leaf is meant, a mask has another shape than its leaf, or `update` gets no
+      ValueError: If no leaf matches, a mask has another shape than its leaf, or `update` gets no
         parameters.
 
     Reference:
@@ -58,7 +58,7 @@ def add_penalty(
 
     def update(updates, state, params=None, **extra):
         del extra
-        check_params(params)
+        require_params(params)
         leaves = named_leaves(params)
         pulls = {}
         for rule, names in matched_leaves(penalty, leaves):

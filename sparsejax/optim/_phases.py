@@ -1,4 +1,4 @@
-"""AC/DC: compressed and decompressed phases in turn."""
+"""AC/DC: alternating compressed and decompressed phases."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,14 +9,13 @@ import numpy as np
 import optax
 from jaxtyping import Array, Int, PyTree
 
-from ..masks import Plan, magnitude
-from ..masks._plan import check_plan
-from ._check import check_optimizer, check_params, check_some, check_step
+from .._arguments import check_optimizer, check_some, check_step, require_params
+from ..masks import Masks, Plan, magnitude
 from ._pruning import masked_updates, next_step, reset_moments, zero_off
 
 
 class PhaseState(NamedTuple):
-    """State of `acdc`: the step, the masks in force, the state of the optimizer."""
+    """State of `acdc`: the step, the current masks, the state of the optimizer."""
 
     count: Int[Array, ""]
     masks: PyTree
@@ -28,21 +27,21 @@ def acdc(
 ) -> optax.GradientTransformationExtraArgs:
     r"""AC/DC: alternates compressed and dense phases, and ends with both models.
 
-    At the first step of a compressed phase the masks are those of the largest weights, and stay
-    until it ends; parameters are exactly 0 off them. Between the phases all weights train, those
-    that were pruned from 0; at each switch to dense the moments of the optimizer start at 0.
+    The first step of a compressed phase selects the masks of the largest weights, which are fixed
+    until the phase ends; parameters off the masks are exactly 0. In dense phases all weights train,
+    previously pruned ones from 0; each switch to dense resets the moments of the optimizer to 0.
 
     Args:
-      optimizer: The optimizer, which sees masked gradients in compressed phases.
-      plan: What is pruned, usually with `allocate=sj.masks.global_`.
-      phases: Compressed phases (first step, first step after); `acdc_phases(steps)` makes the
-        usual ones. A last one that never ends may end at any large number.
+      optimizer: The optimizer, which receives masked gradients in compressed phases.
+      plan: The pruned leaves, usually with `allocate=sj.masks.joint`.
+      phases: Compressed phases (first step, first step after); `acdc_phases(steps)` returns the
+        published ones. For an open-ended last phase pass any large number.
 
     Returns:
       A transformation whose state has `count`, `masks` and `inner`.
 
     Raises:
-      ValueError: If the phases overlap or are out of order, or there are no parameters.
+      ValueError: If the phases overlap or are out of order, or `update` gets no parameters.
 
     Reference:
       Peste et al., AC/DC: Alternating Compressed/DeCompressed Training of Deep Neural Networks,
@@ -78,26 +77,26 @@ def acdc(
     begins, ends = np.asarray(bounds[::2]), np.asarray(bounds[1::2])
     inner = optax.with_extra_args_support(optimizer)
 
-    check_plan("acdc", plan)
+    Plan.require("acdc", plan)
 
     def init(params):
         masks = plan.full_masks(params)
         check_some("acdc", [leaf.name for leaf in plan.leaves], masks, params)
-        return PhaseState(jnp.zeros((), jnp.int32), masks, inner.init(params))
+        return PhaseState(jnp.zeros((), jnp.int32), Masks(masks), inner.init(params))
 
     def update(updates, state, params=None, **extra):
-        check_params(params)
+        require_params(params)
         compress, release = jnp.any(state.count == begins), jnp.any(state.count == ends)
         full = plan.full_masks(params)
         every = jax.tree.map(lambda p: jnp.ones(jnp.shape(p), bool), params)
         masks = jax.lax.cond(
             compress,
             lambda: plan.masks(magnitude(params)),
-            lambda: jax.tree.map(lambda new, old: new & release | old, full, state.masks),
+            lambda: jax.tree.map(lambda new, old: new & release | old, full, state.masks.tree),
         )
         old = reset_moments(optimizer, state.inner, every, release)
         moves, new = inner.update(masked_updates(updates, masks), old, params, **extra)
-        return zero_off(moves, params, masks), PhaseState(next_step(state.count), masks, new)
+        return zero_off(moves, params, masks), PhaseState(next_step(state.count), Masks(masks), new)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -105,20 +104,20 @@ def acdc(
 def acdc_phases(
     steps: int, *, warmup: float = 0.1, length: float = 0.05, last: float = 0.15
 ) -> list[tuple[int, int]]:
-    r"""The compressed phases of AC/DC: after a warm-up in turn with dense ones, the last longer.
+    r"""The compressed phases of AC/DC: after a warm-up, alternating with dense phases.
 
     Args:
       steps: Length of training.
-      warmup: Fraction of it that is dense at first.
+      warmup: Fraction of training that is dense at the start.
       length: Fraction of each phase, 5 of 100 epochs in the paper.
-      last: Fraction of the last compressed phase, which comes after a dense phase that takes up
-        what is left.
+      last: Fraction of the last compressed phase, which follows a dense phase that takes the
+        remaining steps.
 
     Returns:
       Pairs (first step, first step after); the last one ends with training.
 
     Raises:
-      ValueError: If the fractions leave no room.
+      ValueError: If the fractions leave no steps for a phase.
 
     Reference:
       Peste et al., 2021 (arXiv 2106.12379).

@@ -1,4 +1,4 @@
-"""Proximal steps: a penalty chained after an optimizer, exact zeros included."""
+"""Proximal steps: a penalty chained after an optimizer, with exact zeros."""
 
 import re
 from collections.abc import Mapping
@@ -10,12 +10,12 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Int, PyTree
 
+from .._arguments import require_params
 from .._tree import is_kernel, map_named, named_leaves
 from ..prox import Penalty
-from ._check import check_params
 from ._pruning import at_step, next_step
 
-# None leaves what the rule finds as it is.
+# None leaves the leaves that match the rule unchanged.
 Rules = Penalty | Mapping[str, Penalty | None]
 
 
@@ -30,21 +30,22 @@ def proximal(
 ) -> optax.GradientTransformationExtraArgs:
     r"""A proximal step after a gradient step: new parameters `prox(p + u, learning_rate)`.
 
-    Minimises loss + penalty when what comes before in the chain is `optax.sgd(learning_rate)` with
-    the same rate (see `proximal_sgd`). Zeros are exact. In a chain of transformations, this should
+    Minimises loss + penalty if the preceding transformation is `optax.sgd(learning_rate)` with the
+    same rate (see `proximal_sgd`). Zeros are exact. In a chain of transformations, this should
     be the last one.
 
     Args:
       penalty: A penalty for the leaves named `kernel` or `weight`; or regular expressions and
-        penalties, the first rule found in the path of a leaf counts, other leaves pass. A penalty
-        with groups over several leaves (a dict of labels by path) sees them together.
+        penalties, the first rule that matches the path of a leaf applies, other leaves are
+        unchanged. A penalty with groups across leaves (a dict of labels by path) is applied to them
+        jointly.
       learning_rate: The step of the proximal operator: a number or an optax schedule.
 
     Returns:
       A transformation whose state has `count`.
 
     Raises:
-      ValueError: If no leaf is meant, or `update` gets no parameters.
+      ValueError: If no leaf matches, or `update` gets no parameters.
 
     Reference:
       Parikh and Boyd, Proximal Algorithms, 2014.
@@ -66,7 +67,7 @@ def proximal(
 
     def update(updates, state, params=None, **extra):
         del extra
-        check_params(params)
+        require_params(params)
         step = at_step(learning_rate, state.count)
         moved = proximal_updates(penalty, updates, params, lambda name: step)
         return moved, ProximalState(next_step(state.count))
@@ -84,10 +85,10 @@ def proximal_sgd(
     r"""Proximal stochastic gradient descent: `optax.sgd` and `proximal` with one learning rate.
 
     Args:
-      learning_rate: Step of both: a number or an optax schedule.
-      penalty: As in `proximal`.
-      momentum: Momentum of the gradient; the proximal step comes after it.
-      nesterov: Whether the momentum is Nesterov's.
+      learning_rate: Step size of both: a number or an optax schedule.
+      penalty: As for `proximal`.
+      momentum: Momentum of the gradient, applied before the proximal step.
+      nesterov: Whether to use Nesterov momentum.
 
     Returns:
       A transformation.
@@ -125,24 +126,24 @@ def proximal_adam(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Adam with the proximal step in Adam's own metric.
 
-    Adam moves entry i by `learning_rate / (sqrt(nu_i) + eps)` times a gradient, so its proximal
-    step has that length too: `x_i = prox(p_i + u_i, learning_rate / (sqrt(nu_i) + eps))`. Only
-    then does the penalty weigh equally against the loss in every entry. A step of one length
+    Adam moves entry i by `learning_rate / (sqrt(nu_i) + eps)` times a gradient, so the proximal
+    step has the same length: `x_i = prox(p_i + u_i, learning_rate / (sqrt(nu_i) + eps))`. Only then
+    is the weight of the penalty relative to the loss equal in every entry. A uniform step length
     (`optax.chain(optax.adam(...), proximal(...))`) minimises something else.
 
     Args:
       learning_rate: A number or an optax schedule.
-      penalty: As in `proximal`, but elementwise: in a diagonal metric no other penalty has a
+      penalty: As for `proximal`, but elementwise: in a diagonal metric no other penalty has a
         closed proximal operator.
       b1: Decay of the first moment.
       b2: Decay of the second moment.
       eps: Added to the root of the second moment.
 
     Returns:
-      A transformation, to be used by itself or last in a chain.
+      A transformation, to be used alone or last in a chain.
 
     Raises:
-      ValueError: If a penalty is not elementwise, no leaf is meant, or there are no parameters.
+      ValueError: If a penalty is not elementwise, no leaf matches, or `update` gets no parameters.
 
     Reference:
       Yun et al., Adaptive Proximal Gradient Methods for Structured Neural Networks, 2021.
@@ -162,7 +163,7 @@ def proximal_adam(
             raise ValueError(
                 f"proximal_adam needs elementwise penalties and {type(rule).__name__} is not; use "
                 "sj.optim.proximal_sgd, or optax.chain(optax.adam(...), sj.optim.proximal(...)) if "
-                "a step of one length is what you want."
+                "a uniform step length is intended."
             )
     adam = optax.scale_by_adam(b1, b2, eps)  # pyright: ignore[reportArgumentType]
 
@@ -172,7 +173,7 @@ def proximal_adam(
 
     def update(updates, state, params=None, **extra):
         del extra
-        check_params(params)
+        require_params(params)
         rate = at_step(learning_rate, state.count)
         directions, inner = adam.update(updates, state.adam, params)
         steps = jax.tree.map(lambda d: (-rate * d).astype(d.dtype), directions)
@@ -203,14 +204,14 @@ def proximal_updates(penalty: Rules, updates: PyTree, params: PyTree, step_of) -
         if name not in targets:
             return u
         p, x = leaves[name], targets[name]
-        # Not rounded to a narrower dtype of the update: p + u is to be x, and 0 where x is.
+        # Not rounded to a narrower update dtype: p + u must equal x, and be 0 where x is 0.
         return jnp.where(x == 0, -p, x - p).astype(jnp.promote_types(u.dtype, p.dtype))
 
     return map_named(update, updates)
 
 
 def matched_leaves(penalty: Rules, leaves: Mapping[str, Array]) -> list[tuple[Penalty, list[str]]]:
-    """Each penalty with the leaves it is meant for: the first rule found in a path counts."""
+    """Each penalty with its leaves: the first rule that matches a path applies."""
     if isinstance(penalty, Penalty):
         labels = labels_of(penalty)
         meant = [
@@ -223,7 +224,7 @@ def matched_leaves(penalty: Rules, leaves: Mapping[str, Array]) -> list[tuple[Pe
 
 
 def labels_of(penalty: Any) -> Mapping[str, Any] | None:
-    """The labels by path of a penalty whose groups may span leaves, also inside a combinator."""
+    """The labels by path of a penalty with groups across leaves, also inside a combinator."""
     groups = getattr(penalty, "partition", None)
     if groups is not None and groups.spans_leaves:
         return named_leaves(groups.labels)
@@ -232,22 +233,22 @@ def labels_of(penalty: Any) -> Mapping[str, Any] | None:
 
 
 def check_penalty(what: str, penalty: Any) -> None:
-    """Raises if something else than a penalty, or penalties by regular expression, was given."""
+    """Raises TypeError unless `penalty` is a penalty or a dict from rules to penalties."""
     rules = penalty.values() if isinstance(penalty, Mapping) else [penalty]
     for rule in rules:
         if not (isinstance(rule, Penalty) or (rule is None and isinstance(penalty, Mapping))):
             raise TypeError(
-                f"{what}: {rule!r} is no penalty; give sj.prox.l1(1e-4), or a dict of regular "
+                f"{what}: {rule!r} is not a penalty; pass sj.prox.l1(1e-4), or a dict of regular "
                 'expressions and penalties, {r"kernel$": sj.prox.l1(1e-4)}.'
             )
 
 
 def check_rules(what: str, penalty: Rules, params: PyTree) -> None:
-    """Raises if no leaf is meant."""
+    """Raises if no leaf matches."""
     leaves = named_leaves(params)
-    # A tree without leaves is how optax's sharding tools ask for the structure of a state.
+    # optax's sharding tools pass a tree without leaves to get the structure of a state.
     if leaves and not matched_leaves(penalty, leaves):
         rules = "leaves named kernel or weight" if isinstance(penalty, Penalty) else list(penalty)
         raise ValueError(
-            f"{what}: no parameter is meant by {rules}; the parameters are {', '.join(leaves)}."
+            f"{what}: {rules} match no parameter; the parameters are {', '.join(leaves)}."
         )

@@ -1,4 +1,4 @@
-"""Masks in the optimizer state: pruning, given masks, masks that follow dense weights."""
+"""Masks in the optimizer state: pruning, fixed masks, masks that track dense weights."""
 
 import functools
 from collections.abc import Callable
@@ -10,25 +10,22 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Int, PyTree
 
-from .._tree import is_gap, pure
-from ..masks import Plan, magnitude
-from ..masks._plan import check_plan
-from ._check import (
-    check_fraction,
+from .._arguments import (
     check_masks,
-    check_number,
-    check_params,
+    check_schedule,
+    check_scheduled_fraction,
     check_some,
     check_step,
-    is_known,
+    is_number,
     named_masks,
+    require_params,
 )
-
-_HERE = __name__.rpartition(".")[0]
+from .._tree import is_gap, pure
+from ..masks import Masks, Plan, magnitude
 
 
 class PruneState(NamedTuple):
-    """State of `prune`: the step and the masks in force."""
+    """State of `prune`: the step and the current masks."""
 
     count: Int[Array, ""]
     masks: PyTree
@@ -50,14 +47,14 @@ def prune(
     transformations, this should be the last one.
 
     Args:
-      plan: What to prune, from `sj.plan`.
+      plan: The plan, from `sj.plan`.
       schedule: Fraction of the planned zeros to reach, in [0, 1]: a number or an optax schedule.
         `optax.polynomial_schedule(0, 1, power=3, ...)` is the cubic ramp of gradual pruning.
       every: Steps between two updates of the masks.
       begin: First step at which the masks are updated; until then nothing is pruned.
-      end: Last step at which the masks are updated, also if `every` does not lead there; None
-        updates them for ever.
-      score: Function of the parameters to scores, the largest stay; None means magnitudes.
+      end: Last step at which the masks are updated, also if it is not a multiple of `every`; None
+        keeps updating them.
+      score: Maps the parameters to scores, the largest of which are kept; None means magnitudes.
 
     Returns:
       A transformation whose state has `count` and `masks`.
@@ -79,22 +76,22 @@ def prune(
       [[2.0, 0.0], [0.0, 3.0]]
     """
 
-    check_plan("prune", plan)
-    check_fraction("prune", "schedule", schedule)
+    Plan.require("prune", plan)
+    check_scheduled_fraction("prune", "schedule", schedule)
     check_step("prune", "every", every, 1)
     check_step("prune", "begin", begin)
     check_step("prune", "end", end)
-    if is_known(begin) and is_known(end) and end < begin:
+    if is_number(begin) and is_number(end) and end < begin:
         raise ValueError(f"prune(begin={begin}, end={end}) ends before it begins.")
 
     def init(params):
         masks = plan.full_masks(params)
         check_some("prune", [leaf.name for leaf in plan.leaves], masks, params)
-        return PruneState(jnp.zeros((), jnp.int32), masks)
+        return PruneState(jnp.zeros((), jnp.int32), Masks(masks))
 
     def update(updates, state, params=None, **extra):
         del extra
-        check_params(params)
+        require_params(params)
         count = state.count
         due = (count >= begin) & ((count - begin) % every == 0)
         if end is not None:
@@ -104,8 +101,8 @@ def prune(
             scores = (magnitude if score is None else score)(params)
             return plan.masks(scores, at_step(schedule, count))
 
-        masks = jax.lax.cond(due, new_masks, lambda: state.masks)
-        return zero_off(updates, params, masks), PruneState(next_step(count), masks)
+        masks = jax.lax.cond(due, new_masks, lambda: state.masks.tree)
+        return zero_off(updates, params, masks), PruneState(next_step(count), Masks(masks))
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -117,10 +114,10 @@ class KeepState(NamedTuple):
 
 
 def keep_masked(masks: PyTree) -> optax.GradientTransformationExtraArgs:
-    r"""Holds given masks: new parameters are `p + u` where kept and exactly 0 elsewhere.
+    r"""Keeps given masks: new parameters are `p + u` where kept and exactly 0 elsewhere.
 
     In a chain of transformations, this should be the last one. The parameters become sparse at
-    the first update; `sj.masks.apply_masks(params, masks)` makes them so before.
+    the first update; `sj.masks.apply_masks(params, masks)` does so before training.
 
     Args:
       masks: A tree of boolean arrays and None, looked up by the path of the leaf.
@@ -147,18 +144,18 @@ def keep_masked(masks: PyTree) -> optax.GradientTransformationExtraArgs:
     by_name = named_masks("keep_masked", masks)
 
     def init(params):
-        return KeepState(check_masks("keep_masked", params, by_name))
+        return KeepState(Masks(check_masks("keep_masked", params, by_name)))
 
     def update(updates, state, params=None, **extra):
         del extra
-        check_params(params)
-        return zero_off(updates, params, state.masks), state
+        require_params(params)
+        return zero_off(updates, params, state.masks.tree), state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
 class TrackState(NamedTuple):
-    """State of `track_masks`: the step, the masks of the weights, the scale of pruned ones."""
+    """State of `track_masks`: the step, the masks of the weights, the scale of pruned weights."""
 
     count: Int[Array, ""]
     masks: PyTree
@@ -171,18 +168,18 @@ def track_masks(
     *,
     pruned_scale: optax.ScalarOrSchedule = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Keeps the masks of the dense weights current, for losses that are masked in the forward.
+    r"""Tracks the masks of the dense weights, for losses with a masked forward pass.
 
-    The updates pass unchanged; the state holds `plan.masks(|p + u|, schedule(t))` and
-    `pruned_scale(t)` of the step t to come, for `sj.nn.view` or `sj.masks.straight_through`. In a
-    chain of transformations, this should be the last one. With a constant schedule this is the
-    straight-through estimator (with `decay` in the view SR-STE), with a decaying `pruned_scale`
-    MdGf, with `Stages` and a `stage_schedule` SdGf.
+    The updates are unchanged; the state holds `plan.masks(|p + u|, schedule(t))` and
+    `pruned_scale(t)` of the next step t, for `sj.masks.straight_through`. In a chain of
+    transformations, this should be the last one. With a constant schedule this is the
+    straight-through estimator (SR-STE with `decay` in `straight_through`), with a decaying
+    `pruned_scale` MdGf, with `Stages` and a `stage_schedule` SdGf.
 
     Args:
       plan: The patterns.
       schedule: Fraction of the planned zeros in force: a number or an optax schedule.
-      pruned_scale: What multiplies the pruned weights in the forward pass.
+      pruned_scale: Factor of the pruned weights in the forward pass.
 
     Returns:
       A transformation whose state has `count`, `masks` and `pruned_scale`.
@@ -201,20 +198,21 @@ def track_masks(
       [True, False, False, True]
     """
 
-    check_plan("track_masks", plan)
-    check_fraction("track_masks", "schedule", schedule)
-    check_number("track_masks", "pruned_scale", pruned_scale)
+    Plan.require("track_masks", plan)
+    check_scheduled_fraction("track_masks", "schedule", schedule)
+    check_schedule("track_masks", "pruned_scale", pruned_scale)
 
     def state_at(count, params):
         masks = plan.masks(magnitude(params), at_step(schedule, count))
-        return TrackState(count, masks, jnp.asarray(at_step(pruned_scale, count), jnp.float32))
+        scale = jnp.asarray(at_step(pruned_scale, count), jnp.float32)
+        return TrackState(count, Masks(masks), scale)
 
     def init(params):
         return state_at(jnp.zeros((), jnp.int32), params)
 
     def update(updates, state, params=None, **extra):
         del extra
-        check_params(params)
+        require_params(params)
         return updates, state_at(
             next_step(state.count),
             optax.apply_updates(params, updates),  # pyright: ignore[reportArgumentType]
@@ -227,15 +225,15 @@ def get_masks(opt_state: PyTree) -> PyTree:
     r"""The masks in any nested optimizer state, merged, as a tree like the parameters.
 
     Works through `chain`, `partition`, `MultiSteps`, `inject_hyperparams` and `nnx.Optimizer`.
-    Where two transformations have a mask for the same leaf, the later one counts; those of
-    `subset` say what trains, not what is zero, and count where there is no other.
+    If two transformations have a mask for the same leaf, the later one wins; masks that mark
+    trainable entries, not zeros (`subset`), are used only if no other mask exists.
 
     Args:
-      opt_state: A state of optax, or `nnx.Optimizer.opt_state`.
+      opt_state: An optax state, or `nnx.Optimizer.opt_state`.
 
     Returns:
       Boolean arrays; None for leaves without a mask, and for branches that no transformation with
-      masks has seen.
+      masks handles.
 
     Raises:
       ValueError: If no transformation in the state has masks.
@@ -247,33 +245,24 @@ def get_masks(opt_state: PyTree) -> PyTree:
       >>> sj.get_masks(tx.init(params))["bias"] is None
       True
     """
-    states = jax.tree.leaves(opt_state, is_leaf=_has_masks)
-    holders = [x for state in states if _has_masks(state) for x in _holders(state)]
-    # Stable: where something else has masks, those of subset come first and are overruled.
-    holders.sort(key=lambda x: type(x).__name__ != "SubsetState")
-    found = [pure(x.masks) for x in holders]
+    found = [x for x in jax.tree.leaves(opt_state, is_leaf=_is_masks) if _is_masks(x)]
     if not found:
         raise ValueError(
-            "get_masks: nothing in this optimizer state has masks; chain sj.optim.prune, "
-            "keep_masked or track_masks into the optimizer."
+            "get_masks: this optimizer state has no masks; chain sj.optim.prune, keep_masked or "
+            "track_masks into the optimizer."
         )
-    merged = functools.reduce(_merge, found)
+    # Stable sort: masks of trainable entries come first and are overridden.
+    found.sort(key=lambda x: not x.trainable)
+    merged = functools.reduce(_merge, [pure(x.tree) for x in found])
     return jax.tree.map(lambda m: None if is_gap(m) else m, merged, is_leaf=is_gap)
 
 
-def _has_masks(x: Any) -> bool:
-    """Whether x is one of our states: parameters and other states may have a field `masks`."""
-    return isinstance(x, tuple) and hasattr(x, "masks") and type(x).__module__.startswith(_HERE)
-
-
-def _holders(state: Any) -> list[Any]:
-    """The state, after those that it wraps and that have masks, too."""
-    inner = jax.tree.leaves(getattr(state, "inner", None), is_leaf=_has_masks)
-    return [x for found in inner if _has_masks(found) for x in _holders(found)] + [state]
+def _is_masks(x: Any) -> bool:
+    return isinstance(x, Masks)
 
 
 def _merge(first: PyTree, later: PyTree) -> PyTree:
-    """What `later` has, else `first`; a gap may stand for a whole branch."""
+    """Leaves of `later`, otherwise of `first`; a gap may represent a whole branch."""
     if is_gap(first) or is_gap(later):
         return first if is_gap(later) else later
     branch = jax.tree.structure(first, is_leaf=lambda x: x is not first)
@@ -284,7 +273,7 @@ def _merge(first: PyTree, later: PyTree) -> PyTree:
 
 
 def zero_off(updates: PyTree, params: PyTree, masks: PyTree) -> PyTree:
-    """The updates that make the parameters exactly 0 off the masks, untouched bits elsewhere."""
+    """Updates that make the parameters exactly 0 off the masks and are unchanged elsewhere."""
 
     def one(mask, update, param):
         if mask is None or update is None or is_gap(mask):
@@ -296,7 +285,7 @@ def zero_off(updates: PyTree, params: PyTree, masks: PyTree) -> PyTree:
 
 
 def masked_updates(updates: PyTree, masks: PyTree, off: float = 0.0) -> PyTree:
-    """The updates, 0 off the masks; adding `off=-0.0` leaves every bit of -0 too."""
+    """The updates, 0 off the masks; adding `off=-0.0` preserves -0 bit for bit."""
 
     def one(mask, u):
         return u if is_gap(mask) or is_gap(u) else jnp.where(mask, u, jnp.full_like(u, off))
@@ -307,7 +296,7 @@ def masked_updates(updates: PyTree, masks: PyTree, off: float = 0.0) -> PyTree:
 def reset_moments(
     optimizer: optax.GradientTransformation, state: PyTree, where: PyTree, when: ArrayLike = True
 ) -> Any:
-    """The state of any optimizer with zeros where masks say; factored moments stay."""
+    """The state of any optimizer, zeroed where the masks select; factored moments are unchanged."""
 
     def one(moment, new):
         if is_gap(new) or is_gap(moment) or jnp.shape(moment) != jnp.shape(new):
@@ -318,7 +307,7 @@ def reset_moments(
 
 
 def next_step(count: Int[Array, ""]) -> Int[Array, ""]:
-    """The next step; stays at the largest integer instead of overflowing."""
+    """The next step; saturates at the largest integer."""
     return jnp.asarray(optax.safe_increment(count))
 
 

@@ -1,4 +1,4 @@
-"""Iterative shrinkage by percentage: what ranks lowest shrinks a little at every step."""
+"""Iterative shrinkage by percentage: the lowest-ranked weights shrink at every step."""
 
 from typing import NamedTuple
 
@@ -8,10 +8,9 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Int, PyTree
 
+from .._arguments import check_scheduled_fraction, check_some, check_step, require_params
 from .._tree import is_gap
-from ..masks import Plan, magnitude
-from ..masks._plan import check_plan
-from ._check import check_fraction, check_params, check_some, check_step
+from ..masks import Masks, Plan, magnitude
 from ._pruning import at_step, next_step, zero_off
 
 
@@ -29,17 +28,18 @@ def iterative_shrinkage(
     prune_steps: ArrayLike = 100_000,
     every: ArrayLike = 1,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""ISS-P: the weights that rank lowest are not zeroed but multiplied by alpha, and may return.
+    r"""ISS-P: multiplies the lowest-ranked weights by alpha instead of zeroing them.
 
-    For the first `prune_steps` steps the masks m are those of the largest `|p + u|`, chosen anew
-    each time, and the new parameters `p + u` where m and `alpha (p + u)` elsewhere. With the last
-    of these steps the masks stay and the rest is exactly 0. In a chain of transformations, this
-    should be the last one. The weights that shrink settle near `rate * alpha / (1 - alpha)` under
-    Adam: masks can only change if the smallest kept weights are of that order.
+    For the first `prune_steps` steps the masks m are those of the largest `|p + u|`, recomputed
+    each time, and the new parameters are `p + u` where m and `alpha (p + u)` elsewhere. Shrunk
+    weights may be kept again. At the last of these steps the masks are fixed and the other weights
+    are exactly 0. In a chain of transformations, this should be the last one. The weights that
+    shrink settle near `rate * alpha / (1 - alpha)` under Adam: masks can only change if the
+    smallest kept weights are of that order.
 
     Args:
-      plan: What is pruned, one sparsity for all in the paper. (Its authors round the number of
-        pruned weights up, here it is rounded to nearest as everywhere.)
+      plan: The pruned leaves, with one sparsity for all in the paper. (The paper rounds the number
+        of pruned weights up; this library rounds to nearest.)
       alpha: Factor per step: 0 is iterative hard thresholding, 1 never prunes; a number or an
         optax schedule.
       prune_steps: Length of the first stage.
@@ -70,19 +70,19 @@ def iterative_shrinkage(
       [[4.0, 1.0], [4.0, 0.5], [4.0, 0.0], [4.0, 0.0]]
     """
 
-    check_plan("iterative_shrinkage", plan)
-    check_fraction("iterative_shrinkage", "alpha", alpha)
+    Plan.require("iterative_shrinkage", plan)
+    check_scheduled_fraction("iterative_shrinkage", "alpha", alpha)
     check_step("iterative_shrinkage", "every", every, 1)
     check_step("iterative_shrinkage", "prune_steps", prune_steps)
 
     def init(params):
         masks = plan.full_masks(params)
         check_some("iterative_shrinkage", [x.name for x in plan.leaves], masks, params)
-        return ShrinkState(jnp.zeros((), jnp.int32), masks)
+        return ShrinkState(jnp.zeros((), jnp.int32), Masks(masks))
 
     def update(updates, state, params=None, **extra):
         del extra
-        check_params(params)
+        require_params(params)
         count = state.count
         due = (count % every == 0) | (count == prune_steps - 1)
 
@@ -93,7 +93,7 @@ def iterative_shrinkage(
             return _shrunk(updates, params, masks, factor), masks
 
         def leave():
-            return _shrunk(updates, params, state.masks, jnp.ones(())), state.masks
+            return _shrunk(updates, params, state.masks.tree, jnp.ones(())), state.masks.tree
 
         moves, masks = jax.lax.cond(due & (count < prune_steps), shrink, leave)
         over = count >= prune_steps - 1
@@ -103,7 +103,7 @@ def iterative_shrinkage(
             moves,
             is_leaf=is_gap,
         )
-        return moves, ShrinkState(next_step(count), masks)
+        return moves, ShrinkState(next_step(count), Masks(masks))
 
     return optax.GradientTransformationExtraArgs(init, update)
 

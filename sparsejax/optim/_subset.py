@@ -1,4 +1,4 @@
-"""Training a given subset of the entries, the others bit-identical under any optimizer."""
+"""Training of a given subset of entries; the others stay bit-identical under any optimizer."""
 
 from typing import Any, NamedTuple
 
@@ -6,16 +6,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.core import Tracer
 from jaxtyping import PyTree
 
+from .._arguments import check_masks, check_optimizer, known, named_masks
+from .._masks import count
 from .._tree import is_gap, map_named, named_leaves
-from ._check import check_masks, check_optimizer, named_masks
+from ..masks import Masks
 from ._pruning import masked_updates
 
 
 class SubsetState(NamedTuple):
-    """State of `subset`: the masks, the state of the optimizer (of their entries if compact)."""
+    """State of `subset`: masks and optimizer state (of the selected entries if compact)."""
 
     masks: PyTree
     inner: optax.OptState
@@ -26,17 +27,17 @@ def subset(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Trains the entries of a mask only: `u = m * optimizer(m * g)`.
 
-    What is not selected stays bit-identical under any optimizer, momentum and weight decay. A leaf
-    without a mask stays as it is. Clip with the norm of the full gradient before, in a chain, if
-    the full training did.
+    Unselected entries stay bit-identical under any optimizer, momentum and weight decay. A leaf
+    without a mask is unchanged. If the full training clips gradients, clip by the norm of the full
+    gradient before this transformation.
 
     Args:
       optimizer: The optimizer.
-      masks: Boolean arrays by the path of the leaf, such as `sj.masks.changed(before, after)`.
-      compact: Whether the optimizer sees the selected entries as vectors, so that its state has
-        their size. It must then be elementwise (Adam, SGD, not Adafactor, which is refused by
-        the shapes of its state, nor Muon, which has those of Adam) and the masks known when this
-        is called; in a chain of transformations parameters that it asks for are gathered, too.
+      masks: Boolean arrays by the path of the leaf, such as `sj.masks.update_mask(before, after)`.
+      compact: Whether the optimizer receives the selected entries as vectors, so that its state has
+        their size. It must then be elementwise (Adam, SGD; not Adafactor, which is rejected by the
+        shapes of its state, nor Muon, which cannot be detected), and the masks must be concrete.
+        Parameters that the optimizer needs are gathered, too.
 
     Returns:
       A transformation whose state has `masks` and `inner`.
@@ -67,7 +68,7 @@ def subset(
     places = {n: np.flatnonzero(m).astype(np.int32) for n, m in by_name.items()} if compact else {}
 
     def aligned(tree):
-        """The masks of a tree: all False where there is none."""
+        """The masks of a tree: all False for leaves without a mask."""
         found = check_masks("subset", tree, by_name)
 
         def whole(mask, p):
@@ -82,7 +83,8 @@ def subset(
         found = check_masks("subset", params, by_name)
         if compact:
             _check_elementwise(optimizer, params)
-        return SubsetState(found, inner.init(gather(params) if compact else params))
+        given = gather(params) if compact else params
+        return SubsetState(Masks(found, trainable=True), inner.init(given))
 
     def update(updates, state, params=None, **extra):
         if not compact:
@@ -94,7 +96,7 @@ def subset(
 
         def scatter(name, u, move, at):
             del name
-            still = jnp.full_like(u, -0.0)  # adding it leaves every bit of -0 too
+            still = jnp.full_like(u, -0.0)  # adding it preserves -0 bit for bit
             return still if at is None else _put(still, move, at)
 
         moves = map_named(scatter, updates, named_leaves(moves), places)
@@ -104,10 +106,9 @@ def subset(
 
 
 def _check_some_entry(masks: dict[str, Any]) -> None:
-    known = [m for m in masks.values() if not isinstance(m, Tracer)]
-    if len(known) == len(masks) and not any(bool(jnp.any(m)) for m in known):
+    if known(*masks.values()) and not any(map(count, masks.values())):
         raise ValueError(
-            "subset: the masks select no entry, nothing would train; lower the tolerance or "
+            "subset: the masks must select an entry, got none; lower the tolerance or "
             "threshold that made them."
         )
 
@@ -123,7 +124,7 @@ def _check_elementwise(optimizer: optax.GradientTransformation, params: PyTree) 
             raise ValueError(
                 f"subset(compact=True) needs an elementwise optimizer such as optax.adam: this one "
                 f"has a state of shape {jnp.shape(moment)} for a parameter of shape "
-                f"{jnp.shape(p)}; leave out compact=True."
+                f"{jnp.shape(p)}; omit compact=True."
             )
         return moment
 

@@ -8,10 +8,9 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Int, PyTree
 
+from .._arguments import check_optimizer, check_some, check_step, require_params
 from .._tree import is_gap
-from ..masks import Plan, magnitude
-from ..masks._plan import check_plan
-from ._check import check_optimizer, check_params, check_some, check_step
+from ..masks import Masks, Plan, magnitude
 from ._pruning import masked_updates, next_step
 
 
@@ -32,26 +31,26 @@ def top_kast(
     every: ArrayLike = 100,
     exploration: ArrayLike = 1e-4,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Top-KAST: the forward set A has the largest weights, the backward set B somewhat more.
+    r"""Top-KAST: a forward set A of the largest weights and a larger backward set B.
 
-    The loss sees A; gradient and optimizer act on B, a superset, and what is outside B stays as it
-    is, bit for bit. To the loss is added
-    `exploration * (sum_A w^2 + sum_{B - A} w^2 / d)`, d the density of A in the leaf, which makes
-    room for others. Both sets are chosen anew, by magnitude, every `every` steps.
+    The loss uses A; gradient and optimizer act on the superset B, and entries outside B are
+    unchanged, bit for bit. The penalty `exploration * (sum_A w^2 + sum_{B - A} w^2 / d)`, with d
+    the density of A in the leaf, is added to the loss and lets other entries compete. Both sets are
+    selected again, by magnitude, every `every` steps.
 
     Args:
-      optimizer: The optimizer, which sees gradients of entries in B only.
+      optimizer: The optimizer, which receives gradients of entries in B only.
       plan: The forward set.
       backward: The backward set: the same leaves at lower sparsities.
-      every: Steps between two choices.
+      every: Steps between two selections.
       exploration: Strength of the penalty.
 
     Returns:
-      A transformation whose state has `count`, `masks` (A), `backward` (B) and `inner`; the loss
-      sees `sj.nn.view(model, sj.get_masks(opt_state))`.
+      A transformation whose state has `count`, `masks` (A), `backward` (B) and `inner`; evaluate
+      the loss at `sj.masks.straight_through(model, sj.get_masks(opt_state))`.
 
     Raises:
-      ValueError: If the plans have other leaves, or B is sparser than A, or there are no
+      ValueError: If the plans have different leaves, B is sparser than A, or `update` gets no
         parameters.
 
     Reference:
@@ -67,8 +66,8 @@ def top_kast(
       [3.0, 2.0, 2.0, 1.0]
     """
     check_optimizer("top_kast", optimizer)
-    check_plan("top_kast", plan)
-    check_plan("top_kast", backward)
+    Plan.require("top_kast", plan)
+    Plan.require("top_kast", backward)
     check_step("top_kast", "every", every, 1)
     _check_nested(plan, backward)
     inner = optax.with_extra_args_support(optimizer)
@@ -81,12 +80,12 @@ def top_kast(
     def init(params):
         masks, wider = choose(params)
         check_some("top_kast", names, masks, params)
-        return TopKASTState(jnp.zeros((), jnp.int32), masks, wider, inner.init(params))
+        return TopKASTState(jnp.zeros((), jnp.int32), Masks(masks), wider, inner.init(params))
 
     def update(updates, state, params=None, **extra):
-        check_params(params)
+        require_params(params)
         due = (state.count % every == 0) & (state.count > 0)
-        kept = (state.masks, state.backward)
+        kept = (state.masks.tree, state.backward)
         masks, wider = jax.lax.cond(due, lambda: choose(params), lambda: kept)
 
         def pull(mask, wide, g, p):
@@ -99,7 +98,7 @@ def top_kast(
         pulled = jax.tree.map(pull, masks, wider, updates, params, is_leaf=is_gap)
         moves, new = inner.update(pulled, state.inner, params, **extra)
         moves = masked_updates(moves, wider, off=-0.0)
-        return moves, TopKASTState(next_step(state.count), masks, wider, new)
+        return moves, TopKASTState(next_step(state.count), Masks(masks), wider, new)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

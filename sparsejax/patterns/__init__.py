@@ -1,8 +1,9 @@
-"""In what shape entries stand or fall together, and how a kernel is read as a matrix."""
+"""Sparsity patterns: units of entries pruned together, and the layout of kernels."""
 
 from ._block import Block
 from ._channel import Channel
-from ._groups import Groups, group_labels
+from ._groups import Groups, filter_groups
+from ._layout import Layout, layout
 from ._nm import NM
 from ._pattern import Pattern
 from ._stages import Stages, nm_stages
@@ -14,9 +15,11 @@ __all__ = [
     "Channel",
     "FanIn",
     "Groups",
+    "Layout",
     "Pattern",
     "Stages",
     "Unstructured",
-    "group_labels",
+    "filter_groups",
+    "layout",
     "nm_stages",
 ]

@@ -1,4 +1,4 @@
-"""Structured patterns: blocks, channels and labelled groups."""
+"""Rectangular blocks of the kernel as a matrix."""
 
 import math
 from collections.abc import Sequence
@@ -8,29 +8,30 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from ._layout import matrix_view
-from ._pattern import Pooled, check_sparsity, hashable_axis, is_int
+from .._arguments import checked_axis, checked_sparsity, is_int
+from ._layout import Layout
+from ._pattern import Pooled
 from ._pool import check_pool, join
 
 
 @dataclass(frozen=True)
 class Block(Pooled):
-    r"""Rectangular blocks of the kernel seen as a (contraction, output) matrix stay or fall whole.
+    r"""Prunes rectangular blocks of the (contraction, output) matrix of a kernel.
 
     `Block((1, n), s)` are the groups of n outputs that share an input; with the input channel as
     the slowest of the contracted axes, `Block((kh * kw, n), s, axis=(2, 0, 1))` are those of whole
-    kernels of a convolution `(kh, kw, in, out)`. Where n does not divide the outputs, see
-    `sj.patterns.group_labels`.
+    kernels of a convolution `(kh, kw, in, out)`. If n does not divide the outputs, see
+    `sj.patterns.filter_groups`.
 
     Args:
       shape: Block shape (rows along the contraction, columns along the output), or one number for
         both.
       sparsity: Fraction of blocks that are zero.
       axis: Contraction axis or axes, as for `NM`.
-      stacked: Leading axes that count layers or experts.
-      pool_by: How the scores of a block are joined: "mean", "max", "l2" or "sum".
+      stacked: Leading axes that index layers or experts.
+      pool_by: How the scores of a block are pooled: "mean", "max", "l2" or "sum".
       balanced: Keep the same number of blocks in each block column (up to one), so that a padded
-        format wastes nothing.
+        format has no padding.
 
     Raises:
       ValueError: If the sparsity is outside [0, 1], or (against a shape) if blocks do not divide.
@@ -42,7 +43,7 @@ class Block(Pooled):
       [False, False, True, True]
     """
 
-    shape: Any  # becomes a tuple
+    shape: Any  # converted to a tuple
     sparsity: float
     axis: int | Sequence[int] | None = None
     stacked: int = 0
@@ -50,29 +51,35 @@ class Block(Pooled):
     balanced: bool = False
 
     def __post_init__(self):
-        check_sparsity(self)
+        object.__setattr__(self, "sparsity", checked_sparsity("Block", self.sparsity))
         check_pool(self)
         shape = (self.shape,) * 2 if is_int(self.shape) else tuple(self.shape)
         if len(shape) != 2 or not all(is_int(b) and b >= 1 for b in shape):
             raise ValueError(f"Block(shape={self.shape}) must be two positive integers: (64, 64).")
         object.__setattr__(self, "shape", shape)
-        object.__setattr__(self, "axis", hashable_axis(self.axis))
+        object.__setattr__(self, "axis", checked_axis(self.axis))
 
-    def units(self, shape: tuple[int, ...]) -> int:
+    @property
+    def label(self) -> str:
+        """ "blocks RxC"."""
+        return f"blocks {self.shape[0]}x{self.shape[1]}"
+
+    def units(self, layout: Layout) -> int:
         """Number of blocks; raises if the blocks do not divide the matrix."""
-        *stacked, rows, columns = matrix_view(shape, self.axis, self.stacked).matrix_shape
+        *stacked, rows, columns = layout.matrix_shape
         if rows % self.shape[0] or columns % self.shape[1]:
             raise ValueError(
-                f"Block({self.shape}) does not divide a kernel of shape {shape}, seen as a "
-                f"({rows}, {columns}) matrix; choose a block that divides it or leave this leaf "
-                "out with a rule `pattern: None`."
+                f"Block({self.shape}) does not divide a kernel of shape {layout.shape}, reshaped "
+                "to a "
+                f"({rows}, {columns}) matrix; choose a block that divides it or exclude this leaf "
+                "by a rule `pattern: None`."
             )
         return math.prod(stacked) * (rows // self.shape[0]) * (columns // self.shape[1])
 
-    def pool(self, scores: Float[Array, "..."]) -> Float[Array, "slices units"]:
-        """The joined score of each block; balanced patterns take each block column as a slice."""
+    def pool(self, scores: Float[Array, "..."], layout: Layout) -> Float[Array, "slices units"]:
+        """The pooled score of each block; balanced patterns take each block column as a slice."""
         rows, columns = self.shape
-        matrix = matrix_view(scores.shape, self.axis, self.stacked).to_matrix(scores)
+        matrix = layout.to_matrix(scores)
         matrix = matrix.reshape(-1, *matrix.shape[-2:])
         slices, k, n = matrix.shape
         tiles = matrix.reshape(slices, k // rows, rows, n // columns, columns)
@@ -81,15 +88,12 @@ class Block(Pooled):
             return blocks.swapaxes(1, 2).reshape(-1, k // rows)
         return blocks.reshape(slices, -1)
 
-    def expand(
-        self, kept: Bool[Array, "slices units"], shape: tuple[int, ...]
-    ) -> Bool[Array, "..."]:
+    def expand(self, kept: Bool[Array, "slices units"], layout: Layout) -> Bool[Array, "..."]:
         """The mask of the kernel from its kept blocks."""
-        view = matrix_view(shape, self.axis, self.stacked)
-        *stacked, k, n = view.matrix_shape
+        *stacked, k, n = layout.matrix_shape
         grid = (math.prod(stacked), k // self.shape[0], n // self.shape[1])
         if self.balanced:
             kept = kept.reshape(grid[0], grid[2], grid[1]).swapaxes(1, 2)
         blocks = kept.reshape(grid)[:, :, None, :, None]
         tiles = jnp.broadcast_to(blocks, (*grid[:2], self.shape[0], grid[2], self.shape[1]))
-        return view.from_matrix(tiles.reshape(view.matrix_shape))
+        return layout.from_matrix(tiles.reshape(layout.matrix_shape))

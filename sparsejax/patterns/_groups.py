@@ -1,27 +1,29 @@
-"""Groups that are given by labels."""
+"""Groups defined by labels."""
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from ._pattern import Pooled, check_sparsity, check_stacked, is_int
+from .._arguments import checked_sparsity, is_int
+from ._layout import Layout
+from ._pattern import Pooled
 from ._pool import check_pool
 
 
 @dataclass(frozen=True, eq=False)
 class Groups(Pooled):
-    r"""Groups given by an integer label per entry: attention heads, n x 1 strips, anything.
+    r"""Groups defined by an integer label per entry: attention heads, n x 1 strips, or any others.
 
     Args:
       labels: Integers 0..G-1 in the shape of the leaf (without the stacked axes).
       sparsity: Fraction of groups that are zero.
-      stacked: Leading axes that count layers.
-      pool_by: How the scores of a group are joined: "mean", "max", "l2" or "sum".
+      stacked: Leading axes that index layers.
+      pool_by: How the scores of a group are pooled: "mean", "max", "l2" or "sum".
 
     Raises:
       ValueError: If labels are not integers 0..G-1, each used, or do not fit the leaf.
@@ -37,9 +39,10 @@ class Groups(Pooled):
     sparsity: float
     stacked: int = 0
     pool_by: str = "mean"
+    removes_units: ClassVar[bool] = True
 
     def __post_init__(self):
-        check_sparsity(self)
+        object.__setattr__(self, "sparsity", checked_sparsity("Groups", self.sparsity))
         check_pool(self)
         labels = np.asarray(self.labels)
         used = np.unique(labels)
@@ -62,19 +65,23 @@ class Groups(Pooled):
         """Number of groups of one slice."""
         return int(self.labels.max(initial=-1)) + 1
 
-    def units(self, shape: tuple[int, ...]) -> int:
-        """Number of groups."""
-        check_stacked(self, shape)
-        if self.labels.shape != tuple(shape[self.stacked :]):
-            raise ValueError(
-                f"Groups(labels of shape {self.labels.shape}) does not fit a leaf of shape "
-                f"{shape} with stacked={self.stacked}."
-            )
-        return math.prod(shape[: self.stacked]) * self.count
+    @property
+    def label(self) -> str:
+        """ "groups"."""
+        return "groups"
 
-    def pool(self, scores: Float[Array, "..."]) -> Float[Array, "slices units"]:
-        """The joined score of each group."""
-        flat = scores.reshape(math.prod(scores.shape[: self.stacked]), -1)
+    def units(self, layout: Layout) -> int:
+        """Number of groups."""
+        if self.labels.shape != layout.shape[self.stacked :]:
+            raise ValueError(
+                f"Groups: labels of shape {self.labels.shape} do not fit a leaf of shape "
+                f"{layout.shape} with stacked={self.stacked}."
+            )
+        return layout.slices * self.count
+
+    def pool(self, scores: Float[Array, "..."], layout: Layout) -> Float[Array, "slices units"]:
+        """The pooled score of each group."""
+        flat = scores.reshape(layout.slices, -1)
         labels = jnp.asarray(self.labels.ravel())
         wide = flat.astype(jnp.promote_types(flat.dtype, jnp.float32)).T
         if self.pool_by == "max":
@@ -85,15 +92,13 @@ class Groups(Pooled):
             return jnp.sqrt(sums) if self.pool_by == "l2" else sums
         return sums / jnp.asarray(np.bincount(self.labels.ravel(), minlength=self.count))
 
-    def expand(
-        self, kept: Bool[Array, "slices units"], shape: tuple[int, ...]
-    ) -> Bool[Array, "..."]:
+    def expand(self, kept: Bool[Array, "slices units"], layout: Layout) -> Bool[Array, "..."]:
         """The mask of the leaf from its kept groups."""
-        return kept[:, self.labels.ravel()].reshape(shape)
+        return kept[:, self.labels.ravel()].reshape(layout.shape)
 
 
-def group_labels(shape: tuple[int, ...], n: int, *, taps: bool = False) -> Int[np.ndarray, "..."]:
-    r"""Labels for `Groups` of n neighbouring outputs that share an input; the last may be fewer.
+def filter_groups(shape: tuple[int, ...], n: int, *, taps: bool = False) -> Int[np.ndarray, "..."]:
+    r"""Labels for `Groups` of n neighbouring outputs with a common input; the last may be smaller.
 
     Args:
       shape: Shape of a kernel `(in, out)` or `(kh, kw, in, out)`.
@@ -101,22 +106,23 @@ def group_labels(shape: tuple[int, ...], n: int, *, taps: bool = False) -> Int[n
       taps: Whether each position of the window is a group by itself; otherwise whole kernels are.
 
     Returns:
-      Integers of that shape, counted along outputs first, then inputs.
+      Integers of that shape, numbered along outputs first, then inputs.
 
     Raises:
-      ValueError: If the shape is no kernel's or n is less than 1.
+      ValueError: If the shape is not that of a kernel, or n is less than 1.
 
     Reference:
       Xu et al., SparseByteNN, 2023 (arXiv 2310.19509).
 
     Example:
       >>> import sparsejax as sj
-      >>> sj.patterns.group_labels((2, 3), 2).tolist()
+      >>> sj.patterns.filter_groups((2, 3), 2).tolist()
       [[0, 0, 1], [2, 2, 3]]
     """
     if len(shape) < 2 or not is_int(n) or n < 1:
         raise ValueError(
-            f"group_labels(shape={shape}, n={n}) takes a kernel (..., in, out) and n >= 1."
+            f"filter_groups(shape={shape}, n={n}) must have a kernel shape (..., in, out) and n "
+            ">= 1."
         )
     *window, inputs, outputs = shape
     blocks = -(-outputs // n)

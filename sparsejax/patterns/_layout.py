@@ -1,95 +1,180 @@
-"""A kernel seen as a matrix: which axes are contracted, which are outputs, which are stacked."""
+"""The layout of a kernel: which axes are contracted, which are outputs, which are stacked."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from jaxtyping import Array, Shaped
 
+Order = Literal["in_out", "out_in"]
+ORDERS = ("in_out", "out_in")
+
 
 @dataclass(frozen=True)
-class MatrixView:
-    """A kernel of shape `shape` seen as `(stacked..., contraction, output)`.
+class Layout:
+    """A leaf of shape `shape` as a matrix `(stacked..., contraction, output)`.
 
-    `stacked`, `contraction` and `output` are axes of the kernel; `to_matrix` and `from_matrix`
-    are inverse to each other.
+    Args:
+      shape: Shape of the leaf.
+      stacked: Leading axes that index layers or experts.
+      contraction: Axes that the layer contracts, the fastest one last; None if the shape alone
+        does not determine them.
+      output: All other axes; None if they are not determined.
+      spatial: Axes of a convolution window, which are part of `contraction`.
     """
 
     shape: tuple[int, ...]
     stacked: tuple[int, ...]
-    contraction: tuple[int, ...]
-    output: tuple[int, ...]
+    contraction: tuple[int, ...] | None
+    output: tuple[int, ...] | None
+    spatial: tuple[int, ...] = ()
+
+    @property
+    def slices(self) -> int:
+        """Number of stacked matrices."""
+        return math.prod(self._sizes(self.stacked))
 
     @property
     def matrix_shape(self) -> tuple[int, ...]:
         """`(stacked..., K, N)`."""
-        return (*self._sizes(self.stacked), *map(math.prod, self._sides()))
+        contraction, output = self.sides
+        return (
+            *self._sizes(self.stacked),
+            math.prod(self._sizes(contraction)),
+            math.prod(self._sizes(output)),
+        )
+
+    @property
+    def channels(self) -> tuple[int, int]:
+        """Numbers of input and output channels, without the window of a convolution."""
+        contraction, output = self.sides
+        inputs = [axis for axis in contraction if axis not in self.spatial]
+        return math.prod(self._sizes(inputs)), math.prod(self._sizes(output))
+
+    @property
+    def run(self) -> int:
+        """Consecutive inputs at one position: all, or the input channels of a convolution."""
+        return self.channels[0]
+
+    @property
+    def sides(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The contraction and output axes; raises if they are unknown or nothing is contracted."""
+        if self.contraction is None or self.output is None:
+            raise ValueError(ambiguous(self.shape))
+        if not self.contraction:
+            raise ValueError(
+                f"a leaf of shape {self.shape} (a bias or scale) is not a kernel and contracts "
+                'nothing: restrict the rule to kernels, {r"kernel$": ...}, or prune the leaf with '
+                "sj.Unstructured(0.5)."
+            )
+        return self.contraction, self.output
 
     def to_matrix(self, x: Shaped[Array, "..."]) -> Shaped[Array, "... k n"]:
-        """The kernel as `(stacked..., K, N)`, K and N flattened in row-major order."""
+        """The leaf as `(stacked..., K, N)`, K and N flattened in row-major order."""
         return x.transpose(self._order()).reshape(self.matrix_shape)
 
     def from_matrix(self, matrix: Shaped[Array, "... k n"]) -> Shaped[Array, "..."]:
-        """The kernel of shape `shape` that `to_matrix` sees as `matrix`."""
+        """Inverse of `to_matrix`."""
         order = self._order()
         back = tuple(order.index(axis) for axis in range(len(order)))
         return matrix.reshape(self._sizes(order)).transpose(back)
 
     def _order(self) -> tuple[int, ...]:
-        return self.stacked + self.contraction + self.output
+        contraction, output = self.sides
+        return self.stacked + contraction + output
 
-    def _sizes(self, axes: tuple[int, ...]) -> tuple[int, ...]:
+    def _sizes(self, axes: Sequence[int]) -> tuple[int, ...]:
         return tuple(self.shape[axis] for axis in axes)
 
-    def _sides(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        return self._sizes(self.contraction), self._sizes(self.output)
 
+def layout(
+    shape: tuple[int, ...],
+    axis: int | Sequence[int] | None = None,
+    stacked: int = 0,
+    order: Order | None = "in_out",
+) -> Layout:
+    """The layout of a kernel.
 
-def matrix_view(
-    shape: tuple[int, ...], axis: int | Sequence[int] | None = None, stacked: int = 0
-) -> MatrixView:
-    """The matrix view of a kernel, in the Flax layout unless `axis` says otherwise.
+    Without `axis`, kernels in the order "in_out" (Flax) are `(in, out)` or `(h, w, in, out)`, and
+    kernels in the order "out_in" (Equinox, PyTorch, safetensors) `(out, in)`, `(out, in, w)`,
+    `(out, in, h, w)` or `(out, in, d, h, w)`, after the stacked axes. Any other number of axes has
+    an unknown contraction, as does a matrix of unknown order.
 
     Args:
-      shape: Shape of the kernel.
-      axis: The contraction axis or axes. None means axis 0 of `(in, out)` and axes 0, 1, 2 of a
-        convolution `(h, w, in, out)`, after the stacked axes.
-      stacked: Number of leading axes that count layers or experts.
+      shape: Shape of the leaf.
+      axis: The contraction axis or axes, counted from the first axis of the leaf.
+      stacked: Number of leading axes that index layers or experts.
+      order: "in_out", "out_in", or None if it is unknown.
+
+    Returns:
+      A `Layout`.
 
     Raises:
-      ValueError: If `axis=None` does not say which axes are contracted, or an axis is wrong.
+      ValueError: If an axis is wrong or the order is not one of the two.
+
+    Example:
+      >>> from sparsejax import patterns
+      >>> patterns.layout((3, 3, 8, 16)).matrix_shape
+      (72, 16)
+      >>> patterns.layout((16, 8, 3, 3), order="out_in").matrix_shape
+      (72, 16)
     """
-    if not 0 <= stacked < len(shape):
-        raise ValueError(f"stacked={stacked} leaves no matrix in a kernel of shape {shape}.")
-    inner = len(shape) - stacked
-    if axis is None:
-        axis = _default_axes(shape, inner, stacked)
+    shape = tuple(shape)
+    if order not in (*ORDERS, None):
+        raise ValueError(f'layout: order must be "in_out", "out_in" or None, got {order!r}.')
+    if not 0 <= stacked < max(len(shape), 1):
+        raise ValueError(f"stacked={stacked} leaves no axes of a leaf of shape {shape}.")
+    outer, axes = tuple(range(stacked)), tuple(range(stacked, len(shape)))
+    if axis is not None:
+        contraction = _checked(axis, shape, stacked)
+        return Layout(shape, outer, contraction, _others(axes, contraction))
+    if len(axes) <= 1:
+        return Layout(shape, outer, (), axes)
+    spatial, contraction = _default(axes, order)
+    if contraction is None:
+        return Layout(shape, outer, None, None)
+    return Layout(shape, outer, contraction, _others(axes, contraction), spatial)
+
+
+def ambiguous(shape: tuple[int, ...]) -> str:
+    """The message for a kernel whose contracted axes are unknown."""
+    if len(shape) == 2:
+        return (
+            f"a matrix of shape {shape} in a plain tree may be (in, out) or (out, in). Pass "
+            'sj.plan(..., layout="out_in") for PyTorch and safetensors, layout="in_out" for Flax, '
+            "or a pattern with axis=0 or axis=1, the axis that is contracted."
+        )
+    return (
+        f"the contracted axes of a kernel of shape {shape} are ambiguous. Pass a pattern with "
+        "axis=0 for an input projection (in, heads, head_dim), axis=(0, 1) for an output "
+        "projection (heads, head_dim, out) or a 1-D convolution (width, in, out), stacked=1 if the "
+        'first axis indexes layers or experts, or sj.plan(..., layout="out_in") for PyTorch and '
+        "safetensors."
+    )
+
+
+def _default(axes: tuple[int, ...], order: Order | None):
+    """The window and all contracted axes, the input channels last."""
+    if order == "in_out" and len(axes) in (2, 4):
+        return axes[:-2], axes[:-1]
+    if order == "out_in" and 2 <= len(axes) <= 5:
+        return axes[2:], (*axes[2:], axes[1])
+    return (), None
+
+
+def _others(axes: tuple[int, ...], contraction: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(axis for axis in axes if axis not in contraction)
+
+
+def _checked(axis: int | Sequence[int], shape: tuple[int, ...], stacked: int) -> tuple[int, ...]:
     axes = (axis,) if isinstance(axis, int) else tuple(axis)
     if not axes or any(not -len(shape) <= a < len(shape) for a in axes):
         raise ValueError(f"axis={axis} is not an axis of a kernel of shape {shape}.")
     contraction = tuple(a % len(shape) for a in axes)
     if len(set(contraction)) != len(contraction) or min(contraction) < stacked:
         raise ValueError(
-            f"axis={axis} names an axis twice or one of the {stacked} stacked axes of a kernel of "
-            f"shape {shape}; axes are counted from the first axis of the whole kernel."
+            f"axis={axis} repeats an axis or includes one of the {stacked} stacked axes of a "
+            f"kernel of shape {shape}; axes are counted from the first axis of the whole kernel."
         )
-    output = tuple(a for a in range(stacked, len(shape)) if a not in contraction)
-    return MatrixView(tuple(shape), tuple(range(stacked)), contraction, output)
-
-
-def _default_axes(shape: tuple[int, ...], inner: int, stacked: int) -> tuple[int, ...]:
-    if inner == 2:
-        return (stacked,)
-    if inner == 4:
-        return (stacked, stacked + 1, stacked + 2)
-    if inner == 1:
-        raise ValueError(
-            f"a leaf of shape {shape} (a bias or scale) is no kernel and contracts nothing: let "
-            'the rule find kernels only, {r"kernel$": ...}, or prune it by sj.Unstructured(0.5).'
-        )
-    raise ValueError(
-        f"axis=None does not say which axes of a kernel of shape {shape} are contracted. "
-        "Say axis=0 for an input projection (in, heads, head_dim), axis=(0, 1) for an output "
-        "projection (heads, head_dim, out) or a 1-D convolution (width, in, out), or stacked=1 if "
-        "the first axis counts layers or experts."
-    )
+    return contraction

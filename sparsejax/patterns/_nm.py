@@ -9,24 +9,26 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
+from .._arguments import checked_axis, is_int
 from .._counts import kept_at
 from .._topk import nm_mask
-from ._layout import matrix_view
-from ._pattern import Pattern, hashable_axis, is_int
+from ._layout import Layout
+from ._pattern import Pattern
 
 
 @dataclass(frozen=True)
 class NM(Pattern):
-    r"""N:M sparsity: `n` of every `m` consecutive entries along the contraction stay.
+    r"""N:M sparsity: `n` of every `m` consecutive entries along the contraction are kept.
 
-    While a schedule is at fraction c, `m - round(c * (m - n))` of each m stay.
+    At fraction c of a schedule, `m - round(c * (m - n))` of each m are kept.
 
     Args:
       n: Entries kept of each group; 0 keeps nothing, m everything.
       m: Length of a group.
-      axis: Contraction axis or axes. None means axis 0 of `(in, out)` and the input channels of a
-        convolution `(h, w, in, out)`; a 3-D kernel must say it.
-      stacked: Leading axes that count layers or experts.
+      axis: Contraction axis or axes. None selects the inputs of a linear layer and the input
+        channels of a convolution, in the layout of its framework; a 3-D kernel needs an explicit
+        axis.
+      stacked: Leading axes that index layers or experts.
 
     Raises:
       ValueError: If not 0 <= n <= m, or (against a shape) if m does not divide the contraction.
@@ -53,37 +55,63 @@ class NM(Pattern):
             raise ValueError(
                 f"NM({self.n}, {self.m}) must keep 0 <= n <= m of m >= 1 entries, as in NM(2, 4)."
             )
-        object.__setattr__(self, "axis", hashable_axis(self.axis))
+        object.__setattr__(self, "axis", checked_axis(self.axis))
 
     @property
     def sparsity(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
         """`1 - n / m`, by definition."""
         return 1 - self.n / self.m
 
-    def units(self, shape: tuple[int, ...]) -> int:
+    @property
+    def label(self) -> str:
+        """ "n:m"."""
+        return f"{self.n}:{self.m}"
+
+    def units(self, layout: Layout) -> int:
         """Number of entries; raises if m does not divide the contraction length."""
-        view = matrix_view(shape, self.axis, self.stacked)
         # A convolution groups input channels, never across two positions of the kernel.
-        length = shape[view.contraction[-1]] if self.axis is None else view.matrix_shape[-2]
-        if length % self.m:
+        if layout.run % self.m:
+            contraction, _ = layout.sides
+            axis = contraction[-1] if self.axis is None else self.axis
             raise ValueError(
                 f"NM({self.n}, {self.m}) needs a contraction length divisible by {self.m}, but a "
-                f"kernel of shape {shape} contracts {length} entries along axis "
-                f"{view.contraction[-1] if self.axis is None else self.axis}; choose an m that "
-                f"divides {length} or leave this leaf out with a rule `pattern: None`."
+                f"kernel of shape {layout.shape} contracts {layout.run} entries along axis {axis}; "
+                f"choose an m that divides {layout.run} or exclude this leaf by a rule "
+                "`pattern: None`."
             )
-        return math.prod(shape)
+        return math.prod(layout.shape)
 
-    def zeros(self, shape: tuple[int, ...]) -> int:
+    def zeros(self, layout: Layout) -> int:
         """Entries set to zero: `m - n` of each group."""
-        return self.units(shape) // self.m * (self.m - self.n)
+        return self.units(layout) // self.m * (self.m - self.n)
 
     def select(
-        self, scores: Float[Array, "..."], zeros: int | None = None, fraction: ArrayLike = 1.0
+        self,
+        scores: Float[Array, "..."],
+        layout: Layout,
+        zeros: int | None = None,
+        fraction: ArrayLike = 1.0,
     ) -> Bool[Array, "..."]:
         """The mask by rank within each group; `zeros` is implied by the pattern."""
         del zeros
-        view = matrix_view(scores.shape, self.axis, self.stacked)
         kept = kept_at(fraction, self.m, self.m - self.n)
         kept = kept if isinstance(kept, int) else kept.astype(jnp.int32)
-        return view.from_matrix(nm_mask(view.to_matrix(scores), kept, self.m))
+        return layout.from_matrix(nm_mask(layout.to_matrix(scores), kept, self.m))
+
+    def fits(self, mask: Bool[Array, "..."], layout: Layout) -> bool:
+        """Whether at most n of each m are kept."""
+        *outer, k, n = layout.matrix_shape
+        groups = layout.to_matrix(mask).reshape(*outer, k // self.m, self.m, n)
+        return bool(jnp.all(groups.sum(-2) <= self.n))
+
+    @property
+    def rows_at_once(self) -> int | None:
+        """m: whole groups are selected together."""
+        return self.m
+
+    def select_rows(
+        self, scores: Float[Array, "k n"], sparsity: float, rows: int
+    ) -> Bool[Array, "k n"]:
+        """The mask of whole groups."""
+        del sparsity, rows
+        return nm_mask(scores, self.n, self.m)

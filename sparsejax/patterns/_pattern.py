@@ -1,99 +1,145 @@
-"""Patterns: which entries stand or fall together, and what fraction of them is zero."""
+"""Base classes of patterns: the units pruned together, and the fraction of zeros."""
 
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
 from .._counts import kept_at
 from .._topk import topk_mask
+from ._layout import Layout, Order, layout
 
 
 class Pattern(ABC):
-    """What all patterns share: units (entries, blocks, channels, groups) kept or zeroed whole.
+    """Base class of patterns: frozen, hashable values that select the mask of a leaf.
 
-    `stacked` leading axes count layers or experts: every slice is pruned by itself.
+    A custom pattern implements `units` and `select`, and has a `sparsity`; the other methods have
+    defaults. Functions that take a pattern call only these methods.
+
+    Units (entries, blocks, channels, groups) are kept or zeroed as a whole. `stacked` leading axes
+    index layers or experts: every slice is pruned separately. `axis` are the contracted axes; None
+    selects those of the framework of the kernel.
+
+    Example:
+      >>> import dataclasses, jax.numpy as jnp, sparsejax as sj
+      >>> @dataclasses.dataclass(frozen=True)
+      ... class FirstHalf(sj.patterns.Pattern):
+      ...     sparsity: float = 0.5
+      ...     def units(self, layout):
+      ...         return layout.shape[0]
+      ...     def select(self, scores, layout, zeros, fraction=1.0):
+      ...         kept = self.units(layout) - round(fraction * zeros)
+      ...         return jnp.broadcast_to(jnp.arange(scores.shape[0]) < kept, scores.shape)
+      >>> sj.masks.topk(jnp.ones(4), FirstHalf()).tolist()
+      [True, True, False, False]
     """
 
     sparsity: float
-    stacked: int
-    free: bool = True  # whether an allocation may change the sparsity of a leaf
+    stacked: int = 0
+    axis: Any = None
+    free: ClassVar[bool] = True  # whether an allocation may change the sparsity of a leaf
+    balanced: bool = False  # whether counts are fixed within a leaf, so that leaves cannot compete
+    structured: ClassVar[bool] = True  # whether hardware can use the zeros
+    removes_units: ClassVar[bool] = False  # whether it removes inputs or outputs intentionally
+
+    @property
+    def label(self) -> str:
+        """A short name for tables."""
+        return type(self).__name__
+
+    @property
+    def final(self) -> "Pattern":
+        """The final pattern of training, such as the last stage."""
+        return self
+
+    def layout(self, shape: tuple[int, ...], order: Order | None = "in_out") -> Layout:
+        """The layout of a leaf of this shape from a framework with this order of axes."""
+        return layout(shape, self.axis, self.stacked, order)
 
     @abstractmethod
-    def units(self, shape: tuple[int, ...]) -> int:
-        """Number of units of a leaf; raises if the pattern does not fit its shape."""
+    def units(self, layout: Layout) -> int:
+        """Number of units of a leaf; raises ValueError if the pattern does not fit its shape."""
 
-    def zeros(self, shape: tuple[int, ...]) -> int:
+    def zeros(self, layout: Layout) -> int:
         """Units set to zero: `round(units * sparsity)` in each slice, half to even."""
-        slices = math.prod(shape[: self.stacked])
-        return slices * round(self.units(shape) // max(slices, 1) * self.sparsity)
+        slices = layout.slices
+        return slices * round(self.units(layout) // max(slices, 1) * self.sparsity)
 
     @abstractmethod
     def select(
-        self, scores: Float[Array, "..."], zeros: int, fraction: ArrayLike = 1.0
+        self, scores: Float[Array, "..."], layout: Layout, zeros: int, fraction: ArrayLike = 1.0
     ) -> Bool[Array, "..."]:
         """The mask that zeroes `round(fraction * zeros)` units of lowest score."""
 
+    def compressed(self, matrix: Float[Array, "... k n"], mask: Bool[Array, "... k n"]) -> Any:
+        """The masked matrix in a compressed format; None if the pattern has none."""
+        del matrix, mask
+        return None
+
+    def pool(self, scores: Float[Array, "..."], layout: Layout) -> Float[Array, "slices *units"]:
+        """The score of each unit, slice by slice; raises TypeError if units cannot be pooled."""
+        raise TypeError(
+            f"{self.label} does not define pool() and expand(), so its units cannot be compared "
+            "across leaves or dropped and grown; use sj.Unstructured, sj.Block or sj.Channel."
+        )
+
+    def expand(self, kept: Bool[Array, "slices *units"], layout: Layout) -> Bool[Array, "..."]:
+        """The mask of the leaf from its kept units."""
+        raise TypeError(f"{self.label} does not define expand().")
+
+    @property
+    def pooled(self) -> bool:
+        """Whether `pool` and `expand` are defined."""
+        return type(self).pool is not Pattern.pool
+
+    def fits(self, mask: Bool[Array, "..."], layout: Layout) -> bool:
+        """Whether a mask conforms to the pattern, for any count."""
+        if not self.pooled or mask.size == 0:
+            return True
+        live = self.pool(mask.astype(jnp.float32), layout) > 0
+        return bool(jnp.array_equal(self.expand(live, layout), mask))
+
+    @property
+    def rows_at_once(self) -> int | None:
+        """Number of matrix rows that can be selected independently, as SparseGPT does.
+
+        None: the pattern needs the scores of the whole matrix; 0: any number of rows.
+        """
+        return None
+
+    def select_rows(
+        self, scores: Float[Array, "k n"], sparsity: float, rows: int
+    ) -> Bool[Array, "k n"]:
+        """The mask of consecutive rows; only the first `rows` are selected, the others are kept."""
+        raise TypeError(f"{self.label} does not define select_rows().")
+
 
 class Pooled(Pattern):
-    """A pattern whose units have a score each: pool, keep the largest, expand."""
+    """A pattern with one score per unit: pool, keep the largest, expand."""
 
     @abstractmethod
-    def pool(self, scores: Float[Array, "..."]) -> Float[Array, "slices *units"]:
+    def pool(self, scores: Float[Array, "..."], layout: Layout) -> Float[Array, "slices *units"]:
         """The score of each unit, slice by slice."""
 
     @abstractmethod
-    def expand(self, kept: Bool[Array, "..."], shape: tuple[int, ...]) -> Bool[Array, "..."]:
-        """The mask of the leaf from the kept units."""
+    def expand(self, kept: Bool[Array, "slices *units"], layout: Layout) -> Bool[Array, "..."]:
+        """The mask of the leaf from its kept units."""
 
     def select(
-        self, scores: Float[Array, "..."], zeros: int, fraction: ArrayLike = 1.0
+        self, scores: Float[Array, "..."], layout: Layout, zeros: int, fraction: ArrayLike = 1.0
     ) -> Bool[Array, "..."]:
         """The mask that zeroes the units of lowest score; slices differ by at most one unit."""
         if scores.size == 0:
             return jnp.ones(scores.shape, bool)
-        pooled = self.pool(scores)
+        pooled = self.pool(scores, layout)
         slices = pooled.shape[0]
         kept = kept_at(fraction, pooled.size, zeros)
         if slices == 1:
-            return self.expand(topk_mask(pooled, kept), scores.shape)
+            return self.expand(topk_mask(pooled, kept), layout)
         total = jnp.asarray(kept, jnp.uint32)
         extra = jnp.arange(slices, dtype=jnp.uint32) < total % slices
         kept = jax.vmap(topk_mask)(pooled, total // slices + extra.astype(jnp.uint32))
-        return self.expand(kept, scores.shape)
-
-
-def check_sparsity(pattern: Any) -> None:
-    s = pattern.sparsity
-    if not isinstance(s, int | float | np.floating | np.integer) or not 0 <= s <= 1:
-        raise ValueError(
-            f"{type(pattern).__name__}(sparsity={s!r}) must be the fraction of zeros, a number in "
-            f"[0, 1]: {type(pattern).__name__} with sparsity=0.9 keeps a tenth."
-        )
-    # Counts are exact in float64: a float32 of NumPy would round them.
-    object.__setattr__(pattern, "sparsity", float(s))
-
-
-def check_stacked(pattern: Any, shape: tuple[int, ...]) -> None:
-    if not 0 <= pattern.stacked <= max(len(shape) - 1, 0):
-        raise ValueError(f"stacked={pattern.stacked} leaves nothing of a leaf of shape {shape}.")
-
-
-def hashable_axis(axis: Any) -> Any:
-    """Axes as Python integers, in a tuple if there are several, so that patterns hash."""
-    if axis is None or is_int(axis):
-        return axis if axis is None else int(axis)
-    if isinstance(axis, Sequence) and axis and all(map(is_int, axis)):
-        return tuple(map(int, axis))
-    raise ValueError(f"axis={axis!r} must be an axis or a tuple of axes, as in axis=(0, 1).")
-
-
-def is_int(x: Any) -> bool:
-    """True for integers, not for booleans."""
-    return isinstance(x, int | np.integer) and not isinstance(x, bool)
+        return self.expand(kept, layout)

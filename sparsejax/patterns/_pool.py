@@ -1,4 +1,4 @@
-"""Joining the scores of a unit into one."""
+"""Pooling of the scores of a unit."""
 
 from typing import Any
 

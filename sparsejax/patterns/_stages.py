@@ -3,13 +3,14 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
+from ._layout import Layout
 from ._nm import NM
 from ._pattern import Pattern
 
@@ -18,13 +19,13 @@ from ._pattern import Pattern
 class Stages(Pattern):
     r"""An N:M pattern that tightens in stages: the structure decay of SdGf.
 
-    At fraction 0 of a schedule everything stays; with S patterns, fraction i / S is pattern i.
+    At fraction 0 of a schedule everything is kept; with S patterns, fraction i / S is pattern i.
 
     Args:
       patterns: The N:M patterns in order; the last one is the target.
 
     Raises:
-      ValueError: If there is no pattern, or the patterns see the kernel differently.
+      ValueError: If no pattern is given, or the patterns differ in axis or stacked.
 
     Reference:
       Bambhaniya et al., Progressive Gradient Flow for Robust N:M Sparsity Training in
@@ -51,31 +52,51 @@ class Stages(Pattern):
     @property
     def sparsity(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The sparsity of the last pattern."""
-        return self.patterns[-1].sparsity
+        return self.final.sparsity
 
     @property
     def stacked(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Leading axes that count layers or experts."""
-        return self.patterns[-1].stacked
+        """Leading axes that index layers or experts."""
+        return self.final.stacked
 
-    def units(self, shape: tuple[int, ...]) -> int:
+    @property
+    def axis(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The contraction axis or axes."""
+        return self.final.axis
+
+    @property
+    def label(self) -> str:
+        """The patterns in order."""
+        return " to ".join(p.label for p in self.patterns)
+
+    @property
+    def final(self) -> NM:
+        """The last pattern."""
+        return self.patterns[-1]
+
+    def units(self, layout: Layout) -> int:
         """Number of entries; raises if a stage does not divide the contraction length."""
-        return [p.units(shape) for p in self.patterns][-1]
+        return [p.units(layout) for p in self.patterns][-1]
 
-    def zeros(self, shape: tuple[int, ...]) -> int:
+    def zeros(self, layout: Layout) -> int:
         """Entries that the last pattern sets to zero."""
-        return self.patterns[-1].zeros(shape)
+        return self.final.zeros(layout)
 
     def select(
-        self, scores: Float[Array, "..."], zeros: int | None = None, fraction: ArrayLike = 1.0
+        self,
+        scores: Float[Array, "..."],
+        layout: Layout,
+        zeros: int | None = None,
+        fraction: ArrayLike = 1.0,
     ) -> Bool[Array, "..."]:
         """The mask of the stage that the fraction has reached."""
         del zeros
-        # The last stage that is reached: a float a little short of i / S is meant to be it.
+        # The last stage reached: a float slightly below i / S is treated as i / S.
         stages = jnp.asarray(fraction, jnp.float32) * len(self.patterns)
         reached = jnp.clip(jnp.floor(stages + 1e-4), 0, len(self.patterns)).astype(jnp.int32)
         dense = [lambda s: jnp.ones(s.shape, bool)]
-        return lax.switch(reached, dense + [p.select for p in self.patterns], scores)
+        stages = [lambda s, p=p: p.select(s, layout) for p in self.patterns]
+        return lax.switch(reached, dense + stages, scores)
 
 
 def nm_stages(
@@ -87,17 +108,17 @@ def nm_stages(
     stacked: int = 0,
     stages: int = 4,
 ) -> Stages:
-    r"""The stages of SdGf that end at N:M.
+    r"""The stages of SdGf, ending at N:M.
 
-    Stepwise keeps the group and tightens it: (m-1):m, m/2:m, m/4:m, ..., n:m. Geometric keeps the
-    ratio and shrinks the group: n 2^i : m 2^i for i = stages - 1, ..., 0.
+    Stepwise keeps the group length and reduces n: (m-1):m, m/2:m, m/4:m, ..., n:m. Geometric keeps
+    the ratio and reduces the group length: n 2^i : m 2^i for i = stages - 1, ..., 0.
 
     Args:
       kind: "stepwise" or "geometric".
       n: Entries kept of each group at the end.
       m: Length of a group at the end.
       axis: Contraction axis or axes, as for `NM`.
-      stacked: Leading axes that count layers, as for `NM`.
+      stacked: Leading axes that index layers, as for `NM`.
       stages: Number of geometric stages.
 
     Raises:

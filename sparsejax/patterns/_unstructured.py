@@ -3,21 +3,25 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from ._layout import matrix_view
-from ._pattern import Pooled, check_sparsity, check_stacked, hashable_axis
+from .._arguments import checked_axis, checked_sparsity
+from .._topk import topk_mask
+from ._layout import Layout
+from ._pattern import Pooled
 
 
 @dataclass(frozen=True)
 class Unstructured(Pooled):
-    r"""Any entries: of a leaf of n entries, `n - round(n * sparsity)` stay.
+    r"""Single entries: of a leaf of n entries, `n - round(n * sparsity)` are kept.
 
     Args:
       sparsity: Fraction of zeros, in [0, 1].
-      stacked: Leading axes that count layers; each slice has the sparsity by itself.
+      stacked: Leading axes that index layers; each slice has the sparsity.
 
     Raises:
       ValueError: If the sparsity is outside [0, 1].
@@ -30,38 +34,53 @@ class Unstructured(Pooled):
 
     sparsity: float
     stacked: int = 0
+    structured: ClassVar[bool] = False
 
     def __post_init__(self):
-        check_sparsity(self)
+        object.__setattr__(self, "sparsity", checked_sparsity("Unstructured", self.sparsity))
 
-    def units(self, shape: tuple[int, ...]) -> int:
+    @property
+    def label(self) -> str:
+        """ "unstructured"."""
+        return "unstructured"
+
+    def units(self, layout: Layout) -> int:
         """Number of entries."""
-        check_stacked(self, shape)
-        return math.prod(shape)
+        return math.prod(layout.shape)
 
-    def pool(self, scores: Float[Array, "..."]) -> Float[Array, "..."]:
-        """The scores themselves; without stacked axes unflattened, so that shards stay put."""
-        if not self.stacked:
-            return scores[None]
-        return scores.reshape(math.prod(scores.shape[: self.stacked]), -1)
+    def pool(self, scores: Float[Array, "..."], layout: Layout) -> Float[Array, "..."]:
+        """The scores; not flattened without stacked axes, so that shards are not moved."""
+        return scores.reshape(layout.slices, -1) if layout.stacked else scores[None]
 
-    def expand(self, kept: Bool[Array, "..."], shape: tuple[int, ...]) -> Bool[Array, "..."]:
-        """The mask, an entry a unit."""
-        return kept.reshape(shape)
+    def expand(self, kept: Bool[Array, "..."], layout: Layout) -> Bool[Array, "..."]:
+        """The mask, one unit per entry."""
+        return kept.reshape(layout.shape)
+
+    @property
+    def rows_at_once(self) -> int | None:
+        """0: the entries of any rows can be selected together."""
+        return 0
+
+    def select_rows(
+        self, scores: Float[Array, "k n"], sparsity: float, rows: int
+    ) -> Bool[Array, "k n"]:
+        """The mask of some rows, `floor(size * sparsity)` of whose entries are zeroed."""
+        zeros = math.floor(rows * scores.shape[1] * sparsity + 1e-9)
+        return topk_mask(scores, scores.size - zeros)
 
 
 @dataclass(frozen=True)
 class FanIn(Pooled):
     r"""Constant fan-in: every output keeps the same number of its inputs.
 
-    Of K inputs `K - round(K * sparsity)` stay for each output, whichever they are.
+    Of K inputs `K - round(K * sparsity)` are kept for each output, independently of the others.
 
     Args:
       sparsity: Fraction of zeros, in [0, 1].
       axis: Contraction axis or axes, as for `NM`.
-      stacked: Leading axes that count layers or experts.
-      rounding: How `K * sparsity` becomes an integer: "nearest" (half to even) or "down", as
-        published for Wanda.
+      stacked: Leading axes that index layers or experts.
+      rounding: How `K * sparsity` is rounded: "nearest" (half to even) or "down", as published for
+        Wanda.
 
     Raises:
       ValueError: If the sparsity is outside [0, 1].
@@ -82,30 +101,45 @@ class FanIn(Pooled):
     rounding: str = "nearest"
 
     def __post_init__(self):
-        check_sparsity(self)
+        object.__setattr__(self, "sparsity", checked_sparsity("FanIn", self.sparsity))
         if self.rounding not in ("nearest", "down"):
-            raise ValueError(f'rounding={self.rounding!r} must be "nearest" or "down".')
-        object.__setattr__(self, "axis", hashable_axis(self.axis))
+            raise ValueError(f'FanIn: rounding must be "nearest" or "down", got {self.rounding!r}.')
+        object.__setattr__(self, "axis", checked_axis(self.axis))
 
-    def units(self, shape: tuple[int, ...]) -> int:
+    @property
+    def label(self) -> str:
+        """ "fan-in"."""
+        return "fan-in"
+
+    def units(self, layout: Layout) -> int:
         """Number of entries."""
-        matrix_view(shape, self.axis, self.stacked)
-        return math.prod(shape)
+        return math.prod(layout.matrix_shape)
 
-    def zeros(self, shape: tuple[int, ...]) -> int:
-        """Entries set to zero: as many of the inputs of each output."""
-        *outer, k, n = matrix_view(shape, self.axis, self.stacked).matrix_shape
+    def zeros(self, layout: Layout) -> int:
+        """Entries set to zero: the same number of inputs for each output."""
+        *outer, k, n = layout.matrix_shape
         exact = k * self.sparsity
         each = round(exact) if self.rounding == "nearest" else math.floor(exact + 1e-9)
         return math.prod(outer) * n * each
 
-    def pool(self, scores: Float[Array, "..."]) -> Float[Array, "slices units"]:
-        """The scores of the inputs, a slice for each output."""
-        matrix = matrix_view(scores.shape, self.axis, self.stacked).to_matrix(scores)
+    def pool(self, scores: Float[Array, "..."], layout: Layout) -> Float[Array, "slices units"]:
+        """The scores of the inputs, one slice for each output."""
+        matrix = layout.to_matrix(scores)
         return jnp.swapaxes(matrix, -1, -2).reshape(-1, matrix.shape[-2])
 
-    def expand(self, kept: Bool[Array, "..."], shape: tuple[int, ...]) -> Bool[Array, "..."]:
+    def expand(self, kept: Bool[Array, "..."], layout: Layout) -> Bool[Array, "..."]:
         """The mask of the kernel."""
-        view = matrix_view(shape, self.axis, self.stacked)
-        *outer, k, n = view.matrix_shape
-        return view.from_matrix(jnp.swapaxes(kept.reshape(*outer, n, k), -1, -2))
+        *outer, k, n = layout.matrix_shape
+        return layout.from_matrix(jnp.swapaxes(kept.reshape(*outer, n, k), -1, -2))
+
+    @property
+    def rows_at_once(self) -> int | None:
+        """0: the inputs of any rows can be selected together."""
+        return 0
+
+    def select_rows(
+        self, scores: Float[Array, "k n"], sparsity: float, rows: int
+    ) -> Bool[Array, "k n"]:
+        """The mask of some rows, `floor(rows * sparsity)` of which are zeroed for each output."""
+        zeros = math.floor(rows * sparsity + 1e-9)
+        return jax.vmap(topk_mask, (1, None), 1)(scores, scores.shape[0] - zeros)

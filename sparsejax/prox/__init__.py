@@ -1,12 +1,6 @@
-"""Which kind of sparsity: penalties with their exact proximal operators."""
+"""Penalties with exact proximal operators: the kind of sparsity."""
 
 from ._combine import (
-    Conjugate,
-    Masked,
-    MoreauEnvelope,
-    NonNegative,
-    Scaled,
-    Shifted,
     conjugate,
     masked,
     moreau_envelope,
@@ -14,107 +8,45 @@ from ._combine import (
     scale,
     shift,
 )
-from ._concave import CEL0, MCP, SCAD, CappedL1, capped_l1, cel0, firm, mcp, scad
-from ._counts import NM, HardK, group_hard_k, hard_k, nm
+from ._concave import capped_l1, cel0, firm, mcp, scad
+from ._counts import group_hard_k, hard_k, nm
 from ._elementwise import (
-    L0,
-    L1,
-    Box,
-    ElasticNet,
-    Huber,
-    Ridge,
     box,
     elastic_net,
     huber,
     l0,
     l1,
     ridge,
-    squared_l2,
-    weighted_l1,
 )
-from ._envelope import SEF, WGSEF, exclusive_lasso, fenchel_young_gap, gsef, sef, wgsef
-from ._group import OnNorm, group_l0, group_lasso, group_lp, group_mcp, group_scad, l2, on_norm
-from ._k_support import KSupportNorm, k_support_norm
-from ._labels import GroupLabels, group_labels
-from ._matrix import OnSingularValues, max_rank, nuclear, on_singular_values, rank
-from ._ordered import L1MinusL2, LInf, Slope, l1_inf, l1_minus_l2, linf, slope
+from ._envelope import exclusive_lasso, fenchel_young_gap, gsef, sef, wgsef
+from ._group import group_l0, group_lasso, group_lp, group_mcp, group_scad, l2, on_norm
+from ._k_support import k_support_norm
+from ._labels import group_labels
+from ._matrix import max_rank, nuclear, on_singular_values, rank
+from ._ordered import l1_inf, l1_minus_l2, linf, slope
 from ._penalty import Penalty
-from ._power import LP, LHalf, LTwoThirds, l_half, l_two_thirds, lp
+from ._power import l_half, l_two_thirds, lp
 from ._sets import (
-    Affine,
-    L1Ball,
-    L2Ball,
-    Plane,
-    Simplex,
     affine,
     half_space,
     hyperplane,
     l1_ball,
     l2_ball,
-    linf_ball,
     simplex,
 )
 from ._smooth_concave import (
-    Concave,
-    Exponential,
-    Geman,
-    LogSum,
-    TransformedL1,
     concave,
     exponential,
     geman,
     log_sum,
     transformed_l1,
 )
-from ._sums import Nested, SeparableSum, nested, separable_sum, sparse_group_lasso
+from ._sums import nested, separable_sum, sparse_group_lasso
 from ._threshold import firm_threshold, hard_threshold, soft_threshold
-from ._total_variation import TotalVariation, fused_lasso, total_variation
+from ._total_variation import fused_lasso, total_variation
 
 __all__ = [
-    "CEL0",
-    "L0",
-    "L1",
-    "LP",
-    "MCP",
-    "NM",
-    "SCAD",
-    "SEF",
-    "WGSEF",
-    "Affine",
-    "Box",
-    "CappedL1",
-    "Concave",
-    "Conjugate",
-    "ElasticNet",
-    "Exponential",
-    "Geman",
-    "GroupLabels",
-    "HardK",
-    "Huber",
-    "KSupportNorm",
-    "L1Ball",
-    "L1MinusL2",
-    "L2Ball",
-    "LHalf",
-    "LInf",
-    "LTwoThirds",
-    "LogSum",
-    "Masked",
-    "MoreauEnvelope",
-    "Nested",
-    "NonNegative",
-    "OnNorm",
-    "OnSingularValues",
     "Penalty",
-    "Plane",
-    "Ridge",
-    "Scaled",
-    "SeparableSum",
-    "Shifted",
-    "Simplex",
-    "Slope",
-    "TotalVariation",
-    "TransformedL1",
     "affine",
     "box",
     "capped_l1",
@@ -153,7 +85,6 @@ __all__ = [
     "l_half",
     "l_two_thirds",
     "linf",
-    "linf_ball",
     "log_sum",
     "lp",
     "masked",
@@ -177,9 +108,7 @@ __all__ = [
     "slope",
     "soft_threshold",
     "sparse_group_lasso",
-    "squared_l2",
     "total_variation",
     "transformed_l1",
-    "weighted_l1",
     "wgsef",
 ]

@@ -12,18 +12,18 @@ from ._penalty import Symmetric, largest_float
 
 
 class Cells(Symmetric):
-    """A sum over cells. Subclasses have a field `partition` and see the moduli of one array."""
+    """A sum over cells. Subclasses have a field `partition` and receive the moduli of one array."""
 
     takes_tree: ClassVar[bool] = True
     partition: Any
 
     @property
     def groups(self) -> Any:
-        """The labels, None for cells over axes."""
+        """The labels; None if cells are spanned by axes."""
         return self.partition.labels
 
     def _flat(self, x: Any) -> tuple[Any, Any, Any]:
-        """With labels: x as one vector, the way back, and this penalty for that vector."""
+        """With labels: x as one vector, the inverse map, and this penalty for that vector."""
         if self.partition.labels is None:
             return x, lambda u: u, self
         vector, back, joint = self.partition.ravel(x)
@@ -38,18 +38,18 @@ class Cells(Symmetric):
         return back(super(Cells, penalty)._prox(vector, t))  # pyright: ignore
 
     def _spread(self, cells: Array) -> Array:
-        """A value per cell at every entry."""
+        """Broadcasts a value per cell to the entries."""
         return cells if self.partition.labels is None else cells[self.partition.labels]
 
 
 def level(b: Array, mass: Array, partition: Partition) -> tuple[Array, Array]:
-    """The level of each cell that cuts off `mass`, as its distance below the top of the cell.
+    """The level of each cell above which the mass is `mass`, as a distance below its maximum.
 
-    `sum (b - top + height)_+ = mass`, by bisection on the height, which is exact also where the
-    mass is small against b, and then in closed form from the entries above the level.
+    `sum (b - top + height)_+ = mass`, by bisection on the height, which stays exact when the mass
+    is small relative to b, and then in closed form from the entries above the level.
 
     Returns:
-      The top (a constant to derivatives, since the level does not depend on it) and the height.
+      The maximum (constant under differentiation: the level does not depend on it) and the height.
     """
     spread = _spreader(partition)
     top = lax.stop_gradient(_max(b, partition))

@@ -1,4 +1,4 @@
-"""Penalties made of penalties: scaled, shifted, smoothed, masked, summed, conjugate."""
+"""Combinators of penalties: scaled, shifted, smoothed, masked, summed, conjugate."""
 
 from typing import Any
 
@@ -7,38 +7,38 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
-from ._check import known, number
+from .._arguments import checked_number, known
 from ._penalty import Leaf, Penalty, register
 
 
 class _Wrapper(Penalty):
-    """A penalty that holds a penalty and takes what that takes."""
+    """Base class of penalties that wrap another penalty."""
 
     penalty: Leaf
 
     @property
     def elementwise(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """As the penalty inside."""
+        """Same as for the wrapped penalty."""
         return self.penalty.elementwise
 
     @property
     def monotone(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """As the penalty inside."""
+        """Same as for the wrapped penalty."""
         return self.penalty.monotone
 
     @property
     def takes_tree(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """As the penalty inside."""
+        """Same as for the wrapped penalty."""
         return self.penalty.takes_tree
 
     @property
     def groups(self) -> Any:
-        """As the penalty inside, None without groups."""
+        """Same as for the wrapped penalty; None without groups."""
         return getattr(self.penalty, "groups", None)
 
     @property
     def weak_convexity(self) -> ArrayLike:
-        """As the penalty inside."""
+        """Same as for the wrapped penalty."""
         return self.penalty.weak_convexity
 
 
@@ -51,7 +51,7 @@ class Scaled(_Wrapper):
 
     @property
     def weak_convexity(self) -> ArrayLike:
-        """That of f times the factor."""
+        """The weak convexity of f times the factor."""
         return self.factor * self.penalty.weak_convexity
 
     def _value(self, x: PyTree) -> Array:
@@ -156,7 +156,7 @@ class MoreauEnvelope(_Wrapper):
 
     @property
     def weak_convexity(self) -> ArrayLike:
-        """`rho / (1 - rho smoothing)`, infinity where that is not positive; 0 if f is convex."""
+        """`rho / (1 - rho smoothing)`, infinity if that is not positive; 0 if f is convex."""
         rho = jnp.asarray(self.penalty.weak_convexity)
         room = 1 - rho * self.smoothing
         return jnp.where(room > 0, rho / jnp.where(room > 0, room, 1), jnp.inf)
@@ -177,7 +177,7 @@ def _envelope(x: PyTree, penalty: Penalty, smoothing: Array) -> Array:
 
 @_envelope.defjvp
 def _envelope_jvp(primals, tangents):
-    # The minimiser does not move to first order: hold it, and differentiate the rest.
+    # The minimiser is stationary to first order: hold it fixed and differentiate the rest.
     x, penalty, smoothing = primals
     u = penalty.prox(x, smoothing)
     return jax.jvp(lambda *args: _objective(u, *args), primals, tangents)
@@ -189,8 +189,8 @@ def _objective(u: PyTree, x: PyTree, penalty: Penalty, smoothing: Array) -> Arra
     return penalty.value(u) + squares
 
 
-def scale(penalty: Penalty, factor: ArrayLike) -> Scaled:
-    r"""A penalty times a number: `factor * f(x)`, `prox(v, t) = prox_f(v, t factor)`.
+def scale(penalty: Penalty, factor: ArrayLike) -> Penalty:
+    r"""A scaled penalty: `factor * f(x)`, `prox(v, t) = prox_f(v, t factor)`.
 
     Args:
       penalty: f.
@@ -212,11 +212,11 @@ def scale(penalty: Penalty, factor: ArrayLike) -> Scaled:
       [1.0, 0.0]
     """
     call = "prox.scale(prox.l1(0.1), 2.0)"
-    return Scaled(_penalty(penalty, call), number("factor", factor, call))
+    return Scaled(_penalty(penalty, call), checked_number("factor", factor, call))
 
 
-def shift(penalty: Penalty, center: PyTree) -> Shifted:
-    r"""A penalty around a point: `f(x - center)`, `prox(v, t) = center + prox_f(v - center, t)`.
+def shift(penalty: Penalty, center: PyTree) -> Penalty:
+    r"""A shifted penalty: `f(x - center)`, `prox(v, t) = center + prox_f(v - center, t)`.
 
     Args:
       penalty: f.
@@ -237,10 +237,10 @@ def shift(penalty: Penalty, center: PyTree) -> Shifted:
     return Shifted(_penalty(penalty, "prox.shift(prox.l1(0.1), 1.0)"), center)
 
 
-def conjugate(penalty: Penalty) -> Conjugate:
+def conjugate(penalty: Penalty) -> Penalty:
     r"""The Fenchel conjugate of a convex penalty: `f*(y) = sup_x <x, y> - f(x)`.
 
-    `prox(v, t) = v - t prox_f(v / t, 1 / t)` for `t > 0` (Moreau). Its value is known where f has
+    `prox(v, t) = v - t prox_f(v / t, 1 / t)` for `t > 0` (Moreau). Its value is available if f has
     a `conjugate_value`.
 
     Args:
@@ -264,16 +264,16 @@ def conjugate(penalty: Penalty) -> Conjugate:
     rho = _penalty(penalty, "prox.conjugate(prox.l1(0.1))").weak_convexity
     if known(rho) and jnp.any(jnp.asarray(rho) > 0):
         raise ValueError(
-            f"{type(penalty).__name__} is not convex (weak convexity {rho}), so that Moreau's "
-            "decomposition does not hold; a convex one does, as in prox.conjugate(prox.l1(0.1))."
+            f"{type(penalty).__name__} is not convex (weak convexity {rho}), and Moreau's "
+            "decomposition requires convexity; for example prox.conjugate(prox.l1(0.1))."
         )
     return Conjugate(penalty)
 
 
-def nonneg(penalty: Penalty) -> NonNegative:
+def nonneg(penalty: Penalty) -> Penalty:
     r"""A penalty on non-negative arrays: `f(x) if x >= 0, else infinity`.
 
-    `prox(v, t) = prox_f(max(v, 0), t)`, for every penalty that grows with the moduli.
+    `prox(v, t) = prox_f(max(v, 0), t)`, for every penalty that is non-decreasing in the moduli.
 
     Args:
       penalty: f.
@@ -282,7 +282,7 @@ def nonneg(penalty: Penalty) -> NonNegative:
       A penalty of real x, elementwise if f is.
 
     Raises:
-      ValueError: If f does not grow with every modulus.
+      ValueError: If f can decrease when a modulus increases.
 
     Reference:
       Parikh and Boyd, Proximal Algorithms, 2014.
@@ -296,18 +296,18 @@ def nonneg(penalty: Penalty) -> NonNegative:
     return NonNegative(_growing(penalty, "prox.nonneg(prox.l1(0.1))"))
 
 
-def masked(penalty: Penalty, mask: PyTree) -> Masked:
-    r"""A penalty of some entries: `f(mask * x)`; the others pass (biases, norms).
+def masked(penalty: Penalty, mask: PyTree) -> Penalty:
+    r"""A penalty of some entries: `f(mask * x)`; the others (biases, norms) are unchanged.
 
     Args:
-      penalty: f, which grows with every modulus.
-      mask: Booleans that broadcast with x; or a pytree of them, one for each part of x.
+      penalty: f, non-decreasing in every modulus.
+      mask: Booleans that broadcast with x; or a pytree of them in the structure of x.
 
     Returns:
       A penalty, elementwise if f is.
 
     Raises:
-      ValueError: If f does not grow with every modulus.
+      ValueError: If f can decrease when a modulus increases.
 
     Reference:
       Parikh and Boyd, Proximal Algorithms, 2014, section 2.1.
@@ -322,7 +322,7 @@ def masked(penalty: Penalty, mask: PyTree) -> Masked:
     return Masked(_growing(penalty, "prox.masked(prox.l1(0.1), mask)"), mask)
 
 
-def moreau_envelope(penalty: Penalty, smoothing: ArrayLike = 1.0) -> MoreauEnvelope:
+def moreau_envelope(penalty: Penalty, smoothing: ArrayLike = 1.0) -> Penalty:
     r"""A smooth penalty below f: `min_u f(u) + ||x - u||^2 / (2 smoothing)`.
 
     The gradient of its value is `(x - prox_f(x, smoothing)) / smoothing`; its own proximal
@@ -349,7 +349,7 @@ def moreau_envelope(penalty: Penalty, smoothing: ArrayLike = 1.0) -> MoreauEnvel
       [0.5, -1.0]
     """
     call = "prox.moreau_envelope(prox.l1(0.1), 1.0)"
-    smoothing = number("smoothing", smoothing, call, positive=True)
+    smoothing = checked_number("smoothing", smoothing, call, positive=True)
     return MoreauEnvelope(_penalty(penalty, call), smoothing)
 
 
@@ -362,7 +362,6 @@ def _penalty(penalty: Any, call: str) -> Penalty:
 def _growing(penalty: Any, call: str) -> Penalty:
     if not _penalty(penalty, call).monotone:
         raise ValueError(
-            f"{type(penalty).__name__} may fall when the modulus of an entry grows; for example "
-            f"{call}."
+            f"{type(penalty).__name__} must be non-decreasing in every modulus; for example {call}."
         )
     return penalty

@@ -4,19 +4,19 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from ._check import known, number
-from ._penalty import Elementwise, Leaf, register, relu
+from .._arguments import checked_number, known
+from ._penalty import Elementwise, Leaf, Penalty, register, relu
 
 
 class _Parabola(Elementwise):
     """A downward parabola that becomes flat: `slope b - curvature b^2 / 2` up to `knee`.
 
-    One kernel for MCP and CEL0, which differ in what they call these numbers. Written in the
-    curvature and not its inverse, so that a column of norm 0 (no penalty) is no division by 0.
+    One kernel for MCP and CEL0, which parametrise it differently. Uses the curvature and not its
+    inverse, so that a column of norm 0 (no penalty) causes no division by 0.
     """
 
     def _shape(self) -> tuple[Array, Array, Array]:
-        """Slope at 0, curvature, and the knee `slope / curvature` where it becomes flat."""
+        """Slope at 0, curvature, and the knee `slope / curvature` beyond which it is flat."""
         raise NotImplementedError
 
     def _cost(self, b: Array) -> Array:
@@ -86,26 +86,28 @@ class SCAD(Elementwise):
         return 1 / (self.a - 1)
 
     def _cost(self, b: Array) -> Array:
-        lam, a = self.strength, self.a
-        # The slope is lam, then falls by `bend` per unit, then is 0.
-        bend = jnp.clip(b, lam, a * lam) - lam
-        return lam * jnp.minimum(b, a * lam) - bend**2 / (2 * (a - 1))
+        strength, a = self.strength, self.a
+        # The slope is strength, then decreases by `bend` per unit, then is 0.
+        bend = jnp.clip(b, strength, a * strength) - strength
+        return strength * jnp.minimum(b, a * strength) - bend**2 / (2 * (a - 1))
 
     def _shrink(self, b: Array, t: Array) -> Array:
-        lam, a = self.strength, self.a
-        soft = relu(b - t * lam)
+        strength, a = self.strength, self.a
+        soft = relu(b - t * strength)
         single = t < a - 1
         room = jnp.where(single, a - 1 - t, 1)
-        between = jnp.where(b <= lam * (1 + t), soft, ((a - 1) * b - a * t * lam) / room)
-        # Past the limit the middle branch is never a minimum. Comparing the other two gives one
-        # threshold, above or below t * lam.
-        far = lam * jnp.sqrt(t) * jnp.sqrt(a + 1)
-        jump = jnp.where(t >= a + 1, far, lam / 2 * (a + 1 + t))
-        return jnp.where(b > jnp.where(single, a * lam, jump), b, jnp.where(single, between, soft))
+        between = jnp.where(b <= strength * (1 + t), soft, ((a - 1) * b - a * t * strength) / room)
+        # Beyond the limit the middle branch never contains the minimum. Comparing the other two
+        # branches gives one threshold, above or below t * strength.
+        far = strength * jnp.sqrt(t) * jnp.sqrt(a + 1)
+        jump = jnp.where(t >= a + 1, far, strength / 2 * (a + 1 + t))
+        return jnp.where(
+            b > jnp.where(single, a * strength, jump), b, jnp.where(single, between, soft)
+        )
 
     def _slope(self, b: Array) -> Array:
-        lam, a = self.strength, self.a
-        return jnp.where(b <= lam, lam, relu(a * lam - b) / (a - 1))
+        strength, a = self.strength, self.a
+        return jnp.where(b <= strength, strength, relu(a * strength - b) / (a - 1))
 
 
 @register
@@ -133,12 +135,12 @@ class CappedL1(Elementwise):
         return jnp.where(b <= self.theta, self.strength, 0)
 
 
-def mcp(strength: ArrayLike, gamma: ArrayLike = 3.0) -> MCP:
+def mcp(strength: ArrayLike, gamma: ArrayLike = 3.0) -> Penalty:
     r"""The minimax concave penalty: l1 near 0, constant beyond `gamma * strength`.
 
     `f(x) = strength |x| - x^2 / (2 gamma)` for `|x| <= gamma strength`, then
-    `gamma strength^2 / 2`. The proximal operator is firm thresholding while `t < gamma`; from
-    there on it is hard thresholding at `strength sqrt(t gamma)`.
+    `gamma strength^2 / 2`. The proximal operator is firm thresholding for `t < gamma` and otherwise
+    hard thresholding at `strength sqrt(t gamma)`.
 
     Args:
       strength: >= 0.
@@ -163,10 +165,13 @@ def mcp(strength: ArrayLike, gamma: ArrayLike = 3.0) -> MCP:
       [0.0, 3.0]
     """
     call = "prox.mcp(0.1, gamma=3.0)"
-    return MCP(number("strength", strength, call), number("gamma", gamma, call, positive=True))
+    return MCP(
+        checked_number("strength", strength, call),
+        checked_number("gamma", gamma, call, positive=True),
+    )
 
 
-def firm(strength: ArrayLike, mu: ArrayLike) -> MCP:
+def firm(strength: ArrayLike, mu: ArrayLike) -> Penalty:
     r"""The penalty whose proximal operator with a step of 1 is `firm_threshold(x, strength, mu)`.
 
     `firm(strength, mu) = mcp(strength, gamma=mu / strength)`.
@@ -191,13 +196,13 @@ def firm(strength: ArrayLike, mu: ArrayLike) -> MCP:
       [0.0, 1.0, 3.0]
     """
     call = "prox.firm(0.1, mu=0.2)"
-    strength = number("strength", strength, call, positive=True)
-    number("mu - strength", number("mu", mu, call) - strength, call, positive=True)
+    strength = checked_number("strength", strength, call, positive=True)
+    checked_number("mu - strength", checked_number("mu", mu, call) - strength, call, positive=True)
     return MCP(strength, mu / strength)
 
 
-def cel0(strength: ArrayLike, a: ArrayLike = 1.0) -> CEL0:
-    r"""The continuous exact l0 penalty: same minimisers as l0 regression, no spurious jumps.
+def cel0(strength: ArrayLike, a: ArrayLike = 1.0) -> Penalty:
+    r"""The continuous exact l0 penalty: a relaxation with the minimisers of l0 regression.
 
     `f(x) = strength - a^2/2 (|x| - sqrt(2 strength)/a)^2` for `|x| <= sqrt(2 strength)/a`, then
     `strength`. With a the norm of the column of the design that x multiplies,
@@ -205,7 +210,7 @@ def cel0(strength: ArrayLike, a: ArrayLike = 1.0) -> CEL0:
     It is `mcp(sqrt(2 strength) a, gamma=1/a^2)`.
 
     Args:
-      strength: >= 0, the price of an entry.
+      strength: >= 0, the cost of a non-zero entry.
       a: >= 0, the norm of the column: a scalar or an array that broadcasts with x.
 
     Returns:
@@ -227,10 +232,10 @@ def cel0(strength: ArrayLike, a: ArrayLike = 1.0) -> CEL0:
       [0.0, 2.0]
     """
     call = "prox.cel0(0.1, a=1.0)"
-    return CEL0(number("strength", strength, call), number("a", a, call))
+    return CEL0(checked_number("strength", strength, call), checked_number("a", a, call))
 
 
-def scad(strength: ArrayLike, a: ArrayLike = 3.7) -> SCAD:
+def scad(strength: ArrayLike, a: ArrayLike = 3.7) -> Penalty:
     r"""Smoothly clipped absolute deviation: l1 up to `strength`, constant beyond `a * strength`.
 
     `f'(x) = strength` for `x <= strength`, then `(a strength - x)_+ / (a - 1)`.
@@ -255,14 +260,14 @@ def scad(strength: ArrayLike, a: ArrayLike = 3.7) -> SCAD:
       [0.5, 2.0, 4.0]
     """
     call = "prox.scad(0.1, a=3.7)"
-    a = number("a", a, call)
+    a = checked_number("a", a, call)
     if known(a):
-        number("a - 2", a - 2, call, positive=True)
-    return SCAD(number("strength", strength, call), a)
+        checked_number("a - 2", a - 2, call, positive=True)
+    return SCAD(checked_number("strength", strength, call), a)
 
 
-def capped_l1(strength: ArrayLike, theta: ArrayLike = 1.0) -> CappedL1:
-    r"""The l1 norm of which no entry pays more than `strength * theta`.
+def capped_l1(strength: ArrayLike, theta: ArrayLike = 1.0) -> Penalty:
+    r"""The l1 norm capped at `strength * theta` per entry.
 
     `f(x) = strength * min(|x|, theta)`.
 
@@ -286,4 +291,7 @@ def capped_l1(strength: ArrayLike, theta: ArrayLike = 1.0) -> CappedL1:
       [0.0, 1.0, 3.0]
     """
     call = "prox.capped_l1(0.1, theta=1.0)"
-    return CappedL1(number("strength", strength, call), number("theta", theta, call, positive=True))
+    return CappedL1(
+        checked_number("strength", strength, call),
+        checked_number("theta", theta, call, positive=True),
+    )

@@ -1,4 +1,4 @@
-"""Indicators of counts, which hard sparsity is made of: at most k entries, groups, or n of m."""
+"""Indicators of hard sparsity: at most k entries, at most k groups, or n of m."""
 
 from typing import Any
 
@@ -8,18 +8,18 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
+from .._arguments import checked_integer, checked_number
 from .._topk import nm_mask, topk_mask
-from ..patterns._layout import matrix_view
-from ._check import integer, number
+from ..patterns import layout
 from ._group import OnNorm
 from ._ordered import along
 from ._partition import Axes, fit, partition
-from ._penalty import Indicator, Leaf, Symmetric, register, static
+from ._penalty import Indicator, Leaf, Penalty, Symmetric, register, static
 
 
 @register
 class HardK(Indicator, Symmetric):
-    """The indicator of at most k entries that are not 0, see `hard_k`."""
+    """The indicator of at most k non-zero entries, see `hard_k`."""
 
     k: Leaf
     axis: int | None = static(default=-1)
@@ -63,7 +63,7 @@ class NM(Indicator, Symmetric):
         return jnp.where(self._keep(b), b, 0)
 
     def _keep(self, b: Array) -> Array:
-        view = matrix_view(b.shape, self.axis, self.stacked)
+        view = layout(b.shape, self.axis, self.stacked)
         return view.from_matrix(nm_mask(view.to_matrix(lax.stop_gradient(b)), self.n, self.m))
 
 
@@ -74,17 +74,17 @@ def _topk_rows(scores: Array, k: Any) -> Array:
     return jax.vmap(topk_mask, (0, None))(rows, k).reshape(scores.shape)
 
 
-def hard_k(k: ArrayLike, axis: int | None = -1) -> HardK:
-    r"""The indicator of at most k entries that are not 0: keep the k largest.
+def hard_k(k: ArrayLike, axis: int | None = -1) -> Penalty:
+    r"""The indicator of at most k non-zero entries: keep the k largest.
 
     `f(x) = 0 if #{i: x_i != 0} <= k, else infinity`. The lowest index wins ties.
 
     Args:
-      k: An integer that may be traced.
+      k: An integer; may be traced.
       axis: Axis of the vectors, None for the whole array.
 
     Returns:
-      A penalty that is not weakly convex.
+      A penalty; not weakly convex.
 
     Raises:
       TypeError: If k is not an integer.
@@ -98,26 +98,29 @@ def hard_k(k: ArrayLike, axis: int | None = -1) -> HardK:
       >>> prox.hard_k(2).prox(jnp.array([1.0, -3.0, 2.0, -2.0])).tolist()
       [0.0, -3.0, 2.0, 0.0]
     """
-    return HardK(integer("k", k, "prox.hard_k(16)"), axis)
+    return HardK(checked_integer("k", k, "prox.hard_k(16)"), axis)
 
 
-def nm(n: ArrayLike, m: int, axis: int | tuple[int, ...] | None = None, stacked: int = 0) -> NM:
+def nm(
+    n: ArrayLike, m: int, axis: int | tuple[int, ...] | None = None, stacked: int = 0
+) -> Penalty:
     r"""The indicator of N:M sparsity: keep the n largest of each m consecutive entries.
 
     `f(x) = 0 if at most n of each m entries along the contraction are not 0, else infinity`.
 
     Args:
-      n: How many stay, an integer that may be traced.
-      m: Of how many.
+      n: Entries kept per group, an integer; may be traced.
+      m: Group length.
       axis: The contraction axis or axes; None for kernels `(in, out)` and `(h, w, in, out)`.
-      stacked: Number of leading axes that count layers or experts.
+      stacked: Number of leading axes that index layers or experts.
 
     Returns:
-      A penalty of kernels that is not weakly convex.
+      A penalty of kernels; not weakly convex.
 
     Raises:
       TypeError: If n or m is not an integer.
-      ValueError: If m does not divide the contraction, or `axis=None` does not say which it is.
+      ValueError: If m does not divide the contraction, or the contraction axis is ambiguous with
+        `axis=None`.
 
     Reference:
       Zhou et al., Learning N:M Fine-grained Structured Sparse Neural Networks From Scratch, 2021,
@@ -130,7 +133,7 @@ def nm(n: ArrayLike, m: int, axis: int | tuple[int, ...] | None = None, stacked:
       [0.0, -3.0, 2.0, 0.0]
     """
     call = "prox.nm(2, 4, axis=0)"
-    n, m = integer("n", n, call), integer("m", m, call)
+    n, m = checked_integer("n", n, call), checked_integer("m", m, call)
     if m < 1:
         raise ValueError(f"m must be at least 1, got {m}; for example {call}.")
     return NM(n, m, tuple(axis) if isinstance(axis, list) else axis, stacked)
@@ -142,22 +145,22 @@ def group_hard_k(
     groups: PyTree = None,
     num_groups: int | None = None,
     weights: ArrayLike | None = None,
-) -> OnNorm:
-    r"""The indicator of at most k groups: keep the k of largest `sqrt(d_g) ||x_g||`.
+) -> Penalty:
+    r"""The indicator of at most k groups: keep the k with the largest `sqrt(d_g) ||x_g||`.
 
     `f(x) = 0 if #{g: x_g != 0} <= k, else infinity`. The weights change the metric of the
     projection, `sum_g d_g ||u_g - x_g||^2`, as in `wgsef`; 1 is Euclidean. The lowest group wins
     ties.
 
     Args:
-      k: An integer that may be traced.
-      axis: Axes that span a group; see `on_norm`.
+      k: An integer; may be traced.
+      axis: Axes that span one group; see `on_norm`.
       groups: Labels; see `on_norm`.
-      num_groups: The number of groups, where the labels are traced.
+      num_groups: Number of groups; required if the labels are traced.
       weights: d, > 0, 1 by default.
 
     Returns:
-      A penalty that is not weakly convex.
+      A penalty; not weakly convex.
 
     Raises:
       TypeError: If k is not an integer.
@@ -175,8 +178,8 @@ def group_hard_k(
     """
     call = "prox.group_hard_k(16, axis=0)"
     if axis is None and groups is None:
-        raise ValueError(f"axis= or groups= must say what a group is; for example {call}.")
+        raise ValueError(f"axis= or groups= must define the groups; for example {call}.")
     if weights is not None:
-        weights = number("weights", weights, call, positive=True)
-    inner = HardK(integer("k", k, call), None, weights)
+        weights = checked_number("weights", weights, call, positive=True)
+    inner = HardK(checked_integer("k", k, call), None, weights)
     return OnNorm(inner, partition(axis, groups, num_groups, call))

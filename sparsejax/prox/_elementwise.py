@@ -4,8 +4,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from ._check import number
-from ._penalty import Elementwise, Indicator, Leaf, register, relu
+from .._arguments import checked_number
+from ._penalty import Elementwise, Indicator, Leaf, Penalty, register, relu
 
 
 @register
@@ -18,15 +18,18 @@ class L1(Elementwise):
         return jnp.where(b == 0, 0, b) * jnp.where(b == 0, 0, self.strength)
 
     def _shrink(self, b: Array, t: Array) -> Array:
-        # An infinite weight forces a zero: also inf - inf, and also with a step of 0.
+        # An infinite weight forces a zero, even for inf - inf and for a step of 0.
         threshold = jnp.where(jnp.isinf(self.strength), jnp.inf, t * self.strength)
         return jnp.where(b <= threshold, 0, b - threshold)
 
     def _slope(self, b: Array) -> Array:
         return jnp.broadcast_to(self.strength, b.shape)
 
+    def norm_terms(self, x: Array) -> tuple[Array, Array]:
+        return jnp.abs(x), jnp.asarray(self.strength)
+
     def _conjugate_value(self, y: Array) -> Array:
-        return outside(jnp.abs(y), self.strength)
+        return outside(*self.norm_terms(y))
 
 
 @register
@@ -47,7 +50,7 @@ class L0(Elementwise):
         return jnp.where(b <= jnp.sqrt(2 * t * self.strength), 0, b)
 
     def _slope(self, b: Array) -> Array:
-        # Every slope is allowed at 0, none elsewhere.
+        # Every slope is a subgradient at 0; elsewhere the slope is 0.
         return jnp.where(b == 0, jnp.inf, 0)
 
 
@@ -130,19 +133,20 @@ class Box(Indicator):
 def outside(b: Array, radius: Array) -> Array:
     """Infinity if an entry exceeds the radius: the conjugate of a norm.
 
-    By more than the root of eps: what is tested is a difference of larger numbers.
+    The tolerance is the root of eps, since the tested value is a difference of larger numbers.
     """
     slack = 1 + jnp.sqrt(jnp.finfo(b.dtype).eps)
     return jnp.where(jnp.any(b > radius * slack), jnp.inf, 0).astype(b.dtype)
 
 
-def l1(strength: ArrayLike) -> L1:
+def l1(strength: ArrayLike) -> Penalty:
     r"""The l1 norm: soft thresholding.
 
     `f(x) = sum_i strength_i |x_i|`, `prox(v, t) = sign(v) max(|v| - t strength, 0)`.
 
     Args:
-      strength: >= 0, a scalar or an array that broadcasts with x; an infinite one forces a zero.
+      strength: >= 0, a scalar or an array that broadcasts with x (the weighted l1 norm of
+        reweighting schemes): 0 leaves an entry unpenalized, infinity forces it to 0.
 
     Returns:
       A convex elementwise penalty; complex x by modulus and phase.
@@ -159,40 +163,10 @@ def l1(strength: ArrayLike) -> L1:
       >>> prox.l1(1.0).prox(jnp.array([3.0, -1.0, -2.0]), step=0.5).tolist()
       [2.5, -0.5, -1.5]
     """
-    return L1(number("strength", strength, "prox.l1(0.1)"))
+    return L1(checked_number("strength", strength, "prox.l1(0.1)"))
 
 
-def weighted_l1(strength: ArrayLike, weights: ArrayLike) -> L1:
-    r"""The l1 norm with a weight per entry.
-
-    `f(x) = strength * sum_i weights_i |x_i|`.
-
-    Args:
-      strength: >= 0.
-      weights: >= 0, broadcast with x; 0 leaves an entry alone, infinity forces it to 0.
-
-    Returns:
-      `l1` with the array of strengths.
-
-    Raises:
-      ValueError: If a number is negative.
-
-    Reference:
-      Candes, Wakin and Boyd, Enhancing Sparsity by Reweighted l1 Minimization, 2008,
-      arXiv 0711.1612.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> from sparsejax import prox
-      >>> penalty = prox.weighted_l1(0.5, jnp.array([0.0, 2.0, jnp.inf]))
-      >>> penalty.prox(jnp.array([3.0, 3.0, 3.0])).tolist()
-      [3.0, 2.0, 0.0]
-    """
-    call = "prox.weighted_l1(0.1, jnp.array([1.0, 0.0]))"
-    return L1(number("strength", strength, call) * jnp.asarray(number("weights", weights, call)))
-
-
-def l0(strength: ArrayLike) -> L0:
+def l0(strength: ArrayLike) -> Penalty:
     r"""The number of non-zero entries: hard thresholding.
 
     `f(x) = strength * #{i: x_i != 0}`, `prox(v, t) = v where |v| > sqrt(2 t strength), else 0`.
@@ -201,7 +175,7 @@ def l0(strength: ArrayLike) -> L0:
       strength: >= 0, a scalar or an array that broadcasts with x.
 
     Returns:
-      An elementwise penalty that is not weakly convex.
+      An elementwise penalty; not weakly convex.
 
     Raises:
       ValueError: If the strength is negative.
@@ -215,11 +189,11 @@ def l0(strength: ArrayLike) -> L0:
       >>> prox.l0(2.0).prox(jnp.array([3.0, 2.0, -2.5])).tolist()
       [3.0, 0.0, -2.5]
     """
-    return L0(number("strength", strength, "prox.l0(0.1)"))
+    return L0(checked_number("strength", strength, "prox.l0(0.1)"))
 
 
-def ridge(strength: ArrayLike) -> Ridge:
-    r"""Half the squared l2 norm, which shrinks and never zeroes.
+def ridge(strength: ArrayLike) -> Penalty:
+    r"""Half the squared l2 norm: shrinks entries without zeroing any.
 
     `f(x) = strength/2 * ||x||^2`, `prox(v, t) = v / (1 + t strength)`.
 
@@ -241,23 +215,11 @@ def ridge(strength: ArrayLike) -> Ridge:
       >>> prox.ridge(1.0).prox(jnp.array([2.0, -4.0])).tolist()
       [1.0, -2.0]
     """
-    return Ridge(number("strength", strength, "prox.ridge(0.1)"))
+    return Ridge(checked_number("strength", strength, "prox.ridge(0.1)"))
 
 
-def squared_l2(strength: ArrayLike) -> Ridge:
-    """Another name of `ridge`: half the squared l2 norm of the whole array.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> from sparsejax import prox
-      >>> prox.squared_l2(1.0).value(jnp.array([3.0, 4.0])).item()
-      12.5
-    """
-    return ridge(strength)
-
-
-def elastic_net(strength: ArrayLike, ratio: ArrayLike = 0.5) -> ElasticNet:
-    r"""A blend of l1 and ridge.
+def elastic_net(strength: ArrayLike, ratio: ArrayLike = 0.5) -> Penalty:
+    r"""The elastic net: l1 plus ridge.
 
     `f(x) = strength * (ratio ||x||_1 + (1 - ratio)/2 ||x||^2)`.
 
@@ -281,20 +243,20 @@ def elastic_net(strength: ArrayLike, ratio: ArrayLike = 0.5) -> ElasticNet:
       [1.0, 0.0]
     """
     call = "prox.elastic_net(0.1, ratio=0.5)"
-    ratio = number("ratio", ratio, call)
-    number("1 - ratio", 1 - ratio, call)
-    return ElasticNet(number("strength", strength, call), ratio)
+    ratio = checked_number("ratio", ratio, call)
+    checked_number("1 - ratio", 1 - ratio, call)
+    return ElasticNet(checked_number("strength", strength, call), ratio)
 
 
-def huber(strength: ArrayLike, delta: ArrayLike = 1.0) -> Huber:
+def huber(strength: ArrayLike, delta: ArrayLike = 1.0) -> Penalty:
     r"""Quadratic near 0, linear beyond delta: a smoothed l1 norm.
 
     `f(x) = strength * x^2 / (2 delta)` for `|x| <= delta`, `strength * (|x| - delta/2)` beyond.
-    It is the Moreau envelope of `l1`. Other libraries multiply by delta.
+    It is the Moreau envelope of `l1`. Other libraries define it multiplied by delta.
 
     Args:
       strength: >= 0.
-      delta: > 0, where the parabola ends.
+      delta: > 0, the end of the quadratic part.
 
     Returns:
       A convex elementwise penalty.
@@ -312,13 +274,16 @@ def huber(strength: ArrayLike, delta: ArrayLike = 1.0) -> Huber:
       [0.5, -3.0]
     """
     call = "prox.huber(0.1, delta=1.0)"
-    return Huber(number("strength", strength, call), number("delta", delta, call, positive=True))
+    return Huber(
+        checked_number("strength", strength, call),
+        checked_number("delta", delta, call, positive=True),
+    )
 
 
-def box(lower: ArrayLike = 0.0, upper: ArrayLike = jnp.inf) -> Box:
+def box(lower: ArrayLike = 0.0, upper: ArrayLike = jnp.inf) -> Penalty:
     r"""The indicator of a box: clipping.
 
-    `f(x) = 0 if lower <= x <= upper, else infinity`. The default keeps x non-negative.
+    `f(x) = 0 if lower <= x <= upper, else infinity`. The default constrains x to be non-negative.
 
     Args:
       lower: Lower bounds, a scalar or an array that broadcasts with x.
@@ -339,5 +304,5 @@ def box(lower: ArrayLike = 0.0, upper: ArrayLike = jnp.inf) -> Box:
       >>> prox.box(0.0, 1.0).prox(jnp.array([-2.0, 0.5, 3.0])).tolist()
       [0.0, 0.5, 1.0]
     """
-    number("upper - lower", jnp.asarray(upper) - jnp.asarray(lower), "prox.box(0.0, 1.0)")
+    checked_number("upper - lower", jnp.asarray(upper) - jnp.asarray(lower), "prox.box(0.0, 1.0)")
     return Box(lower, upper)

@@ -8,8 +8,8 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree
 
+from .._arguments import checked_integer, checked_number
 from ._cells import Cells, largest_sum
-from ._check import integer, number
 from ._group import OnNorm
 from ._partition import Axes, Partition, fit, partition
 from ._penalty import Leaf, Penalty, largest_float, register, widen
@@ -28,7 +28,7 @@ class SEF(Cells):
     weights: Leaf = None
 
     def usage(self, x: Any, step: ArrayLike = 1.0) -> Float[Array, "..."]:
-        """How much of each entry the envelope uses: u in [0, 1], summing to k in each cell.
+        """Usage of each entry: u in [0, 1], with sum k in each cell.
 
         `prox(x, step) = x u / (step strength weights + u)`; 0 where an entry is zeroed.
         """
@@ -41,7 +41,7 @@ class SEF(Cells):
         d = fit(self.weights, b.shape)
         used = u > 0
         halves = jnp.where(used, d * b / jnp.where(used, u, 1) * b, 0) / 2
-        # Without any place every entry other than 0 is forbidden.
+        # For k = 0 every non-zero entry is infeasible.
         return self.strength * halves + jnp.where((b > 0) & ~used, jnp.inf, 0)
 
     def _shrink(self, b: Array, t: Array) -> Array:
@@ -62,11 +62,11 @@ class SEF(Cells):
 
 
 def fill(a: Array, c: Array, k: Array, cells: Cells) -> Array:
-    """`u = clip(eta a - c, 0, 1)` with the eta for which u sums to k in each cell.
+    """`u = clip(eta a - c, 0, 1)` with eta chosen so that u sums to k in each cell.
 
     The breakpoints of the sum in eta need no sort: bisection over the bits of eta finds the last
-    float below the root, which says what is empty, full and between; then eta is exact from those
-    between. If at most k entries are not 0, they are full.
+    float below the root, which separates entries at 0, at 1 and in between; eta then follows
+    exactly from those in between. If at most k entries are non-zero, they have usage 1.
     """
     top = lax.stop_gradient(cells.partition.max(a))
     a = a / cells._spread(jnp.where((top > 0) & (top < jnp.inf), top, 1))
@@ -82,12 +82,12 @@ def fill(a: Array, c: Array, k: Array, cells: Cells) -> Array:
     slope = cells.partition.sum(jnp.where(between, a, 0))
     rest = k - cells.partition.sum(full.astype(a.dtype))
     rest = rest + cells.partition.sum(jnp.where(between, c, 0))
-    # With no rest, what is between is a rounding error, and the last float is as good as any.
+    # With no remainder, the entries in between are rounding errors, and the last float suffices.
     closed = (slope > 0) & (rest > 0)
     last = jnp.where(jnp.isfinite(eta), eta, 0)
     exact = jnp.where(closed, rest / jnp.where(closed, slope, 1), last)
     part = jnp.clip(cells._spread(exact) * a - c, 0, 1)
-    # What the difference leaves by rounding is a zero.
+    # Rounding residues of the difference are set to 0.
     part = jnp.where(part > 4 * jnp.finfo(a.dtype).eps * c, part, 0)
     return jnp.where(full, 1, jnp.where(between, part, 0))
 
@@ -97,12 +97,12 @@ class WGSEF(OnNorm):
     """`SEF` on the norms of groups, see `wgsef`."""
 
     def usage(self, x: PyTree, step: ArrayLike = 1.0) -> Float[Array, "..."]:
-        """How much of each group the envelope uses: u in [0, 1], summing to k.
+        """Usage of each group: u in [0, 1], with sum k.
 
         `prox(x, step)_g = x_g u_g / (step strength weights_g + u_g)`; 0 where a group is zeroed.
 
         Args:
-          x: What the penalty is of.
+          x: The argument of the penalty.
           step: The step of the proximal operator; 0 gives the usage at x itself.
 
         Returns:
@@ -114,15 +114,15 @@ class WGSEF(OnNorm):
         return u if self.groups is not None or axis is None else jnp.squeeze(u, axis)
 
 
-def sef(k: ArrayLike, strength: ArrayLike = 1.0, axis: Axes = -1) -> SEF:
-    r"""The sparse envelope: the largest convex function below half the squared norm of k-sparse x.
+def sef(k: ArrayLike, strength: ArrayLike = 1.0, axis: Axes = -1) -> Penalty:
+    r"""The sparse envelope: the largest convex minorant of half the squared norm on k-sparse x.
 
     `S_k(x) = 0.5 min { sum_i x_i^2 / u_i : 0 <= u <= 1, sum u <= k }`, half the squared k-support
     norm; `f = strength * S_k`. The proximal operator is `x_i u_i / (t strength + u_i)`. With k = 1
     it is the exclusive lasso, with k = n half the squared norm.
 
     Args:
-      k: How many entries are free, an integer that may be traced.
+      k: Number of entries to keep, an integer; may be traced.
       strength: >= 0.
       axis: Axes of the vectors, None for the whole array.
 
@@ -143,8 +143,8 @@ def sef(k: ArrayLike, strength: ArrayLike = 1.0, axis: Axes = -1) -> SEF:
       [2.0, -1.5, 0.0]
     """
     call = "prox.sef(16, strength=0.1)"
-    k = integer("k", k, call)
-    return SEF(number("strength", strength, call), k, partition(axis, call=call))
+    k = checked_integer("k", k, call)
+    return SEF(checked_number("strength", strength, call), k, partition(axis, call=call))
 
 
 def gsef(
@@ -153,15 +153,15 @@ def gsef(
     axis: Axes = None,
     groups: PyTree = None,
     num_groups: int | None = None,
-) -> WGSEF:
+) -> Penalty:
     r"""The group sparse envelope: `wgsef` with all weights 1.
 
     Args:
-      k: How many groups are free, an integer that may be traced.
+      k: Number of groups to keep, an integer; may be traced.
       strength: >= 0.
-      axis: Axes that span a group; see `on_norm`.
+      axis: Axes that span one group; see `on_norm`.
       groups: Labels; see `on_norm`.
-      num_groups: The number of groups, where the labels are traced.
+      num_groups: Number of groups; required if the labels are traced.
 
     Returns:
       A convex penalty with `usage`.
@@ -189,22 +189,22 @@ def wgsef(
     groups: PyTree = None,
     num_groups: int | None = None,
     weights: ArrayLike | None = None,
-) -> WGSEF:
-    r"""The weighted group sparse envelope: a convex penalty that is told how many groups to keep.
+) -> Penalty:
+    r"""The weighted group sparse envelope: a convex penalty parametrised by the number of groups.
 
     `GS_k(x) = 0.5 min { sum_g d_g ||x_g||^2 / u_g : 0 <= u <= 1, sum u <= k }`, the largest convex
-    function below `0.5 sum_g d_g ||x_g||^2` of x with at most k groups; `f = strength * GS_k`.
-    The proximal operator is `x_g u_g / (t strength d_g + u_g)`.
+    function below `0.5 sum_g d_g ||x_g||^2` of x with at most k non-zero groups;
+    `f = strength * GS_k`. The proximal operator is `x_g u_g / (t strength d_g + u_g)`.
 
     Args:
-      k: How many groups are free, an integer that may be traced; from the number of groups on the
-        penalty is `ridge`.
+      k: Number of groups to keep, an integer; may be traced. If it is at least the number of
+        groups, the penalty is `ridge`.
       strength: >= 0.
       axis: Axes that span a group: with `axis=0` the columns of a kernel `(in, out)`.
       groups: Integer labels, a pytree of them (`prox.group_labels`), or disjoint lists of indices;
         see `on_norm`.
-      num_groups: The number of groups, where the labels are traced.
-      weights: d, > 0, 1 by default; a group of larger weight is harder to keep.
+      num_groups: Number of groups; required if the labels are traced.
+      weights: d, > 0, 1 by default; a group with a larger weight is penalised more.
 
     Returns:
       A convex penalty with `usage`, of pytrees if the labels are one.
@@ -226,12 +226,12 @@ def wgsef(
       ([[1.5, 0.0], [2.0, 0.0]], [1.0, 0.0])
     """
     call = "prox.wgsef(16, strength=0.1, axis=0)"
-    k = integer("k", k, call)
+    k = checked_integer("k", k, call)
     if axis is None and groups is None:
-        raise ValueError(f"axis= or groups= must say what a group is; for example {call}.")
+        raise ValueError(f"axis= or groups= must define the groups; for example {call}.")
     if weights is not None:
-        weights = number("weights", weights, call, positive=True)
-    inner = SEF(number("strength", strength, call), k, Partition(), weights)
+        weights = checked_number("weights", weights, call, positive=True)
+    inner = SEF(checked_number("strength", strength, call), k, Partition(), weights)
     return WGSEF(inner, partition(axis, groups, num_groups, call))
 
 
@@ -240,17 +240,17 @@ def exclusive_lasso(
     axis: Axes = None,
     groups: PyTree = None,
     num_groups: int | None = None,
-) -> SEF:
-    r"""The exclusive lasso: entries of one group compete, every group keeps some.
+) -> Penalty:
+    r"""The exclusive lasso: entries compete within each group, and every group keeps some.
 
-    `f(x) = strength/2 * sum_g ||x_g||_1^2`; the proximal operator soft thresholds each group at a
-    level of its own. It is `sef` with k = 1 in each group.
+    `f(x) = strength/2 * sum_g ||x_g||_1^2`; the proximal operator soft thresholds each group at its
+    own level. It is `sef` with k = 1 in each group.
 
     Args:
       strength: >= 0.
-      axis: Axes that span a group; None without groups: the whole array.
+      axis: Axes that span one group; None (without groups) for the whole array.
       groups: Labels; see `on_norm`.
-      num_groups: The number of groups, where the labels are traced.
+      num_groups: Number of groups; required if the labels are traced.
 
     Returns:
       A convex penalty.
@@ -270,20 +270,20 @@ def exclusive_lasso(
     """
     call = "prox.exclusive_lasso(0.1, axis=0)"
     cells = partition(axis, groups, num_groups, call)
-    return SEF(number("strength", strength, call), 1, cells)
+    return SEF(checked_number("strength", strength, call), 1, cells)
 
 
 def fenchel_young_gap(
     penalty: Penalty, v: PyTree, x: PyTree, step: ArrayLike = 1.0
 ) -> Float[Array, ""]:
-    r"""A certificate of a convex proximal operator: 0 if and only if `v = prox(x, step)`.
+    r"""A certificate for a convex proximal operator: 0 if and only if `v = prox(x, step)`.
 
     `f(v) + f*(y) - <v, y>` with `y = (x - v) / step`; it bounds the excess of the objective over
     its minimum, divided by the step.
 
     Args:
       penalty: A convex penalty with a `conjugate_value`.
-      v: What is claimed to be `penalty.prox(x, step)`.
+      v: Candidate for `penalty.prox(x, step)`.
       x: The point.
       step: > 0.
 

@@ -1,13 +1,16 @@
 """Group penalties: any even penalty on the norms of groups of entries."""
 
+from dataclasses import replace
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
-from ._check import number
+from .._arguments import checked_number
 from ._concave import mcp, scad
-from ._elementwise import L1, l0, l1, outside
+from ._elementwise import l0, l1, outside
 from ._partition import Axes, Partition, fit, partition, ratio
 from ._penalty import Elementwise, Leaf, Penalty, register, relu, static
 from ._power import lp
@@ -17,7 +20,7 @@ from ._power import lp
 class OnNorm(Penalty):
     """`sum_g w_g f(||x_g||)`, see `on_norm`.
 
-    The weights are 1 if None, and the roots of the group sizes if `by_size`.
+    The weights are 1 if None, or the square roots of the group sizes if `by_size`.
     """
 
     takes_tree = True
@@ -29,12 +32,12 @@ class OnNorm(Penalty):
 
     @property
     def groups(self) -> PyTree | None:
-        """The labels, None for groups over axes."""
+        """The labels; None if groups are spanned by axes."""
         return self.partition.labels
 
     @property
     def weak_convexity(self) -> ArrayLike:
-        """That of the penalty times the largest weight."""
+        """The weak convexity of the penalty times the largest weight."""
         inner = self.penalty.weak_convexity
         if self.weights is None:
             return inner
@@ -53,10 +56,14 @@ class OnNorm(Penalty):
         return self.partition.map(lambda leaf, f: leaf * f, x, factor)
 
     def _conjugate_value(self, y: PyTree) -> Array:
-        r = self.partition.norms(y)
-        if isinstance(self.penalty, L1):
-            return outside(r, self._weights(r, y) * self.penalty.strength)
-        return self.penalty.conjugate_value(r)
+        if self.weights is None and not self.by_size:
+            return self.penalty.conjugate_value(self.partition.norms(y))
+        return outside(*self.norm_terms(y))
+
+    def norm_terms(self, x: PyTree) -> tuple[Array, Array]:
+        """The norms of the groups and their weights, if the penalty of the norms is `l1`."""
+        sizes, strength = self.penalty.norm_terms(self.partition.norms(x))
+        return sizes, self._weights(sizes, x) * strength
 
     def _subdiff_distance(self, x: PyTree, grad: PyTree) -> Array:
         if not isinstance(self.penalty, Elementwise):
@@ -79,22 +86,22 @@ def on_norm(
     groups: PyTree = None,
     num_groups: int | None = None,
     weights: ArrayLike | None = None,
-) -> OnNorm:
-    r"""Any even penalty on the norms of groups: its scalar proximal operator, then rescaling.
+) -> Penalty:
+    r"""Any even penalty on group norms, by its scalar proximal operator and rescaling.
 
     `f(x) = sum_g w_g penalty(||x_g||)`, `prox(x)_g = x_g prox_{t w_g penalty}(||x_g||) / ||x_g||`.
 
     Args:
       penalty: An elementwise penalty (`prox.cel0(0.1)`), or one of a vector of norms.
-      axis: A group is what these axes span, as in `jnp.linalg.norm`: with `axis=0` the columns of
-        a matrix. None without groups: the whole array.
+      axis: Axes that span one group, as in `jnp.linalg.norm`: with `axis=0` the columns of a
+        matrix. None (without groups) for the whole array.
       groups: Integer labels in the shape of x; or a pytree of them in the structure of x, so that
         a group may span leaves (None for a leaf outside); or disjoint lists of indices.
-      num_groups: The number of groups, where the labels are traced.
-      weights: A weight per group, 1 by default; 0 leaves a group alone.
+      num_groups: Number of groups; required if the labels are traced.
+      weights: A weight per group, 1 by default; 0 leaves a group unpenalised.
 
     Returns:
-      A penalty of arrays, or of pytrees if the labels are one; complex x as they are.
+      A penalty of arrays, or of pytrees if the labels are one; supports complex x.
 
     Raises:
       ValueError: If groups overlap, labels are out of range or of another shape than x.
@@ -112,14 +119,16 @@ def on_norm(
     """
     call = "prox.on_norm(prox.l1(0.1), axis=0)"
     if not isinstance(penalty, Penalty) or not penalty.monotone:
-        raise TypeError(f"penalty must grow with the modulus, got {penalty!r}; as in {call}.")
+        raise TypeError(
+            f"penalty must be non-decreasing in the modulus, got {penalty!r}; for example {call}."
+        )
     if weights is not None:
-        weights = number("weights", weights, call)
+        weights = checked_number("weights", weights, call)
     return OnNorm(penalty, partition(axis, groups, num_groups, call), weights)
 
 
-def l2(strength: ArrayLike, axis: Axes = -1) -> OnNorm:
-    r"""The l2 norm, not squared: a whole vector goes at once.
+def l2(strength: ArrayLike, axis: Axes = -1) -> Penalty:
+    r"""The l2 norm (not squared): zeroes whole vectors.
 
     `f(x) = strength * ||x||`, `prox(v, t) = max(1 - t strength / ||v||, 0) v`.
 
@@ -151,21 +160,22 @@ def group_lasso(
     groups: PyTree = None,
     num_groups: int | None = None,
     weights: ArrayLike | None = None,
-) -> OnNorm:
+) -> Penalty:
     r"""The group lasso: block soft thresholding.
 
     `f(x) = strength * sum_g w_g ||x_g||`.
 
     Args:
       strength: >= 0.
-      axis: A group is what these axes span: with `axis=0` the columns of a kernel `(in, out)`.
+      axis: Axes that span one group: with `axis=0` the columns of a kernel `(in, out)`.
       groups: Integer labels, a pytree of them, or disjoint lists of indices; see `on_norm`.
-      num_groups: The number of groups, where the labels are traced.
-      weights: A weight per group; by default the root of its size.
+      num_groups: Number of groups; required if the labels are traced.
+      weights: A weight per group; by default the square root of its size.
 
     Returns:
       A convex penalty of arrays, or of pytrees if the labels are one. `prox.group_labels` puts the
-      bias of a neuron into its group: without it a neuron of zero weights is still a constant.
+      bias of a neuron into its group: otherwise a neuron with zero weights still outputs a
+      constant.
 
     Raises:
       ValueError: If the strength is negative, or groups overlap or do not fit.
@@ -180,8 +190,8 @@ def group_lasso(
       >>> prox.group_lasso(2.5, groups=jnp.array([0, 0, 1, 1]), weights=1.0).prox(x).tolist()
       [1.5, 2.0, 0.0, 0.0]
     """
-    penalty = on_norm(l1(strength), axis, groups, num_groups, weights)
-    return OnNorm(penalty.penalty, penalty.partition, penalty.weights, by_size=weights is None)
+    penalty: Any = on_norm(l1(strength), axis, groups, num_groups, weights)
+    return replace(penalty, by_size=weights is None)
 
 
 def group_l0(
@@ -190,16 +200,16 @@ def group_l0(
     groups: PyTree = None,
     num_groups: int | None = None,
     weights: ArrayLike | None = None,
-) -> OnNorm:
-    r"""The number of groups that are not zero: a group stays if `||x_g|| > sqrt(2 t strength w_g)`.
+) -> Penalty:
+    r"""The number of non-zero groups: keeps a group if `||x_g|| > sqrt(2 t strength w_g)`.
 
     `f(x) = strength * sum_g w_g 1[x_g != 0]`.
 
     Args:
       strength: >= 0.
-      axis: Axes that span a group; see `on_norm`.
+      axis: Axes that span one group; see `on_norm`.
       groups: Labels; see `on_norm`.
-      num_groups: The number of groups, where the labels are traced.
+      num_groups: Number of groups; required if the labels are traced.
       weights: A weight per group, 1 by default.
 
     Returns:
@@ -228,15 +238,15 @@ def group_mcp(
     groups: PyTree = None,
     num_groups: int | None = None,
     weights: ArrayLike | None = None,
-) -> OnNorm:
+) -> Penalty:
     r"""The minimax concave penalty of group norms: `on_norm(mcp(strength, gamma), ...)`.
 
     Args:
       strength: >= 0.
       gamma: > 0.
-      axis: Axes that span a group; see `on_norm`.
+      axis: Axes that span one group; see `on_norm`.
       groups: Labels; see `on_norm`.
-      num_groups: The number of groups, where the labels are traced.
+      num_groups: Number of groups; required if the labels are traced.
       weights: A weight per group, 1 by default.
 
     Returns:
@@ -265,15 +275,15 @@ def group_scad(
     groups: PyTree = None,
     num_groups: int | None = None,
     weights: ArrayLike | None = None,
-) -> OnNorm:
+) -> Penalty:
     r"""SCAD of group norms: `on_norm(scad(strength, a), ...)`.
 
     Args:
       strength: >= 0.
       a: > 2.
-      axis: Axes that span a group; see `on_norm`.
+      axis: Axes that span one group; see `on_norm`.
       groups: Labels; see `on_norm`.
-      num_groups: The number of groups, where the labels are traced.
+      num_groups: Number of groups; required if the labels are traced.
       weights: A weight per group, 1 by default.
 
     Returns:
@@ -302,19 +312,19 @@ def group_lp(
     groups: PyTree = None,
     num_groups: int | None = None,
     weights: ArrayLike | None = None,
-) -> OnNorm:
+) -> Penalty:
     r"""A power of group norms: `on_norm(lp(strength, p), ...)`.
 
     Args:
       strength: >= 0.
       p: In (0, 2].
-      axis: Axes that span a group; see `on_norm`.
+      axis: Axes that span one group; see `on_norm`.
       groups: Labels; see `on_norm`.
-      num_groups: The number of groups, where the labels are traced.
+      num_groups: Number of groups; required if the labels are traced.
       weights: A weight per group, 1 by default.
 
     Returns:
-      A penalty, convex from p = 1 on.
+      A penalty, convex for p >= 1.
 
     Raises:
       ValueError: If a number is out of range, or groups overlap or do not fit.

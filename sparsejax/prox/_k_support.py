@@ -1,4 +1,4 @@
-"""The k-support norm: the root of twice the sparse envelope."""
+"""The k-support norm: the square root of twice the sparse envelope."""
 
 from typing import Any
 
@@ -7,12 +7,12 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
+from .._arguments import checked_integer, checked_number, known
 from ._cells import Cells, largest_sum
-from ._check import integer, known, number
 from ._elementwise import outside
 from ._envelope import SEF, fill
 from ._partition import Axes, Partition, partition
-from ._penalty import Leaf, implicit, largest_float, register
+from ._penalty import Leaf, Penalty, implicit, largest_float, register
 
 
 @register
@@ -36,7 +36,7 @@ class KSupportNorm(Cells):
         scale = jnp.where((scale > 0) & (scale < jnp.inf), scale, 1)
         unit, mass = b / self._spread(scale), m / scale
         alive = self._dual(lax.stop_gradient(unit)) > lax.stop_gradient(mass)
-        # Where all is zeroed ones and no mass stand in, for finite derivatives.
+        # All-zero cells are replaced by ones with zero mass, for finite derivatives.
         unit = jnp.where(self._spread(alive), unit, 1)
         beta = self._beta(unit, jnp.where(alive, mass, 0), alive.shape)
         v = unit * self._factor(unit, beta)[0]
@@ -47,19 +47,19 @@ class KSupportNorm(Cells):
         return jnp.sqrt(largest_sum(b**2, jnp.asarray(self.k, b.dtype), self.partition))
 
     def _factor(self, b: Array, beta: Array) -> tuple[Array, Array]:
-        """The proximal operator of `beta SEF` at b, over b, and beta times the norm of that."""
+        """The proximal operator of `beta SEF` at b, divided by b, and beta times its norm."""
         beta = self._spread(beta)
         u = fill(b, beta, jnp.asarray(self.k, b.dtype), self)
         whole = jnp.where(u > 0, beta + u, 1)
-        # In this order nothing underflows for a beta of any size.
+        # This order avoids underflow for every beta.
         squares = jnp.where(u > 0, (b * (beta / whole)) ** 2 * u, 0)
         return jnp.where(u > 0, u / whole, 0), _root(self.partition.sum(squares))
 
     def _beta(self, b: Array, m: Array, shape: tuple[int, ...]) -> Array:
         """The strength for which `prox_{m norm}(b) = prox_{beta SEF}(b)`.
 
-        The norm is sqrt(2 SEF), whose gradient at v is that of SEF over the norm of v: beta is
-        the root of `beta * norm(prox_{beta SEF}(b)) = m`, which rises with beta.
+        The norm is sqrt(2 SEF), whose gradient at v is that of SEF over the norm of v: beta is the
+        root of `beta * norm(prox_{beta SEF}(b)) = m`, whose left side increases with beta.
         """
 
         def excess(beta, b, m):
@@ -80,15 +80,15 @@ def _root(x: Array) -> Array:
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), x)
 
 
-def k_support_norm(strength: ArrayLike, k: ArrayLike, axis: Axes = -1) -> KSupportNorm:
-    r"""The k-support norm: the unit ball is the hull of k-sparse vectors of norm 1.
+def k_support_norm(strength: ArrayLike, k: ArrayLike, axis: Axes = -1) -> Penalty:
+    r"""The k-support norm: its unit ball is the convex hull of k-sparse vectors of norm 1.
 
     `f(x) = strength * ||x||_k`, `||x||_k = sqrt(2 S_k(x))` with the envelope of `sef`: l1 for
-    k = 1, l2 for k = n. Its proximal operator is another one than that of `sef`.
+    k = 1, l2 for k = n. Its proximal operator differs from that of `sef`.
 
     Args:
       strength: >= 0.
-      k: An integer that may be traced.
+      k: An integer; may be traced.
       axis: Axes of the vectors, None for the whole array.
 
     Returns:
@@ -109,7 +109,7 @@ def k_support_norm(strength: ArrayLike, k: ArrayLike, axis: Axes = -1) -> KSuppo
       25.0
     """
     call = "prox.k_support_norm(0.1, k=4)"
-    k = integer("k", k, call)
+    k = checked_integer("k", k, call)
     if known(k) and k < 1:
         raise ValueError(f"k must be at least 1, got {k}; for example {call}.")
-    return KSupportNorm(number("strength", strength, call), k, partition(axis, call=call))
+    return KSupportNorm(checked_number("strength", strength, call), k, partition(axis, call=call))

@@ -1,4 +1,4 @@
-"""Labels of structured groups: which weights of a network stand and fall together."""
+"""Labels of structured groups: weights of a network that are pruned together."""
 
 import math
 from typing import Any, NamedTuple
@@ -7,13 +7,13 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from .._tree import is_kernel, map_named, named_leaves
-from ..patterns._layout import matrix_view
+from ..patterns import layout
 
 KINDS = ("neuron", "filter", "channel", "filter_shape", "layer", "element")
 
 
 class GroupLabels(NamedTuple):
-    """Labels like the parameters, None for leaves outside, and how many groups there are."""
+    """Labels in the structure of the parameters (None elsewhere), and the number of groups."""
 
     labels: PyTree
     num_groups: int
@@ -22,30 +22,30 @@ class GroupLabels(NamedTuple):
 def group_labels(
     params: PyTree, kind: str = "neuron", axis: int | tuple[int, ...] | None = None
 ) -> GroupLabels:
-    r"""Labels of the groups of a kind, for `prox.wgsef`, `prox.group_lasso` and their like.
+    r"""Group labels by kind, for `prox.wgsef`, `prox.group_lasso` and similar penalties.
 
     | kind | a group, of kernels `(in, out)` and `(h, w, in, out)` |
     |---|---|
-    | neuron, filter | what computes one output: a column and its bias |
-    | channel | what reads one input channel: a row, for a convolution all `(h, w, ., out)` |
-    | filter_shape | one position of all filters: a row of the kernel seen as a matrix |
+    | neuron, filter | the weights that compute one output: a column and its bias |
+    | channel | the weights that read one input channel: a row, or all `(h, w, ., out)` |
+    | filter_shape | one position of all filters: a row of the kernel reshaped to a matrix |
     | layer | a kernel and its bias |
     | element | each weight by itself |
 
-    A bias counts where it is in the same module as the kernel and a group holds whole outputs.
-    Groups of different kernels are different.
+    A bias is included if it is in the same module as the kernel and a group consists of whole
+    outputs. Different kernels have different groups.
 
     Args:
       params: A pytree of parameters.
       kind: One of the above.
-      axis: The contraction axes of the kernels, where the default of `sj.plan` is not meant.
+      axis: The contraction axes of the kernels, if they differ from the default of `sj.plan`.
 
     Returns:
-      The labels, int32 arrays in the structure of params with None for what is in no group, and
-      the number of groups.
+      The labels, int32 arrays in the structure of params with None for leaves in no group, and the
+      number of groups.
 
     Raises:
-      ValueError: If the kind is unknown, there is no kernel, or axes must be given.
+      ValueError: If the kind is unknown, params has no kernel, or axes must be given.
 
     Reference:
       Wen, Wu, Wang, Chen and Li, Learning Structured Sparsity in Deep Neural Networks, 2016,
@@ -83,8 +83,8 @@ def _labels(shape: tuple[int, ...], kind: str, axis: Any) -> tuple[Any, Any, int
     if kind == "element":
         size = math.prod(shape)
         return jnp.arange(size).reshape(shape), None, size
-    view = matrix_view(shape, axis)
-    outputs = tuple(shape[a] for a in view.output)
+    view = layout(shape, axis)
+    outputs = tuple(shape[a] for a in view.sides[1])
     rows, columns = view.matrix_shape
     if kind == "layer":
         return jnp.zeros(shape, int), jnp.zeros(outputs, int), 1
@@ -94,8 +94,8 @@ def _labels(shape: tuple[int, ...], kind: str, axis: Any) -> tuple[Any, Any, int
     if kind == "filter_shape":
         matrix = jnp.broadcast_to(jnp.arange(rows)[:, None], (rows, columns))
         return view.from_matrix(matrix), None, rows
-    # The last contraction axis counts input channels, those before it are positions.
-    channels = shape[view.contraction[-1]] if len(shape) > 2 and axis is None else rows
+    # The last contraction axis indexes input channels, those before it positions.
+    channels = shape[view.sides[0][-1]] if len(shape) > 2 and axis is None else rows
     matrix = jnp.broadcast_to((jnp.arange(rows) % channels)[:, None], (rows, columns))
     return view.from_matrix(matrix), None, channels
 

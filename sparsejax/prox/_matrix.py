@@ -6,10 +6,11 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from ._check import integer
+from .._arguments import checked_integer
+from .._arrays import out_dtype
 from ._counts import HardK
 from ._elementwise import l0, l1
-from ._penalty import Leaf, Penalty, out_dtype, register
+from ._penalty import Leaf, Penalty, register
 
 
 @register
@@ -20,13 +21,13 @@ class OnSingularValues(Penalty):
 
     @property
     def weak_convexity(self) -> ArrayLike:
-        """That of the penalty."""
+        """The weak convexity of the inner penalty."""
         return self.penalty.weak_convexity
 
     def value(self, x: ArrayLike) -> Array:
         """f of the singular values, summed over leading axes; its gradient is `U f'(s) V^T`.
 
-        Singular values that are 0 up to the rounding of the dtype of x count as 0.
+        Singular values that are 0 up to the rounding error of the dtype of x are treated as 0.
         """
         eps = jnp.finfo(out_dtype(x)).eps
         x, wide = self._widen(x)
@@ -36,7 +37,7 @@ class OnSingularValues(Penalty):
 
     def _prox(self, x: Array, t: Array) -> Array:
         if x.ndim < 2:
-            raise ValueError(f"{self._name} needs a matrix, got shape {x.shape}.")
+            raise ValueError(f"{self._name} must be applied to a matrix, got shape {x.shape}.")
         return _spectral(x, self.penalty, t)
 
     def _conjugate_value(self, y: Array) -> Array:
@@ -45,7 +46,7 @@ class OnSingularValues(Penalty):
 
 @jax.custom_jvp
 def _spectral(x: Array, penalty: Penalty, t: Array) -> Array:
-    """`U prox(s) V^H`, where the derivative of the singular vectors alone would be singular."""
+    """`U prox(s) V^H`, with a derivative that avoids the singular one of the singular vectors."""
     u, s, vh = jnp.linalg.svd(x, full_matrices=False)
     return (u * _thresholded(penalty, s, t)[..., None, :]) @ vh
 
@@ -53,7 +54,7 @@ def _spectral(x: Array, penalty: Penalty, t: Array) -> Array:
 @_spectral.defjvp
 def _spectral_jvp(primals, tangents):
     # Lewis and Sendov: in the singular basis, differences of h over differences of s for the
-    # Hermitian part of the tangent, sums over sums for the rest; h' where two values meet.
+    # Hermitian part of the tangent, sums over sums for the rest; h' where two values coincide.
     (x, penalty, t), (dx, dpenalty, dt) = primals, tangents
     u, s, vh = jnp.linalg.svd(x, full_matrices=False)
     uh, v = _h(u), _h(vh)
@@ -112,13 +113,13 @@ def _singular_values(x: Array) -> Array:
 @_singular_values.defjvp
 def _singular_values_jvp(primals, tangents):
     (x,), (dx,) = primals, tangents
-    # Without a second derivative, which is infinite where singular values meet.
+    # No second derivative: it is infinite where singular values coincide.
     u, s, vh = lax.stop_gradient(jnp.linalg.svd(x, full_matrices=False))
     return s, jnp.real(jnp.einsum("...mi,...mn,...in->...i", jnp.conj(u), dx, jnp.conj(vh)))
 
 
-def on_singular_values(penalty: Penalty) -> OnSingularValues:
-    r"""Any even penalty of the singular values: its proximal operator between U and V^T.
+def on_singular_values(penalty: Penalty) -> Penalty:
+    r"""Any even penalty of the singular values, by its proximal operator on them.
 
     `f(x) = penalty(s)`, `prox(x) = U prox_penalty(s) V^T` for `x = U diag(s) V^T`. Its derivative
     is exact also where singular values coincide or vanish.
@@ -127,10 +128,10 @@ def on_singular_values(penalty: Penalty) -> OnSingularValues:
       penalty: An elementwise penalty, or one of vectors that does not depend on their order.
 
     Returns:
-      A penalty of matrices `(..., m, n)`; complex ones too.
+      A penalty of matrices `(..., m, n)`, real or complex.
 
     Raises:
-      TypeError: If the penalty does not grow with the modulus.
+      TypeError: If the penalty can decrease when a modulus increases.
 
     Reference:
       Lewis, The Convex Analysis of Unitarily Invariant Matrix Functions, 1995.
@@ -144,13 +145,13 @@ def on_singular_values(penalty: Penalty) -> OnSingularValues:
     """
     if not isinstance(penalty, Penalty) or not penalty.monotone:
         raise TypeError(
-            f"penalty must grow with the modulus, got {penalty!r}; for example "
+            f"penalty must be non-decreasing in the modulus, got {penalty!r}; for example "
             "prox.on_singular_values(prox.l1(0.1))."
         )
     return OnSingularValues(penalty)
 
 
-def nuclear(strength: ArrayLike) -> OnSingularValues:
+def nuclear(strength: ArrayLike) -> Penalty:
     r"""The nuclear norm: singular value soft thresholding.
 
     `f(x) = strength * sum of singular values`; the gradient of its value is `U V^T`.
@@ -177,7 +178,7 @@ def nuclear(strength: ArrayLike) -> OnSingularValues:
     return on_singular_values(l1(strength))
 
 
-def rank(strength: ArrayLike) -> OnSingularValues:
+def rank(strength: ArrayLike) -> Penalty:
     r"""The rank: singular value hard thresholding.
 
     `f(x) = strength * rank(x)`; keeps singular values above `sqrt(2 t strength)`.
@@ -186,7 +187,7 @@ def rank(strength: ArrayLike) -> OnSingularValues:
       strength: >= 0.
 
     Returns:
-      A penalty of matrices that is not weakly convex. Its value counts singular values other than
+      A penalty of matrices; not weakly convex. Its value counts the singular values that are not
       exactly 0.
 
     Raises:
@@ -204,16 +205,16 @@ def rank(strength: ArrayLike) -> OnSingularValues:
     return on_singular_values(l0(strength))
 
 
-def max_rank(r: ArrayLike) -> OnSingularValues:
+def max_rank(r: ArrayLike) -> Penalty:
     r"""The indicator of matrices of rank at most r: keep the r largest singular values.
 
     `f(x) = 0 if rank(x) <= r, else infinity`.
 
     Args:
-      r: An integer that may be traced.
+      r: An integer; may be traced.
 
     Returns:
-      A penalty of matrices that is not weakly convex.
+      A penalty of matrices; not weakly convex.
 
     Raises:
       TypeError: If r is not an integer.
@@ -227,4 +228,4 @@ def max_rank(r: ArrayLike) -> OnSingularValues:
       >>> prox.max_rank(1).prox(jnp.diag(jnp.array([3.0, 1.0]))).tolist()
       [[3.0, 0.0], [0.0, 0.0]]
     """
-    return on_singular_values(HardK(integer("r", r, "prox.max_rank(4)")))
+    return on_singular_values(HardK(checked_integer("r", r, "prox.max_rank(4)")))

@@ -1,15 +1,15 @@
-"""Penalties in which entries compete by rank: l_inf, SLOPE, l1 minus l2."""
+"""Penalties that depend on the order of the entries: l_inf, SLOPE, l1 minus l2."""
 
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
+from .._arguments import checked_number, known
 from ._cells import Cells, level
-from ._check import known, number
 from ._elementwise import outside
 from ._partition import Axes, Partition, fit, partition
-from ._penalty import Leaf, Symmetric, register, relu, static
+from ._penalty import Leaf, Penalty, Symmetric, register, relu, static
 
 
 @register
@@ -25,7 +25,7 @@ class LInf(Cells):
         return self.strength * fit(self.weights, top.shape) * top
 
     def _shrink(self, b: Array, t: Array) -> Array:
-        # Moreau: what is left of b by the projection on the l1 ball of radius m is its level.
+        # Moreau: b minus its projection on the l1 ball of radius m is clipped at the level.
         total = self.partition.sum(b)
         mass = jnp.broadcast_to(t * self.strength * fit(self.weights, total.shape), total.shape)
         top, height = level(b, mass, self.partition)
@@ -41,7 +41,7 @@ class LInf(Cells):
 
 @register
 class Slope(Symmetric):
-    """`sum_i strength_i |x|_(i)`, the moduli sorted to fall, see `slope`."""
+    """`sum_i strength_i |x|_(i)`, the moduli in descending order, see `slope`."""
 
     strength: Leaf
     axis: int | None = static(default=-1)
@@ -74,7 +74,7 @@ class L1MinusL2(Symmetric):
 
     @property
     def weak_convexity(self) -> ArrayLike:
-        """Infinity near 0, where the l2 norm bends without bound; 0 if alpha is 0."""
+        """Infinity, since the curvature of the l2 norm is unbounded near 0; 0 if alpha is 0."""
         return jnp.where(jnp.asarray(self.alpha) > 0, jnp.inf, 0.0)
 
     def _cost(self, b: Array) -> Array:
@@ -97,7 +97,7 @@ class L1MinusL2(Symmetric):
 
 
 def along(axis: int | None, f, x: Array) -> Array:
-    """`f` of x with the axis last; with None of x as one vector."""
+    """Applies `f` to x with the axis moved last; to x as one vector if the axis is None."""
     if axis is None:
         return f(x.reshape(-1)).reshape(x.shape)
     return jnp.moveaxis(f(jnp.moveaxis(x, axis, -1)), -1, axis)
@@ -107,11 +107,11 @@ def isotonic(z: Array) -> Array:
     """The non-increasing sequence nearest to z along the last axis.
 
     Halves that are already monotone are merged by the level that pools their ends, found by
-    bisection: log2(n) rounds of parallel work, no data-dependent loop, so that it maps and shards.
+    bisection: log2(n) parallel rounds without a data-dependent loop, so that it maps and shards.
     """
     n = z.shape[-1]
     size = 1 << max(n - 1, 0).bit_length()
-    # What is appended is lower than anything, so that it never pools.
+    # The padding is lower than every entry, so that it never pools.
     pad = jnp.broadcast_to(lax.stop_gradient(jnp.min(z, -1, keepdims=True)), (*z.shape[:-1], size))
     y = jnp.concatenate([z, pad[..., : size - n]], -1)
     half = 1
@@ -123,8 +123,9 @@ def isotonic(z: Array) -> Array:
 
 
 def _pooled(left: Array, right: Array) -> Array:
-    """Two non-increasing halves made one: entries below the level on the left and above it on the
-    right become the level, at which they balance.
+    """Merges two non-increasing halves at the level at which they balance.
+
+    Entries below the level on the left and above it on the right are set to the level.
     """
     low, high = left[..., -1:], right[..., :1]
     below, above = lax.stop_gradient((left, right))
@@ -150,8 +151,8 @@ def _pooled(left: Array, right: Array) -> Array:
     )
 
 
-def linf(strength: ArrayLike, axis: Axes = -1) -> LInf:
-    r"""The largest modulus: pulls the largest entries to one level.
+def linf(strength: ArrayLike, axis: Axes = -1) -> Penalty:
+    r"""The largest modulus: clips the largest entries to one level.
 
     `f(x) = strength * max |x_i|`, `prox(v, t) = v - projection of v on the l1 ball of radius
     t strength`.
@@ -176,7 +177,7 @@ def linf(strength: ArrayLike, axis: Axes = -1) -> LInf:
       [3.5, -3.5, 1.0]
     """
     call = "prox.linf(0.1)"
-    return LInf(number("strength", strength, call), partition(axis, call=call))
+    return LInf(checked_number("strength", strength, call), partition(axis, call=call))
 
 
 def l1_inf(
@@ -185,16 +186,16 @@ def l1_inf(
     groups: PyTree = None,
     num_groups: int | None = None,
     weights: ArrayLike | None = None,
-) -> LInf:
+) -> Penalty:
     r"""The sum over groups of the largest modulus, which zeroes groups.
 
     `f(x) = strength * sum_g w_g max |x_g|`.
 
     Args:
       strength: >= 0.
-      axis: Axes that span a group; see `on_norm`.
+      axis: Axes that span one group; see `on_norm`.
       groups: Labels; see `on_norm`.
-      num_groups: The number of groups, where the labels are traced.
+      num_groups: Number of groups; required if the labels are traced.
       weights: A weight per group, 1 by default.
 
     Returns:
@@ -215,16 +216,16 @@ def l1_inf(
     """
     call = "prox.l1_inf(0.1, axis=0)"
     if weights is not None:
-        weights = number("weights", weights, call)
+        weights = checked_number("weights", weights, call)
     cells = partition(axis, groups, num_groups, call)
-    return LInf(number("strength", strength, call), cells, weights)
+    return LInf(checked_number("strength", strength, call), cells, weights)
 
 
-def slope(strength: ArrayLike, axis: int | None = -1) -> Slope:
-    r"""Sorted l1 (SLOPE, OWL): the larger an entry, the more it pays.
+def slope(strength: ArrayLike, axis: int | None = -1) -> Penalty:
+    r"""Sorted l1 (SLOPE, OWL): larger entries are penalised more.
 
-    `f(x) = sum_i strength_i |x|_(i)` with the moduli sorted to fall. All strengths equal is `l1`,
-    `(s, 0, ..., 0)` is `linf`, linear ones are OSCAR.
+    `f(x) = sum_i strength_i |x|_(i)` with the moduli in descending order. Equal strengths give
+    `l1`, `(s, 0, ..., 0)` is `linf`, linear ones are OSCAR.
 
     Args:
       strength: >= 0 and not increasing, one per entry of a vector.
@@ -234,7 +235,7 @@ def slope(strength: ArrayLike, axis: int | None = -1) -> Slope:
       A convex penalty.
 
     Raises:
-      ValueError: If the strengths are negative, rise, or are no vector.
+      ValueError: If the strengths are negative, increasing, or not a vector.
 
     Reference:
       Bogdan, van den Berg, Sabatti, Su and Candes, SLOPE: Adaptive Variable Selection via Convex
@@ -247,16 +248,18 @@ def slope(strength: ArrayLike, axis: int | None = -1) -> Slope:
       [-2.0, 3.0, 0.0]
     """
     call = "prox.slope(jnp.linspace(0.2, 0.1, n))"
-    strength = number("strength", strength, call)
+    strength = checked_number("strength", strength, call)
     if jnp.ndim(strength) < 1:
-        raise ValueError(f"strength must be a vector, got shape {jnp.shape(strength)}; as {call}.")
+        raise ValueError(
+            f"strength must be a vector, got shape {jnp.shape(strength)}; as in {call}."
+        )
     if known(strength) and jnp.any(jnp.diff(jnp.asarray(strength)) > 0):
         raise ValueError(f"strength must not increase, got {strength}; for example {call}.")
     return Slope(strength, axis)
 
 
-def l1_minus_l2(strength: ArrayLike, alpha: ArrayLike = 1.0, axis: int | None = -1) -> L1MinusL2:
-    r"""The l1 norm less a share of the l2 norm: no bias on one large entry.
+def l1_minus_l2(strength: ArrayLike, alpha: ArrayLike = 1.0, axis: int | None = -1) -> Penalty:
+    r"""The l1 norm minus a fraction of the l2 norm: no bias for a single large entry.
 
     `f(x) = strength * (||x||_1 - alpha ||x||)`.
 
@@ -281,7 +284,7 @@ def l1_minus_l2(strength: ArrayLike, alpha: ArrayLike = 1.0, axis: int | None = 
       [5.0, 0.0]
     """
     call = "prox.l1_minus_l2(0.1, alpha=1.0)"
-    alpha = number("alpha", alpha, call)
+    alpha = checked_number("alpha", alpha, call)
     if known(alpha):
-        number("1 - alpha", 1 - alpha, call)
-    return L1MinusL2(number("strength", strength, call), alpha, axis)
+        checked_number("1 - alpha", 1 - alpha, call)
+    return L1MinusL2(checked_number("strength", strength, call), alpha, axis)

@@ -1,4 +1,4 @@
-"""Which entries belong together: axes, a label per entry, or labels over several leaves."""
+"""Partitions of entries into groups: by axes, by a label per entry, or across leaves."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -11,8 +11,8 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
+from .._arguments import known
 from .._tree import map_named, named_leaves
-from ._check import known
 from ._labels import GroupLabels
 from ._penalty import Leaf, register, static
 
@@ -21,9 +21,9 @@ Axes = int | Sequence[int] | None
 
 @register
 class Partition:
-    """Groups of entries: all entries over `axis` (None: over all axes), or entries of one label.
+    """Groups of entries: all entries along `axis` (None: all axes), or entries with one label.
 
-    A value per group has the shape of x with ones at `axis`, or `(num_groups,)`.
+    A value per group has the shape of x with length 1 at `axis`, or `(num_groups,)`.
     """
 
     labels: Leaf = None
@@ -49,7 +49,7 @@ class Partition:
         return jnp.max(jnp.stack(parts), axis=0)
 
     def map(self, f: Callable[..., Array], x: PyTree, *of_groups: Array) -> PyTree:
-        """`f(entries, values of their groups...)`; leaves without labels stay as they are."""
+        """`f(entries, values of their groups...)`; leaves without labels are unchanged."""
         if self.labels is None:
             return f(x, *of_groups)
         labels = self._labels(x)
@@ -64,7 +64,7 @@ class Partition:
     def norms(self, x: PyTree) -> Array:
         """The l2 norm of each group, without overflow, and with gradient 0 at 0."""
         size = lax.stop_gradient(self.max(self.map(jnp.abs, x)))
-        # The squares of the size and of its inverse stay finite: of constants XLA multiplies those.
+        # The squares of the size and of its inverse stay finite: XLA folds products of constants.
         bound = float(jnp.finfo(size.dtype).max) ** 0.4
         size = jnp.where(size < jnp.inf, jnp.clip(size, 1 / bound, bound), 1)
         total = self.sum(self.map(lambda leaf, s: _square(leaf * s), x, 1 / size))
@@ -76,7 +76,7 @@ class Partition:
         return self.sum(self.map(lambda leaf: jnp.ones_like(leaf, _real(leaf)), x))
 
     def ravel(self, x: PyTree) -> tuple[Array, Callable[[Array], PyTree], "Partition"]:
-        """The labelled leaves as one vector, the way back, and the partition of that vector."""
+        """The labelled leaves as one vector, the inverse map, and the partition of that vector."""
         labels, leaves = self._labels(x), named_leaves(x)
         flat = jnp.concatenate([leaves[name].ravel() for name in labels])
         joint = jnp.concatenate([jnp.ravel(label) for label in labels.values()])
@@ -98,7 +98,7 @@ class Partition:
         ]
 
     def _labels(self, x: PyTree) -> dict[str, Array]:
-        """Labels by path; every leaf of x must have some of its shape, or None."""
+        """Labels by path; every leaf of x must have labels of its shape, or None."""
         labels = {name: jnp.asarray(label) for name, label in named_leaves(self.labels).items()}
         leaves = named_leaves(x)
         for name, label in labels.items():
@@ -113,14 +113,14 @@ class Partition:
         unlabelled = [name for name in leaves if name not in known_names]
         if unlabelled:
             raise ValueError(
-                f"groups: no labels for {', '.join(unlabelled)}; give None for a leaf that "
+                f"groups: no labels for {', '.join(unlabelled)}; pass None for a leaf that "
                 "belongs to no group."
             )
         return labels
 
 
 def named_gaps(tree: PyTree) -> set[str]:
-    """The paths where a tree has None."""
+    """The paths at which a tree has None."""
     filled = jax.tree.map(lambda leaf: leaf is None, tree, is_leaf=lambda leaf: leaf is None)
     return {name for name, is_gap in named_leaves(filled).items() if is_gap}
 
@@ -128,7 +128,7 @@ def named_gaps(tree: PyTree) -> set[str]:
 def partition(
     axis: Axes = None, groups: PyTree = None, num_groups: int | None = None, call: str = ""
 ) -> Partition:
-    """The partition that `axis=` or `groups=` describe, checked where the labels are known."""
+    """The partition defined by `axis=` or `groups=`; concrete labels are validated."""
     if isinstance(groups, GroupLabels):
         groups, num_groups = groups
     if groups is None:
@@ -151,7 +151,7 @@ def ratio(u: Array, r: Array) -> Array:
 
 
 def fit(weights: ArrayLike | None, shape: tuple[int, ...]) -> Array:
-    """Weights in the shape of a value per group; the axes of length one may be missing."""
+    """Weights in the shape of a value per group; axes of length one may be omitted."""
     weights = jnp.asarray(1.0 if weights is None else weights)
     squeezed = tuple(n for n in shape if n != 1)
     if weights.ndim and tuple(n for n in weights.shape if n != 1) != squeezed:
@@ -175,7 +175,7 @@ def _is_index_lists(groups: Any) -> bool:
 
 
 def _labels_of(lists: Sequence[Sequence[int]]) -> np.ndarray:
-    """Labels of a vector from lists of indices, which must cover it once."""
+    """Labels of a vector from lists of indices, which must cover each index exactly once."""
     flat = np.sort(np.concatenate([np.asarray(g, int) for g in lists]))
     repeated = flat[1:][flat[1:] == flat[:-1]]
     if repeated.size:
@@ -192,7 +192,7 @@ def _labels_of(lists: Sequence[Sequence[int]]) -> np.ndarray:
 
 
 def _count(groups: PyTree, num_groups: int | None, call: str) -> int:
-    """The number of groups, with the labels checked against it where they are known."""
+    """The number of groups; concrete labels are validated against it."""
     leaves = jax.tree.leaves(groups)
     for leaf in leaves:
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.integer):
@@ -202,7 +202,7 @@ def _count(groups: PyTree, num_groups: int | None, call: str) -> int:
     if not all(map(known, leaves)):
         if num_groups is None:
             raise ValueError(
-                "num_groups is needed where the labels are traced: groups=labels, num_groups=8."
+                "num_groups is required if the labels are traced: groups=labels, num_groups=8."
             )
         return num_groups
     low = min((int(np.min(leaf)) for leaf in leaves if np.size(leaf)), default=0)

@@ -1,4 +1,4 @@
-"""What a penalty is: a value, a proximal operator, and the dtypes and phases all share."""
+"""Base classes of penalties: values, proximal operators, shared dtype and phase handling."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,38 +11,40 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Inexact, PyTree
 
-from .._tree import register_dataclass
+from .. import _tree
+from .._arrays import out_dtype, real_dtype
 
-# A number or an array. Not checked: while JAX works on a tree its leaves may be anything.
+# A number or an array. Not validated: inside JAX transformations leaves may be any object.
 Leaf = Any
 
 _C = TypeVar("_C", bound=type)
 
 
 def static(**kwargs: Any) -> Any:
-    """A field that is configuration: hashable, part of the structure of the tree."""
+    """A static field: hashable, part of the tree structure."""
     return field(metadata={"static": True}, **kwargs)
 
 
 @dataclass_transform(frozen_default=True, eq_default=False, field_specifiers=(field, static))
 def register(cls: _C) -> _C:
-    """A frozen dataclass that is a pytree: numbers are leaves, so that a new one never recompiles.
+    """A frozen dataclass as a pytree: numbers are leaves, so that new values never recompile.
 
-    Without `__post_init__`: a gradient of a penalty is a penalty too, and may be negative. The
-    factories check.
+    It has no `__post_init__`: the gradient of a penalty is a penalty too and may be negative. The
+    factories validate their arguments.
     """
-    return register_dataclass(dataclass(frozen=True, eq=False)(cls))
+    return _tree.register(dataclass(frozen=True, eq=False)(cls))
 
 
 class Penalty:
     r"""A penalty f with its value and its exact proximal operator.
 
-    `prox(v, step) = argmin_u 0.5 ||u - v||^2 + step * f(u)`: the global minimiser, also where a
-    non-convex f makes it jump (at a jump the smaller magnitude wins). Every penalty is a pytree:
-    its strength and weights are leaves, which may be traced, mapped over and differentiated.
+    `prox(v, step) = argmin_u 0.5 ||u - v||^2 + step * f(u)`: the global minimiser, also where it is
+    discontinuous for a non-convex f (at a jump the smaller magnitude wins). Every penalty is a
+    pytree: its strength and weights are leaves, which may be traced, mapped over and
+    differentiated.
 
     Attributes:
-      elementwise: Whether f is a sum over entries, so that `step` may be an array.
+      elementwise: Whether f is a sum over entries; `step` may then be an array.
       weak_convexity: The smallest rho for which `f + rho/2 ||x||^2` is convex, infinity if none.
 
     Example:
@@ -57,7 +59,7 @@ class Penalty:
     """
 
     elementwise: ClassVar[bool] = False
-    # f(x) does not fall when one |x_i| grows: what `nonneg` and `masked` rely on.
+    # f is non-decreasing in each |x_i|; `nonneg` and `masked` rely on it.
     monotone: ClassVar[bool] = True
     takes_tree: ClassVar[bool] = False
     takes_complex: ClassVar[bool] = True
@@ -76,7 +78,7 @@ class Penalty:
         """`argmin_u 0.5 ||u - v||^2 + step * f(u)`, in the shape and dtype of v.
 
         Args:
-          v: An array of any shape (a pytree where the penalty says so).
+          v: An array of any shape (a pytree if the penalty takes one).
           step: The step, >= 0; an array that broadcasts with v if the penalty is elementwise.
         """
         self._check_step(step)
@@ -85,18 +87,28 @@ class Penalty:
         return jax.tree.map(lambda new, old: new.astype(out_dtype(old)), u, v)
 
     def conjugate_value(self, y: PyTree) -> Float[Array, ""]:
-        """The Fenchel conjugate `f*(y) = sup_x <x, y> - f(x)`, where a closed form is known."""
+        """The Fenchel conjugate `f*(y) = sup_x <x, y> - f(x)`, if a closed form is known."""
         y, wide = self._widen(y)
         return wide._conjugate_value(y)
 
     def subdiff_distance(self, x: PyTree, grad: PyTree) -> Float[Array, "..."]:
         """Distance from `-grad` to the subdifferential of f at x, per entry or per group.
 
-        Zero everywhere says that x is a stationary point of `loss + f` when `grad` is the gradient
-        of the loss: the optimality measure of solvers and the score of working sets.
+        If `grad` is the gradient of the loss, x is a stationary point of `loss + f` if and only if
+        this is zero everywhere: the optimality measure of solvers and the score of working sets.
         """
         (x, grad), wide = self._widen((x, grad), pair=True)
         return wide._subdiff_distance(x, grad)
+
+    def norm_terms(self, x: PyTree) -> tuple[Array, Array]:
+        """`(sizes, weights)` of a norm `f(x) = sum_g weights_g * sizes_g`.
+
+        Its dual norm is `max_g sizes_g(y) / weights_g`, which certifies a duality gap.
+
+        Raises:
+          NotImplementedError: If the penalty is not a weighted sum of moduli or of group norms.
+        """
+        raise NotImplementedError(f"{self._name} is not a weighted sum of norms.")
 
     def _value(self, x: Any) -> Array:
         raise NotImplementedError
@@ -105,17 +117,21 @@ class Penalty:
         raise NotImplementedError
 
     def _conjugate_value(self, y: Any) -> Array:
-        raise NotImplementedError(f"no closed form of the conjugate of {self._name} is known here.")
+        raise NotImplementedError(
+            f"no closed form of the conjugate of {self._name} is implemented."
+        )
 
     def _subdiff_distance(self, x: Any, grad: Any) -> Array:
-        raise NotImplementedError(f"{self._name} has no cheap distance to its subdifferential.")
+        raise NotImplementedError(
+            f"{self._name} has no closed-form distance to its subdifferential."
+        )
 
     @property
     def _name(self) -> str:
         return type(self).__name__
 
     def _widen(self, x: Any, pair: bool = False) -> Any:
-        """x in at least float32 and this penalty with its numbers in that dtype."""
+        """x in at least float32, and this penalty with its parameters in that dtype."""
         for one in x if pair else (x,):
             if not self.takes_tree and not jax.tree_util.all_leaves([one]):
                 raise TypeError(
@@ -131,16 +147,16 @@ class Penalty:
     def _check_step(self, step: ArrayLike) -> None:
         if not self.elementwise and np.ndim(step):
             raise ValueError(
-                f"{self._name} needs one step, got an array of shape {np.shape(step)}: with a step "
-                "per entry its proximal operator is another problem. Pass a scalar, or use "
-                "jax.vmap for a step per row."
+                f"{self._name} requires a scalar step, got an array of shape {np.shape(step)}, "
+                "which defines a different problem; pass a scalar, or use jax.vmap for a step per "
+                "row."
             )
         if isinstance(step, int | float | np.ndarray | np.number) and np.any(np.less(step, 0)):
             raise ValueError(f"step must be >= 0, got {step}; for example penalty.prox(v, 0.1).")
 
 
 class Symmetric(Penalty):
-    """A penalty of the moduli. Subclasses see `b = |x|`: `_cost(b)` and `_shrink(b, t)`."""
+    """A penalty of the moduli. Subclasses define `_cost(b)` and `_shrink(b, t)` with `b = |x|`."""
 
     def _value(self, x: Array) -> Array:
         return jnp.sum(self._cost(jnp.abs(x)))
@@ -148,7 +164,7 @@ class Symmetric(Penalty):
     def _prox(self, x: Array, t: Array) -> Array:
         b, phase = polar(x)
         u = self._shrink(b, t)
-        # A zero is never -0.0: it prints badly and is no other number.
+        # Return +0.0, never -0.0.
         return jnp.where(jnp.isnan(b), x, jnp.where(u == 0, u, phase * u))
 
     def _cost(self, b: Array) -> Array:
@@ -159,9 +175,9 @@ class Symmetric(Penalty):
 
 
 class Elementwise(Symmetric):
-    """A sum over entries of an even function; `_slope(b)` is its derivative, at 0 from the right.
+    """A sum of an even function over entries; `_slope(b)` is its derivative, at 0 from the right.
 
-    A new one is three or four lines: `_cost`, `_shrink`, `_slope` and `weak_convexity`.
+    Subclasses define `_cost`, `_shrink`, `_slope` and `weak_convexity`.
     """
 
     elementwise: ClassVar[bool] = True
@@ -176,13 +192,13 @@ class Elementwise(Symmetric):
 
 
 class Indicator(Penalty):
-    """0 on a set, infinity outside; `_violation` is 0 on it and of the order of eps by rounding."""
+    """0 on a set, infinity outside; `_violation` is 0 on the set up to rounding."""
 
     def value(self, x: PyTree) -> Float[Array, ""]:
-        """0 if x is in the set up to the rounding of its dtype, else infinity."""
+        """0 if x is in the set up to the rounding error of its dtype, else infinity."""
         rounding = max(float(jnp.finfo(out_dtype(leaf)).eps) for leaf in jax.tree.leaves(x))
         x, wide = self._widen(x)
-        # One rounding of each entry to its own dtype, and those of the computation.
+        # One rounding of each entry to its own dtype, plus the rounding of the computation.
         slack = 4 * rounding + 32 * float(jnp.finfo(real_dtype(x)).eps)
         violation = jnp.max(wide._violation(x), initial=0.0)
         return jnp.where(violation <= slack, 0.0, jnp.inf).astype(real_dtype(x))
@@ -206,33 +222,21 @@ def relu(x: Array) -> Array:
 
 
 def widen(v: ArrayLike) -> Inexact[Array, "..."]:
-    """The array in at least float32; float64 and complex stay."""
+    """The array in at least float32; float64 and complex are unchanged."""
     x = jnp.asarray(v)
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def polynomial(x: Array, coefficients: Sequence[float]) -> Array:
-    """`sum_i coefficients_i x^i`, in the order of one pass over memory."""
+    """`sum_i coefficients_i x^i`, in one pass over memory."""
     total = jnp.zeros((), x.dtype)
     for coefficient in reversed(coefficients):
         total = total * x + coefficient
     return total
 
 
-def real_dtype(tree: PyTree) -> Any:
-    """The dtype of real numbers that go with the arrays of a tree."""
-    leaves = jax.tree.leaves(tree)
-    return jnp.finfo(jnp.result_type(*leaves)).dtype if leaves else jnp.dtype(jnp.float32)
-
-
-def out_dtype(v: ArrayLike) -> Any:
-    """The dtype in which a result for v is given: its own, float32 for integers."""
-    dtype = jnp.result_type(v)
-    return dtype if jnp.issubdtype(dtype, jnp.inexact) else jnp.promote_types(dtype, jnp.float32)
-
-
 def largest_float(holds: Any, shape: tuple[int, ...], dtype: Any) -> Array:
-    """The largest float >= 0 for which `holds`, which must turn from True to False once.
+    """The largest float >= 0 for which `holds` is True; it must switch to False once.
 
     Bit by bit, since non-negative floats are ordered like their bits: 31 passes for float32 (63
     for float64) give the exact float, without a sort, which is slower and does not shard.
@@ -250,9 +254,9 @@ def largest_float(holds: Any, shape: tuple[int, ...], dtype: Any) -> Array:
 
 
 def implicit(residual: Any, root: Array, *args: Array) -> Array:
-    """A root of `residual(root, *args)`, found without derivatives, with those of the root.
+    """Attaches the derivatives of a root of `residual(root, *args)` that was found without them.
 
-    One step of Newton from the root moves it by rounding only, and carries the derivative.
+    One Newton step from the root changes it by rounding only and carries the derivative.
     """
     root = lax.stop_gradient(root)
     fixed = [lax.stop_gradient(arg) for arg in args]

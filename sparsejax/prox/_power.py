@@ -1,4 +1,4 @@
-"""Powers `|x|^p`, 0 < p <= 2: each root from a start of some digits, and logarithms."""
+"""Powers `|x|^p`, 0 < p <= 2: Newton's method on logarithms from an accurate start."""
 
 from typing import Any
 
@@ -8,8 +8,8 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from ._check import known, number
-from ._penalty import Elementwise, Leaf, polynomial, register
+from .._arguments import checked_number, known
+from ._penalty import Elementwise, Leaf, Penalty, polynomial, register
 
 
 class _Power(Elementwise):
@@ -28,15 +28,15 @@ class _Power(Elementwise):
         raise NotImplementedError
 
     def _threshold(self, m: Array) -> Array:
-        """Up to here the minimiser is 0."""
+        """The threshold up to which the minimiser is 0."""
         raise NotImplementedError
 
     def _logarithm(self, b: Array, m: Array) -> Array:
-        """Of c, where b is above the threshold and m > 0."""
+        """The logarithm of c, where b is above the threshold and m > 0."""
         return jnp.log(m * self._power()) + (self._power() - 2) * jnp.log(b)
 
     def _fraction(self, log_c: Array, p: Array) -> Array:
-        """The root z to the digits of the dtype."""
+        """The root z to the precision of the dtype."""
         raise NotImplementedError
 
     def _cost(self, b: Array) -> Array:
@@ -57,7 +57,7 @@ class _Power(Elementwise):
         return jnp.where(b > 0, slope, jnp.where(self.strength > 0, jnp.inf, 0))
 
 
-# The logarithm of a c that is too small to matter.
+# The logarithm of a negligible c.
 _NOTHING = -100.0
 
 
@@ -78,7 +78,7 @@ def _root_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
 
 
 def _branch(p: Array) -> tuple[Array, Array]:
-    """The z and c at which both roots meet."""
+    """The z and c at which both roots coincide."""
     z = (1 - p) / (2 - p)
     return z, (1 - z) * z ** (1 - p)
 
@@ -147,14 +147,14 @@ class LP(_Power):
 
     @property
     def weak_convexity(self) -> ArrayLike:
-        """0 from p = 1 on, infinity below."""
+        """0 for p >= 1, infinity below."""
         return jnp.where(jnp.asarray(self.p) < 1, jnp.inf, 0.0)
 
     def _power(self) -> ArrayLike:
         return self.p
 
     def _threshold(self, m: Array) -> Array:
-        # u + m p u^(p-1) at the jump u = (2 m (1-p))^(1/(2-p)); there is none for p > 1.
+        # u + m p u^(p-1) at the jump u = (2 m (1-p))^(1/(2-p)); no jump exists for p > 1.
         p = jnp.minimum(self.p, 1)
         scale = jnp.where(m > 0, m, 1) ** (1 / (2 - p))
         u = (2 * (1 - p)) ** (1 / (2 - p))
@@ -173,8 +173,8 @@ class LP(_Power):
 
 
 def _beyond_jump(log_c: Array, p: Array) -> Array:
-    """For p < 1 from the cubic in r that has the values and slopes of z at the branch (r = 0) and
-    where the penalty ends (r = 1): two digits at worst, beyond the jump.
+    """For p < 1, starts from the cubic in r that matches the values and slopes of z at the branch
+    point (r = 0) and at r = 1: accurate to two digits at worst, beyond the jump.
     """
     at, limit = _branch(jnp.minimum(p, 0.9))
     c = jnp.exp(log_c)
@@ -187,31 +187,30 @@ def _beyond_jump(log_c: Array, p: Array) -> Array:
 
 
 def _by_logarithm(log_c: Array, p: Array) -> Array:
-    """For every p. In w = log z both terms are exponentials: convex, so that Newton's method from
-    the right of the root is monotone, and 8 steps reach float32 where z^(p-1) needs 40.
+    """For every p. In w = log z both terms are exponentials and convex, so that Newton's method
+    from the right of the root is monotone: 8 steps reach float32 precision where z^(p-1) needs 40.
     """
     start = jnp.where(p > 1, jnp.minimum(0, -log_c / jnp.where(p > 1, p - 1, 1)), 0)
     w = jnp.broadcast_to(start, jnp.broadcast_shapes(start.shape, log_c.shape))
     for _ in range(8 if w.dtype == jnp.float32 else 20):
         z, pull = jnp.exp(w), jnp.exp(log_c + (p - 1) * w)
-        # At p = 1 and the threshold both vanish.
+        # Both vanish at p = 1 and the threshold.
         slope = z + (p - 1) * pull
         w = w - (z + pull - 1) / jnp.where(slope > 0, slope, 1)
     return jnp.exp(w)
 
 
-def l_half(strength: ArrayLike) -> LHalf:
+def l_half(strength: ArrayLike) -> Penalty:
     r"""The square root of the modulus: half thresholding.
 
     `f(x) = strength * sum sqrt(|x_i|)`; the proximal operator is 0 up to `1.5 m^(2/3)`, where it
-    jumps to `m^(2/3)`, with `m = t strength`. (Papers without the 1/2 before the square write
-    `2 m` for our m.)
+    jumps to `m^(2/3)`, with `m = t strength`. (Papers without the factor 1/2 write `2 m` for m.)
 
     Args:
       strength: >= 0.
 
     Returns:
-      An elementwise penalty that is not weakly convex.
+      An elementwise penalty; not weakly convex.
 
     Raises:
       ValueError: If the strength is negative.
@@ -226,11 +225,11 @@ def l_half(strength: ArrayLike) -> LHalf:
       >>> prox.l_half(1.0).prox(jnp.array([1.5, -100.0])).round(2).tolist()
       [0.0, -99.94999694824219]
     """
-    return LHalf(number("strength", strength, "prox.l_half(0.1)"))
+    return LHalf(checked_number("strength", strength, "prox.l_half(0.1)"))
 
 
-def l_two_thirds(strength: ArrayLike) -> LTwoThirds:
-    r"""The power 2/3 of the modulus.
+def l_two_thirds(strength: ArrayLike) -> Penalty:
+    r"""The power 2/3 of the moduli.
 
     `f(x) = strength * sum |x_i|^(2/3)`; the proximal operator is 0 up to `2 (2m/3)^(3/4)`.
 
@@ -238,7 +237,7 @@ def l_two_thirds(strength: ArrayLike) -> LTwoThirds:
       strength: >= 0.
 
     Returns:
-      An elementwise penalty that is not weakly convex.
+      An elementwise penalty; not weakly convex.
 
     Raises:
       ValueError: If the strength is negative.
@@ -253,21 +252,21 @@ def l_two_thirds(strength: ArrayLike) -> LTwoThirds:
       >>> prox.l_two_thirds(1.5).prox(jnp.array([2.0, 9.0])).round(2).tolist()
       [0.0, 8.510000228881836]
     """
-    return LTwoThirds(number("strength", strength, "prox.l_two_thirds(0.1)"))
+    return LTwoThirds(checked_number("strength", strength, "prox.l_two_thirds(0.1)"))
 
 
-def lp(strength: ArrayLike, p: ArrayLike) -> LP:
+def lp(strength: ArrayLike, p: ArrayLike) -> Penalty:
     r"""A power of the modulus.
 
-    `f(x) = strength * sum |x_i|^p`. For p < 1 the proximal operator jumps, p = 1 is l1, p = 2 is
-    `ridge(2 strength)`. `l_half` and `l_two_thirds` are faster.
+    `f(x) = strength * sum |x_i|^p`. For p < 1 the proximal operator is discontinuous, p = 1 is l1,
+    p = 2 is `ridge(2 strength)`. `l_half` and `l_two_thirds` are faster.
 
     Args:
       strength: >= 0.
       p: In (0, 2], possibly traced.
 
     Returns:
-      An elementwise penalty, convex from p = 1 on.
+      An elementwise penalty, convex for p >= 1.
 
     Raises:
       ValueError: If the strength is negative or p outside (0, 2].
@@ -282,7 +281,7 @@ def lp(strength: ArrayLike, p: ArrayLike) -> LP:
       [1.0, 0.0]
     """
     call = "prox.lp(0.1, p=0.5)"
-    p = number("p", p, call, positive=True)
+    p = checked_number("p", p, call, positive=True)
     if known(p):
-        number("2 - p", 2 - p, call)
-    return LP(number("strength", strength, call), p)
+        checked_number("2 - p", 2 - p, call)
+    return LP(checked_number("strength", strength, call), p)

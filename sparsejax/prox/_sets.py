@@ -5,11 +5,10 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
+from .._arguments import checked_number
 from ._cells import level
-from ._check import number
-from ._elementwise import Box, box
 from ._partition import Axes, Partition, partition, ratio
-from ._penalty import Indicator, Leaf, Symmetric, register, relu, static
+from ._penalty import Indicator, Leaf, Penalty, Symmetric, register, relu, static
 
 
 @register
@@ -105,7 +104,7 @@ class Affine(Indicator):
     def _prox(self, x: Array, t: Array) -> Array:
         del t
         back = jnp.linalg.pinv(self.matrix)
-        for _ in range(2):  # the second removes the rounding of the first
+        for _ in range(2):  # the second pass removes the rounding error of the first
             x = x - back @ (self.matrix @ x - self.offset)
         return x
 
@@ -121,8 +120,8 @@ def _excess(size: Array, radius: ArrayLike) -> Array:
     return jnp.where(over > 0, over / jnp.maximum(jnp.asarray(radius, over.dtype), 1e-30), 0)
 
 
-def l1_ball(radius: ArrayLike = 1.0, axis: Axes = -1) -> L1Ball:
-    r"""The indicator of the l1 ball: the projection soft thresholds at the level that fits.
+def l1_ball(radius: ArrayLike = 1.0, axis: Axes = -1) -> Penalty:
+    r"""The indicator of the l1 ball: projection by soft thresholding.
 
     `f(x) = 0 if ||x||_1 <= radius, else infinity`.
 
@@ -147,10 +146,10 @@ def l1_ball(radius: ArrayLike = 1.0, axis: Axes = -1) -> L1Ball:
       [1.5, -0.5, 0.0]
     """
     call = "prox.l1_ball(1.0)"
-    return L1Ball(number("radius", radius, call), partition(axis, call=call))
+    return L1Ball(checked_number("radius", radius, call), partition(axis, call=call))
 
 
-def simplex(radius: ArrayLike = 1.0, axis: Axes = -1) -> Simplex:
+def simplex(radius: ArrayLike = 1.0, axis: Axes = -1) -> Penalty:
     r"""The indicator of the simplex: non-negative entries that sum to the radius.
 
     `f(x) = 0 if x >= 0 and sum x = radius, else infinity`.
@@ -175,10 +174,10 @@ def simplex(radius: ArrayLike = 1.0, axis: Axes = -1) -> Simplex:
       [0.75, 0.25, 0.0]
     """
     call = "prox.simplex(1.0)"
-    return Simplex(number("radius", radius, call), partition(axis, call=call))
+    return Simplex(checked_number("radius", radius, call), partition(axis, call=call))
 
 
-def l2_ball(radius: ArrayLike = 1.0, axis: Axes = -1) -> L2Ball:
+def l2_ball(radius: ArrayLike = 1.0, axis: Axes = -1) -> Penalty:
     r"""The indicator of the l2 ball: radial scaling.
 
     `f(x) = 0 if ||x|| <= radius, else infinity`.
@@ -203,23 +202,10 @@ def l2_ball(radius: ArrayLike = 1.0, axis: Axes = -1) -> L2Ball:
       [1.5, 2.0]
     """
     call = "prox.l2_ball(1.0)"
-    return L2Ball(number("radius", radius, call), partition(axis, call=call))
+    return L2Ball(checked_number("radius", radius, call), partition(axis, call=call))
 
 
-def linf_ball(radius: ArrayLike = 1.0) -> Box:
-    """The indicator of `max |x| <= radius`: a box.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> from sparsejax import prox
-      >>> prox.linf_ball(1.0).prox(jnp.array([3.0, -0.5])).tolist()
-      [1.0, -0.5]
-    """
-    radius = number("radius", radius, "prox.linf_ball(1.0)")
-    return box(-jnp.asarray(radius), radius)
-
-
-def half_space(normal: ArrayLike, offset: ArrayLike) -> Plane:
+def half_space(normal: ArrayLike, offset: ArrayLike) -> Penalty:
     r"""The indicator of a half-space: `<normal, x> <= offset`.
 
     Args:
@@ -227,7 +213,7 @@ def half_space(normal: ArrayLike, offset: ArrayLike) -> Plane:
       offset: A number.
 
     Returns:
-      A convex penalty of real x (all of an array); its value allows for rounding.
+      A convex penalty of real x (the whole array); its value allows for rounding.
 
     Raises:
       ValueError: If the normal is 0.
@@ -244,7 +230,7 @@ def half_space(normal: ArrayLike, offset: ArrayLike) -> Plane:
     return _plane(normal, offset, True)
 
 
-def hyperplane(normal: ArrayLike, offset: ArrayLike) -> Plane:
+def hyperplane(normal: ArrayLike, offset: ArrayLike) -> Penalty:
     r"""The indicator of a hyperplane: `<normal, x> = offset`.
 
     Args:
@@ -252,7 +238,7 @@ def hyperplane(normal: ArrayLike, offset: ArrayLike) -> Plane:
       offset: A number.
 
     Returns:
-      A convex penalty of real x (all of an array); its value allows for rounding.
+      A convex penalty of real x (the whole array); its value allows for rounding.
 
     Raises:
       ValueError: If the normal is 0.
@@ -272,16 +258,16 @@ def hyperplane(normal: ArrayLike, offset: ArrayLike) -> Plane:
 def _plane(normal: ArrayLike, offset: ArrayLike, one_sided: bool) -> Plane:
     call = "prox.half_space(jnp.ones(n), 1.0)"
     size = jnp.max(jnp.abs(jnp.asarray(normal, float)), initial=0)
-    number("the largest entry of normal", size, call, positive=True)
-    number("the size of offset", jnp.abs(jnp.asarray(offset, float)), call)
+    checked_number("the largest entry of normal", size, call, positive=True)
+    checked_number("the size of offset", jnp.abs(jnp.asarray(offset, float)), call)
     return Plane(jnp.asarray(normal, float), jnp.asarray(offset, float), one_sided)
 
 
-def affine(matrix: ArrayLike, offset: ArrayLike) -> Affine:
+def affine(matrix: ArrayLike, offset: ArrayLike) -> Penalty:
     r"""The indicator of `matrix @ x = offset`, whose projection uses the pseudo-inverse.
 
     Args:
-      matrix: Array `(m, n)`; its rows may be dependent if the equations agree.
+      matrix: Array `(m, n)`; its rows may be linearly dependent if the equations are consistent.
       offset: Array `(m,)`.
 
     Returns:

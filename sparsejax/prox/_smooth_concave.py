@@ -1,4 +1,4 @@
-"""Smooth concave penalties: logarithm, exponential, Geman and any other given by its derivative."""
+"""Smooth concave penalties: logarithm, exponential, Geman, and user-defined ones."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,16 +9,16 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from ._check import number
-from ._penalty import Elementwise, Leaf, largest_float, polynomial, register, relu, static
+from .._arguments import checked_number
+from ._penalty import Elementwise, Leaf, Penalty, largest_float, polynomial, register, relu, static
 
 
 class _Scaled(Elementwise):
     """`strength * phi(b / scale)` with phi concave, phi' convex, `phi(0) = 0`.
 
     In y = u / scale the proximal operator is 0 or the larger root of `y + c phi'(y) = beta`, with
-    `beta = b / scale` and `c = t strength / scale^2`. What is found is the pull `beta - y`: of a
-    large y it is known to more digits.
+    `beta = b / scale` and `c = t strength / scale^2`. Solvers return the pull `beta - y`, which is
+    more accurate for large y.
     """
 
     def _scale(self) -> ArrayLike:
@@ -35,11 +35,11 @@ class _Scaled(Elementwise):
         raise NotImplementedError
 
     def _pull(self, beta: Array, c: Array, first: Array) -> Array:
-        """`beta - y` at the larger root y, near `first`; any number where there is none."""
+        """`beta - y` at the larger root y, near `first`; arbitrary if no root exists."""
         raise NotImplementedError
 
     def _jump(self, c: Array) -> Array:
-        """The y > 0 that is as good as 0, `y^2 / 2 = c (phi(y) - y phi'(y))`, if there is one."""
+        """The y > 0 with the objective of 0, `y^2 / 2 = c (phi(y) - y phi'(y))`, if it exists."""
         return largest_float(lambda y: (y < _tiny(y)) | (_gain(self, y, c) >= 0), c.shape, c.dtype)
 
     def _cost(self, b: Array) -> Array:
@@ -59,7 +59,7 @@ class _Scaled(Elementwise):
         return jnp.where((c == 0) | (b == jnp.inf), b, u)
 
     def _by_threshold(self, beta: Array, c: Array) -> tuple[Array, Array]:
-        """Whether the root beats 0, by a threshold found once for many entries, and the pull."""
+        """Whether the root beats 0, by one threshold for many entries, and the pull."""
         fixed = lax.stop_gradient(c)
         slope, bend = self._derivatives(jnp.zeros_like(fixed))
         y = jnp.where(fixed * bend >= -1, 0, self._jump(fixed))
@@ -72,7 +72,7 @@ class _Scaled(Elementwise):
         return kept, _pull(self, beta, c, lax.stop_gradient(first))
 
     def _by_objective(self, beta: Array, c: Array) -> tuple[Array, Array]:
-        """The same where each entry has its own c."""
+        """The same if each entry has its own c."""
         pull = _pull(self, beta, c, lax.stop_gradient(beta))
         y = jnp.maximum(beta - pull, 0)
         # 0.5 (y - beta)^2 + c phi(y) < 0.5 beta^2, without the cancellation.
@@ -86,7 +86,7 @@ def _pull(penalty: _Scaled, beta: Array, c: Array, first: Array) -> Array:
 
 @_pull.defjvp
 def _pull_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
-    """The derivative of the root, whose parameters all come in beta and c."""
+    """The derivative of the root, which depends on the parameters through beta and c only."""
     penalty, beta, c, _ = primals
     _, moved_beta, moved_c, _ = tangents
     pull = _pull(*primals)
@@ -98,28 +98,28 @@ def _pull_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
 
 
 def _gain(penalty: _Scaled, y: Array, c: Array) -> Array:
-    """How much better than 0 a stationary point y is."""
+    """The objective at 0 minus that at a stationary point y."""
     return c * (penalty._phi(y) - y * penalty._derivatives(y)[0]) - y * y / 2
 
 
 def _tiny(y: Array) -> Array:
-    """Below this a jump makes no difference that can be computed."""
+    """The value below which a jump is not representable."""
     return jnp.sqrt(jnp.finfo(y.dtype).eps).astype(y.dtype)
 
 
 def _root(squared: Array) -> Array:
-    """The square root, 0 where there is none."""
+    """The square root; 0 for negative values."""
     return jnp.sqrt(jnp.where(squared > 0, squared, 0))
 
 
 def _refined(step: Callable[[Array], Array], root: Array) -> Array:
-    """A root known to the digits of float32, by Newton's method for more."""
+    """Refines a root of float32 precision by Newton's method if the dtype is wider."""
     for _ in range(0 if root.dtype == jnp.float32 else 2):
         root = step(root)
     return root
 
 
-# Fitted at the points of Chebyshev: exp(p) where `p exp(-p) = (1 - r^2 / 2) / e`, to 2e-7, and
+# Fitted at Chebyshev nodes: exp(p) where `p exp(-p) = (1 - r^2 / 2) / e`, to 2e-7, and
 # 1 / (1 - z)^2 where `z (1 - z)^2 = (1 - r^2) 4 / 27`, to 5e-7.
 _EXP_OF_PULL = (
     2.71828159, -2.71824723, 2.26438083, -1.7661176, 1.30690262,
@@ -238,7 +238,7 @@ class Geman(_Scaled):
 
 @register
 class TransformedL1(Geman):
-    """`strength * (a + 1) |x| / (a + |x|)`: `Geman` by another name, see `transformed_l1`."""
+    """`strength * (a + 1) |x| / (a + |x|)`: a reparametrised `Geman`, see `transformed_l1`."""
 
     def _price(self) -> ArrayLike:
         return self.strength * (self.eps + 1)
@@ -259,7 +259,7 @@ class Concave(_Scaled):
 
     @property
     def weak_convexity(self) -> ArrayLike:
-        """`-strength * f''(0)`, the worst of a concave function whose derivative is convex."""
+        """`-strength * f''(0)`, the maximum for a concave function whose derivative is convex."""
         second = jax.grad(self.derivative)(0.0)
         return jnp.where(jnp.isfinite(second), -self.strength * second, jnp.inf)
 
@@ -267,7 +267,7 @@ class Concave(_Scaled):
         return 1.0
 
     def _phi(self, y: Array) -> Array:
-        # Its slope may be infinite at 0, which must not reach the gradient of the value.
+        # Its slope may be infinite at 0; keep that out of the gradient of the value.
         at = self.function(jnp.where(y > 0, y, 1)) - self.function(jnp.zeros_like(y))
         return jnp.where(y > 0, at, 0)
 
@@ -275,7 +275,8 @@ class Concave(_Scaled):
         return jax.jvp(self.derivative, (y,), (jnp.ones_like(y),))
 
     def _pull(self, beta: Array, c: Array, first: Array) -> Array:
-        # Newton's method for a convex function: monotone after a step. Four are one pass.
+        # Newton's method for a convex function: monotone after one step. Four steps run in one
+        # pass.
         def newton(y):
             slope, bend = self._derivatives(y)
             rate = 1 + c * bend
@@ -296,18 +297,18 @@ class Concave(_Scaled):
         return jnp.where(y > 0, c * self._derivatives(jnp.where(y > 0, y, 1))[0], beta)
 
 
-def log_sum(strength: ArrayLike, eps: ArrayLike = 1.0) -> LogSum:
+def log_sum(strength: ArrayLike, eps: ArrayLike = 1.0) -> Penalty:
     r"""The sum of logarithms: reweighted l1 in the limit.
 
     `f(x) = strength * sum log(1 + |x_i| / eps)`.
 
     Args:
       strength: >= 0.
-      eps: > 0; the smaller, the nearer to l0.
+      eps: > 0; smaller values approach l0.
 
     Returns:
       An elementwise penalty of weak convexity `strength / eps^2`; its proximal operator is
-      continuous while `t strength <= eps^2` and jumps beyond.
+      continuous for `t strength <= eps^2` and discontinuous beyond.
 
     Raises:
       ValueError: If the strength is negative or eps is not positive.
@@ -323,10 +324,12 @@ def log_sum(strength: ArrayLike, eps: ArrayLike = 1.0) -> LogSum:
       [0.0, 1.0]
     """
     call = "prox.log_sum(0.1, eps=1.0)"
-    return LogSum(number("strength", strength, call), number("eps", eps, call, positive=True))
+    return LogSum(
+        checked_number("strength", strength, call), checked_number("eps", eps, call, positive=True)
+    )
 
 
-def exponential(strength: ArrayLike, sigma: ArrayLike = 1.0) -> Exponential:
+def exponential(strength: ArrayLike, sigma: ArrayLike = 1.0) -> Penalty:
     r"""The exponential-type penalty (ETP, PiE, Laplace).
 
     `f(x) = strength * sum (1 - exp(-|x_i| / sigma))`.
@@ -352,11 +355,11 @@ def exponential(strength: ArrayLike, sigma: ArrayLike = 1.0) -> Exponential:
       [0.0, 1.1980000734329224]
     """
     call = "prox.exponential(0.1, sigma=1.0)"
-    sigma = number("sigma", sigma, call, positive=True)
-    return Exponential(number("strength", strength, call), sigma)
+    sigma = checked_number("sigma", sigma, call, positive=True)
+    return Exponential(checked_number("strength", strength, call), sigma)
 
 
-def geman(strength: ArrayLike, eps: ArrayLike = 1.0) -> Geman:
+def geman(strength: ArrayLike, eps: ArrayLike = 1.0) -> Penalty:
     r"""Geman's penalty: a hyperbola that saturates at `strength`.
 
     `f(x) = strength * sum |x_i| / (|x_i| + eps)`.
@@ -381,10 +384,12 @@ def geman(strength: ArrayLike, eps: ArrayLike = 1.0) -> Geman:
       [0.0, 2.149199962615967]
     """
     call = "prox.geman(0.1, eps=1.0)"
-    return Geman(number("strength", strength, call), number("eps", eps, call, positive=True))
+    return Geman(
+        checked_number("strength", strength, call), checked_number("eps", eps, call, positive=True)
+    )
 
 
-def transformed_l1(strength: ArrayLike, a: ArrayLike = 1.0) -> TransformedL1:
+def transformed_l1(strength: ArrayLike, a: ArrayLike = 1.0) -> Penalty:
     r"""Transformed l1: between l0 (a to 0) and l1 (a to infinity).
 
     `f(x) = strength * sum (a + 1) |x_i| / (a + |x_i|)`, which is `geman(strength (a + 1), a)`.
@@ -409,15 +414,15 @@ def transformed_l1(strength: ArrayLike, a: ArrayLike = 1.0) -> TransformedL1:
       2.5
     """
     call = "prox.transformed_l1(0.1, a=1.0)"
-    a = number("a", a, call, positive=True)
-    return TransformedL1(number("strength", strength, call), a)
+    a = checked_number("a", a, call, positive=True)
+    return TransformedL1(checked_number("strength", strength, call), a)
 
 
 def concave(
     value: Callable[[Array], Array],
     derivative: Callable[[Array], Array],
     strength: ArrayLike = 1.0,
-) -> Concave:
+) -> Penalty:
     r"""Any even penalty that is concave in the modulus, given by two functions.
 
     `f(x) = strength * sum value(|x_i|)`. The proximal operator is 0 or the larger root of
@@ -430,7 +435,8 @@ def concave(
       strength: >= 0.
 
     Returns:
-      An elementwise penalty. The functions are static: pass the same ones to compile once.
+      An elementwise penalty. The functions are static: reuse the same function objects to avoid
+      recompilation.
 
     Raises:
       TypeError: If value or derivative is not a function.
@@ -451,4 +457,4 @@ def concave(
     for name, function in (("value", value), ("derivative", derivative)):
         if not callable(function):
             raise TypeError(f"{name} must be a function, got {function!r}; for example {call}.")
-    return Concave(value, derivative, number("strength", strength, call))
+    return Concave(value, derivative, checked_number("strength", strength, call))

@@ -1,4 +1,4 @@
-"""Sums of penalties: over the parts of a pytree, and of one array where proxes compose."""
+"""Sums of penalties: over the parts of a pytree, and of one array if the proxes compose."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ class Nested(Penalty):
 
     @property
     def monotone(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Whether every part is."""
+        """Whether this holds for every part."""
         return all(penalty.monotone for penalty in self.penalties)
 
     @property
@@ -34,7 +34,7 @@ class Nested(Penalty):
 
     @property
     def groups(self) -> Any:
-        """The labels of the first penalty that has some."""
+        """The labels of the first penalty that has labels."""
         labels = (getattr(penalty, "groups", None) for penalty in self.penalties)
         return next((label for label in labels if label is not None), None)
 
@@ -42,7 +42,7 @@ class Nested(Penalty):
         return sum((p.value(y) for p, y in self._pairs(x)), start=jnp.zeros(()))
 
     def _pairs(self, x: PyTree) -> list[tuple[Penalty, Any]]:
-        """Penalties that take one array see each leaf, the others the tree."""
+        """Penalties that take one array are applied to each leaf, the others to the whole tree."""
         whole = jax.tree_util.all_leaves([x])
         return [
             (penalty, y)
@@ -69,12 +69,12 @@ class SeparableSum(Penalty):
 
     @property
     def elementwise(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Whether every part is."""
+        """Whether this holds for every part."""
         return all(penalty.elementwise for penalty in self._parts())
 
     @property
     def weak_convexity(self) -> ArrayLike:
-        """The largest of the parts."""
+        """The maximum over the parts."""
         found = [jnp.max(jnp.asarray(p.weak_convexity)) for p in self._parts()]
         return jnp.max(jnp.stack(found)) if found else 0.0
 
@@ -100,20 +100,20 @@ class SeparableSum(Penalty):
         return jax.tree.map(part, self.penalties, x, is_leaf=stop)
 
 
-def separable_sum(penalties: PyTree) -> SeparableSum:
+def separable_sum(penalties: PyTree) -> Penalty:
     r"""A penalty of a pytree: one penalty for every leaf, or a tree of penalties.
 
     `f(x) = sum_k f_k(x_k)`, and each part has its own proximal operator.
 
     Args:
       penalties: A penalty for every leaf; or a pytree of penalties that is the upper part of the
-        structure of x, with None for parts that pass.
+        structure of x, with None for unpenalised parts.
 
     Returns:
-      A penalty of pytrees, elementwise if all are.
+      A penalty of pytrees, elementwise if all of them are.
 
     Raises:
-      TypeError: If something else than a penalty is in the tree.
+      TypeError: If the tree contains anything other than penalties and None.
 
     Reference:
       Parikh and Boyd, Proximal Algorithms, 2014, section 2.1.
@@ -134,21 +134,21 @@ def separable_sum(penalties: PyTree) -> SeparableSum:
     return SeparableSum(penalties)
 
 
-def nested(*penalties: Penalty) -> Nested:
-    r"""A sum of penalties of one array whose proximal operator is theirs in a row.
+def nested(*penalties: Penalty) -> Penalty:
+    r"""A sum of penalties of one array whose proximal operators are applied in sequence.
 
     `f = f_1 + f_2 + ...`, `prox_f = ... prox_{f_2}(prox_{f_1}(v))`. That is exact for l1, then
     group lassos whose groups form a tree, leaves first; and for the total variation, then l1. In
-    general it is not: nothing checks that here.
+    general it is not exact; this is not checked.
 
     Args:
-      *penalties: In the order in which they are applied.
+      *penalties: Penalties in order of application.
 
     Returns:
       A penalty.
 
     Raises:
-      TypeError: If something else than penalties is given.
+      TypeError: If an argument is not a penalty.
 
     Reference:
       Jenatton, Mairal, Obozinski and Bach, Proximal Methods for Hierarchical Sparse Coding, 2011,
@@ -176,8 +176,8 @@ def sparse_group_lasso(
     groups: PyTree = None,
     num_groups: int | None = None,
     weights: ArrayLike | None = None,
-) -> Nested:
-    r"""The sparse group lasso: zeroes groups, and entries of those that stay.
+) -> Penalty:
+    r"""The sparse group lasso: zeroes groups, and entries within the kept groups.
 
     `f(x) = strength ||x||_1 + group_strength sum_g w_g ||x_g||`; the proximal operator is soft
     thresholding, then block soft thresholding.
@@ -185,10 +185,10 @@ def sparse_group_lasso(
     Args:
       strength: >= 0, of the l1 norm.
       group_strength: >= 0, of the group norms.
-      axis: Axes that span a group; see `on_norm`.
-      groups: Labels; see `on_norm`. Leaves without labels pass.
-      num_groups: The number of groups, where the labels are traced.
-      weights: A weight per group; by default the root of its size.
+      axis: Axes that span one group; see `on_norm`.
+      groups: Labels; see `on_norm`. Leaves without labels are unpenalised.
+      num_groups: Number of groups; required if the labels are traced.
+      weights: A weight per group; by default the square root of its size.
 
     Returns:
       A convex penalty of arrays, or of pytrees if the labels are one.
@@ -206,7 +206,7 @@ def sparse_group_lasso(
       >>> penalty.prox(jnp.array([[4.0, 5.0, 0.5], [2.0, 2.0, 0.0]])).tolist()
       [[1.5, 2.0, 0.0], [0.0, 0.0, 0.0]]
     """
-    blocks = group_lasso(group_strength, axis, groups, num_groups, weights)
+    blocks: Any = group_lasso(group_strength, axis, groups, num_groups, weights)
     entries: Any = l1(strength)
     if blocks.partition.spans_leaves:
         gap = lambda leaf: leaf is None  # noqa: E731

@@ -1,4 +1,4 @@
-"""The bare thresholding operators, without a penalty or a step."""
+"""Thresholding operators without a penalty or a step."""
 
 import jax.numpy as jnp
 from jax.typing import ArrayLike
@@ -33,13 +33,13 @@ def hard_threshold(x: ArrayLike, a: ArrayLike) -> Inexact[Array, "..."]:
     return _apply(HardThreshold(a), x)
 
 
-def firm_threshold(x: ArrayLike, lam: ArrayLike, mu: ArrayLike) -> Inexact[Array, "..."]:
-    """Firm thresholding: 0 up to lam, x beyond mu, linear between (`mcp` with a step of 1).
+def firm_threshold(x: ArrayLike, low: ArrayLike, high: ArrayLike) -> Inexact[Array, "..."]:
+    """Firm thresholding: 0 up to low, x beyond high, linear between (`mcp` with a step of 1).
 
     Args:
       x: An array.
-      lam: Entries up to this are zeroed.
-      mu: Entries beyond this are kept, `mu >= lam`; equal to lam it is hard thresholding.
+      low: Entries up to this are zeroed.
+      high: Entries beyond this are kept, `high >= low`; equal to low it is hard thresholding.
 
     Reference:
       Gao and Bruce, WaveShrink with Firm Shrinkage, 1997.
@@ -50,13 +50,13 @@ def firm_threshold(x: ArrayLike, lam: ArrayLike, mu: ArrayLike) -> Inexact[Array
       >>> prox.firm_threshold(jnp.array([0.5, 1.5, 3.0]), 1.0, 2.0).tolist()
       [0.0, 1.0, 3.0]
     """
-    lam, mu = jnp.asarray(lam), jnp.asarray(mu)
-    return _apply(MCP(lam, mu / jnp.where(lam == 0, 1, lam)), x)
+    low, high = jnp.asarray(low), jnp.asarray(high)
+    return _apply(MCP(low, high / jnp.where(low == 0, 1, low)), x)
 
 
 @register
 class HardThreshold(Elementwise):
-    """Hard thresholding at `a` whatever the step: an operator, not a function."""
+    """Hard thresholding at `a` for every step: an operator without a penalty."""
 
     a: Leaf
 

@@ -8,11 +8,11 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from ._check import number
+from .._arguments import checked_number
 from ._elementwise import l1
 from ._ordered import along
 from ._penalty import Leaf, Penalty, register, static
-from ._sums import Nested, nested
+from ._sums import nested
 
 
 @register
@@ -40,10 +40,10 @@ class TotalVariation(Penalty):
 
 
 def _denoise(x: Array, m: Array) -> Array:
-    """The minimiser, as the mean of each flat piece, raised or lowered by its two steps.
+    """The minimiser: the mean of each constant segment, shifted by its two jumps.
 
-    The dynamic programme only says where the pieces are: what is computed from them is exact and
-    has the right derivative.
+    The dynamic programme only locates the segments: the values computed from them are exact and
+    have the correct derivative.
     """
     n = x.shape[-1]
     if n < 2:
@@ -61,7 +61,7 @@ def _denoise(x: Array, m: Array) -> Array:
 
 @jax.custom_jvp
 def _solve(y: Array, m: Array) -> Array:
-    """Where the pieces are; a constant to derivatives, also for JAX, which cannot see through."""
+    """The segments; constant under differentiation."""
     return _sequential(y, m)
 
 
@@ -73,7 +73,7 @@ def _solve_jvp(primals, tangents):
 
 
 class _Walk(NamedTuple):
-    """Where the dynamic programme is: one end of the queue, and a line that is to pass a target."""
+    """State of the dynamic programme: one end of the queue, and a line that must cross a target."""
 
     i: Array
     upper: Array
@@ -90,11 +90,12 @@ class _Walk(NamedTuple):
 
 @jax.custom_batching.sequential_vmap
 def _sequential(y: Array, m: Array) -> Array:
-    """Johnson's dynamic programme: forward the knots of the derivative, backward by clipping.
+    """Johnson's dynamic programme: a forward pass over the knots, a backward pass that clips.
 
-    The derivative of the cost-to-come is piecewise linear and rises; only its part between -m and
-    m matters. Its knots (position, change of slope and of intercept) live in a double-ended queue,
-    and each enters and leaves once. One flat loop: nested ones copy the queue at every entry.
+    The derivative of the cost-to-come is piecewise linear and increasing; only its part between -m
+    and m matters. Its knots (position, change of slope and of intercept) live in a double-ended
+    queue, and each is pushed and popped once. One flat loop: nested loops would copy the queue each
+    time.
     """
     n = y.shape[-1]
     middle, line = jnp.int32(n), jnp.stack([jnp.ones((), y.dtype), -y[0]])
@@ -124,7 +125,7 @@ def _sequential(y: Array, m: Array) -> Array:
 
 
 def _advance(w: _Walk, y: Array, m: Array) -> _Walk:
-    """Drop one knot, or turn to the upper end of the queue, or push both ends and go on."""
+    """Drops one knot, switches to the upper end of the queue, or pushes both ends and continues."""
     n, knot, last = y.shape[-1], w.knot, w.i == y.shape[-1] - 1
     way, end = jnp.where(w.upper, -1, 1), jnp.where(w.upper, w.low_at, w.right)
     short = w.line[0] * knot[0] + w.line[1] <= jnp.where(last, 0, -m)
@@ -133,7 +134,7 @@ def _advance(w: _Walk, y: Array, m: Array) -> _Walk:
     left, right = w.low_at - 1, w.at + 1
     low, high = (jnp.stack([(-m - line[1]) / line[0], line[0], line[1] + m])
                  for line in (w.low_line, w.line))  # fmt: skip
-    # In place, since written in every step (to a spare place if nothing is pushed) and read after.
+    # In place: written in every step (to a spare slot if nothing is pushed) and read afterwards.
     put = lax.dynamic_update_index_in_dim
     knots = put(w.knots, low, jnp.where(pushes, left, 2 * n), 0)
     knots = put(knots, high, jnp.where(pushes, right, 2 * n), 0)
@@ -157,8 +158,8 @@ def _advance(w: _Walk, y: Array, m: Array) -> _Walk:
     )
 
 
-def total_variation(strength: ArrayLike, axis: int | None = -1) -> TotalVariation:
-    r"""The total variation of a sequence: flat pieces with few steps.
+def total_variation(strength: ArrayLike, axis: int | None = -1) -> Penalty:
+    r"""The total variation of a sequence: piecewise constant with few jumps.
 
     `f(x) = strength * sum_i |x_(i+1) - x_i|`.
 
@@ -168,7 +169,7 @@ def total_variation(strength: ArrayLike, axis: int | None = -1) -> TotalVariatio
 
     Returns:
       A convex penalty of real x. Its proximal operator takes linear time in one sequential pass;
-      several sequences go one after another.
+      several sequences are processed one after another.
 
     Raises:
       ValueError: If the strength is negative.
@@ -182,11 +183,11 @@ def total_variation(strength: ArrayLike, axis: int | None = -1) -> TotalVariatio
       >>> prox.total_variation(1.0).prox(jnp.array([0.0, 0.0, 4.0, 4.0])).tolist()
       [0.5, 0.5, 3.5, 3.5]
     """
-    return TotalVariation(number("strength", strength, "prox.total_variation(0.1)"), axis)
+    return TotalVariation(checked_number("strength", strength, "prox.total_variation(0.1)"), axis)
 
 
-def fused_lasso(strength: ArrayLike, l1_strength: ArrayLike, axis: int | None = -1) -> Nested:
-    r"""Total variation and l1: flat pieces, most of them 0.
+def fused_lasso(strength: ArrayLike, l1_strength: ArrayLike, axis: int | None = -1) -> Penalty:
+    r"""Total variation plus l1 (fused lasso): constant segments, most of them 0.
 
     `f(x) = strength * sum_i |x_(i+1) - x_i| + l1_strength * ||x||_1`; the proximal operator is
     that of the total variation, then soft thresholding.

@@ -1,23 +1,20 @@
-"""Whole procedures: functions over the train and evaluate callables of the user."""
+"""Training procedures as functions of user-defined train and evaluate callables."""
 
 from ._average import greedy_soup, soup_geometry, uniform_soup
-from ._iterative import IterativeResult, Round, iterative_prune, prune_remaining
+from ._iterative import iterative_prune, prune_remaining, ticket
+from ._progress import Progress
 from ._retraining import retraining_schedule
-from ._sequential import SequentialResult, sequential_sparsegpt
-from ._soups import Phase, SoupResult, sparse_model_soup
+from ._sequential import sequential_sparsegpt
+from ._soups import sparse_model_soup
 from ._sparsegpt import sparsegpt
-from ._sweep import Sweep, nested_masks, sparsity_sweep
-from ._training import train_masked
+from ._sweep import nested_masks, sparsity_sweep
+from ._training import minibatches, train_masked
 
 __all__ = [
-    "IterativeResult",
-    "Phase",
-    "Round",
-    "SequentialResult",
-    "SoupResult",
-    "Sweep",
+    "Progress",
     "greedy_soup",
     "iterative_prune",
+    "minibatches",
     "nested_masks",
     "prune_remaining",
     "retraining_schedule",
@@ -26,6 +23,7 @@ __all__ = [
     "sparse_model_soup",
     "sparsegpt",
     "sparsity_sweep",
+    "ticket",
     "train_masked",
     "uniform_soup",
 ]

@@ -8,25 +8,26 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from .._arguments import as_number, check_callable, returned_params
 from .._tree import named_leaves
-from ._check import as_number, check_callable, returned_params
 
 
 def uniform_soup(trees: Sequence[PyTree], weights: Sequence[float] | None = None) -> PyTree:
-    r"""The average `sum_i lambda_i theta_i`, added up in at least float32, in the order given.
+    r"""The average `sum_i lambda_i theta_i`, accumulated in at least float32, in the given order.
 
     Members that share their masks give an average with the same exact zeros. Integers and booleans
     (counters) are those of the first member.
 
     Args:
       trees: Parameters of the members, all of one structure.
-      weights: lambda, one number a member; None means `1 / m`.
+      weights: lambda, one number per member; None means `1 / m`.
 
     Returns:
       A tree like the first, in its dtypes.
 
     Raises:
-      ValueError: If there are no members, shapes differ, or there is not one weight a member.
+      ValueError: If `trees` is empty, shapes differ, or the number of weights is not that of
+        members.
 
     Reference:
       Wortsman et al., Model Soups, 2022 (arXiv 2203.05482); Zimmer et al., Sparse Model Soups, 2023
@@ -39,7 +40,7 @@ def uniform_soup(trees: Sequence[PyTree], weights: Sequence[float] | None = None
     """
     trees = list(trees)
     if not trees:
-        raise ValueError("uniform_soup: there are no members to average.")
+        raise ValueError("uniform_soup: trees must have at least one member, got none.")
     for i, tree in enumerate(trees[1:], 1):
         returned_params(f"member {i}", trees[0], tree, finite=False)
     weights = [1 / len(trees)] * len(trees) if weights is None else list(weights)
@@ -61,20 +62,20 @@ def uniform_soup(trees: Sequence[PyTree], weights: Sequence[float] | None = None
 def greedy_soup(
     trees: Sequence[PyTree], score: Callable[[PyTree], Any]
 ) -> tuple[PyTree, tuple[int, ...]]:
-    r"""The average of the members that help: from the best on, each joins if the score holds.
+    r"""The greedy soup: adds members by score while the score of the average does not fall.
 
-    A member joins if `score(average with it) >= score(average so far)`. Score on held-out data.
+    A member is added if `score(average with it) >= score(current average)`. Score on held-out data.
 
     Args:
       trees: Parameters of the members, all of one structure.
-      score: `score(params) -> number`, larger is better; NaN ranks last and never joins.
+      score: `score(params) -> number`, larger is better; a NaN score ranks last and is never added.
 
     Returns:
-      The average, and the numbers of the members in it, the best first.
+      The average, and the indices of its members, the best first.
 
     Raises:
-      ValueError: If there are no members or shapes differ.
-      TypeError: If `score` is not a function of the parameters to a number.
+      ValueError: If `trees` is empty or shapes differ.
+      TypeError: If `score` is not a function from parameters to a number.
 
     Reference:
       Wortsman et al., Model Soups, 2022 (arXiv 2203.05482).
@@ -89,7 +90,7 @@ def greedy_soup(
     check_callable("score", score, "params")
     trees = list(trees)
     if not trees:
-        raise ValueError("greedy_soup: there are no members to average.")
+        raise ValueError("greedy_soup: trees must have at least one member, got none.")
     number = lambda tree: as_number("score", score(tree))  # noqa: E731
     scores = np.nan_to_num([number(tree) for tree in trees], nan=-np.inf)
     order = [int(i) for i in np.argsort(-scores, kind="stable")]
@@ -102,7 +103,7 @@ def greedy_soup(
 
 
 def soup_geometry(trees: Sequence[PyTree]) -> dict[str, float]:
-    r"""How far apart the members are: pairwise distances, angles, distances to their average.
+    r"""Distances of the members: pairwise distances, angles, and distances to their average.
 
     `|theta_i - theta_j|_2` and `arccos(<theta_i, theta_j> / (|theta_i| |theta_j|))` in degrees over
     all floating leaves together.

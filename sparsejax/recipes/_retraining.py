@@ -1,4 +1,4 @@
-"""Learning rates after pruning: fine-tuning, rewinding, and schedules that warm up again."""
+"""Learning-rate schedules after pruning: fine-tuning, rewinding, and warm restarts."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -23,12 +23,12 @@ def retraining_schedule(
     drop: float | None = None,
     pruned: float | None = None,
 ) -> optax.Schedule:
-    r"""The learning rate of retraining after pruning, from the learning rates of the training.
+    r"""The learning-rate schedule of retraining after pruning, derived from that of training.
 
     With h the history, hi and lo its largest and smallest value, T steps, w = floor(0.1 T),
-    r = t - w and R = T - w: "ft" is lo; "lrw" the last T values of h; the others begin with
-    `peak (1 - cos(pi t / w)) / 2` and go on as "llr" `peak (1 - r / R)` with peak hi, "clr"
-    `lo + (hi - lo) (1 + cos(pi r / R)) / 2`, "slr" `h[floor(r |h| / R)]`, and "allr" as "llr"
+    r = t - w and R = T - w: "ft" is lo; "lrw" the last T values of h; the others warm up by
+    `peak (1 - cos(pi t / w)) / 2` and then follow "llr" `peak (1 - r / R)` with peak hi, "clr"
+    `lo + (hi - lo) (1 + cos(pi r / R)) / 2`, "slr" `h[floor(r |h| / R)]`, and "allr" like "llr"
     with `peak = clip(hi d / sqrt(q), hi min(T / |h|, 1), hi)`.
 
     Args:
@@ -36,12 +36,12 @@ def retraining_schedule(
         and scaled restarting, "allr" adaptive linear restarting.
       steps: T, steps of retraining.
       history: h, the learning rate of every step of the training.
-      warmup: Steps of warm-up in the history: lo ignores them and "slr" takes hi there.
+      warmup: Steps of warm-up in the history: lo ignores them and "slr" uses hi there.
       drop: For "allr": d, `sqrt(| |theta|^2 - |pruned theta|^2 |) / |theta|`.
       pruned: For "allr": q, the fraction pruned in this phase, in (0, 1].
 
     Returns:
-      An optax schedule; after T steps it stays at its last value.
+      An optax schedule; constant at its last value after T steps.
 
     Raises:
       ValueError: If the history is empty or, for "lrw", shorter than `steps`, or "allr" lacks
@@ -60,7 +60,9 @@ def retraining_schedule(
     check_count("steps", steps)
     h = np.asarray(history, np.float64).ravel()
     if h.size <= warmup:
-        raise ValueError(f"history has {h.size} learning rates, warmup={warmup} of them; give all.")
+        raise ValueError(
+            f"history has {h.size} learning rates, warmup={warmup} of them; pass the whole history."
+        )
     if kind not in _TABLES:
         raise ValueError(f"kind={kind!r} must be one of {', '.join(map(repr, _TABLES))}.")
     hi, lo = h.max(), h[warmup:].min()

@@ -1,31 +1,16 @@
-"""SparseGPT layer by layer: each is pruned for what the pruned layers before it give."""
+"""SparseGPT layer by layer: each layer is pruned on the outputs of the pruned layers before it."""
 
 import dataclasses
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 from flax import nnx
-from jaxtyping import PyTree
 
 from .._tree import map_named, named_leaves, pure
 from ..masks import Plan
-from ..masks._plan import check_plan
 from ..nn import input_grams
-from ._check import check_callable
-from ._iterative import report
+from ._progress import Progress, check_progress, check_shapes, run_steps
 from ._sparsegpt import sparsegpt
-
-
-class SequentialResult(NamedTuple):
-    """What `sequential_sparsegpt` leaves, and resumes from.
-
-    Args:
-      params: The parameters, exactly 0 off the masks.
-      masks: The masks; None for leaves that are not planned, or not yet reached.
-    """
-
-    params: PyTree
-    masks: PyTree
 
 
 def sequential_sparsegpt(
@@ -36,31 +21,34 @@ def sequential_sparsegpt(
     call: Callable[[Any, Any], Any] | None = None,
     block: int = 128,
     damping: float = 0.01,
-    callback: Callable[[SequentialResult], Any] | None = None,
-    resume: SequentialResult | None = None,
-) -> SequentialResult:
-    r"""SparseGPT as published: layers in the order in which they run, on the inputs they will see.
+    callback: Callable[[Progress], Any] | None = None,
+    resume: Progress | None = None,
+    progress: bool = False,
+) -> Progress:
+    r"""SparseGPT as published: layers in order of execution, on inputs from pruned layers.
 
     Layer l is pruned by `sj.recipes.sparsegpt` with the Gram matrix of its inputs in the network
-    whose layers before l are pruned already, so that it makes up for their errors too. One pass
-    over the batches a layer, where all layers at once take one in all.
+    whose layers before l are already pruned, so that it compensates their errors too. It takes one
+    pass over the batches per layer, whereas pruning all layers at once takes a single pass.
 
     Args:
       model: An NNX module; it is not changed. `nnx.update(model, result.params)` prunes it.
       batches: Calibration data, as for `sj.nn.input_grams`; held in memory.
-      plan: What is to be pruned; not selected together.
-      call: How a batch is given to the model, `lambda model, batch: model(*batch)` for example.
-      block: As in `sj.recipes.sparsegpt`.
-      damping: As in `sj.recipes.sparsegpt`.
-      callback: Called with the `SequentialResult` so far after each layer.
-      resume: A result so far, to go on from: the end is that of an uninterrupted run.
+      plan: The plan, without joint selection.
+      call: Calls the model on a batch, for example `lambda model, batch: model(*batch)`.
+      block: As for `sj.recipes.sparsegpt`.
+      damping: As for `sj.recipes.sparsegpt`.
+      callback: Called with the `Progress` after each layer.
+      resume: A `Progress` to continue from; the result is that of an uninterrupted run.
+      progress: Whether to show a progress bar.
 
     Returns:
-      A `SequentialResult`.
+      A `Progress`; layers that are not reached yet have no masks.
 
     Raises:
-      TypeError: If the model is no NNX module, or there is no plan.
-      ValueError: If a planned leaf is no linear kernel that ran, or as `sj.recipes.sparsegpt`.
+      TypeError: If the model is not an NNX module, or `plan` is not a plan.
+      ValueError: If a planned leaf is not a linear kernel that ran, or as for
+        `sj.recipes.sparsegpt`.
 
     Reference:
       Frantar and Alistarh, SparseGPT: Massive Language Models Can Be Accurately Pruned in
@@ -77,22 +65,33 @@ def sequential_sparsegpt(
       >>> print(f"{sj.report(model, found.masks).sparsity:.2f}")
       0.50
     """
-    check_plan("sequential_sparsegpt", plan)
-    if callback is not None:
-        check_callable("callback", callback, "result")
+    Plan.require("sequential_sparsegpt", plan)
+    arguments = check_progress(
+        "sequential_sparsegpt", resume, callback,
+        {"plan": plan, "block": block, "damping": damping},
+    )  # fmt: skip
     batches = list(batches)
     names = _in_order(list(input_grams(model, batches[:1], call)), plan)
     model = nnx.clone(model)
-    params = pure(nnx.state(model, nnx.Param)) if resume is None else resume.params
-    kept = {} if resume is None else named_leaves(resume.masks)
-    for name in [name for name in names if name not in kept]:
-        nnx.update(model, params)
+    params = pure(nnx.state(model, nnx.Param))
+
+    def advance(done):
+        nnx.update(model, done.params)
+        name = names[done.step]
         alone = dataclasses.replace(plan, leaves=(plan[name],))
         grams = input_grams(model, batches, call)
-        params, masks = sparsegpt(params, grams, alone, block=block, damping=damping)
-        kept = kept | named_leaves(masks)
-        report(callback, _result(params, kept))
-    return _result(params, kept)
+        pruned, masks = sparsegpt(done.params, grams, alone, block=block, damping=damping)
+        kept = named_leaves(done.masks) | named_leaves(masks)
+        masks = map_named(lambda name, w: kept.get(name), pruned)
+        return Progress(pruned, masks, done.step + 1, done.extra)
+
+    if resume is None:
+        done = Progress(params, map_named(lambda *_: None, params), 0, {"arguments": arguments})
+    else:
+        check_shapes("sequential_sparsegpt", done := resume, params)
+    return run_steps(
+        "sequential_sparsegpt", done, advance, len(names), callback=callback, progress=progress
+    )
 
 
 def _in_order(ran: list[str], plan: Plan) -> list[str]:
@@ -101,10 +100,6 @@ def _in_order(ran: list[str], plan: Plan) -> list[str]:
     if silent:
         raise ValueError(
             f"sequential_sparsegpt: {', '.join(silent)} did not run as linear layers, only "
-            f"{', '.join(ran)} did; leave the others out of the plan with a rule `pattern: None`."
+            f"{', '.join(ran)} did; exclude the others by a rule `pattern: None`."
         )
     return [name for name in ran if name in plan]
-
-
-def _result(params: PyTree, kept: dict[str, Any]) -> SequentialResult:
-    return SequentialResult(params, map_named(lambda name, w: kept.get(name), params))

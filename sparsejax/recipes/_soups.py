@@ -1,42 +1,24 @@
 """Sparse model soups: averaging inside iterative pruning."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key, PyTree
 
-from .._arguments import check_count, check_key
+from .._arguments import (
+    as_number,
+    check_callable,
+    check_count,
+    check_key,
+    check_params,
+    returned_params,
+)
 from ..masks import Plan, apply_masks, magnitude
 from ._average import greedy_soup, uniform_soup
-from ._check import as_number, check_callable, check_params, check_resume, returned_params
-from ._iterative import check_done, fold, prune_remaining, report, zero_fraction
-
-
-class Phase(NamedTuple):
-    """One phase: sparsity, scores of the candidates and of their soup, the members of the soup."""
-
-    sparsity: float
-    candidates: tuple[float, ...]
-    soup: float | None
-    chosen: tuple[int, ...]
-
-
-class SoupResult(NamedTuple):
-    """What a sparse model soup leaves, and resumes from.
-
-    Args:
-      params: The soup of the last phase, exactly zero off the masks.
-      masks: The masks; None for leaves that are not planned.
-      candidates: The members of the last phase.
-      phases: What happened in each phase.
-    """
-
-    params: PyTree
-    masks: PyTree
-    candidates: tuple[PyTree, ...]
-    phases: tuple[Phase, ...]
+from ._iterative import check_masks_at, prune_remaining, zero_fraction
+from ._progress import Progress, check_progress, run_steps
 
 
 def sparse_model_soup(
@@ -52,44 +34,48 @@ def sparse_model_soup(
     evaluate: Callable[[PyTree], Any] | None = None,
     recalibrate: Callable[[PyTree], PyTree] | None = None,
     parallel: Literal["loop", "vmap"] = "loop",
-    callback: Callable[[SoupResult], Any] | None = None,
-    resume: SoupResult | None = None,
-) -> SoupResult:
-    r"""Sparse model soups: prunes, retrains copies that share the mask, averages them, and again.
+    callback: Callable[[Progress], Any] | None = None,
+    resume: Progress | None = None,
+    progress: bool = False,
+) -> Progress:
+    r"""Sparse model soups: repeatedly prunes, retrains copies with one mask, averages them.
 
     Phase k of K prunes the average to the density `(1 - s)^(k / K)`, retrains m copies of it from
     the same weights and mask with different keys or settings, and averages them:
-    `theta_k = sum_i lambda_i theta_{k,i}`. Copies of one pruned network stay in one basin, and
+    `theta_k = sum_i lambda_i theta_{k,i}`. Copies of one pruned network remain in one basin, and
     their average has exactly the zeros of the mask. With one copy this is iterative pruning.
 
     Args:
       params: Trained dense parameters: a tree of arrays.
       train: `train(params, masks, key) -> params` retrains with a fresh optimizer and keeps the
         masks; with `settings` it is `train(params, masks, key, setting)`.
-      plan: What to prune and how far, from `sj.plan`; the paper selects globally
-        (`allocate=sj.masks.global_`).
-      key: A key made by `jax.random.key`; copy i of phase k trains with it folded with k and i.
+      plan: The plan, from `sj.plan`; the paper selects globally
+        (`allocate=sj.masks.joint`).
+      key: A key made by `jax.random.key`; copy i of phase k folds in k and i.
       phases: K.
       copies: m.
-      settings: One setting per copy (weight decay, length, peak learning rate); None varies the
-        key alone.
-      soup: "uniform" averages all copies; "greedy" those that help by `evaluate`.
+      settings: One setting per copy (weight decay, length, peak learning rate); None varies only
+        the key.
+      soup: "uniform" averages all copies; "greedy" those that improve `evaluate`.
       evaluate: `evaluate(params) -> number` on held-out data, larger is better; "greedy" needs it.
-      recalibrate: Function applied to each candidate and soup before it is scored or returned:
-        normalisation statistics computed anew on training data.
-      parallel: "vmap" trains the copies at once, if `train` can be traced; "loop" one by one.
-      callback: Called with the `SoupResult` so far after each phase.
-      resume: A result so far, to go on from: the end is that of an uninterrupted run.
+      recalibrate: Function applied to each candidate and soup before it is scored or returned, to
+        recompute normalisation statistics on training data.
+      parallel: "vmap" trains the copies in parallel, if `train` can be traced; "loop" one by one.
+      callback: Called with the `Progress` after each phase.
+      resume: A `Progress` to continue from; the result is that of an uninterrupted run.
+      progress: Whether to show a progress bar.
 
     Returns:
-      A `SoupResult`.
+      A `Progress`: `params` is the soup of the last phase. Records: `candidates`, its members, and
+      for each phase `sparsity`, `candidate_scores`, `soup_score` (None without `evaluate`) and
+      `chosen`, the members of the soup.
 
     Raises:
-      TypeError: If a callable cannot be called so, or returns something else, `params` hold
-        variables of NNX that are not `nnx.Param`s, or `resume` is no `SoupResult`.
-      ValueError: If `train` revives pruned entries or returns what is not finite (`callback` has
-        had all results before), "greedy" has no `evaluate`, the number of settings is not that of
-        the copies, or `resume` is of another plan or number of phases or copies.
+      TypeError: If a callable has another signature or result type, `params` hold NNX variables
+        that are not `nnx.Param`s, or `resume` is not a `Progress`.
+      ValueError: If `train` revives pruned entries or returns non-finite values (all earlier
+        results were passed to `callback`), "greedy" has no `evaluate`, the number of settings is
+        not that of the copies, or `resume` has another plan or number of phases or copies.
 
     Reference:
       Zimmer, Spiegel and Pokutta, Sparse Model Soups, 2023 (arXiv 2306.16788).
@@ -106,11 +92,14 @@ def sparse_model_soup(
       >>> found.params["kernel"].tolist()
       [[4.5, 0.0], [0.0, 3.5]]
     """
-    _check(train, evaluate, recalibrate, callback, phases, copies, settings, soup, parallel)
+    _check(train, evaluate, recalibrate, phases, copies, settings, soup, parallel)
     check_params("sparse_model_soup", params)
     check_key("key", key)
-    if resume is not None:
-        _check_resume(resume, params, plan, phases, copies)
+    arguments = check_progress(
+        "sparse_model_soup", resume, callback,
+        {"plan": plan, "key": key, "phases": phases, "copies": copies, "settings": settings,
+         "soup": soup},
+    )  # fmt: skip
     finish = (lambda p: p) if recalibrate is None else recalibrate
 
     def score(tree):
@@ -122,20 +111,36 @@ def sparse_model_soup(
             return finish(found), chosen
         return finish(uniform_soup(candidates)), tuple(range(copies))
 
-    done = SoupResult(params, plan.full_masks(params), (), ()) if resume is None else resume
-    for k in range(len(done.phases) + 1, phases + 1):
-        scores = magnitude(done.params)
-        masks = prune_remaining(plan, scores, done.masks, k / phases)
+    def advance(done):
+        k = done.step + 1
+        masks = prune_remaining(plan, magnitude(done.params), done.masks, k / phases)
         start = apply_masks(done.params, masks)
-        keys = [fold(fold(key, k), i) for i in range(copies)]
+        keys = [jax.random.fold_in(jax.random.fold_in(key, k), i) for i in range(copies)]
         raw = _train_copies(train, start, masks, keys, settings, parallel)
         averaged, chosen = mix(raw)
         candidates = tuple(map(finish, raw))
-        own = () if evaluate is None else tuple(map(score, candidates))
-        entry = Phase(zero_fraction(masks), own, score(averaged) if own else None, chosen)
-        done = SoupResult(averaged, masks, candidates, (*done.phases, entry))
-        report(callback, done)
-    return done
+        scores = () if evaluate is None else tuple(map(score, candidates))
+        now = {
+            "sparsity": zero_fraction(masks),
+            "candidate_scores": scores,
+            "soup_score": score(averaged) if scores else None,
+            "chosen": chosen,
+        }
+        extra = {name: (*done.extra[name], value) for name, value in now.items()}
+        return Progress(
+            averaged, masks, k, {"candidates": candidates, "arguments": arguments} | extra
+        )
+
+    if resume is None:
+        columns: dict[str, Any] = dict.fromkeys(
+            ("sparsity", "candidate_scores", "soup_score", "chosen"), ()
+        )
+        done = Progress(params, plan.full_masks(params), 0, columns)
+    else:
+        check_masks_at("sparse_model_soup", done := resume, params, plan, phases)
+    return run_steps(
+        "sparse_model_soup", done, advance, phases, callback=callback, progress=progress
+    )
 
 
 def _train_copies(train, start, masks, keys, settings, parallel) -> list[PyTree]:
@@ -150,25 +155,13 @@ def _train_copies(train, start, masks, keys, settings, parallel) -> list[PyTree]
     return [returned_params("train", start, tree, masks) for tree in found]
 
 
-def _check_resume(resume, params, plan: Plan, phases: int, copies: int) -> None:
-    check_resume("resume", resume, SoupResult)
-    if resume.phases and len(resume.candidates) != copies:
-        raise ValueError(
-            f"resume has {len(resume.candidates)} candidates and copies={copies}; resume with "
-            f"copies={len(resume.candidates)}."
-        )
-    check_done("phases", resume, params, plan, (len(resume.phases), phases))
-
-
-def _check(
-    train, evaluate, recalibrate, callback, phases, copies, settings, soup, parallel
-) -> None:
+def _check(train, evaluate, recalibrate, phases, copies, settings, soup, parallel) -> None:
     setting = () if settings is None else ("setting",)
     check_callable("train", train, "params", "masks", "key", *setting)
     check_count("phases", phases)
     check_count("copies", copies)
     if settings is not None and len(settings) != copies:
-        raise ValueError(f"there are {len(settings)} settings for {copies} copies; give one each.")
+        raise ValueError(f"settings must have one entry per copy ({copies}), got {len(settings)}.")
     if soup not in ("uniform", "greedy"):
         raise ValueError(f"soup={soup!r} must be 'uniform' or 'greedy'.")
     if parallel not in ("loop", "vmap"):
@@ -178,5 +171,3 @@ def _check(
     for name, f in (("evaluate", evaluate), ("recalibrate", recalibrate)):
         if f is not None:
             check_callable(name, f, "params")
-    if callback is not None:
-        check_callable("callback", callback, "result")

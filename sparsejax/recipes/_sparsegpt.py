@@ -1,8 +1,8 @@
-"""SparseGPT: pruning a layer and moving the rest of its weights to make up for it."""
+"""SparseGPT: prunes a layer and updates its remaining weights to compensate."""
 
 import math
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +10,9 @@ from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, PyTree
 
-from .._topk import nm_mask, topk_mask
 from .._tree import map_named, named_leaves
 from ..masks import Plan, PlannedLeaf
-from ..masks._plan import check_plan
-from ..masks._wanda import _map_planned
-from ..patterns import NM, FanIn, Pattern, Unstructured
-from ..patterns._layout import MatrixView
+from ..patterns import Pattern
 
 
 def sparsegpt(
@@ -27,21 +23,21 @@ def sparsegpt(
     block: int = 128,
     damping: float = 0.01,
 ) -> tuple[PyTree, PyTree]:
-    r"""Prunes each layer and moves what stays so that its outputs change least: SparseGPT.
+    r"""SparseGPT: prunes each layer and updates the kept weights to minimise the output error.
 
     With `H = X^T X + damping mean(diag) I` and U the upper Cholesky factor of its inverse, inputs
-    are visited in order: what is pruned of row i leaves the error `e = w_i / U_ii`, and the rows
-    after it move by `-U_ij e`. Of each block of inputs the `floor(size * sparsity)` entries of
-    least `w^2 / U_ii^2` go when it is reached (groups of N:M likewise); block, channel and group
-    patterns are selected before the first.
+    are processed in order: pruned entries of row i have the error `e = w_i / U_ii`, and the
+    following rows are updated by `-U_ij e`. In each block of inputs the `floor(size * sparsity)`
+    entries of least `w^2 / U_ii^2` are pruned when the block is reached (N:M groups likewise);
+    block, channel and group patterns are selected before the first.
 
     Args:
       params: A tree of arrays.
       inputs: The Gram matrix `X^T X (K, K)` of the inputs of each planned leaf, by path: from
         `sj.nn.input_grams(model, batches)`.
-      plan: What is to be pruned.
-      block: How many inputs are selected together.
-      damping: What is added to the diagonal, relative to its mean.
+      plan: The plan, from `sj.plan`.
+      block: Number of inputs selected together.
+      damping: Constant added to the diagonal, relative to its mean.
 
     Returns:
       The parameters, with exact zeros, and the tree of masks.
@@ -65,33 +61,33 @@ def sparsegpt(
       >>> int(masks["kernel"].sum()), error(pruned) < error(one_shot)
       (16, True)
     """
-    check_plan("sparsegpt", plan, "the order is sj.recipes.sparsegpt(params, grams, plan)")
-    if plan.together:
+    Plan.require("sparsegpt", plan, "the order is sj.recipes.sparsegpt(params, grams, plan)")
+    if plan.joint:
         raise ValueError(
-            "sparsegpt prunes layer by layer: plan without allocate=sj.masks.global_, or with "
+            "sparsegpt prunes layer by layer: plan without allocate=sj.masks.joint, or with "
             "sj.masks.from_scores for the ratios of a global selection."
         )
 
     if block < 1:
         raise ValueError(f"sparsegpt(block={block}) must select at least 1 input at a time.")
 
-    def prune(leaf, w, given, view):
+    def prune(leaf, w, given):
         if given.ndim != 2:
             raise ValueError(f"sparsegpt: {leaf.name} needs a Gram matrix, got {given.shape}.")
         wide = jnp.promote_types(w.dtype, jnp.float32)
-        matrix, gram = view.to_matrix(w).astype(wide), given.astype(wide)
+        matrix, gram = leaf.layout.to_matrix(w).astype(wide), given.astype(wide)
         upper, dead = _upper_factor(gram, damping)
         if not isinstance(upper, Tracer) and not bool(jnp.isfinite(upper).all()):
             raise ValueError(
                 f"sparsegpt: the Gram matrix of {leaf.name} {given.shape} is not positive definite "
-                f"with damping={damping}; give finite inputs, or more damping: damping=0.1."
+                f"with damping={damping}; pass finite inputs, or more damping: damping=0.1."
             )
         matrix = jnp.where(dead[:, None], 0, matrix)
-        chosen, mask = _chooser(leaf, matrix, upper, view, block)
-        pruned, mask = _reconstruct(matrix, upper, mask, chosen, block)
-        return view.from_matrix(pruned).astype(w.dtype), view.from_matrix(mask)
+        rows, mask = _selection(leaf, matrix, upper)
+        pruned, mask = _reconstruct(matrix, upper, mask, rows, block)
+        return leaf.layout.from_matrix(pruned).astype(w.dtype), leaf.layout.from_matrix(mask)
 
-    both = _map_planned("sparsegpt", prune, params, inputs, plan)
+    both = plan.map_inputs("sparsegpt", prune, params, inputs)
     pick = lambda i: jax.tree.map(lambda x: x[i], both, is_leaf=lambda x: isinstance(x, tuple))  # noqa: E731
     new = named_leaves(pick(0))
     return map_named(lambda name, w: new.get(name, w), params), pick(1)
@@ -100,7 +96,7 @@ def sparsegpt(
 def _upper_factor(
     gram: Float[Array, "k k"], damping: float
 ) -> tuple[Float[Array, "k k"], Bool[Array, " k"]]:
-    """The upper Cholesky factor of the inverse, and which inputs are always 0."""
+    """The upper Cholesky factor of the inverse, and the mask of inputs that are always 0."""
     diagonal = jnp.diagonal(gram)
     dead = diagonal == 0
     diagonal = jnp.where(dead, 1, diagonal)
@@ -112,80 +108,74 @@ def _upper_factor(
     return jnp.linalg.cholesky((inverse + inverse.T) / 2).T, dead
 
 
-def _chooser(leaf: PlannedLeaf, matrix, upper, view: MatrixView, block: int) -> tuple[Any, Any]:
-    """How rows are selected when they are reached, and the mask if it is known before."""
-    pattern: Pattern = leaf.pattern
-    if isinstance(pattern, NM):
-        return ("nm", pattern.n, pattern.m), jnp.ones(matrix.shape, bool)
-    if isinstance(pattern, Unstructured | FanIn):
-        kind = "fan_in" if isinstance(pattern, FanIn) else "any"
-        allocated = leaf.zeros != pattern.zeros(leaf.shape)
+class _Rows(NamedTuple):
+    """Row-by-row selection."""
+
+    pattern: Pattern
+    sparsity: float
+
+
+def _selection(leaf: PlannedLeaf, matrix: Array, upper: Array) -> tuple[_Rows | None, Array]:
+    """Row-by-row selection, or the mask of a pattern that needs all rows."""
+    pattern = leaf.pattern.final
+    if pattern.rows_at_once is not None:
+        allocated = leaf.zeros != pattern.zeros(leaf.layout)
         sparsity = leaf.sparsity if allocated else pattern.sparsity
-        return (kind, sparsity, None), jnp.ones(matrix.shape, bool)
-    scores = view.from_matrix((matrix / jnp.diagonal(upper)[:, None]) ** 2)
-    return None, view.to_matrix(pattern.select(scores, leaf.zeros))
+        return _Rows(pattern, sparsity), jnp.ones(matrix.shape, bool)
+    scores = leaf.layout.from_matrix((matrix / jnp.diagonal(upper)[:, None]) ** 2)
+    return None, leaf.layout.to_matrix(pattern.select(scores, leaf.layout, leaf.zeros))
 
 
-@partial(jax.jit, static_argnames=("chosen", "block"))
-def _reconstruct(matrix, upper, mask, chosen, block):
+@partial(jax.jit, static_argnames=("rows", "block"))
+def _reconstruct(matrix, upper, mask, rows: _Rows | None, block: int):
     """The pruned matrix and its mask. Rows are padded to whole blocks of dead inputs."""
-    rows, columns = matrix.shape
-    if chosen is not None and chosen[0] == "nm":
-        block = math.lcm(min(block, rows), chosen[2])
-    block = min(block, rows)
-    pad = -rows % block
+    inputs = matrix.shape[0]
+    group = (rows.pattern.rows_at_once if rows else 0) or 0
+    block = min(block, inputs)
+    block = math.lcm(block, group) if group else block
+    block = min(block, inputs)
+    pad = -inputs % block
     matrix = jnp.pad(matrix, ((0, pad), (0, 0)))
     mask = jnp.pad(mask, ((0, pad), (0, 0)), constant_values=True)
-    upper = jnp.pad(upper, (0, pad)) + jnp.diag(jnp.arange(rows + pad) >= rows)
+    upper = jnp.pad(upper, (0, pad)) + jnp.diag(jnp.arange(inputs + pad) >= inputs)
 
     def one_block(i, state):
         matrix, mask = state
         start = i * block
         take = partial(lax.dynamic_slice_in_dim, start_index=start, slice_size=block)
         inner = take(take(upper), axis=1)
-        kept = _select(chosen, take(matrix), take(mask), inner, start + block > rows, block - pad)
-        part, kept, errors = _sweep(chosen, take(matrix), kept, inner)
-        later = jnp.arange(rows + pad) >= start + block
+        kept = take(mask)
+        if rows and not group:
+            kept = _select(rows, take(matrix), inner, start + block > inputs, block - pad)
+        part, kept, errors = _sweep(rows if group else None, take(matrix), kept, inner)
+        later = jnp.arange(inputs + pad) >= start + block
         moved = matrix - jnp.where(later[:, None], take(upper).T @ errors, 0)
         moved = lax.dynamic_update_slice_in_dim(moved, part, start, 0)
         return moved, lax.dynamic_update_slice_in_dim(mask, kept, start, 0)
 
-    blocks = (rows + pad) // block
+    blocks = (inputs + pad) // block
     matrix, mask = lax.fori_loop(0, blocks, one_block, (matrix, mask))
-    return jnp.where(mask, matrix, 0)[:rows], mask[:rows]
+    return jnp.where(mask, matrix, 0)[:inputs], mask[:inputs]
 
 
-def _select(chosen, part, mask, inner, last, left):
-    """The mask of a block of rows, `floor(size * sparsity)` of which are zeroed.
-
-    The last block has `left` rows that are not padding.
-    """
-    if chosen is None or chosen[0] == "nm":
-        return mask
-    kind, sparsity, _ = chosen
-    rows, columns = part.shape
-    padded = last & (jnp.arange(rows)[:, None] >= left)
+def _select(rows: _Rows, part, inner, last, left: int):
+    """The mask of a block of rows; the last block has `left` rows that are not padding."""
+    padded = last & (jnp.arange(part.shape[0])[:, None] >= left)
     scores = jnp.where(padded, jnp.inf, (part / jnp.diagonal(inner)[:, None]) ** 2)
-    each = columns if kind == "any" else 1
-
-    def kept(real):
-        return rows * each - math.floor(real * each * sparsity + 1e-9)
-
-    count = jnp.where(last, kept(left), kept(rows))
-    if kind == "any":
-        return topk_mask(scores, count)
-    return jax.vmap(topk_mask, (1, None), 1)(scores, count)
+    select = partial(rows.pattern.select_rows, scores, rows.sparsity)
+    if left == part.shape[0]:
+        return select(left)
+    return lax.cond(last, lambda: select(left), lambda: select(part.shape[0]))
 
 
-def _sweep(chosen, part, mask, inner):
-    """Row by row: zero what is pruned and spread its error over the rows below."""
+def _sweep(rows: _Rows | None, part, mask, inner):
+    """Row by row: zeroes pruned entries and propagates their error to the rows below."""
 
     def row(j, state):
         part, mask, errors = state
-        if chosen is not None and chosen[0] == "nm":
-            mask = lax.cond(
-                j % chosen[2] == 0, partial(_group, chosen, j, inner), _same, part, mask
-            )
+        if rows is not None:
+            start = j % rows.pattern.rows_at_once == 0
+            mask = lax.cond(start, partial(_group, rows, j, inner), lambda _, m: m, part, mask)
         w = part[j]
         error = jnp.where(mask[j], 0, w) / inner[j, j]
         part = part - inner[j][:, None] * error
@@ -194,13 +184,10 @@ def _sweep(chosen, part, mask, inner):
     return lax.fori_loop(0, part.shape[0], row, (part, mask, jnp.zeros_like(part)))
 
 
-def _group(chosen, j, inner, part, mask):
-    _, n, m = chosen
-    group = lax.dynamic_slice_in_dim(part, j, m)
-    scores = (group / lax.dynamic_slice_in_dim(jnp.diagonal(inner), j, m)[:, None]) ** 2
-    return lax.dynamic_update_slice_in_dim(mask, nm_mask(scores, n, m), j, 0)
-
-
-def _same(part, mask):
-    del part
-    return mask
+def _group(rows: _Rows, j, inner, part, mask):
+    """The mask with the group of rows that begins at j selected."""
+    size: Any = rows.pattern.rows_at_once
+    group = lax.dynamic_slice_in_dim(part, j, size)
+    scores = (group / lax.dynamic_slice_in_dim(jnp.diagonal(inner), j, size)[:, None]) ** 2
+    kept = rows.pattern.select_rows(scores, rows.sparsity, size)
+    return lax.dynamic_update_slice_in_dim(mask, kept, j, 0)

@@ -1,53 +1,41 @@
-"""Many sparsities of one model: nested masks from one order, and a score for each."""
+"""Sparsity sweeps of one model: nested masks from one ranking, and their scores."""
 
 import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from .._arguments import check_count, check_key
+from .._arguments import (
+    as_number,
+    check_callable,
+    check_count,
+    check_key,
+    check_params,
+    returned_params,
+)
 from .._topk import sortable
 from .._tree import map_named, named_leaves
 from ..masks import Plan, apply_masks, magnitude, plan as make_plan
 from ..patterns import NM, Unstructured
-from ._check import as_number, check_callable, check_params, check_resume, returned_params
-from ._iterative import report, zero_fraction
-
-
-class Sweep(NamedTuple):
-    """What a sweep leaves, and resumes from.
-
-    Args:
-      sparsities: Fraction of planned entries that is zero, for each point done.
-      scores: One tuple of seeds for each point done.
-      leaf_sparsities: The same by leaf: where global selection empties a small layer.
-    """
-
-    sparsities: tuple[float, ...]
-    scores: tuple[tuple[float, ...], ...]
-    leaf_sparsities: tuple[dict[str, float], ...]
-
-    @property
-    def table(self) -> Float[Array, "points seeds"]:
-        """The scores as an array."""
-        return jnp.asarray(self.scores)
+from ._iterative import zero_fraction
+from ._progress import Progress, check_progress, check_shapes, run_steps
 
 
 def nested_masks(scores: PyTree, plan: Plan, sparsities: Sequence[float]) -> list[PyTree]:
-    r"""Masks at many sparsities from one order: each lies within those before it.
+    r"""Nested masks at many sparsities from one ranking.
 
-    The rank of each score, its place in decreasing order with the lowest index first among equals,
-    is computed once; `m_s = rank < n - round(n s)`. These are the masks of `Plan.masks`.
+    The rank of each score, its position in descending order with the lowest index first in ties, is
+    computed once; `m_s = rank < n - round(n s)`. These are the masks of `Plan.masks`.
 
     Args:
-      scores: A tree of scores with the planned leaves; the largest stay.
-      plan: Which leaves, from `sj.plan` with `sj.Unstructured`; leaves compete if it was made
-        with `allocate=sj.masks.global_`. Its own sparsity plays no part.
+      scores: A tree of scores with the planned leaves; the largest are kept.
+      plan: The leaves, from `sj.plan` with `sj.Unstructured`; leaves compete if it was made with
+        `allocate=sj.masks.joint`. Its sparsity is ignored.
       sparsities: Fractions of zeros in [0, 1].
 
     Returns:
@@ -72,10 +60,10 @@ def nested_masks(scores: PyTree, plan: Plan, sparsities: Sequence[float]) -> lis
             raise ValueError(f"nested_masks: {leaf.name} has {leaf.pattern}, not sj.Unstructured.")
     for s in sparsities:
         if not 0 <= s <= 1:
-            raise ValueError(f"the sparsity {s!r} is not in [0, 1].")
+            raise ValueError(f"nested_masks: sparsities must be in [0, 1], got {s!r}.")
     found = named_leaves(scores)
     names = [leaf.name for leaf in plan.leaves if leaf.name in found]
-    groups = [names] if plan.together else [[name] for name in names]
+    groups = [names] if plan.joint else [[name] for name in names]
     ranks, sizes = {}, {}
     for group in groups:
         flat = _ranks(jnp.concatenate([found[name].ravel() for name in group]))
@@ -98,47 +86,51 @@ def sparsity_sweep(
     sparsities: Sequence[float] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
     rules: Mapping[str, Any] | None = None,
     patterns: Sequence[NM] | None = None,
-    together: bool = True,
+    joint: bool = True,
     score: Callable[[PyTree], PyTree] | None = None,
     finetune: Callable[..., PyTree] | None = None,
     seeds: int = 1,
     key: Key[Array, ""] | None = None,
-    callback: Callable[[Sweep], Any] | None = None,
-    resume: Sweep | None = None,
-) -> Sweep:
-    r"""The curve of score against sparsity: one-shot masks of one checkpoint, each fine-tuned.
+    callback: Callable[[Progress], Any] | None = None,
+    resume: Progress | None = None,
+    progress: bool = False,
+) -> Progress:
+    r"""The curve of score against sparsity, for one-shot masks of one checkpoint.
 
-    At each s the smallest magnitudes of the given parameters are removed, `m_s theta`, with masks
-    nested in s from one order; the result is fine-tuned with the mask fixed, or not, and scored.
-    `sj.metrics.essential_sparsity` and `knee` read the turning point off the curve.
+    At each s the smallest magnitudes of the given parameters are removed, `m_s theta`, with nested
+    masks from one ranking; the result is optionally fine-tuned with the mask fixed, and scored.
+    `sj.metrics.essential_sparsity` and `knee` locate the drop of the curve.
 
     Args:
-      params: Trained parameters: a tree of arrays; all masks are made of them.
+      params: Trained parameters: a tree of arrays; all masks are derived from them.
       evaluate: `evaluate(params) -> number`, larger is better.
       sparsities: Fractions of zeros, increasing.
-      rules: Which leaves, as `{regular expression: sj.Unstructured(0.5)}` with None for dense
-        ones (the number plays no part); None means those named `kernel` or `weight`.
+      rules: The leaves, as `{regular expression: sj.Unstructured(0.5)}` with None for dense ones
+        (the sparsity is ignored); None means those named `kernel` or `weight`.
       patterns: Patterns such as `sj.NM(n, 8)` for n = 7, ..., 1 in place of the sparsities; for
         the leaves of `rules`.
-      together: Whether all leaves compete (as in the paper) or each meets the sparsity.
-      score: Function of the parameters to scores, the largest stay; None means magnitudes. Scores
-        at random are the control.
-      finetune: `finetune(params, masks, key) -> params`, as `sj.recipes.train_masked`; None
+      joint: Whether all leaves compete (as in the paper) or each has the sparsity.
+      score: Maps the parameters to scores, the largest of which are kept; None means magnitudes.
+        Random scores are the control.
+      finetune: `finetune(params, masks, key) -> params`, such as `sj.recipes.train_masked`; None
         scores without training.
-      seeds: How often each point is fine-tuned and scored.
-      key: A key made by `jax.random.key`, for fine-tuning: seed i trains with it folded with i,
-        the same at each sparsity.
-      callback: Called with the `Sweep` so far after each point.
-      resume: A sweep so far, to go on from.
+      seeds: Number of times each point is fine-tuned and scored.
+      key: A key made by `jax.random.key`, for fine-tuning: seed i folds in i, the same at each
+        sparsity.
+      callback: Called with the `Progress` after each point.
+      resume: A `Progress` to continue from; the result is that of an uninterrupted run.
+      progress: Whether to show a progress bar.
 
     Returns:
-      A `Sweep`.
+      A `Progress`: `params` and `masks` are those of the last point before fine-tuning. Records for
+      each point: `sparsity`, the fraction of planned entries that is zero; `scores`, a tuple over
+      seeds; `leaf_sparsity` by path, which shows where global selection empties a small layer.
 
     Raises:
-      TypeError: If a callable cannot be called so, or returns something else, `params` hold
-        variables of NNX that are not `nnx.Param`s, or `resume` is no `Sweep`.
-      ValueError: If there are no sparsities, they do not increase, fine-tuning has no key or
-        returns what is not finite (`callback` has had all points before).
+      TypeError: If a callable has another signature or result type, `params` hold NNX variables
+        that are not `nnx.Param`s, or `resume` is not a `Progress`.
+      ValueError: If sparsities are missing or do not increase, fine-tuning has no key or returns
+        non-finite values (all earlier points were passed to `callback`).
 
     Reference:
       Jaiswal et al., The Emergence of Essential Sparsity in Large Pre-trained Models, 2023
@@ -150,39 +142,50 @@ def sparsity_sweep(
       >>> sweep = sj.recipes.sparsity_sweep(
       ...     params, lambda p: p["kernel"].sum() > 4.9, sparsities=[0.0, 0.25, 0.5, 0.75]
       ... )
-      >>> sj.metrics.essential_sparsity(sweep.sparsities, sweep.scores)
+      >>> sj.metrics.essential_sparsity(sweep.extra["sparsity"], sweep.extra["scores"])
       0.5
     """
-    _check(evaluate, finetune, callback, seeds, key)
+    _check(evaluate, finetune, seeds, key)
     check_params("sparsity_sweep", params)
-    if resume is not None:
-        check_resume("resume", resume, Sweep)
-    points = _points(params, sparsities, rules, patterns, together, score or magnitude)
-    done = Sweep((), (), ()) if resume is None else resume
-    for masks in points[len(done.sparsities) :]:
+    arguments = check_progress(
+        "sparsity_sweep", resume, callback,
+        {"sparsities": tuple(map(float, sparsities)), "rules": rules, "patterns": patterns,
+         "joint": joint, "seeds": seeds, "key": key},
+    )  # fmt: skip
+    points = _points(params, sparsities, rules, patterns, joint, score or magnitude)
+
+    def advance(done):
+        masks = points[done.step]
         start = apply_masks(params, masks)
-        own = tuple(_one(start, masks, finetune, evaluate, key, i) for i in range(seeds))
-        by_leaf = {n: zero_fraction(m) for n, m in named_leaves(masks).items()}
-        done = Sweep(
-            (*done.sparsities, zero_fraction(masks)),
-            (*done.scores, own),
-            (*done.leaf_sparsities, by_leaf),
-        )
-        report(callback, done)
-    return done
+        now = {
+            "sparsity": zero_fraction(masks),
+            "scores": tuple(_one(start, masks, finetune, evaluate, key, i) for i in range(seeds)),
+            "leaf_sparsity": {n: zero_fraction(m) for n, m in named_leaves(masks).items()},
+        }
+        extra = {name: (*done.extra[name], value) for name, value in now.items()}
+        return Progress(start, masks, done.step + 1, {"arguments": arguments} | extra)
+
+    if resume is None:
+        columns: dict[str, Any] = dict.fromkeys(("sparsity", "scores", "leaf_sparsity"), ())
+        done = Progress(params, None, 0, columns)
+    else:
+        check_shapes("sparsity_sweep", done := resume, params)
+    return run_steps(
+        "sparsity_sweep", done, advance, len(points), callback=callback, progress=progress
+    )
 
 
-def _points(params, sparsities, rules, patterns, together, score) -> list[PyTree]:
+def _points(params, sparsities, rules, patterns, joint, score) -> list[PyTree]:
     given = rules if rules is not None else Unstructured(0.5)
     plan = make_plan(params, given)
     if patterns is None:
         grid = [float(s) for s in sparsities]
         if not grid or any(b <= a for a, b in zip(grid, grid[1:])):
             raise ValueError(f"sparsities={grid} must be increasing fractions, at least one.")
-        plan = dataclasses.replace(plan, together=together)
+        plan = dataclasses.replace(plan, joint=joint)
         return nested_masks(score(params), plan, grid)
     if not patterns:
-        raise ValueError("sparsity_sweep: patterns is empty; give some, as in [sj.NM(2, 4)].")
+        raise ValueError("sparsity_sweep: patterns must not be empty, as in [sj.NM(2, 4)].")
     names = [leaf.name for leaf in plan.leaves]
     scores = score(params)
     return [
@@ -200,12 +203,12 @@ def _one(start, masks, finetune, evaluate, key, i) -> float:
 
 
 def _ranks(scores: Float[Array, " n"]) -> Int[Array, " n"]:
-    """Place of each entry in decreasing order; the lowest index first among equals, NaN last."""
+    """Position of each entry in descending order; ties by lowest index, NaN last."""
     order = jnp.argsort(~sortable(scores), stable=True)
     return jnp.zeros(scores.size, jnp.int32).at[order].set(jnp.arange(scores.size, dtype=jnp.int32))
 
 
-def _check(evaluate, finetune, callback, seeds, key) -> None:
+def _check(evaluate, finetune, seeds, key) -> None:
     check_callable("evaluate", evaluate, "params")
     check_count("seeds", seeds)
     if finetune is not None:
@@ -213,5 +216,3 @@ def _check(evaluate, finetune, callback, seeds, key) -> None:
         if key is None:
             raise ValueError("sparsity_sweep: fine-tuning needs key=jax.random.key(0).")
         check_key("key", key)
-    if callback is not None:
-        check_callable("callback", callback, "result")

@@ -1,4 +1,4 @@
-"""The training loop that the recipes, examples and benchmarks share."""
+"""The training loop shared by recipes, examples and benchmarks."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,10 +8,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, Key, PyTree
 
-from .._arguments import check_count, check_key
+from .._arguments import check_callable, check_count, check_key, check_params, rows_of
 from ..masks import apply_masks
 from ..optim import keep_masked
-from ._check import check_callable, check_params, rows_of
 
 
 def train_masked(
@@ -28,22 +27,22 @@ def train_masked(
 ) -> PyTree:
     r"""Trains under fixed masks with a fresh optimizer state: zeros stay exactly 0.
 
-    `p <- where(m, p + u, 0)` at every step, so that gradient, decay and momentum leave what is
-    pruned alone. One `lax.scan`, pure and traceable: jit it and vmap it over keys and parameters.
-    Each epoch visits the rows in a new order without replacement; a last incomplete batch is left
-    out.
+    `p <- where(m, p + u, 0)` at every step, so that gradient, decay and momentum do not affect
+    pruned entries. One `lax.scan`, pure and traceable: jit it and vmap it over keys and parameters.
+    Each epoch visits the rows in a new order without replacement; an incomplete last batch is
+    skipped.
 
     Args:
       params: A tree of arrays; it is masked before the first step.
-      masks: Boolean arrays and None, looked up by path; None trains everything.
-      loss: Function `(params, batch)` to a scalar.
+      masks: Boolean arrays and None, looked up by path; None trains all entries.
+      loss: Function `(params, batch)` that returns a scalar.
       optimizer: An optax transformation; its schedules begin at 0 (shift them by `start` to
         rewind a learning rate: `lambda t: rate(t + start)`).
       data: A tree of arrays with the samples along their first axis.
       steps: Step at which to stop.
-      key: A key made by `jax.random.key`: the order of the samples.
-      batch_size: Samples a step; at most all of them.
-      start: Step from which to go on in the order of the samples.
+      key: A key made by `jax.random.key`, for the order of the samples.
+      batch_size: Samples per step; at most all of them.
+      start: Step at which to continue in the order of the samples.
 
     Returns:
       The trained parameters.
@@ -51,8 +50,8 @@ def train_masked(
     Raises:
       ValueError: If the data are empty or of unequal lengths, a mask does not fit, or `start` lies
         beyond `steps`.
-      TypeError: If `loss` cannot be called as `loss(params, batch)`, or `params` hold variables of
-        NNX that are not `nnx.Param`s.
+      TypeError: If `loss` cannot be called as `loss(params, batch)`, or `params` hold NNX variables
+        that are not `nnx.Param`s.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, sparsejax as sj
@@ -71,7 +70,7 @@ def train_masked(
     check_count("start", start, 0)
     if start > steps:
         raise ValueError(f"train_masked(start={start}, steps={steps}) stops before it starts.")
-    rows = batches(key, rows_of("data", data), batch_size, steps)[start:]
+    rows = minibatches(rows_of("data", data), batch_size, steps, key=key)[start:]
     params = apply_masks(params, masks)
     tx = optax.chain(optimizer, keep_masked(masks))
 
@@ -86,14 +85,36 @@ def train_masked(
     return jax.lax.scan(step, (params, tx.init(params)), rows)[0][0]
 
 
-def batches(
-    key: Key[Array, ""], samples: int, batch_size: int, steps: int
+def minibatches(
+    samples: int, batch_size: int, steps: int, *, key: Key[Array, ""]
 ) -> Int[Array, "steps batch"]:
-    """The rows of each step: every epoch in a new order, without replacement."""
+    """Rows of the minibatches: each epoch visits every sample once, in a new order.
+
+    Args:
+      samples: Number of samples.
+      batch_size: Samples per step; at most all of them. The rest of an epoch is skipped.
+      steps: Number of steps.
+      key: A key made by `jax.random.key`.
+
+    Returns:
+      Indices of samples; the first rows do not depend on `steps`.
+
+    Raises:
+      ValueError: If a size is not positive.
+
+    Example:
+      >>> import jax, sparsejax as sj
+      >>> sj.recipes.minibatches(4, 2, 3, key=jax.random.key(0)).shape
+      (3, 2)
+    """
+    check_key("key", key)
+    check_count("samples", samples)
     check_count("batch_size", batch_size)
+    check_count("steps", steps, 0)
     batch_size = min(batch_size, samples)
     per_epoch = samples // batch_size
-    # An epoch's order depends on its number alone, so a run that stops early sees the same rows.
+    # The order of an epoch depends only on its number, so a run that stops early uses the same
+    # rows.
     keys = jax.vmap(lambda e: jax.random.fold_in(key, e))(jnp.arange(-(-steps // per_epoch)))
     orders = jax.vmap(lambda k: jax.random.permutation(k, samples))(keys)
     return orders[:, : per_epoch * batch_size].reshape(-1, batch_size)[:steps]

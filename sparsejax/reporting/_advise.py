@@ -1,4 +1,4 @@
-"""Which method to use: one table, from which `advise` answers and the docs are written."""
+"""The decision table of methods, used by `advise` and the documentation."""
 
 import html
 import importlib
@@ -19,7 +19,7 @@ _GOALS = ("accuracy", "memory", "speed", "many_sparsities")
 
 @dataclass(frozen=True)
 class Answers:
-    """What the user said of the case."""
+    """The properties of the case, as given by the user."""
 
     trained: bool
     training: bool
@@ -33,8 +33,8 @@ class Rule:
     """A row of the decision table.
 
     Args:
-      case: When it applies, in words.
-      applies: The same as a function of the answers.
+      case: Condition, as text.
+      applies: Condition, as a function of the answers.
       use: Names in sparsejax, the first choice first.
       pattern: Patterns to plan with.
       reason: Why.
@@ -60,21 +60,21 @@ RULES = (
         lambda a: a.training and a.goal == "accuracy",
         ("sj.recipes.sparse_model_soup", "sj.optim.prune"),
         ("sj.Unstructured",),
-        "averaging models with the same mask gains accuracy at no cost of inference",
+        "averaging models with the same mask gains accuracy at no inference cost",
     ),
     Rule(
         "trained, no training possible, sparsity at most 0.4",
         lambda a: a.trained and not a.training and a.sparsity is not None and a.sparsity <= 0.4,
         ("sj.masks.magnitude", "sj.masks.apply_masks"),
         ("sj.Unstructured",),
-        "within the essential sparsity one-shot magnitude loses next to nothing",
+        "within the essential sparsity one-shot magnitude pruning loses almost no accuracy",
     ),
     Rule(
         "trained, no training possible, GPU",
         lambda a: a.trained and not a.training and a.hardware == "gpu",
         ("sj.recipes.sparsegpt", "sj.masks.wanda", "sj.masks.magnitude"),
         ("sj.NM(2, 4)",),
-        "scores from a few calibration inputs; 2:4 is what GPUs multiply faster",
+        "scores from a few calibration inputs; GPUs multiply 2:4 faster",
     ),
     Rule(
         "trained, no training possible",
@@ -188,7 +188,7 @@ class Advice:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names that this version of sparsejax has, the first choice first, each once."""
+        """Names available in this version of sparsejax, first choice first, each once."""
         named = (name for rule in self.rules for name in rule.use)
         return tuple(filter(is_available, dict.fromkeys(named)))
 
@@ -218,10 +218,10 @@ class Advice:
 
 
 def is_available(name: str) -> bool:
-    """Whether this version has a name of the table, such as `sj.optim.prune`."""
+    """Whether this version has a name in the table, such as `sj.optim.prune`."""
     room, _, member = name.removeprefix("sj.").rpartition(".")
     try:
-        return hasattr(importlib.import_module(f"sparsejax.{room}".rstrip(".")), member)
+        return member in dir(importlib.import_module(f"sparsejax.{room}".rstrip(".")))
     except ImportError:
         return False
 
@@ -237,20 +237,21 @@ def advise(
     sparsity: int | float | None = None,
     goal: Goal | None = None,
 ) -> Advice:
-    r"""Which method to use, with reasons: the rows of a decision table that apply.
+    r"""Recommends methods, with reasons: the rows of a decision table that apply.
 
     Args:
       trained: Whether a trained dense model exists.
       training: Whether there is a budget for training or fine-tuning.
-      hardware: Where it will run: "gpu", "tpu", "cpu" or "any".
-      sparsity: Fraction of zeros asked for, if known.
-      goal: What matters most: "accuracy", "memory" (of training), "speed" or "many_sparsities".
+      hardware: Target hardware: "gpu", "tpu", "cpu" or "any".
+      sparsity: Requested fraction of zeros, if known.
+      goal: Priority: "accuracy", "memory" (of training), "speed" or "many_sparsities".
 
     Returns:
       An `Advice`: prints as a table; `.names` are names in sparsejax.
 
     Raises:
-      ValueError: If an answer is none of the choices, or there is neither a model nor training.
+      ValueError: If an answer is not one of the choices, or neither a model nor training is
+        available.
 
     Reference:
       Liu and Wang, Ten Lessons We Have Learned in the New "Sparseland", 2023 (arXiv 2302.02596).
@@ -266,7 +267,7 @@ def advise(
         raise ValueError(f"sparsity={sparsity} must be the fraction of zeros, in [0, 1].")
     if not trained and not training:
         raise ValueError(
-            "advise: there is nothing to make sparse without a trained model or training; say "
+            "advise: a trained model or training is required, got neither; pass "
             "trained=True or training=True."
         )
     answers = Answers(trained, training, hardware, sparsity, goal)

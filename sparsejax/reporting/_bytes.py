@@ -1,5 +1,6 @@
-"""What a kernel takes in memory, in a named format, indices included."""
+"""Memory of a kernel in a given format, indices included."""
 
+import functools
 import math
 from typing import Any, Literal
 
@@ -9,10 +10,9 @@ import numpy as np
 from jaxtyping import Array, Bool
 
 from .._masks import count
-from ..patterns import NM, Block
-from ..patterns._layout import matrix_view
+from ..patterns import NM, Block, Layout, Pattern
 
-Format = Literal["dense", "bitmask", "csr"] | NM | Block
+Format = Literal["dense", "bitmask", "csr"] | Pattern
 
 
 def bytes_of(
@@ -33,7 +33,7 @@ def bytes_of(
       dtype: dtype of the values.
       format: "dense", "bitmask", "csr" (rows are all axes but the last), or a pattern whose groups
         are the units of storage, `sj.NM(2, 4)` or `sj.Block((64, 64), 0.9)`.
-      kept: Number of kept entries, if `mask` is a shape; everything by default.
+      kept: Number of kept entries, if `mask` is a shape; all of them by default.
 
     Returns:
       Bytes, a Python int.
@@ -54,11 +54,8 @@ def bytes_of(
     """
     shape = mask if isinstance(mask, tuple) else tuple(mask.shape)
     n, bits = math.prod(shape), _bits(dtype)
-    if isinstance(format, NM):
-        slots = format.units(shape) // format.m * format.n
-        return _whole(slots * bits) + _whole(slots * (format.m - 1).bit_length())
-    if isinstance(format, Block):
-        return _block_bytes(mask, shape, format, kept, bits)
+    if isinstance(format, Pattern):
+        return pattern_bytes(format, mask, format.layout(shape), kept, bits)
     if kept is None:
         kept = n if isinstance(mask, tuple) else count(mask)
     values = _whole(kept * bits)
@@ -69,21 +66,36 @@ def bytes_of(
     if format == "csr":
         return values + 4 * kept + 4 * (math.prod(shape[:-1]) + 1)
     raise ValueError(
-        f'format={format!r} must be "dense", "bitmask", "csr", or a pattern such as sj.NM(2, 4) or '
-        "sj.Block((64, 64), 0.9)."
+        f'bytes_of: format must be "dense", "bitmask", "csr", or a pattern such as sj.NM(2, 4) or '
+        f"sj.Block((64, 64), 0.9), got {format!r}."
     )
 
 
-def _block_bytes(mask, shape: tuple[int, ...], block: Block, kept: int | None, bits: int) -> int:
-    units = block.units(shape)
+@functools.singledispatch
+def pattern_bytes(pattern: Pattern, mask: Any, layout: Layout, kept: int | None, bits: int) -> int:
+    """Bytes in the format of a pattern; patterns of custom formats can be registered."""
+    del mask, layout, kept, bits
+    raise ValueError(f"bytes_of: {pattern.label} has no compressed format; use sj.NM or sj.Block.")
+
+
+@pattern_bytes.register
+def _(pattern: NM, mask, layout: Layout, kept: int | None, bits: int) -> int:
+    del mask, kept
+    slots = pattern.units(layout) // pattern.m * pattern.n
+    return _whole(slots * bits) + _whole(slots * (pattern.m - 1).bit_length())
+
+
+@pattern_bytes.register
+def _(pattern: Block, mask, layout: Layout, kept: int | None, bits: int) -> int:
+    units = pattern.units(layout)
     if isinstance(mask, tuple):
-        share = math.prod(shape) if kept is None else kept
-        blocks = min(units, -(-share // math.prod(block.shape)))
+        share = math.prod(layout.shape) if kept is None else kept
+        blocks = min(units, -(-share // math.prod(pattern.shape)))
     else:
-        blocks = count(block.pool(jnp.asarray(mask, jnp.float32)) > 0)
-    *stacked, rows, _ = matrix_view(shape, block.axis, block.stacked).matrix_shape
-    pointers = math.prod(stacked) * (rows // block.shape[0]) + 1
-    return blocks * (_whole(math.prod(block.shape) * bits) + 4) + 4 * pointers
+        blocks = count(pattern.pool(jnp.asarray(mask, jnp.float32), layout) > 0)
+    *stacked, rows, _ = layout.matrix_shape
+    pointers = math.prod(stacked) * (rows // pattern.shape[0]) + 1
+    return blocks * (_whole(math.prod(pattern.shape) * bits) + 4) + 4 * pointers
 
 
 def _bits(dtype: Any) -> int:

@@ -1,4 +1,4 @@
-"""What is wrong with a sparse network (E) or with what is said about it (W)."""
+"""Findings: errors in a sparse network (E) and warnings about claims (W)."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -9,15 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from .._tree import named_leaves, natural_order, pure
+from .._tree import is_array, named_leaves, natural_order, pure
 from ..masks import Plan
-from ..patterns import NM, Block, Channel, Groups, Unstructured
-from ..patterns._layout import matrix_view
-from ..patterns._pattern import Pooled
-from ._fit import largest_group, matrices
 from ._flops import Flops
 from ._history import Taxonomy
-from ._leaves import is_compressed, is_spared
+from ._leaves import is_spared
 from ._study import Study
 
 _MANY_NEAR_ZEROS = 0.01  # of the entries of a leaf
@@ -25,7 +21,7 @@ _MANY_NEAR_ZEROS = 0.01  # of the entries of a leaf
 
 @dataclass(frozen=True)
 class Finding:
-    """Something to know: a code of the table in `sj.reporting.FINDINGS`, where, and in words."""
+    """A finding: a code of the table in `sj.reporting.FINDINGS`, a location, and a text."""
 
     code: str
     path: str
@@ -45,7 +41,7 @@ FINDINGS = {
     "E2": "a planned leaf that does not have its planned count",
     "E3": "a pattern that the mask violates",
     "E4": "a layer that is all zero, or units without inputs or outputs (inputs of the network "
-    "may be left out)",
+    "may be unused)",
     "E5": "a pattern that does not divide the axis",
     "E6": "parameters that are NaN or infinite",
     "W1": "embeddings, norms or biases are pruned",
@@ -62,7 +58,7 @@ FINDINGS = {
 
 @dataclass(frozen=True)
 class Evidence:
-    """All that the findings look at."""
+    """The data from which findings are derived."""
 
     studies: Mapping[str, Study]
     plan: Plan | None
@@ -100,15 +96,15 @@ def _planned_counts(e: Evidence) -> Iterator[Finding]:
     for leaf in e.plan.leaves:
         if leaf.name not in e.studies:
             yield Finding("E2", leaf.name, "is planned but not in the model")
-    shared = [s for s in e.studies.values() if e.plan.together and s.pattern and s.pattern.free]
+    shared = [s for s in e.studies.values() if e.plan.joint and s.pattern and s.pattern.free]
     for s in e.studies.values():
         if s not in shared and s.planned_kept is not None and s.kept != s.planned_kept:
-            text = f"{s.kept:,} entries stay, {s.planned_kept:,} are planned"
+            text = f"{s.kept:,} entries are kept, {s.planned_kept:,} are planned"
             yield Finding("E2", s.path, text)
     if all(s.planned_kept is not None for s in shared):
         kept, planned = sum(s.kept for s in shared), sum(s.planned_kept or 0 for s in shared)
         if kept != planned:
-            text = f"{kept:,} entries stay in the leaves selected together, {planned:,} are planned"
+            text = f"{kept:,} entries are kept in leaves selected jointly, {planned:,} are planned"
             yield Finding("E2", "", text)
 
 
@@ -116,30 +112,19 @@ def _claims(e: Evidence) -> Iterator[Finding]:
     for s in e.studies.values():
         if s.mask is None or s.pattern is None or not s.divisible:
             continue
-        if not _keeps_to(s):
-            fits = f"; it is {s.fit.name}" if s.fit and s.fit.telling else ""
-            yield Finding("E3", s.path, f"the mask is not {describe(s.pattern)}{fits}")
-
-
-def _keeps_to(s: Study) -> bool:
-    p, mask = s.pattern, np.asarray(s.mask)
-    if isinstance(p, NM):
-        view = matrix_view(s.entry.shape, p.axis, p.stacked)
-        return largest_group(matrices(mask, view), p.m) <= p.n
-    if mask.size == 0 or isinstance(p, Unstructured) or not isinstance(p, Pooled):
-        return True
-    live = p.pool(jnp.asarray(mask, jnp.float32)) > 0
-    return bool(np.array_equal(np.asarray(p.expand(live, s.entry.shape)), mask))
+        if not s.pattern.fits(jnp.asarray(s.mask), s.layout):
+            fits = f"; it is {s.fit.name}" if s.fit and s.fit.significant else ""
+            yield Finding("E3", s.path, f"the mask is not {s.pattern.label}{fits}")
 
 
 def _dead_units(e: Evidence) -> Iterator[Finding]:
     first = next(iter(_in_order(e)), None)
     for s in e.studies.values():
         if s.entry.size and s.kept == 0:
-            yield Finding("E4", s.path, "nothing is left: the layer is all zero")
+            yield Finding("E4", s.path, "no entry is kept: the layer is all zero")
         elif s.mask is not None and s.prunable and not _whole_units(s):
             outputs, inputs = _units(s)
-            if s.path == first:  # features of the data may be left out
+            if s.path == first:  # features of the data may be unused
                 inputs = np.ones(1, bool)
             parts = [
                 f"{int((~x).sum()):,} of {x.size:,} {what}"
@@ -153,28 +138,26 @@ def _dead_units(e: Evidence) -> Iterator[Finding]:
 def _whole_units(s: Study) -> bool:
     """Whether units were removed on purpose."""
     by_fit = s.planned is None and s.fit is not None and s.fit.name == "channel"
-    return by_fit or isinstance(s.pattern, Channel | Groups)
+    return by_fit or (s.pattern is not None and s.pattern.removes_units)
 
 
 def _units(s: Study) -> tuple[np.ndarray, np.ndarray]:
-    """Which outputs have an input and which inputs an output, slice by slice."""
-    try:
-        view = matrix_view(s.entry.shape, s.axis, s.stacked)
-    except ValueError:  # a 3-D kernel that does not say what it contracts
+    """Masks of outputs with an input and of inputs with an output, slice by slice."""
+    layout = s.layout
+    if not layout.contraction:  # unknown, or a bias
         return np.ones(1, bool), np.ones(1, bool)
     mask = np.asarray(s.mask)
-    outputs = mask.any(axis=view.contraction)
-    # The inputs of a convolution are its channels, at whatever position of the kernel.
-    convolution = s.axis is None and len(view.contraction) == 3
-    channels = view.contraction[-1:] if convolution else view.contraction
-    others = tuple(a for a in range(mask.ndim) if a not in channels + view.stacked)
+    outputs = mask.any(axis=layout.contraction)
+    # The inputs of a convolution are its channels, at any position of the kernel.
+    channels = tuple(a for a in layout.contraction if a not in layout.spatial)
+    others = tuple(a for a in range(mask.ndim) if a not in channels + layout.stacked)
     return np.asarray(outputs), np.asarray(mask.any(axis=others))
 
 
 def _divisibility(e: Evidence) -> Iterator[Finding]:
     for s in e.studies.values():
-        if not s.divisible:
-            text = f"{describe(s.pattern)} does not divide a leaf of shape {s.entry.shape}"
+        if s.pattern is not None and not s.divisible:
+            text = f"{s.pattern.label} does not divide a leaf of shape {s.entry.shape}"
             yield Finding("E5", s.path, text)
 
 
@@ -210,7 +193,7 @@ def _ends(e: Evidence) -> Iterator[Finding]:
 
 
 def _in_order(e: Evidence) -> list[str]:
-    """The prunable leaves as the example ran through them; without one by their numbers."""
+    """The prunable leaves in execution order; without an example in the order of their numbers."""
     kernels = [name for name, s in e.studies.items() if s.prunable]
     if e.traced:
         return [name for name in e.flops.leaves if name in kernels]
@@ -232,10 +215,10 @@ def _is_unstructured(s: Study) -> bool:
     if s.entry.compressed:
         return False
     if s.pattern is not None:
-        return isinstance(s.pattern, Unstructured)
+        return not s.pattern.structured
     if s.fit is None or s.fit.name == "unstructured":
         return s.fit is not None
-    return isinstance(s.fit.pattern, NM | Block) and not s.fit.telling
+    return s.fit.pattern is not None and not s.fit.significant
 
 
 def _optimizer_state(e: Evidence) -> Iterator[Finding]:
@@ -253,7 +236,7 @@ def _optimizer_state(e: Evidence) -> Iterator[Finding]:
 
 def _moments(opt_state: PyTree, s: Study) -> Iterator[Any]:
     for name, x in named_leaves(pure(opt_state)).items():
-        floats = hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.floating)
+        floats = is_array(x) and jnp.issubdtype(x.dtype, jnp.floating)
         if floats and tuple(x.shape) == s.entry.shape and f"/{name}".endswith(f"/{s.path}"):
             yield x
 
@@ -283,7 +266,7 @@ def _training_cost(e: Evidence) -> Iterator[Finding]:
         return
     if e.taxonomy.over_time != "static":
         text = (
-            "the FLOPs are those of inference; state training's with "
+            "the FLOPs are those of inference; state those of training with "
             "training=partial(training_flops, 'rigl', every=100)"
         )
         yield Finding("W9", "", text)
@@ -291,17 +274,8 @@ def _training_cost(e: Evidence) -> Iterator[Finding]:
 
 def optimizer_bytes(opt_state: PyTree) -> int:
     """Bytes of all arrays of an optimizer state."""
-    leaves = jax.tree.leaves(pure(opt_state), is_leaf=is_compressed)
-    return sum(x.size * x.dtype.itemsize for x in leaves if hasattr(x, "dtype"))
-
-
-def describe(p: Any) -> str:
-    """A pattern in the words of a table: `2:4`, `block 64x64`, `unstructured`."""
-    if isinstance(p, NM):
-        return f"{p.n}:{p.m}"
-    if hasattr(p, "shape"):
-        return "block " + "x".join(map(str, p.shape))
-    return type(p).__name__.lower()
+    leaves = filter(is_array, jax.tree.leaves(pure(opt_state)))
+    return sum(x.size * x.dtype.itemsize for x in leaves)
 
 
 _CHECKS = (

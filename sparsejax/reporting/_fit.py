@@ -1,4 +1,4 @@
-"""The strictest pattern that a mask fits, and whether that may be an accident."""
+"""The strictest pattern that a mask fits, and the probability of a chance fit."""
 
 import math
 from collections.abc import Iterator
@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Array, Bool
 
-from ..patterns import NM, Block, Pattern, Unstructured
-from ..patterns._layout import MatrixView, matrix_view
+from ..patterns import NM, Block, Layout, Pattern, Unstructured, layout as layout_of
 
 _BLOCKS = (64, 32, 16, 8, 4)
 # Each is contained in the next: at most 2 of 8 means at most 2 of 4, at most 1 of 4 at most 2 of 8.
@@ -31,12 +30,12 @@ class Fit:
     chance: float
 
     @property
-    def telling(self) -> bool:
-        """Whether a random mask would hardly fit, too."""
+    def significant(self) -> bool:
+        """Whether the fit is unlikely to be chance."""
         return self.chance <= 1e-3
 
 
-def pattern(
+def fit_pattern(
     mask: Bool[Array, "..."] | Bool[np.ndarray, "..."],
     axis: int | tuple[int, ...] | None = None,
     stacked: int = 0,
@@ -46,13 +45,13 @@ def pattern(
     Tried in the order dense; channel (the mask is an outer product of live rows and columns);
     blocks of 64, 32, 16, 8, 4 squared; 1:8, 1:4, 2:8, 2:4, 4:8, 8:16 along the contraction (at most
     n of each m kept); unstructured. A very sparse or very small random mask fits one of these by
-    accident: look at `chance`.
+    chance: see `chance`.
 
     Args:
       mask: A boolean array, True where kept.
-      axis: Contraction axis or axes, as for `sj.NM`. If a kernel does not say it (3-D), only
-        dense, channel and unstructured are tried.
-      stacked: Leading axes that count layers; each slice must fit.
+      axis: Contraction axis or axes, as for `sj.NM`. If it is unknown (a 3-D kernel), only dense,
+        channel and unstructured are tried.
+      stacked: Leading axes that index layers; each slice must fit.
 
     Returns:
       A `Fit`.
@@ -62,67 +61,69 @@ def pattern(
 
     Example:
       >>> import jax.numpy as jnp, sparsejax as sj
-      >>> from sparsejax.reporting import pattern
+      >>> from sparsejax.reporting import fit_pattern
       >>> w = jnp.sin(jnp.arange(64.0)).reshape(8, 8)
-      >>> pattern(sj.masks.topk(w, sj.NM(2, 4))).name
+      >>> fit_pattern(sj.masks.topk(w, sj.NM(2, 4))).name
       '2:4'
     """
     kept = np.asarray(mask)
+    stacked = min(stacked, max(kept.ndim - 1, 0))
+    return fit_layout(kept, layout_of(kept.shape, axis, stacked))
+
+
+def fit_layout(kept: np.ndarray, layout: Layout) -> Fit:
+    """The strictest pattern that a mask fits, in a given layout."""
     if kept.all():
         return Fit("dense", None, 1.0)
-    slices, view = _as_matrices(kept, axis, stacked)
+    slices = _as_matrices(kept, layout)
     if all(_is_outer_product(x) for x in slices):
         return Fit("channel", None, _chance(sum(map(_log_channel_chance, slices))))
-    if view is not None:
-        for found in _structured(kept.shape, slices, axis, stacked):
+    if layout.contraction:
+        for found in _structured(slices, layout):
             return found
     sparsity = 1 - int(kept.sum()) / kept.size
-    return Fit("unstructured", Unstructured(sparsity, stacked), 1.0)
+    return Fit("unstructured", Unstructured(sparsity, len(layout.stacked)), 1.0)
 
 
-def _structured(shape, slices: np.ndarray, axis, stacked: int) -> Iterator[Fit]:
-    sparsity = 1 - int(slices.sum()) / slices.size
-    # Larger blocks are made of the smallest: if those do not fit, none does.
+def _structured(slices: np.ndarray, layout: Layout) -> Iterator[Fit]:
+    sparsity, stacked = 1 - int(slices.sum()) / slices.size, len(layout.stacked)
+    default = layout_of(layout.shape, None, stacked).contraction == layout.contraction
+    axis = None if default else layout.contraction
+    axis = axis[0] if axis and len(axis) == 1 else axis
+    # Larger blocks consist of the smallest: if those do not fit, none does.
     for b in _BLOCKS if _fits_blocks(slices, _BLOCKS[-1]) else ():
         if _fits_blocks(slices, b):
             block = Block((b, b), sparsity, axis, stacked)
             chance = _chance(sum(_log_block_chance(x, b) for x in slices))
             yield Fit(f"block {b}x{b}", block, chance)
     for n, m in _GROUPS:
-        if divides(nm := NM(n, m, axis, stacked), shape) and largest_group(slices, m) <= n:
+        if divides(nm := NM(n, m, axis, stacked), layout) and largest_group(slices, m) <= n:
             yield Fit(f"{n}:{m}", nm, _chance(_log_nm_chance(slices.size, int(slices.sum()), n, m)))
 
 
-def divides(p: Pattern, shape: tuple[int, ...]) -> bool:
-    """Whether a pattern can be laid over a shape."""
+def divides(p: Pattern, layout: Layout) -> bool:
+    """Whether a pattern fits the shape of a leaf."""
     try:
-        p.units(shape)
+        p.units(layout)
     except ValueError:
         return False
     return True
 
 
-def matrices(x: np.ndarray, view: MatrixView) -> np.ndarray:
-    """The kernel as (slices, contraction, output)."""
-    order = view.stacked + view.contraction + view.output
-    slices = math.prod(view.matrix_shape[:-2])
-    return x.transpose(order).reshape(slices, *view.matrix_shape[-2:])
-
-
 def largest_group(slices: np.ndarray, m: int) -> int:
-    """The most entries kept in any group of m along the contraction."""
+    """The largest number of entries kept in any group of m along the contraction."""
     s, k, n = slices.shape
     return int(slices.reshape(s, k // m, m, n).sum(axis=2).max(initial=0))
 
 
-def _as_matrices(kept: np.ndarray, axis, stacked: int) -> tuple[np.ndarray, MatrixView | None]:
-    if kept.ndim < 2 + stacked:
-        return kept.reshape(-1, 1, kept.shape[-1] if kept.ndim else 1), None
-    try:
-        view = matrix_view(kept.shape, axis, stacked)
-    except ValueError:  # a 3-D kernel that does not say what it contracts
-        return kept.reshape(1, -1, kept.shape[-1]), None
-    return matrices(kept, view), view
+def _as_matrices(kept: np.ndarray, layout: Layout) -> np.ndarray:
+    """The kernel as (slices, contraction, output), as far as its axes are known."""
+    if not layout.contraction or layout.output is None:
+        if layout.output is not None:  # a bias
+            return kept.reshape(-1, 1, kept.shape[-1] if kept.ndim else 1)
+        return kept.reshape(1, -1, kept.shape[-1])
+    order = layout.stacked + layout.contraction + layout.output
+    return kept.transpose(order).reshape(layout.slices, *layout.matrix_shape[-2:])
 
 
 def _is_outer_product(x: np.ndarray) -> bool:

@@ -1,4 +1,4 @@
-"""FLOPs: a multiply-add is two; sparse ones are those of the kept weights."""
+"""FLOP counts: a multiply-add counts as two; sparse FLOPs are those of kept weights."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ Training = Literal["dense", "static", "set", "rigl", "dense_gradient", "dense_to
 
 @dataclass(frozen=True)
 class LeafFlops:
-    """FLOPs of the products with one leaf, and at how many positions it is used."""
+    """FLOPs of the products with one leaf, and the number of positions at which it is used."""
 
     positions: int | float
     dense: int
@@ -30,10 +30,10 @@ class Flops:
     """FLOPs of one forward pass.
 
     Args:
-      leaves: By path, in order of use where an example was traced.
+      leaves: By path, in order of use if an example was traced.
       activations: FLOPs of products between activations (attention scores and values), which
         weight sparsity does not reduce; 0 without an example.
-      uncounted: Leaves that only hand-written kernels read (Pallas, FFI): say their positions.
+      uncounted: Leaves that only custom kernels (Pallas, FFI) read: pass their positions.
     """
 
     leaves: dict[str, LeafFlops]
@@ -65,21 +65,22 @@ def flops(
     Sparse: `2 kept` per position. Biases, norms and activation functions are not counted.
 
     With an example the program is traced, not run: shared weights, scans over stacked layers,
-    grouped and transposed convolutions count as they are used, a `lax.cond` as its dearest branch,
-    a `while_loop` as one turn. Without, each kernel is used at `positions` places (1 by default).
+    grouped and transposed convolutions are counted as used, a `lax.cond` as its most expensive
+    branch, a `while_loop` as one iteration. Without an example, each kernel is used at `positions`
+    positions (1 by default).
 
     Args:
       model: An `nnx.Module`, an Equinox module, or a tree of parameters (arrays or shapes).
-      example: Input of the model, an array or a tuple of positional arguments; shapes will do.
+      example: Input of the model, an array or a tuple of positional arguments; shapes suffice.
       masks: A tree of boolean masks and None.
       apply: `apply(params, *example)`, if the model cannot be called itself (Linen, functions).
-      positions: Tokens or output positions by path of the kernel; goes before the example.
+      positions: Tokens or output positions by path of the kernel; overrides the example.
 
     Returns:
       A `Flops`.
 
     Raises:
-      TypeError: If there is an example but nothing to call.
+      TypeError: If an example is given but the model cannot be called.
       ValueError: If a mask or a position does not belong to a leaf.
 
     Reference:
@@ -125,7 +126,7 @@ def _products(model, found: Mapping[str, Entry], example, apply) -> Products:
 
 
 def _places(found: Mapping[str, Entry], products: Products | None) -> dict[str, Fraction]:
-    """At how many positions each kernel is used, in the order of use if that is known."""
+    """The number of positions at which each kernel is used, in order of use if known."""
     kernels = [name for name, e in found.items() if is_kernel(name, e)]
     if products is None:
         return {name: Fraction(1) for name in kernels}
@@ -148,7 +149,7 @@ def training_flops(
     schedule: Callable[[int], Any] | None = None,
     scoring: Number = 0,
 ) -> Number:
-    r"""Theoretical FLOPs of training: three forward passes a step, of what is not zero.
+    r"""Theoretical FLOPs of training: three forward passes per step, of non-zero weights.
 
     With the forward FLOPs `f_D` dense and `f_S` sparse, a step costs
 
@@ -157,13 +158,13 @@ def training_flops(
     - "dense_gradient" at each step (SNFS, straight-through): `2 f_S + f_D`;
     - "dense_to_sparse": `3 (f_D - c_t (f_D - f_S))`, c_t the fraction reached, summed over steps.
 
-    Iterative pruning costs the sum over all its rounds: give the sparse FLOPs of each round.
+    Iterative pruning costs the sum over all its rounds: pass the sparse FLOPs of each round.
 
     Args:
       kind: One of the above.
       dense: Forward FLOPs of the dense network, per step.
       sparse: Forward FLOPs of the sparse network; or one number for each round.
-      steps: Number of steps (of each round); 1 gives the cost of a step.
+      steps: Number of steps (of each round); 1 returns the cost of one step.
       every: Steps between two updates of RigL.
       schedule: Fraction of the target sparsity at a step, an optax schedule.
       scoring: Dense forward-and-backward passes spent on scores (SNIP: 1), each `3 f_D`.

@@ -1,4 +1,4 @@
-"""Which kind of training a history of masks shows."""
+"""Classification of sparse training by its history of masks."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,16 +11,17 @@ from ..metrics import exploration_rate, flip_rate
 
 @dataclass(frozen=True)
 class Taxonomy:
-    """The three axes on which a method of sparse training lies.
+    """The taxonomy of sparse training methods, on three axes.
 
     Args:
-      appears: When the final mask is found: "before", "during" or "after" training.
-      weights: "dense-to-sparse" if more weights were held at some time than at the end, else
+      appears: When the final mask is determined: "before", "during" or "after" training.
+      weights: "dense-to-sparse" if more weights were kept at some time than at the end, otherwise
         "sparse-to-sparse".
-      over_time: "static", "shrinking" (entries only leave) or "dynamic" (entries come back).
+      over_time: "static", "shrinking" (entries are only pruned) or "dynamic" (entries are also
+        grown).
       explored: R_s, share of the weights that were active at least once.
-      flips: Mean flips per weight between neighbouring records.
-      last_change: Fraction of the recorded run after which the mask no longer moves.
+      flips: Mean flips per weight between consecutive records.
+      last_change: Fraction of the recorded run after which the mask no longer changes.
     """
 
     appears: Literal["before", "during", "after"]
@@ -35,19 +36,19 @@ class Taxonomy:
 
 
 def taxonomy(history: History, *, dense_weights: bool = False) -> Taxonomy:
-    r"""Where a run lies in the taxonomy of sparse training, from its masks.
+    r"""Classifies a run in the taxonomy of sparse training, from its masks.
 
     Args:
       history: Masks over training, first and last step included: a list of trees, or a dict from
-        steps to trees. A mask that keeps everything counts as none.
-      dense_weights: Whether pruned weights stayed alive underneath, as with a straight-through
-        estimator: masks alone cannot tell.
+        steps to trees. A mask that keeps everything is treated as no mask.
+      dense_weights: Whether pruned weights keep training, as with a straight-through estimator;
+        this cannot be inferred from masks.
 
     Returns:
       A `Taxonomy`.
 
     Raises:
-      ValueError: If the history holds no masks, or leaves come and go.
+      ValueError: If the history holds no masks, or its trees have different leaves.
 
     Reference:
       Liu and Wang, 2023 (arXiv 2302.02596).
@@ -81,7 +82,7 @@ def _flat(masks: dict[str, Any]) -> np.ndarray:
 
 
 def _settled(flat: list[np.ndarray]) -> int:
-    """The first record from which on the final mask is in force."""
+    """The first record from which the final mask is used."""
     last = len(flat) - 1
     while last > 0 and np.array_equal(flat[last - 1], flat[-1]):
         last -= 1
@@ -89,7 +90,7 @@ def _settled(flat: list[np.ndarray]) -> int:
 
 
 def _appears(first: int, settled: int, last: int) -> Literal["before", "during", "after"]:
-    # RigL and SET have a mask at step 0 but find theirs during training: the final one decides.
+    # RigL and SET have a mask at step 0 but change it during training: classify by the final mask.
     if settled == 0:
         return "before"
     return "after" if first == last else "during"

@@ -1,11 +1,11 @@
-"""A report as HTML: a piece for notebooks, a page for files."""
+"""Reports as HTML: a fragment for notebooks, a page for files."""
 
 import html
 from typing import Any
 
 from ._render import COLUMNS, NUMBERS, change, rows, summary, total_row
 
-# Only greys with transparency and two signal colours: readable on light and on dark pages.
+# Only transparent greys and two signal colours: readable on light and dark pages.
 _STYLE = """
 .sj-report { color: inherit; max-width: 72rem;
   font: 13px/1.45 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
@@ -41,7 +41,7 @@ _STYLE = """
 
 
 def html_table(report: Any) -> str:
-    """The report as a self-contained piece of HTML."""
+    """The report as a self-contained HTML fragment."""
     heads = "".join(_cell("th", name, name) for name in COLUMNS)
     body = "".join(f"<tr>{_cells(cells)}</tr>" for cells in rows(report))
     total = f'<tr class="total">{_cells(total_row(report))}</tr>'

@@ -1,4 +1,4 @@
-"""What a report reads: the leaves of a model of any kind, their masks, and exact counts."""
+"""Leaves of models of any kind, their masks, and exact counts."""
 
 import math
 import re
@@ -12,24 +12,25 @@ from flax import nnx
 from jaxtyping import PyTree
 
 from .._masks import masks_by_name
-from .._tree import check_known, is_kernel, name_of, pure
+from .._tree import check_known, is_array, is_kernel, name_of, pure
+from ..formats import Matrix
 from ..masks import Plan
-from ..patterns import Stages
-from ..patterns._layout import MatrixView, matrix_view
+from ..nn import SparseKernel
+from ..patterns import Layout
 
-# A matrix called kernel is pruned like any other, also in a module called embed.
+# A matrix named kernel is prunable, also in a module named embed.
 _SPARED = re.compile(r"(norm|embed)(?!.*/kernel$)|(^|/)(bias|scale)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A leaf as the report sees it; a compressed kernel is one leaf, of its dense shape."""
+    """A leaf of a report; a compressed kernel is one leaf, of its dense shape."""
 
     path: str
     shape: tuple[int, ...]
     dtype: Any
     value: Any
-    view: MatrixView | None = None  # how a compressed matrix sees its kernel
+    layout: Layout | None = None  # of the kernel that a compressed matrix represents
 
     @property
     def size(self) -> int:
@@ -39,7 +40,7 @@ class Entry:
     @property
     def compressed(self) -> bool:
         """Whether the kernel is stored in a sparse format."""
-        return is_compressed(self.value)
+        return isinstance(self.value, Matrix)
 
     @property
     def stored(self) -> int:
@@ -49,47 +50,41 @@ class Entry:
 
     @property
     def dense(self) -> Any:
-        """The values as an array; None where there are only shapes."""
+        """The values as an array; None for shapes."""
         if self.compressed:
             matrix = self.value.todense()
-            return matrix if self.view is None else self.view.from_matrix(matrix)
+            return matrix if self.layout is None else self.layout.from_matrix(matrix)
         return None if isinstance(self.value, jax.ShapeDtypeStruct) else self.value
 
 
-def is_compressed(x: Any) -> bool:
-    """True for the sparse formats, recognised by what they offer."""
-    return all(hasattr(x, name) for name in ("todense", "shape", "nbytes"))
-
-
 def entries(model: PyTree) -> dict[str, Entry]:
-    """The parameters of a model by path; what is not an array of numbers is left out."""
-    leaves = jax.tree.leaves_with_path(pure(model), is_leaf=is_compressed)
+    """The parameters of a model by path, without leaves that are not numeric arrays."""
+    leaves = jax.tree.leaves_with_path(pure(model), is_leaf=lambda x: isinstance(x, Matrix))
     named = {name_of(path): leaf for path, leaf in leaves}
     for owner, kernel in _compressed_modules(model).items():
         named = {n: x for n, x in named.items() if not n.startswith(f"{owner}/")} | {owner: kernel}
     found = {
         name: Entry(name, tuple(x.shape), jnp.dtype(x.dtype), x)
         for name, x in named.items()
-        if hasattr(x, "shape") and hasattr(x, "dtype") and _is_number(x.dtype)
+        if (isinstance(x, Matrix) or is_array(x)) and _is_number(x.dtype)
     }
     if not found:
         raise ValueError(
-            "there are no parameters in this tree; pass an nnx.Module, nnx.State, or a tree of "
+            "the tree must have parameters, got none; pass an nnx.Module, nnx.State, or a tree of "
             "arrays or jax.ShapeDtypeStruct: sj.report(model, masks)."
         )
     return found
 
 
 def _compressed_modules(model: PyTree) -> dict[str, Any]:
-    """The compressed kernels of an NNX model: modules with values, which `[...]` reads whole."""
+    """The compressed kernels of an NNX model, which are modules."""
     if not isinstance(model, nnx.Module):
         return {}
-    found = {}
-    for path, module in nnx.iter_modules(model):
-        read = getattr(module, "__getitem__", None)
-        if read is not None and isinstance(getattr(module, "values", None), nnx.Param):
-            found["/".join(map(str, path))] = read(...)
-    return {name: kernel for name, kernel in found.items() if is_compressed(kernel)}
+    return {
+        "/".join(map(str, path)): module[...]
+        for path, module in nnx.iter_modules(model)
+        if isinstance(module, SparseKernel)
+    }
 
 
 def _is_number(dtype: Any) -> bool:
@@ -103,11 +98,9 @@ def as_planned(found: dict[str, Entry], plan: Plan) -> dict[str, Entry]:
         entry = found.get(leaf.name)
         if entry is None or entry.shape == leaf.shape:
             continue
-        p = leaf.pattern.patterns[-1] if isinstance(leaf.pattern, Stages) else leaf.pattern
-        if entry.compressed:
-            view = matrix_view(leaf.shape, getattr(p, "axis", None), p.stacked)
-            if view.matrix_shape == entry.shape:
-                shaped[leaf.name] = replace(entry, shape=leaf.shape, view=view)
+        if entry.compressed and leaf.layout.contraction:
+            if leaf.layout.matrix_shape == entry.shape:
+                shaped[leaf.name] = replace(entry, shape=leaf.shape, layout=leaf.layout)
                 continue
         raise ValueError(
             f"{leaf.name} was planned with shape {leaf.shape} and now has shape {entry.shape}; "
@@ -137,7 +130,7 @@ def checked_masks(masks: PyTree, of: Mapping[str, Entry]) -> dict[str, Any]:
 
 
 def is_prunable(entry: Entry, plan: Plan | None, masked: bool) -> bool:
-    """Whether a leaf counts in the headline: planned; else kernels and what has a mask."""
+    """Whether a leaf is in the headline: planned; without a plan a kernel or masked."""
     if plan is not None:
         return entry.path in plan
     if is_kernel(entry.path, entry):
@@ -146,5 +139,5 @@ def is_prunable(entry: Entry, plan: Plan | None, masked: bool) -> bool:
 
 
 def is_spared(path: str) -> bool:
-    """Embeddings, norms and biases, which are not pruned unless a plan says so."""
+    """Whether a leaf is an embedding, norm or bias, which is only pruned by a plan."""
     return bool(_SPARED.search(path))

@@ -1,4 +1,4 @@
-"""Pictures: masks, sparsity by layer, masks over training, calibration."""
+"""Plots: masks, sparsity by layer, masks over training, calibration."""
 
 import io
 from collections.abc import Mapping
@@ -22,19 +22,19 @@ _SIDE = 512  # pixels: a larger mask is shown as densities of tiles
 
 
 def plot_masks(masks: PyTree, *, columns: int = 4) -> Figure:
-    """A picture of each mask: kept entries dark, contraction down, outputs across.
+    """Plots each mask: kept entries dark, contraction vertical, outputs horizontal.
 
     Args:
-      masks: A tree of boolean masks and None. Of stacked or 3-D masks the last axis is shown
-        across; a large mask is shown as the density of its tiles.
-      columns: Pictures in a row.
+      masks: A tree of boolean masks and None. The last axis of stacked or 3-D masks is horizontal;
+        a large mask is shown as the density of its tiles.
+      columns: Plots per row.
 
     Returns:
       A `matplotlib.figure.Figure`.
 
     Raises:
       ImportError: If matplotlib is not installed.
-      ValueError: If there are no masks.
+      ValueError: If the tree holds no masks.
 
     Example:
       >>> import jax.numpy as jnp
@@ -55,10 +55,11 @@ def plot_masks(masks: PyTree, *, columns: int = 4) -> Figure:
 
 
 def plot_sparsity(report: Report | Plan) -> Figure:
-    """Sparsity by layer, bars from first to last, with the total as a line.
+    """Plots the sparsity by layer as bars, with the total as a line.
 
     Args:
-      report: A `Report`, whose prunable leaves are shown next to what was planned; or a `Plan`.
+      report: A `Report`, whose prunable leaves are shown next to the planned sparsities; or a
+        `Plan`.
 
     Returns:
       A `matplotlib.figure.Figure`.
@@ -85,7 +86,7 @@ def plot_sparsity(report: Report | Plan) -> Figure:
 
 
 def plot_training(history: History, metrics: Mapping[str, Any] | None = None) -> Figure:
-    """Masks over training: sparsity, flips per weight, and the share of weights explored.
+    """Plots masks over training: sparsity, flips per weight, and the share of weights explored.
 
     Args:
       history: Masks over training: a list of trees, or a dict from steps to trees.
@@ -126,10 +127,10 @@ def plot_training(history: History, metrics: Mapping[str, Any] | None = None) ->
 
 
 def plot_reliability(curve: Reliability | Mapping[str, Reliability]) -> Figure:
-    """The reliability diagram: accuracy over confidence, and how many samples lie in each bin.
+    """Plots the reliability diagram: accuracy over confidence, and the number of samples per bin.
 
     Args:
-      curve: What `reliability(probabilities, labels)` returns; or several, by name.
+      curve: The result of `reliability(probabilities, labels)`; or several, by name.
 
     Returns:
       A `matplotlib.figure.Figure`.
@@ -162,14 +163,14 @@ def _figure(width: float, height: float) -> Figure:
         raise ImportError("plots need matplotlib: pip install 'sparsejax[examples]'.") from error
 
     class Picture(Figure):
-        """A figure that notebooks show by themselves, without pyplot."""
+        """A figure that notebooks display without pyplot."""
 
         def _repr_png_(self) -> bytes:
             out = io.BytesIO()
             self.savefig(out, format="png")
             return out.getvalue()
 
-    # A Figure of its own, not pyplot's: nothing global, no window, no backend chosen.
+    # A Figure without pyplot: no global state, no window, no backend selection.
     return Picture(figsize=(width, height), dpi=130, layout="constrained", facecolor="white")
 
 
@@ -177,7 +178,7 @@ def _draw_mask(axes, name: str, mask: np.ndarray) -> None:
     matrix = mask.reshape(-1, mask.shape[-1] if mask.ndim else 1)
     shown = _tiles(matrix)
     axes.imshow(1 - shown, cmap=_colours(), vmin=0, vmax=1, interpolation="nearest", aspect="auto")
-    # Long and flat kernels are shown in a frame that can still be read.
+    # Limit the aspect ratio of long and flat kernels.
     axes.set_box_aspect(float(np.clip(matrix.shape[0] / max(matrix.shape[1], 1), 0.5, 1.5)))
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set(color=GREY, linewidth=0.8)
@@ -188,7 +189,7 @@ def _draw_mask(axes, name: str, mask: np.ndarray) -> None:
 
 
 def _tiles(matrix: np.ndarray) -> np.ndarray:
-    """Densities of tiles, so that a large mask fits the picture without moiré."""
+    """Densities of tiles, so that a large mask fits the plot without moiré."""
     rows, columns = (-(-n // _SIDE) for n in matrix.shape)
     if rows == columns == 1:
         return matrix.astype(np.float32)

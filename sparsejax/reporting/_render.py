@@ -1,4 +1,4 @@
-"""A report in cells and sentences, and as a table of the terminal."""
+"""Reports as table cells, sentences and terminal tables."""
 
 import io
 from typing import Any
@@ -37,7 +37,7 @@ def rich_table(report: Any) -> Group:
     table = Table(title="sparsity report", title_style="bold", header_style="bold")
     for column in COLUMNS:
         justify = "right" if column in NUMBERS else "left"
-        # A long path folds; numbers are never cut.
+        # Long paths wrap; numbers are never truncated.
         table.add_column(column, justify=justify, no_wrap=column != "leaf", overflow="fold")
     for cells in rows(report):
         table.add_row(*cells)
@@ -88,7 +88,7 @@ def total_row(report: Any) -> tuple[str, ...]:
 
 
 def summary(report: Any) -> list[str]:
-    """What must stand next to the headline, in sentences."""
+    """Sentences to accompany the headline."""
     asked = "" if report.asked is None else f" (asked {report.asked:.4f})"
     lines = [
         f"sparsity {report.sparsity:.4f}{asked} of {report.prunable_size:,} prunable entries, "
@@ -126,7 +126,7 @@ def _flops_line(report: Any) -> str:
     if report.activation_flops:
         line += f"; between activations {short(report.activation_flops)}"
     if report.uncounted:
-        line += f"; not counted: {', '.join(report.uncounted)} (say positions=)"
+        line += f"; not counted: {', '.join(report.uncounted)} (pass positions=)"
     if report.compiled_flops is not None:
         line += f"; compiled {short(report.compiled_flops)}"
     return line
@@ -135,7 +135,7 @@ def _flops_line(report: Any) -> str:
 def _fits(leaf: Any) -> str:
     if leaf.fits is None:
         return ""
-    # What a random mask fits as well says nothing.
+    # A fit that random masks reach too is not shown.
     accident = leaf.chance is not None and leaf.chance > 1e-3
     return "unstructured" if accident and leaf.fits != "dense" else leaf.fits
 

@@ -1,4 +1,4 @@
-"""The sparsity report: what was achieved, counted by one convention."""
+"""The sparsity report, with one counting convention."""
 
 import os
 import re
@@ -6,15 +6,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import jax
 from jaxtyping import PyTree
 from rich.console import Group
 
+from .._frameworks import kernel_orders
 from .._masks import History
 from .._tree import at_path
 from ..masks import Plan
-from ..patterns import NM, Block
-from ._bytes import bytes_of
-from ._findings import Evidence, Finding, describe, find, optimizer_bytes
+from ._bytes import bytes_of, pattern_bytes
+from ._findings import Evidence, Finding, find, optimizer_bytes
 from ._flops import Flops, flops_of
 from ._history import Taxonomy, taxonomy
 from ._html import html_page, html_table
@@ -27,24 +28,24 @@ _IS_VECTOR = re.compile(r"norm|(^|/)(bias|scale)$", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class LeafReport:
-    """What is known of one leaf.
+    """The report on one leaf.
 
     Args:
       path: Path of the leaf.
       shape: Its (dense) shape.
       dtype: Name of its dtype.
       size: Entries.
-      kept: Entries that stay.
-      planned: Entries that the plan keeps; None if it does not say.
-      value_zeros: Entries that are exactly 0, for whatever reason; None for shapes.
+      kept: Number of kept entries.
+      planned: Entries kept by the plan; None if undetermined.
+      value_zeros: Entries that are exactly 0, on or off the mask; None for shapes.
       claimed: The pattern of the plan; None without one.
       fits: The strictest pattern of the mask; None without a mask.
       chance: Probability that a random mask with as many kept entries fits, too.
       positions: Tokens or output positions at which it is used.
-      flops_dense: FLOPs of its products, all weights counted; 0 if it is in none.
+      flops_dense: FLOPs of its products, all weights counted; 0 without products.
       flops_sparse: FLOPs of its products, kept weights counted.
-      bytes: Bytes by format, "stored" for what it takes now if it is compressed.
-      prunable: Whether it counts in the headline.
+      bytes: Bytes by format, "stored" for its current size if it is compressed.
+      prunable: Whether it is counted in the headline.
     """
 
     path: str
@@ -70,7 +71,7 @@ class LeafReport:
 
     @property
     def storage(self) -> tuple[str, int]:
-        """What it is stored in, or the format that takes least; and its bytes."""
+        """The storage format, or the smallest format, and its bytes."""
         if "stored" in self.bytes:
             return "stored", self.bytes["stored"]
         return min(self.bytes.items(), key=lambda item: item[1])
@@ -78,17 +79,17 @@ class LeafReport:
 
 @dataclass(frozen=True, repr=False)
 class Report:
-    """What was achieved: prints as a table, shows as HTML in notebooks, and is data.
+    """A sparsity report: prints as a table, displays as HTML in notebooks, exports as data.
 
     Args:
       leaves: All leaves, in the order of the tree.
       findings: Errors and warnings.
-      source: What was counted: the masks, the zeros of the values, or the plan.
+      source: The source of the counts: the masks, the zeros of the values, or the plan.
       asked: Sparsity of the plan.
       activation_flops: FLOPs of products between activations, not reduced by weight sparsity.
-      uncounted: Leaves whose FLOPs are not known: only hand-written kernels read them.
+      uncounted: Leaves with unknown FLOPs, read only by custom kernels.
       traced: Whether FLOPs come from an example, or from one position per kernel.
-      taxonomy: Which kind of training the history shows.
+      taxonomy: Classification of the training history.
       training_cost: Training FLOPs over those of dense training, theoretical.
       compiled_flops: FLOPs that XLA counts in the compiled program.
       optimizer_bytes: Bytes of the optimizer state.
@@ -116,7 +117,7 @@ class Report:
 
     @property
     def kept(self) -> int:
-        """Entries of all parameters that stay."""
+        """Kept entries of all parameters."""
         return sum(leaf.kept for leaf in self.leaves)
 
     @property
@@ -126,7 +127,7 @@ class Report:
 
     @property
     def prunable_kept(self) -> int:
-        """Entries of the prunable leaves that stay."""
+        """Kept entries of the prunable leaves."""
         return sum(leaf.kept for leaf in self.leaves if leaf.prunable)
 
     @property
@@ -136,7 +137,7 @@ class Report:
 
     @property
     def total_sparsity(self) -> float:
-        """Zeros over entries of all parameters: stands next to the headline."""
+        """Zeros over entries of all parameters, reported next to the headline."""
         return _sparsity(self.kept, self.size)
 
     @property
@@ -179,7 +180,7 @@ class Report:
         """Writes a standalone HTML page, `report.html`; `str(report)` is the text."""
         if not os.fspath(path).lower().endswith((".html", ".htm")):
             raise ValueError(
-                f"{os.fspath(path)!r} is no HTML file: report.save('report.html'), or print "
+                f"{os.fspath(path)!r} does not end in .html: report.save('report.html'), or print "
                 "str(report)."
             )
         with open(path, "w", encoding="utf-8") as file:
@@ -234,34 +235,35 @@ def report(
     compiled: Any = None,
     seeds: int | None = None,
 ) -> Report:
-    r"""What was achieved: sparsity, patterns, FLOPs and bytes of a model, and what is wrong.
+    r"""Reports the sparsity, patterns, FLOPs and bytes of a model, and findings.
 
     Sparsity is `sum zeros / sum sizes`, zeros being entries off the mask: of the prunable leaves
-    (those of the plan; else those named `kernel` or `weight`), and next to it of all parameters.
-    Without masks the exact zeros of the values are counted, and the report says so.
+    (those of the plan; otherwise those named `kernel` or `weight`), and of all parameters. Without
+    masks the exact zeros of the values are counted, as stated in the report.
 
     Args:
       model: An `nnx.Module`, `nnx.State`, Linen or plain dict, Equinox module; arrays, compressed
         kernels or shapes.
       masks: A tree of boolean masks and None, such as `sj.get_masks(opt_state)`.
-      plan: What was asked for: the report compares.
-      example: Input of the model, an array or a tuple: FLOPs are then counted where kernels are
-        used, by tracing; without, at one position each.
+      plan: The plan to compare with.
+      example: Input of the model, an array or a tuple: FLOPs are then counted by tracing; without
+        it, at one position per kernel.
       apply: `apply(params, *example)`, if the model cannot be called itself.
       positions: Tokens or output positions by path of the kernel, instead of an example.
       history: Masks over training: a list of trees, or a dict from steps to trees.
-      training: Function of (dense, sparse) forward FLOPs to training FLOPs, such as
+      training: Function from (dense, sparse) forward FLOPs to training FLOPs, such as
         `partial(sj.reporting.training_flops, "rigl", every=100)`.
-      opt_state: Optimizer state, whose bytes are counted.
-      compiled: A compiled program, `jax.jit(f).lower(x).compile()`: its FLOPs stand next to ours.
-      seeds: Number of seeds behind the claims made with this report.
+      opt_state: Optimizer state, to count its bytes.
+      compiled: A compiled program, `jax.jit(f).lower(x).compile()`: its FLOPs are reported for
+        comparison.
+      seeds: Number of seeds of the reported results.
 
     Returns:
       A `Report`: `print` it, `.as_dict()`, `.save("report.html")`.
 
     Raises:
-      ValueError: If there are no parameters, or a mask does not belong to its leaf.
-      TypeError: If there is an example but nothing to call.
+      ValueError: If the tree has no parameters, or a mask does not belong to its leaf.
+      TypeError: If an example is given but the model cannot be called.
 
     Reference:
       Liu and Wang, Ten Lessons We Have Learned in the New "Sparseland", 2023 (arXiv 2302.02596).
@@ -276,7 +278,7 @@ def report(
       (0.5, '2:4', ())
     """
     found = entries(model) if plan is None else as_planned(entries(model), plan)
-    studied = studies(found, masks, plan, _rows_are_outputs(model))
+    studied = studies(found, masks, plan, kernel_orders(model))
     kept = {name: s.kept for name, s in studied.items()}
     work = flops_of(model, found, kept, example, apply, positions)
     leaves = tuple(_leaf(s, work) for s in studied.values())
@@ -320,7 +322,7 @@ def _leaf(s: Study, work: Flops) -> LeafReport:
         kept=s.kept,
         planned=s.planned_kept,
         value_zeros=s.values["zeros"] if s.values else None,
-        claimed=describe(s.pattern) if s.pattern else None,
+        claimed=s.pattern.label if s.pattern else None,
         fits=s.fit.name if s.fit else None,
         chance=s.fit.chance if s.fit else None,
         positions=used.positions if used else 0,
@@ -332,12 +334,13 @@ def _leaf(s: Study, work: Flops) -> LeafReport:
 
 
 def _bytes(s: Study) -> dict[str, int]:
-    """Bytes by format; those of a structured pattern only where the mask keeps to it."""
+    """Bytes by format; those of a structured pattern only if the mask conforms to it."""
     shape, dtype = s.entry.shape, s.entry.dtype
     found = {"dense": bytes_of(shape, dtype)}
     fitted = s.fit.pattern if s.fit else None
-    if s.mask is not None and isinstance(fitted, NM | Block):
-        found[describe(fitted)] = bytes_of(s.mask, dtype, fitted)
+    if s.mask is not None and fitted is not None and fitted.structured:
+        bits = jax.dtypes.itemsize_bits(dtype)
+        found[fitted.label] = pattern_bytes(fitted, s.mask, s.layout, None, bits)
     if s.kept < s.entry.size:
         found["bitmask"] = bytes_of(shape, dtype, "bitmask", kept=s.kept)
         found["csr"] = bytes_of(shape, dtype, "csr", kept=s.kept)
@@ -357,10 +360,10 @@ def _source(studied: Mapping[str, Study], masks, plan: Plan | None) -> str:
         return "the masks"
     if all(s.entry.compressed for s in studied.values() if s.mask is not None and s.prunable):
         if any(s.entry.compressed for s in studied.values()):
-            return "what the compressed kernels store"
+            return "the entries stored by compressed kernels"
     if any(s.mask is not None for s in studied.values()):
-        return "the exact zeros of the values, for want of masks"
-    return "the plan, for want of values" if plan is not None else "shapes: nothing is pruned"
+        return "the exact zeros of the values, in the absence of masks"
+    return "the plan, in the absence of values" if plan is not None else "shapes: nothing is pruned"
 
 
 def _training_cost(training, work: Flops) -> float | None:
@@ -374,11 +377,6 @@ def _compiled_flops(compiled) -> float | None:
         return None
     analysis = compiled.cost_analysis() or {}
     return float(analysis["flops"]) if "flops" in analysis else None
-
-
-def _rows_are_outputs(model: PyTree) -> bool:
-    bases = type(model).__mro__
-    return any(base.__module__.split(".")[0] == "equinox" for base in bases)
 
 
 def _sparsity(kept: int, size: int) -> float:

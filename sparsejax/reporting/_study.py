@@ -1,4 +1,4 @@
-"""One leaf under study: its mask, counts and fit, before anything is said about it."""
+"""Analysis of one leaf: its mask, counts and fit."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,26 +12,26 @@ from jaxtyping import PyTree
 
 from .._masks import count, row_counts
 from ..masks import Plan, PlannedLeaf
-from ..patterns import NM, Block, Pattern, Stages
-from ._fit import Fit, divides, pattern
+from ..patterns import Layout, Pattern, layout as layout_of
+from ._fit import Fit, divides, fit_layout
 from ._leaves import Entry, checked_masks, is_prunable
 
-# Kept values this much smaller than the largest of their leaf were meant to be zero.
+# Kept values below this fraction of the largest of their leaf are near-zeros.
 TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True)
 class Study:
-    """A leaf, the mask that counts, and what the plan says of it.
+    """A leaf, its effective mask, and its plan.
 
-    `mask` is None where nothing is pruned, or where only shapes are known.
+    `mask` is None if nothing is pruned, or if only shapes are known.
     """
 
     entry: Entry
     mask: np.ndarray | None
     planned: PlannedLeaf | None
     prunable: bool
-    axis: int | tuple[int, ...] | None
+    layout: Layout
 
     @property
     def path(self) -> str:
@@ -40,30 +40,24 @@ class Study:
 
     @property
     def pattern(self) -> Pattern | None:
-        """The claimed pattern; of stages the last one."""
-        claimed = self.planned.pattern if self.planned else None
-        return claimed.patterns[-1] if isinstance(claimed, Stages) else claimed
+        """The claimed pattern; the last one of stages."""
+        return self.planned.pattern.final if self.planned else None
 
     @property
     def divisible(self) -> bool:
-        """Whether the claimed pattern can be laid over the leaf at all."""
-        return self.pattern is None or divides(self.pattern, self.entry.shape)
-
-    @property
-    def stacked(self) -> int:
-        """Leading axes that count layers, as the plan says."""
-        return self.pattern.stacked if self.pattern else 0
+        """Whether the claimed pattern fits the shape of the leaf."""
+        return self.pattern is None or divides(self.pattern, self.layout)
 
     @cached_property
     def planned_kept(self) -> int | None:
-        """Entries that the plan keeps; None if it does not say."""
+        """Entries kept by the plan; None if undetermined."""
         if self.planned is None or not self.divisible:
             return None
         return self.planned.kept
 
     @cached_property
     def kept(self) -> int:
-        """Entries that stay: of the mask; without one, of the plan for shapes; else all."""
+        """Kept entries: of the mask; without one, of the plan for shapes; otherwise all."""
         if self.mask is not None:
             return count(self.mask)
         known = self.entry.dense is not None
@@ -75,7 +69,7 @@ class Study:
         """The strictest pattern of the mask."""
         if self.mask is None or self.mask.ndim == 0:
             return None
-        return pattern(self.mask, self.axis, self.stacked)
+        return fit_layout(self.mask, self.layout)
 
     @cached_property
     def values(self) -> dict[str, int] | None:
@@ -98,35 +92,25 @@ def _value_counts(w, mask):
 
 
 def studies(
-    found: Mapping[str, Entry], masks: PyTree, plan: Plan | None, rows_are_outputs: bool
+    found: Mapping[str, Entry], masks: PyTree, plan: Plan | None, orders: Mapping[str, Any]
 ) -> dict[str, Study]:
-    """Every leaf with its mask; without masks the exact zeros of prunable leaves count."""
+    """Every leaf with its mask; without masks the exact zeros of prunable leaves are used."""
     given = checked_masks(masks, found)
     studied = {}
     for name, entry in found.items():
         planned = plan[name] if plan is not None and name in plan else None
         prunable = is_prunable(entry, plan, name in given)
         mask = _mask_of(entry, given.get(name), masks is None and prunable)
-        axis = _axis(entry, planned, rows_are_outputs)
-        studied[name] = Study(entry, mask, planned, prunable, axis)
+        order = entry.value.order if entry.compressed else orders.get(name)
+        layout = planned.layout if planned else layout_of(entry.shape, order=order)
+        studied[name] = Study(entry, mask, planned, prunable, layout)
     return studied
 
 
 def _mask_of(entry: Entry, given: Any, from_values: bool) -> np.ndarray | None:
     if given is not None and not isinstance(given, jax.ShapeDtypeStruct):
         return np.asarray(given)
-    # A compressed kernel is sparse whether or not its mask is handed over.
+    # A compressed kernel is sparse even if its mask is not passed.
     if (from_values or entry.compressed) and entry.dense is not None:
         return np.asarray(entry.dense) != 0
     return None
-
-
-def _axis(entry: Entry, planned: PlannedLeaf | None, rows_are_outputs: bool) -> Any:
-    """The contraction axis that the plan names; Equinox weights are (out, in, ...)."""
-    claimed = planned.pattern if planned else None
-    if isinstance(claimed, Stages):
-        claimed = claimed.patterns[-1]
-    if isinstance(claimed, NM | Block) and claimed.axis is not None:
-        return claimed.axis
-    is_weight = rows_are_outputs and entry.path.endswith("weight") and len(entry.shape) >= 2
-    return 1 if is_weight else None

@@ -1,7 +1,7 @@
-"""Which weights a program multiplies, and how often: one walk over its jaxpr.
+"""Counts the products of a program with its weights, by a walk over its jaxpr.
 
-The jaxpr is the only place where a Linen, NNX, Equinox or plain function, a scanned stack of
-layers, a grouped convolution and a shared weight all look alike.
+The jaxpr represents Linen, NNX, Equinox and plain functions, scanned stacks of layers, grouped
+convolutions and shared weights uniformly.
 """
 
 import math
@@ -12,14 +12,14 @@ from typing import Any, NamedTuple
 
 import jax
 from flax import nnx
-from jax.extend.core import Literal
+from jax.extend.core import Jaxpr, Literal
 from jaxtyping import PyTree
 
-from .._tree import name_of
+from .._tree import is_array, name_of
 
 
 class Origin(NamedTuple):
-    """What a value is computed from: some leaves of the parameters, and perhaps the data."""
+    """The origin of a value: some leaves of the parameters, and possibly the data."""
 
     leaves: frozenset[str] = frozenset()
     data: bool = False
@@ -31,7 +31,7 @@ class Origin(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """Entries of each leaf by path, and how many of them a compressed leaf stores."""
+    """Entries of each leaf by path, and the number stored by a compressed leaf."""
 
     dense: Mapping[str, int]
     stored: Mapping[str, int]
@@ -41,7 +41,7 @@ class Sizes(NamedTuple):
 class Products:
     """FLOPs of the products of a program: by leaf, in order of use, and between activations.
 
-    `opaque` are leaves that a hand-written kernel reads: what it does with them is not seen.
+    `opaque` are leaves read by custom kernels, whose products are unknown.
     """
 
     weights: Counter = field(default_factory=Counter)
@@ -75,7 +75,7 @@ def trace_products(program: Program, sizes: Sizes) -> Products:
 
     Args:
       program: The forward pass; its arrays may be shapes.
-      sizes: Of the leaves by path; a deeper leaf of the parameters counts for its owner.
+      sizes: Sizes of the leaves by path; a nested leaf of the parameters is counted for its owner.
     """
     function, params, constants, data = program
     closed = jax.make_jaxpr(function)(params, constants, *data)
@@ -100,7 +100,7 @@ def program_of(model: PyTree, apply: Callable[..., Any] | None, example: Any) ->
     if callable(model):
         return _callable_tree(model, data)
     raise TypeError(
-        f"example= needs a model that can be called, and {type(model).__name__} cannot; say how: "
+        f"example= needs a model that can be called, and {type(model).__name__} cannot; pass "
         "apply=lambda params, x: model.apply({'params': params}, x)."
     )
 
@@ -108,8 +108,8 @@ def program_of(model: PyTree, apply: Callable[..., Any] | None, example: Any) ->
 def _callable_tree(model: PyTree, data: tuple[Any, ...]) -> Program:
     """An Equinox module: functions live among its leaves, and only arrays are traced."""
     leaves, structure = jax.tree.flatten(model)
-    places = [i for i, x in enumerate(leaves) if hasattr(x, "shape")]
-    shown = jax.tree.unflatten(structure, [x if hasattr(x, "shape") else None for x in leaves])
+    places = [i for i, x in enumerate(leaves) if is_array(x)]
+    shown = jax.tree.unflatten(structure, [x if is_array(x) else None for x in leaves])
 
     def function(params, _, *x):
         traced = dict(zip(places, jax.tree.leaves(params)))
@@ -120,7 +120,7 @@ def _callable_tree(model: PyTree, data: tuple[Any, ...]) -> Program:
 
 
 def _owner(name: str, sizes: Mapping[str, int]) -> str:
-    """The report's leaf that `name` is or lies in (`kernel/values` of a compressed kernel)."""
+    """The report leaf that is or contains `name` (`kernel/values` of a compressed kernel)."""
     while name not in sizes and "/" in name:
         name = name.rpartition("/")[0]
     return name
@@ -173,14 +173,16 @@ def _product(eqn, origins, flops: int, sizes, out: Products) -> list[Origin]:
         return [_join(origins)]
     size = eqn.invars[weight].aval.size
     name = _leaf(origins[weight], size, sizes.dense)
-    if size == sizes.stored.get(name):  # the product skips what a compressed kernel leaves out
+    if size == sizes.stored.get(
+        name
+    ):  # the product skips entries not stored by a compressed kernel
         flops = flops * sizes.dense[name] // size
     out.weights[name] += flops
     return [Origin(data=True)]
 
 
 def _leaf(origin: Origin, size: int, sizes: Mapping[str, int]) -> str:
-    """Of `w * scale` or `w + a @ b`, the leaf that is as large as the operand; else the largest."""
+    """For `w * scale` or `w + a @ b`, the leaf of the operand's size; otherwise the largest."""
     same = sorted(name for name in origin.leaves if sizes.get(name) == size)
     return same[0] if same else max(sorted(origin.leaves), key=lambda name: sizes.get(name, 0))
 
@@ -193,7 +195,7 @@ def _dot_flops(eqn) -> int:
 
 
 def _conv_flops(eqn) -> int:
-    """Positions times the size of the kernel; a transposed one is counted where it reads."""
+    """Positions times the kernel size; transposed convolutions are counted at their inputs."""
     lhs, kernel = (x.aval.shape for x in eqn.invars[:2])
     numbers = eqn.params["dimension_numbers"]
     transposed = math.prod(eqn.params["lhs_dilation"]) > 1
@@ -205,7 +207,7 @@ def _conv_flops(eqn) -> int:
 
 
 def _scan(eqn, origins, sizes, out: Products) -> list[Origin]:
-    """The body as often as it runs; what it stacks has one axis more outside than inside."""
+    """The body times the number of iterations; stacked values have one more axis outside."""
     inner = _jaxpr(eqn.params["jaxpr"])
     same = lambda a, b: len(a.aval.shape) == len(b.aval.shape)  # noqa: E731
     carry = sum(map(same, eqn.outvars, inner.outvars))
@@ -216,7 +218,7 @@ def _scan(eqn, origins, sizes, out: Products) -> list[Origin]:
 
 
 def _while(eqn, origins, sizes, out: Products) -> list[Origin]:
-    """One turn is counted: the number of turns is not in the program."""
+    """Counts one iteration, since the number of iterations is not static."""
     skip, consts = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
     carry = len(eqn.outvars)
     inner = _jaxpr(eqn.params["body_jaxpr"])
@@ -226,7 +228,7 @@ def _while(eqn, origins, sizes, out: Products) -> list[Origin]:
 
 
 def _settle(inner, origins, consts: int, carry: int, sizes):
-    """Walks a loop body until the origins of what it carries no longer grow."""
+    """Walks a loop body until the origins of its carry no longer grow."""
     origins = list(origins)
     while True:
         part = Products()
@@ -239,7 +241,7 @@ def _settle(inner, origins, consts: int, carry: int, sizes):
 
 
 def _cond(eqn, origins, sizes, out: Products) -> list[Origin]:
-    """The most expensive branch counts."""
+    """Counts the most expensive branch."""
     parts = []
     for branch in eqn.params["branches"]:
         part = Products()
@@ -253,13 +255,13 @@ def _called(eqn):
     """The jaxpr of a call (jit, remat, custom_jvp, shard_map), if its arguments are the call's."""
     for key in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
         inner = _jaxpr(eqn.params.get(key))
-        if hasattr(inner, "invars") and len(inner.invars) == len(eqn.invars):
+        if isinstance(inner, Jaxpr) and len(inner.invars) == len(eqn.invars):
             return inner
     return None
 
 
 def _jaxpr(x):
-    """An open jaxpr: some versions of JAX close the inner ones, some do not."""
+    """An open jaxpr: only some versions of JAX close inner ones."""
     return getattr(x, "jaxpr", x)
 
 

@@ -1,11 +1,14 @@
-"""Which units of an activation are used: selectors as values, and the set that they give."""
+"""Selectors of the active units of an activation, and active sets."""
 
-from ._active_set import ActiveSet, select_nonzero, select_threshold, select_topk, select_union
+from ._active_set import ActiveSet
+from ._selectors import BatchTopK, NonZero, Selector, Threshold, TopK, TopP
 
 __all__ = [
     "ActiveSet",
-    "select_nonzero",
-    "select_threshold",
-    "select_topk",
-    "select_union",
+    "BatchTopK",
+    "NonZero",
+    "Selector",
+    "Threshold",
+    "TopK",
+    "TopP",
 ]

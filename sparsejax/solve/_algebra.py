@@ -1,4 +1,4 @@
-"""Pytrees as vectors, norms of vectors and operators, sizes of data."""
+"""Vector algebra on pytrees, and norms of linear operators."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, PyTree
 
-from ..prox._penalty import out_dtype, real_dtype
+from .._arrays import magnitude, out_dtype, real_dtype
 
 
 def add(x: PyTree, y: PyTree, scale: Any = 1.0) -> PyTree:
@@ -23,27 +23,14 @@ def dot(x: PyTree, y: PyTree) -> Float[Array, ""]:
 
 
 def norm(x: PyTree) -> Float[Array, ""]:
-    """The Euclidean norm over all leaves, also where squares overflow or vanish."""
+    """The Euclidean norm over all leaves, without overflow or underflow of squares."""
     leaves = jax.tree.leaves(x)
     scale = magnitude(*leaves) if leaves else 1.0
     return scale * jnp.sqrt(dot(small := [leaf / scale for leaf in leaves], small))
 
 
-def magnitude(*arrays: Array) -> Float[Array, ""]:
-    """About the largest modulus, 1 for zeros: a power of two, so that dividing by it is exact.
-
-    Products of two of them and of their inverses are floats as well: XLA divides by products.
-    """
-    largest = jnp.stack([jnp.max(jnp.abs(x), initial=0) for x in arrays]).max()
-    limits = jnp.finfo(largest.dtype)
-    far = 2.0 ** (limits.maxexp // 2 - 4)
-    inside = lax.stop_gradient(jnp.clip(largest, 1 / far, far))
-    # The quotient of a float and its mantissa is exact, a power of two by jnp.exp2 is not.
-    return jnp.where(largest > 0, inside / jnp.frexp(inside)[0], 1)
-
-
 def floats(w0: PyTree) -> PyTree:
-    """The start as arrays of floats; integers become float32."""
+    """The initial value as floating-point arrays; integers become float32."""
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, out_dtype(leaf)), w0)
 
 
@@ -52,8 +39,8 @@ def operator_norm(
 ) -> Float[Array, ""]:
     r"""The largest singular value of a linear operator, by power iteration.
 
-    `v <- A^T A v / ||A^T A v||`, `||A|| = sqrt(||A^T A v||)`: from below, within 1 % after a few
-    dozen steps unless the largest values are very close, where it does not matter.
+    `v <- A^T A v / ||A^T A v||`, `||A|| = sqrt(||A^T A v||)`: a lower bound, within 1 % after a few
+    dozen steps.
 
     Args:
       operator: A matrix (n, p), or a linear function of a pytree.

@@ -1,53 +1,30 @@
-"""Exact combinations of columns: with the least l1 norm, and with the least l2 norm."""
+"""Exact combinations of columns with minimal l1 norm or minimal l2 norm."""
 
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from ..prox._check import known
-from ._duality import matrix_and_target
+from .._arguments import known, matrix_and_target
 
 CALL = "solve.basis_pursuit(W, w)"
 
 
-def min_norm(W: ArrayLike, w: ArrayLike, rtol: float = 1e-6) -> Float[Array, " t"]:
-    """The combination of columns with the least l2 norm: `pinv(W) w`.
-
-    Args:
-      W: Columns (k, t).
-      w: What they combine to (k,); where they cannot, the nearest point is meant.
-      rtol: Singular values below this share of the largest count as 0.
-
-    Returns:
-      Coefficients (t,).
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> from sparsejax import solve
-      >>> nu = solve.min_norm(jnp.array([[1.0, 1.0]]), jnp.array([2.0]))
-      >>> [round(x.item(), 4) for x in nu]
-      [1.0, 1.0]
-    """
-    W, w = matrix_and_target(W, w, 1, "solve.min_norm(W, w)")
-    return jnp.linalg.pinv(W, rtol=rtol) @ w
-
-
 def basis_pursuit(W: ArrayLike, w: ArrayLike, rtol: float = 1e-6) -> Float[Array, " t"]:
-    r"""The combination of columns with the least l1 norm, at most k of them.
+    r"""The combination of columns with minimal l1 norm, which uses at most k columns.
 
     `min |nu|_1 subject to W nu = w`, a linear program, solved on the host by SciPy's HiGHS.
 
     Args:
       W: Columns (k, t).
-      w: What they combine to (k,).
-      rtol: The distance of w from the span of the columns that is accepted, over |w|.
+      w: Target (k,).
+      rtol: Tolerated distance of w from the span of the columns, relative to |w|.
 
     Returns:
-      Coefficients (t,). Not unique where columns repeat.
+      Coefficients (t,). Not unique if columns repeat.
 
     Raises:
-      ValueError: If w is no combination of the columns.
+      ValueError: If w is not a linear combination of the columns.
       TypeError: Inside jit, vmap or grad.
 
     Reference:
@@ -63,7 +40,9 @@ def basis_pursuit(W: ArrayLike, w: ArrayLike, rtol: float = 1e-6) -> Float[Array
     from scipy.optimize import linprog  # a dependency of jax; slow to load
 
     if not (known(W) and known(w)):
-        raise TypeError("basis_pursuit runs on the host: under jit use solve.lasso, small lam.")
+        raise TypeError(
+            "basis_pursuit runs on the host: under jit use solve.lasso with a small strength."
+        )
     W, w = matrix_and_target(W, w, 1, CALL)
     A, b = np.asarray(W, np.float64), np.asarray(w, np.float64)
     size = np.linalg.norm(b)
@@ -72,8 +51,10 @@ def basis_pursuit(W: ArrayLike, w: ArrayLike, rtol: float = 1e-6) -> Float[Array
     least = np.linalg.pinv(A, rcond=1e-10) @ b
     slack = max(rtol, 50 * float(jnp.finfo(W.dtype).eps))
     if np.linalg.norm(A @ least - b) > slack * size:
-        raise ValueError("w is no combination of the columns of W; solve.lasso finds a near one.")
-    # The rows in the range of W alone, so that rounding leaves no equation without a solution.
+        raise ValueError(
+            "w is not a combination of the columns of W; use solve.lasso for an approximation."
+        )
+    # Project onto the range of W, so that rounding cannot make the equations infeasible.
     u, s, vt = np.linalg.svd(A, full_matrices=False)
     r = int(np.sum(s > 1e-10 * s[0]))
     rows, right = vt[:r], (u[:, :r].T @ b) / s[:r]

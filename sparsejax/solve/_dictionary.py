@@ -1,85 +1,56 @@
 """Sparse coding with any penalty, and dictionaries learned for it."""
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
+from .._arguments import check_key, finite_array, near_one
+from .._arrays import largest_eigenvalue
+from .._solution import Solution, code, finish
 from ..prox import Penalty
-from ..prox._check import known
-from ._algebra import magnitude
-from ._duality import near_one
 from ._proximal_gradient import check_step
 
 
-class Codes(NamedTuple):
-    """Sparse codes of a batch.
-
-    Attributes:
-      codes: Coefficients (batch, atoms).
-      objective: `0.5 ||x - D r||^2 + penalty(r)`, summed over the batch.
-      steps: Steps taken.
-      converged: Whether the last step changed no coefficient by more than the tolerance.
-    """
-
-    codes: Float[Array, "batch atoms"]
-    objective: Float[Array, ""]
-    steps: Int[Array, ""]
-    converged: Bool[Array, ""]
-
-
-class DictionaryFit(NamedTuple):
-    """A learned dictionary, and for each batch how it was coded before the dictionary moved.
-
-    Attributes:
-      dictionary: Atoms in columns (pixels, atoms), of norm 1.
-      error: Mean squared error per pixel, (batches,).
-      active: Mean number of non-zero coefficients per signal, (batches,).
-      usage: Share of the signals that use an atom in the last batch, (atoms,).
-    """
-
-    dictionary: Float[Array, "pixels atoms"]
-    error: Float[Array, " batches"]
-    active: Float[Array, " batches"]
-    usage: Float[Array, " atoms"]
-
-
 def sparse_code(
-    signals: ArrayLike,
+    X: ArrayLike,
     dictionary: ArrayLike,
     penalty: Penalty,
     *,
     step: ArrayLike | None = None,
     max_steps: int = 100,
-    tolerance: ArrayLike = 0.0,
-    start: ArrayLike | None = None,
-) -> Codes:
+    tol: ArrayLike = 0.0,
+    w0: ArrayLike | None = None,
+    throw: bool = False,
+) -> Solution:
     r"""Sparse codes of signals in a dictionary, by proximal gradient steps.
 
-    Minimises `0.5 ||x - D r||^2 + penalty(r)` by `r <- prox(r + step D^T (x - D r), step)`: for
+    Minimises `0.5 ||x - D w||^2 + penalty(w)` by `w <- prox(w + step D^T (x - D w), step)`: for
     `prox.l1` soft thresholding (ISTA), for `prox.l0` iterative hard thresholding, and so on. With
-    a step below `1 / ||D||^2` no step increases the objective, whether the penalty is convex or
-    not. May be jitted, mapped over penalties and differentiated forwards.
+    a step below `1 / ||D||^2` no step increases the objective, even if the penalty is not convex.
+    Can be jitted, mapped over penalties and differentiated in forward mode.
 
     Args:
-      signals: Signals in rows, (batch, pixels).
+      X: Signals in rows, (batch, pixels).
       dictionary: Atoms in columns, (pixels, atoms).
-      penalty: Of the coefficients, such as `prox.cel0(0.1)`; its `a` is the norm of the atoms.
-      step: By default `0.99 / ||D||^2`. Much smaller ones leave hard thresholds stuck at 0.
-      max_steps: The largest number of steps.
-      tolerance: Stop when no coefficient changes by more; 0 takes all steps unless at rest.
-      start: Coefficients to start from, by default 0.
+      penalty: Penalty of the codes, such as `prox.cel0(0.1)`; its `a` is the norm of the atoms.
+      step: Step size, `0.99 / ||D||^2` by default. With much smaller steps hard thresholds never
+        leave 0.
+      max_steps: Maximum number of steps.
+      tol: Converged when no coefficient changes by more; with 0 all steps are taken, unless no
+        coefficient changes at all.
+      w0: Initial codes (batch, atoms), 0 by default.
+      throw: Whether to raise if the codes did not converge (outside jit).
 
     Returns:
-      A `Codes`; the codes are NaN and not converged if the step is too long, or if none is given
-      and `||D||^2` is out of the range of floats.
+      A `Solution` with the codes (batch, atoms) and the statistics `n_iter` and `objective`, summed
+      over the batch. The codes are NaN if the step is too long, or if none is given and
+      `||D||^2` is out of the range of floats.
 
     Raises:
-      ValueError: If signals and atoms differ in length or are empty, numbers are not finite, or the
+      RuntimeError: If `throw` and the codes did not converge.
+      ValueError: If signals and atoms differ in length or are empty, values are not finite, or the
         step is not > 0.
 
     Reference:
@@ -88,67 +59,45 @@ def sparse_code(
     Example:
       >>> import jax.numpy as jnp
       >>> from sparsejax import prox, solve
-      >>> signals = jnp.array([[3.0, 0.1]])
-      >>> solve.sparse_code(signals, jnp.eye(2), prox.l0(0.5), step=1.0).codes.tolist()
+      >>> X = jnp.array([[3.0, 0.1]])
+      >>> solve.sparse_code(X, jnp.eye(2), prox.l0(0.5), step=1.0).value.tolist()
       [[3.0, 0.0]]
     """
-    signals, dictionary = finite("sparse_code", signals, 2), finite("sparse_code", dictionary, 2)
-    if signals.shape[1] != dictionary.shape[0]:
+    X = finite_array("sparse_code", X, 2)
+    dictionary = finite_array("sparse_code", dictionary, 2)
+    if X.shape[1] != dictionary.shape[0]:
         raise ValueError(
-            f"sparse_code: signals of {signals.shape[1]} pixels, shape {signals.shape}, cannot be "
-            f"coded by atoms of {dictionary.shape[0]}, shape {dictionary.shape}; signals stand in "
-            "rows, atoms in columns."
+            f"sparse_code: signals of {X.shape[1]} pixels, shape {X.shape}, cannot be coded by "
+            f"atoms of {dictionary.shape[0]}, shape {dictionary.shape}; signals are rows and "
+            "atoms are columns."
         )
     check_step(step)
     step = 0.99 / largest_eigenvalue(dictionary) if step is None else step
-    shape = signals.shape[0], dictionary.shape[1]
-    dtype = jnp.result_type(signals, dictionary)
-    codes = jnp.zeros(shape, dtype) if start is None else jnp.asarray(start, dtype)
+    shape, dtype = (X.shape[0], dictionary.shape[1]), jnp.result_type(X, dictionary)
+    codes = jnp.zeros(shape, dtype) if w0 is None else jnp.asarray(w0, dtype)
     if codes.shape != shape:
-        raise ValueError(f"sparse_code: start must have shape {shape}, got {codes.shape}.")
+        raise ValueError(f"sparse_code: w0 must have shape {shape}, got {codes.shape}.")
 
     def move(state):
         codes, taken, _ = state
-        pull = (signals - codes @ dictionary.T) @ dictionary
+        pull = (X - codes @ dictionary.T) @ dictionary
         new = penalty.prox(codes + jnp.asarray(step, codes.dtype) * pull, step)
-        return new, taken + 1, jnp.max(jnp.abs(new - codes)) <= tolerance
+        return new, taken + 1, jnp.max(jnp.abs(new - codes)) <= tol
 
     def more(state):
         return (state[1] < max_steps) & ~state[2]
 
     begin = codes, jnp.zeros((), jnp.int32), jnp.zeros((), bool)
-    codes, taken, rest = lax.while_loop(more, move, begin)
-    objective = jnp.sum((signals - codes @ dictionary.T) ** 2) / 2 + penalty.value(codes)
-    return Codes(codes, objective, taken, rest)
-
-
-def finite(caller: str, x: ArrayLike, ndim: int) -> Array:
-    """An array of floats, not empty, without NaN or infinity where that can be seen."""
-    x = jnp.asarray(x)
-    if x.ndim != ndim or 0 in x.shape:
-        raise ValueError(f"{caller} needs arrays of {ndim} axes, not empty, got shape {x.shape}.")
-    if known(x) and not np.isfinite(np.asarray(x)).all():
-        raise ValueError(f"{caller}: an array of shape {x.shape} holds NaN or infinity.")
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
-def largest_eigenvalue(dictionary: Array) -> Array:
-    """`||D||_2^2`, exactly: what a power iteration finds is too small, and steps too large.
-
-    1 for a matrix of zeros, NaN where it is out of the range of floats.
-    """
-    size = magnitude(dictionary)
-    nothing = ~jnp.any(dictionary)
-    dictionary = dictionary / size
-    wide = dictionary.shape[1] > dictionary.shape[0]
-    gram = dictionary @ dictionary.T if wide else dictionary.T @ dictionary
-    top = jnp.linalg.eigvalsh(lax.stop_gradient(gram))[-1] * size * size
-    return jnp.where(nothing, 1, jnp.where((top > 0) & jnp.isfinite(top), top, jnp.nan))
+    codes, taken, still = lax.while_loop(more, move, begin)
+    objective = jnp.sum((X - codes @ dictionary.T) ** 2) / 2 + penalty.value(codes)
+    found = code(jnp.isfinite(codes).all(), still)
+    stats = {"n_iter": taken, "objective": objective}
+    return finish("sparse_code", Solution(codes, found, stats), throw)
 
 
 def dictionary_step(
     dictionary: Float[Array, "pixels atoms"],
-    signals: Float[Array, "batch pixels"],
+    X: Float[Array, "batch pixels"],
     codes: Float[Array, "batch atoms"],
     learning_rate: ArrayLike,
 ) -> Float[Array, "pixels atoms"]:
@@ -158,7 +107,7 @@ def dictionary_step(
 
     Args:
       dictionary: Atoms in columns, (pixels, atoms).
-      signals: (batch, pixels).
+      X: Signals in rows, (batch, pixels).
       codes: (batch, atoms).
       learning_rate: The step.
 
@@ -172,14 +121,14 @@ def dictionary_step(
       >>> import jax.numpy as jnp
       >>> from sparsejax import solve
       >>> atoms = jnp.array([[1.0, 0.0], [0.0, 1.0]])
-      >>> signals, codes = jnp.array([[1.0, 1.0]]), jnp.array([[1.0, 0.0]])
-      >>> solve.dictionary_step(atoms, signals, codes, 1.0).round(2)
+      >>> X, codes = jnp.array([[1.0, 1.0]]), jnp.array([[1.0, 0.0]])
+      >>> solve.dictionary_step(atoms, X, codes, 1.0).round(2)
       Array([[0.71, 0.  ],
              [0.71, 1.  ]], dtype=float32)
     """
-    signals = finite("dictionary_step", signals, 2)
-    residual = signals - codes @ dictionary.T
-    moved = dictionary + learning_rate * residual.T @ codes / len(signals)
+    X = finite_array("dictionary_step", X, 2)
+    residual = X - codes @ dictionary.T
+    moved = dictionary + learning_rate * residual.T @ codes / len(X)
     return normalise(moved)
 
 
@@ -190,38 +139,44 @@ def normalise(dictionary: Array) -> Array:
 
 
 def dictionary_learning(
-    key: PRNGKeyArray,
     batches: ArrayLike,
     atoms: int,
     penalty: Penalty,
     *,
+    key: PRNGKeyArray,
     learning_rate: ArrayLike = 0.5,
     max_steps: int = 100,
-    tolerance: ArrayLike = 0.0,
-    start: ArrayLike | None = None,
-) -> DictionaryFit:
+    tol: ArrayLike = 0.0,
+    w0: ArrayLike | None = None,
+    throw: bool = True,
+) -> Solution:
     r"""Learns a dictionary in which signals have sparse codes, one batch after the other.
 
     Each batch is coded from 0 by `sparse_code`, then the dictionary takes one `dictionary_step`.
-    May be jitted, and mapped over keys and strengths of the penalty. Compare penalties at equal
-    activity, never at equal strength; the sign and the order of atoms mean nothing.
+    Can be jitted, and mapped over keys and strengths of the penalty. Compare penalties at equal
+    activity, never at equal strength; the sign and the order of the atoms are arbitrary.
 
     Args:
-      key: A random key, for the first dictionary: normal entries, atoms of norm 1.
       batches: Signals, (batches, batch, pixels).
-      atoms: The number of atoms, more than pixels for an overcomplete dictionary.
-      penalty: Of the coefficients.
-      learning_rate: Of the dictionary.
+      atoms: Number of atoms, more than pixels for an overcomplete dictionary.
+      penalty: Penalty of the codes.
+      key: A random key, for the initial dictionary: normal entries, atoms of norm 1.
+      learning_rate: Step size of the dictionary.
       max_steps: Steps of each inference.
-      tolerance: As in `sparse_code`.
-      start: A dictionary to start from.
+      tol: As in `sparse_code`.
+      w0: Initial dictionary (pixels, atoms).
+      throw: Whether to raise if the dictionary is not finite (outside jit).
 
     Returns:
-      A `DictionaryFit`.
+      A `Solution` with the dictionary (pixels, atoms), of atoms of norm 1, and statistics of each
+      batch, coded before its step: `error`, the mean squared error per pixel (batches,), and
+      `active`, the mean number of non-zero coefficients per signal (batches,). `usage` (atoms,) is
+      the fraction of signals that use an atom in the last batch.
 
     Raises:
+      RuntimeError: If `throw` and the dictionary is not finite.
       ValueError: If the batches are not of shape (batches, batch, pixels), empty, not finite or of
-        a size whose square is out of the range of floats, or the start is not (pixels, atoms).
+        a size whose square is out of the range of floats, or w0 is not (pixels, atoms).
 
     Reference:
       Rentzeperis et al., Beyond l1 sparse coding in V1, 2023 (arXiv 2301.10002).
@@ -230,29 +185,30 @@ def dictionary_learning(
       >>> import jax
       >>> from sparsejax import prox, solve
       >>> batches = jax.random.normal(jax.random.key(0), (5, 20, 16))
-      >>> fit = solve.dictionary_learning(jax.random.key(1), batches, 32, prox.cel0(0.1))
-      >>> fit.dictionary.shape, fit.error.shape
+      >>> fit = solve.dictionary_learning(batches, 32, prox.cel0(0.1), key=jax.random.key(1))
+      >>> fit.value.shape, fit.stats["error"].shape
       ((16, 32), (5,))
     """
-    batches = finite("dictionary_learning", batches, 3)
+    batches = finite_array("dictionary_learning", batches, 3)
     if atoms < 1:
         raise ValueError(f"dictionary_learning: atoms must be >= 1, got {atoms}.")
+    check_key("key", key)
     near_one(batches=batches)
     shape = batches.shape[-1], atoms
-    if start is not None and jnp.shape(start) != shape:
-        raise ValueError(f"start must have shape {shape}, got {jnp.shape(start)}.")
-    if start is not None:
-        start = jnp.asarray(start, batches.dtype)
+    if w0 is not None and jnp.shape(w0) != shape:
+        raise ValueError(f"dictionary_learning: w0 must have shape {shape}, got {jnp.shape(w0)}.")
+    if w0 is not None:
+        first = jnp.asarray(w0, batches.dtype)
     else:
-        start = normalise(jax.random.normal(key, (batches.shape[-1], atoms), batches.dtype))
+        first = normalise(jax.random.normal(key, shape, batches.dtype))
 
-    def learn(dictionary, signals):
-        codes = sparse_code(
-            signals, dictionary, penalty, max_steps=max_steps, tolerance=tolerance
-        ).codes
-        error = jnp.mean((signals - codes @ dictionary.T) ** 2)
+    def learn(dictionary, X):
+        codes = sparse_code(X, dictionary, penalty, max_steps=max_steps, tol=tol).value
+        error = jnp.mean((X - codes @ dictionary.T) ** 2)
         used = jnp.mean((codes != 0).astype(error.dtype), axis=0)
-        return dictionary_step(dictionary, signals, codes, learning_rate), (error, used)
+        return dictionary_step(dictionary, X, codes, learning_rate), (error, used)
 
-    dictionary, (error, used) = lax.scan(learn, start, batches)
-    return DictionaryFit(dictionary, error, jnp.sum(used, axis=1), used[-1])
+    dictionary, (error, used) = lax.scan(learn, first, batches)
+    stats = {"error": error, "active": jnp.sum(used, axis=1), "usage": used[-1]}
+    result = code(jnp.isfinite(dictionary).all(), jnp.ones((), bool))
+    return finish("dictionary_learning", Solution(dictionary, result, stats), throw)

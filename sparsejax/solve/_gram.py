@@ -11,13 +11,13 @@ from ._duality import cost, share
 
 EPOCHS = 3
 LENGTHS = (1.0, 0.5, 0.25, 0.1, 0.03)
-CROSSINGS = 8  # at which a Newton step may end
-STEPS = 3  # of Newton's in a round, at most; each but the last brings coordinates to 0
-SMALL = 512  # features, of which a factor costs less than a pass over X
+CROSSINGS = 8  # sign changes at which a Newton step may end
+STEPS = 3  # Newton steps per round, at most; each but the last sets coordinates to 0
+SMALL = 512  # features whose factorisation costs less than a pass over X
 
 
 class Quadratic(NamedTuple):
-    """`w^T G w / 2 - b^T w + sum_j a_j |w_j|`, and `|y|^2 / n`, which makes it a Lasso."""
+    """`w^T G w / 2 - b^T w + sum_j a_j |w_j|`; `|y|^2 / n` completes the Lasso objective."""
 
     gram: Float[Array, "m m"]
     b: Float[Array, " m"]
@@ -33,7 +33,7 @@ class _State(NamedTuple):
 
 
 def quadratic(rows: Array, y: Array, thresholds: Array, l2: Array, active: Array) -> Quadratic:
-    """The Gram matrix of some features; a row that is not active is 0 and never moves."""
+    """The Gram matrix of some features; an inactive row is 0 and its coefficient never changes."""
     n = y.size
     rows = jnp.where(active[:, None], rows, 0)
     gram = rows @ rows.T / n + jnp.diag(jnp.where(active, l2, 0))
@@ -49,10 +49,10 @@ def solve_gram(
     skip: bool = False,
     room: int | None = None,
 ) -> tuple[Float[Array, " m"], Float[Array, ""], Int[Array, ""]]:
-    """Rounds of coordinate descent and a Newton step until the gap falls to the target.
+    """Rounds of coordinate descent and Newton steps until the gap reaches the target.
 
-    With `room` Newton steps are for supports up to that size; past it the loop ends, so that the
-    host can make more room.
+    With `room`, Newton steps apply to supports up to that size; for a larger support the loop ends,
+    so that the host can allocate more.
     """
     room = w.size if room is None else min(room, w.size)
 
@@ -68,15 +68,14 @@ def solve_gram(
         return measured(w, h), cut, n + 1
 
     def goes_on(state):
-        # Until a step is whole, if so many are needed; one in any case where it may save the host
-        # a pass over X for less.
+        # Repeat until a full step is taken; at least once if that may save the host a pass over X.
         (w, _, gap), cut, n = state
         wanted = (gap > target) | (n == 0) if w.size <= SMALL else gap > target
         return wanted & cut & (n < STEPS) & fits(w)
 
     def round_(s: _State) -> _State:
         w, _ = _epochs(q, s.w, s.h, positive, skip)
-        # h carried through an epoch drifts by rounding; from here it is exact again.
+        # h accumulates rounding errors over an epoch; recompute it exactly here.
         start = measured(w, q.gram @ w - q.b), jnp.asarray(True), jnp.zeros((), jnp.int32)
         return _State(*lax.while_loop(goes_on, newton, start)[0], s.n + 1)
 
@@ -89,7 +88,7 @@ def solve_gram(
 
 
 def _gap(q: Quadratic, w: Array, h: Array, positive: bool) -> Float[Array, ""]:
-    """The duality gap from the Gram matrix alone; exact up to `eps |y|^2 / n`."""
+    """The duality gap from the Gram matrix alone, accurate to `eps |y|^2 / n`."""
     wb = jnp.vdot(w, q.b)
     rr = q.yy - wb + jnp.vdot(w, h)
     s = share(-h, q.thresholds, positive)
@@ -118,11 +117,11 @@ def _epochs(q: Quadratic, w: Array, h: Array, positive: bool, skip: bool) -> tup
 
 
 def _newton(q: Quadratic, w: Array, h: Array, room: int) -> tuple[Array, Array, Array]:
-    """A Newton step on the current signs, `G w - b` there, and whether it was cut short."""
+    """A Newton step for the current signs, `G w - b` there, and whether it was truncated."""
     if room == w.size:
         best, images, cut = _line(q, w, h)
         return best, images - q.b, cut
-    # On the support alone: a Cholesky factor of its size, not of the working set's.
+    # On the support only: the Cholesky factor has its size, not that of the working set.
     support = lax.top_k(jnp.abs(w), room)[1]
     rows = q.gram[support]
     part = Quadratic(rows[:, support], q.b[support], q.thresholds[support], q.yy)
@@ -132,13 +131,13 @@ def _newton(q: Quadratic, w: Array, h: Array, room: int) -> tuple[Array, Array, 
 
 
 def _line(q: Quadratic, w: Array, h: Array) -> tuple[Array, Array, Array]:
-    """The best of a few lengths of the Newton step, its image, and whether it was cut short."""
+    """The best of a few lengths of the Newton step, its image, and whether it was truncated."""
     on, sign = w != 0, jnp.sign(w)
     slope = jnp.where(on, h + jnp.where(on, q.thresholds, 0) * sign, 0)
     direction = -masked_solve(q.gram, on, slope)
     direction = jnp.where(on & jnp.isfinite(direction), direction, 0)
-    # Where columns depend on each other the step is far too long; what is right then is to go to
-    # where the first coordinates reach 0.
+    # For linearly dependent columns the step is far too long; stop where the first coordinates
+    # reach 0.
     reached = jnp.where(w * direction < 0, -w / jnp.where(direction != 0, direction, 1), 1)
     first = -lax.top_k(-jnp.minimum(reached, 1), min(CROSSINGS, w.size))[0]
     lengths = jnp.concatenate([jnp.asarray((0.0, *LENGTHS), w.dtype), first])[:, None]

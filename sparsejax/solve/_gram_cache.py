@@ -1,20 +1,20 @@
-"""Products of features that are met again and again along a path, computed once."""
+"""A cache of inner products of features along a path."""
 
 import numpy as np
 
-# The most features whose products are kept: 128 MiB in float64.
+# Maximum number of features whose products are cached: 128 MiB in float64.
 MOST = 4096
 
 
 class GramCache:
-    """`X^T X / n` for the columns that were asked for, which a path of working sets shares."""
+    """`X^T X / n` for the requested columns, shared by the working sets of a path."""
 
     def __init__(self, X: np.ndarray) -> None:
         self.X = X
         self._clear()
 
     def of(self, chosen: np.ndarray, size: int) -> np.ndarray:
-        """The Gram matrix of some columns, filled up with 0 to the size."""
+        """The Gram matrix of some columns, zero-padded to the size."""
         new = chosen[self.place[chosen] < 0]
         if self.count + new.size > MOST:
             self._clear()

@@ -9,11 +9,11 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
+from .._arrays import real_dtype
+from .._solution import Solution, code, finish
 from ..prox import Penalty
-from ..prox._penalty import real_dtype
 from ._algebra import dot, floats, norm
 from ._proximal_gradient import Smooth, _gradient, _relative, check_step, forward
-from ._solution import Solution, code, finish
 
 
 def iht(
@@ -26,24 +26,24 @@ def iht(
     max_steps: int = 500,
     throw: bool = True,
 ) -> Solution:
-    r"""Minimises `smooth(w)` over a set that need not be convex, such as k non-zero entries.
+    r"""Minimises `smooth(w)` over a possibly non-convex set, such as k-sparse vectors.
 
-    `w <- project(w - step * grad smooth(w))`. The normalised step is the exact one of a line
-    search on the current support, `||g_S||^2 / <g_S, H g_S>`, halved while it breaks the quadratic
-    upper bound, so that the objective never rises.
+    `w <- project(w - step * grad smooth(w))`. The normalised step is the exact line search on the
+    current support, `||g_S||^2 / <g_S, H g_S>`, halved while it violates the quadratic upper bound,
+    so that the objective never increases.
 
     Args:
       smooth: A differentiable real function of w.
       projection: The indicator of a set (`prox.hard_k(5)`), or a function that projects onto it.
-      w0: The start, an array or a pytree.
+      w0: Initial value, an array or a pytree.
       step: A fixed step, at most 1 / L; None for the normalised one.
-      tol: Ends when `||w_new - w|| <= tol * ||w_new||`.
-      max_steps: The most steps.
+      tol: Stops when `||w_new - w|| <= tol * ||w_new||`.
+      max_steps: Maximum number of steps.
       throw: Whether to raise if the tolerance is not reached (outside jit).
 
     Returns:
-      A `Solution` with the statistics `n_iter`, `residual` and `step`: a fixed point, which need
-      not be the global minimum.
+      A `Solution` with the statistics `n_iter`, `residual` and `step`: a fixed point, not
+      necessarily the global minimum.
 
     Raises:
       RuntimeError: If `throw` and the tolerance is not reached.
@@ -66,7 +66,10 @@ def iht(
     elif callable(projection):
         project = lambda v, _=None: projection(v)  # noqa: E731
     else:
-        raise TypeError(f"projection must be a function or prox.hard_k(5), got {projection!r}.")
+        raise TypeError(
+            "projection must be a function or a penalty such as prox.hard_k(5), got "
+            f"{projection!r}."
+        )
 
     def body(state):
         w, _, _, n = state
@@ -92,7 +95,7 @@ def _normalised(smooth: Smooth, project: Callable[..., PyTree], w: PyTree) -> Ar
     curvature = dot(inside, jax.jvp(gradient, (w,), (inside,))[1])
     size = dot(inside, inside)
     sound = (curvature > 0) & (size > 0)
-    # On a support that is already at its minimum, the step of the whole gradient.
+    # On a support that is already optimal, use the step of the full gradient.
     whole = dot(grad, jax.jvp(gradient, (w,), (grad,))[1])
     other = jnp.where(whole > 0, dot(grad, grad) / jnp.where(whole > 0, whole, 1), 1.0)
     rounding = size <= jnp.finfo(size.dtype).eps * dot(grad, grad)
@@ -100,7 +103,7 @@ def _normalised(smooth: Smooth, project: Callable[..., PyTree], w: PyTree) -> Ar
 
 
 def _support(w: PyTree, first: PyTree) -> tuple[PyTree, PyTree, PyTree]:
-    """Where w is not 0, or where the first step from 0 will not be."""
+    """The support of w, or of the first step from 0."""
     empty = jnp.stack([jnp.all(leaf == 0) for leaf in jax.tree.leaves(w)]).all()
     choose = jax.tree.map(lambda leaf: jnp.full(leaf.shape, empty), w)
     return choose, jax.tree.map(lambda x: x != 0, first), jax.tree.map(lambda x: x != 0, w)

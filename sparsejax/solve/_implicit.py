@@ -9,14 +9,14 @@ from jax.flatten_util import ravel_pytree
 from jax.scipy.sparse.linalg import gmres
 from jaxtyping import Array, PyTree
 
-# Up to here a system is solved as a matrix.
+# Maximum size of a system that is solved as a dense matrix.
 DENSE = 512
 
 
 def linear_solve(operator: Callable[[PyTree], PyTree], right: PyTree) -> PyTree:
     """`operator(x) = right` for a linear operator of pytrees; can be transposed.
 
-    A few ulps on the diagonal keep a flat direction from becoming a division by zero.
+    A few ulps on the diagonal prevent a division by zero in flat directions.
     """
     flat, unravel = ravel_pytree(right)
 

@@ -1,4 +1,4 @@
-"""The Lasso and the elastic net in fixed shapes: jit, vmap and grad go through."""
+"""The Lasso and the elastic net in fixed shapes: compatible with jit, vmap and grad."""
 
 import functools
 import warnings
@@ -11,21 +11,11 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
-from ..prox._check import known
-from ._duality import (
-    Problem,
-    Units,
-    balanced,
-    check_number,
-    correlations,
-    gap_of,
-    lambda_max,
-    matrix_and_target,
-    problem,
-    tolerance,
-)
+from .._arguments import check_strength, known, matrix_and_target, path_strengths
+from .._arrays import Units
+from .._solution import Result, Solution, code, finish, refuse_infinite
+from ._duality import Problem, balanced, correlations, default_tol, gap_of, max_strength, problem
 from ._gram import masked_solve, quadratic, solve_gram
-from ._solution import Result, Solution, code, finish, refuse_infinite
 
 WORKING_SET = 256
 ROUNDS = 400
@@ -45,39 +35,39 @@ class _State(NamedTuple):
 def lasso(
     X: ArrayLike,
     y: ArrayLike,
-    lam: ArrayLike,
+    strength: ArrayLike,
     *,
     w0: ArrayLike | None = None,
     tol: float | None = None,
-    max_outer: int = 50,
+    max_steps: int = 50,
     working_set: int | None = None,
     weights: ArrayLike | None = None,
     positive: bool = False,
     l2: ArrayLike = 0.0,
     throw: bool = True,
 ) -> Solution:
-    r"""The Lasso, to a certified duality gap, in fixed shapes.
+    r"""The Lasso, solved to a certified duality gap, in fixed shapes.
 
-    `min_w |y - X w|^2 / (2 n) + lam sum_j weights_j |w_j| + l2 |w|^2 / 2`.
+    `min_w |y - X w|^2 / (2 n) + strength sum_j weights_j |w_j| + l2 |w|^2 / 2`.
 
-    Working sets of a fixed size: the support, then the features that violate the optimality
-    conditions most; those that gap-safe screening excludes never. On each, coordinate descent and
-    projected Newton steps on a Gram matrix. Compiles once for a shape, also for a batch under
-    `jax.vmap`, where a finished problem stops changing. Differentiable in X, y, lam, weights and l2
-    by the implicit function theorem on the support; second derivatives within `lax.scan` are lost
-    by JAX, as those of every `custom_jvp`: use `jax.vmap` or `lasso_path`. `lasso_host` is faster
-    for one large problem.
+    Uses working sets of a fixed size: the support, then the features that violate the optimality
+    conditions most, never those excluded by gap-safe screening. Each is solved by coordinate
+    descent and projected Newton steps on a Gram matrix. Compiles once per shape, also for a batch
+    under `jax.vmap`, where converged problems stop changing. Differentiable in X, y, strength,
+    weights and l2 by the implicit function theorem on the support; JAX drops second derivatives of
+    every `custom_jvp` within `lax.scan`: use `jax.vmap` or `lasso_path`. `lasso_host` is faster for
+    one large problem.
 
     Args:
-      X: Design (n, p), used as it is: centre X and y for an intercept.
+      X: Design (n, p), not centred: centre X and y for an intercept.
       y: Target (n,).
-      lam: Strength, a scalar. 0 gives the least squares solution of smallest norm (with l2 the
-        ridge regression), with a warning and a gap of 0; under tracing a 0 ends as not converged
-        and something negative as `Result.NONFINITE`. Infinity gives 0.
-      w0: A start (p,), such as the solution for another lam.
-      tol: The gap to reach, over the objective at 0: 1e-6 by default, in float32 1e-5.
-      max_outer: The most working sets.
-      working_set: The largest support that can be found, min(p, 256) by default.
+      strength: Strength, a scalar. 0 gives the least squares solution of minimal norm (with l2
+        ridge regression), with a warning and a gap of 0; a traced 0 is reported as not converged
+        and a traced negative value as `Result.NONFINITE`. Infinity gives 0.
+      w0: Initial value (p,), such as the solution for another strength.
+      tol: Duality gap over the objective at 0: by default 1e-6, or 1e-5 in float32.
+      max_steps: Maximum number of working sets.
+      working_set: Maximum size of the support, min(p, 256) by default.
       weights: A weight > 0 per feature (p,); infinity forces a zero.
       positive: Whether w must be >= 0.
       l2: Strength of the ridge term.
@@ -101,15 +91,15 @@ def lasso(
       >>> X, y = 2 * jnp.eye(4), jnp.array([4.0, 1.0, 0.0, -2.0])
       >>> solve.lasso(X, y, 1.0).value.tolist()
       [1.0, 0.0, 0.0, 0.0]
-      >>> jax.grad(lambda lam: solve.lasso(X, y, lam).value[0])(1.0).round(4).item()
+      >>> jax.grad(lambda strength: solve.lasso(X, y, strength).value[0])(1.0).round(4).item()
       -1.0
     """
-    pb = problem(X, y, lam, weights, l2)
+    pb = problem(X, y, strength, weights, l2)
     p = pb.thresholds.size
     pb, units = balanced(pb)
-    if known(lam) and float(np.asarray(lam)) == 0 and known(l2):
+    if known(strength) and float(np.asarray(strength)) == 0 and known(l2):
         return least_squares(pb, units, positive, bool(np.asarray(l2) > 0))
-    tol = tolerance(tol, pb.y.dtype)
+    tol = default_tol(tol, pb.y.dtype)
     if working_set is not None and not 1 <= working_set:
         raise ValueError(f"working_set must be >= 1, got {working_set}; 64 for example.")
     m = min(p, working_set or WORKING_SET)
@@ -117,18 +107,18 @@ def lasso(
     if w.shape != (p,):
         raise ValueError(f"w0 must have shape ({p},), got {w.shape}; one number per column of X.")
     frozen, w = lax.stop_gradient((pb, units.inside(w)))
-    w, result, stats = _solve(frozen, w, tol, m, max_outer, positive)
+    w, result, stats = _solve(frozen, w, tol, m, max_steps, positive)
     value = units.outside(attach(pb, w, min(m, p)))
     stats = {**stats, "gap": units.objective(stats["gap"])}
     return finish("lasso", Solution(value, refuse_infinite(value, result), stats), throw)
 
 
-@functools.partial(jax.jit, static_argnames=("m", "max_outer", "positive"))
-def _solve(pb: Problem, w: Array, tol: Any, m: int, max_outer: int, positive: bool) -> Any:
+@functools.partial(jax.jit, static_argnames=("m", "max_steps", "positive"))
+def _solve(pb: Problem, w: Array, tol: Any, m: int, max_steps: int, positive: bool) -> Any:
     norms = jnp.sqrt(jnp.sum(pb.X**2, axis=0))
     movable = (norms > 0) & jnp.isfinite(pb.thresholds)
     scale = jnp.vdot(pb.y, pb.y) / (2 * pb.y.size)
-    # What cannot move is 0, and a start with too many entries keeps the largest.
+    # Screened coefficients are 0; an initial value with too many entries keeps the largest.
     w = jnp.where(movable & ~jnp.isnan(w), jnp.maximum(w, 0) if positive else w, 0)
     kept = lax.top_k(jnp.abs(w), m)[1]
     w = jnp.zeros_like(w).at[kept].set(w[kept])
@@ -149,10 +139,10 @@ def _solve(pb: Problem, w: Array, tol: Any, m: int, max_outer: int, positive: bo
 
     zero = jnp.zeros((), jnp.int32)
     first = measured(w, zero, zero, jnp.zeros((), bool))
-    # At 0 and above lambda_max the gap is 0 exactly, whatever the rounding of P - D.
+    # At 0 and above max_strength the gap is exactly 0, despite the rounding of P - D.
     empty = jnp.all(jnp.abs(first.c) <= pb.thresholds) & jnp.all(w == 0)
     first = first._replace(gap=jnp.where(empty & jnp.isfinite(scale), 0, first.gap))
-    last = lax.while_loop(lambda s: (s.gap > tol * scale) & (s.outer < max_outer), outer, first)
+    last = lax.while_loop(lambda s: (s.gap > tol * scale) & (s.outer < max_steps), outer, first)
     support = jnp.sum(last.w != 0)
     stats = {
         "gap": last.gap, "n_iter": last.outer, "n_rounds": last.rounds, "support_size": support,
@@ -163,7 +153,7 @@ def _solve(pb: Problem, w: Array, tol: Any, m: int, max_outer: int, positive: bo
 
 
 def _choose(pb: Problem, s: _State, norms: Array, movable: Array, m: int, positive: bool) -> Any:
-    """The support, then the largest correlations over their thresholds; never what is screened."""
+    """The support, then the largest ratios of correlation to threshold, without screened ones."""
     size = jnp.maximum(s.c, 0) if positive else jnp.abs(s.c)
     column = jnp.sqrt(norms**2 / pb.y.size + pb.l2)
     safe = s.scale * size < pb.thresholds - jnp.sqrt(2 * s.gap) * column
@@ -173,19 +163,22 @@ def _choose(pb: Problem, s: _State, norms: Array, movable: Array, m: int, positi
     )
     score = jnp.where(on, jnp.inf, jnp.where(movable & ~safe, score, -jnp.inf))
     best, chosen = lax.top_k(score, m)
-    # Full: more features violate their bound than there is room for.
+    # Full: more features violate their bound than fit into the working set.
     full = jnp.sum(on | (movable & (size > pb.thresholds))) > m
     return chosen, best > -jnp.inf, full
 
 
 def least_squares(pb: Problem, units: Units, positive: bool, ridge: bool) -> Solution:
-    """What is left of the Lasso at lam = 0."""
+    """The Lasso at strength = 0: least squares."""
     if positive:
         raise ValueError(
-            "lam must be > 0 with positive=True; for non-negative least squares use "
+            "strength must be > 0 with positive=True; for non-negative least squares use "
             "solve.proximal_gradient(smooth, prox.box(0.0, jnp.inf), w0)."
         )
-    warnings.warn("lasso with lam=0 is least squares: the solution of smallest norm", stacklevel=3)
+    warnings.warn(
+        "lasso with strength=0 is least squares: returning the solution of minimal norm",
+        stacklevel=3,
+    )
     X = jnp.where(jnp.isinf(pb.thresholds), 0, pb.X)  # an infinite weight forces a zero
     w = None if ridge else jnp.linalg.lstsq(X, pb.y)[0]
     if w is None:
@@ -204,16 +197,16 @@ def least_squares(pb: Problem, units: Units, positive: bool, ridge: bool) -> Sol
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def attach(pb: Problem, w: Array, m: int) -> Float[Array, " p"]:
-    """w with the derivatives of a Lasso solution in its data; m is at least the support."""
+    """Attaches the derivatives of a Lasso solution to w; m is at least the size of the support."""
     del pb, m
     return w
 
 
 @attach.defjvp
 def _attach_jvp(m: int, primals: Any, tangents: Any) -> tuple[Array, Array]:
-    # X_S^T (y - X_S w_S) / n - l2 w_S - a_S s = 0, differentiated on a support that stays.
+    # X_S^T (y - X_S w_S) / n - l2 w_S - a_S s = 0, differentiated on a fixed support.
     (pb, w), (dpb, _) = primals, tangents
-    w = attach(pb, w, m)  # so that what follows has derivatives too
+    w = attach(pb, w, m)  # so that the following lines are differentiable too
     chosen = lax.top_k(jnp.abs(w), m)[1]
     part, on = w[chosen], w[chosen] != 0
 
@@ -229,21 +222,21 @@ def _attach_jvp(m: int, primals: Any, tangents: Any) -> tuple[Array, Array]:
 
 
 def enet(
-    X: ArrayLike, y: ArrayLike, lam: ArrayLike, ratio: ArrayLike = 0.5, **options: Any
+    X: ArrayLike, y: ArrayLike, strength: ArrayLike, ratio: ArrayLike = 0.5, **options: Any
 ) -> Solution:
-    r"""The elastic net, `lasso` with `lam * ratio` and `l2 = lam * (1 - ratio)`.
+    r"""The elastic net, `lasso` with `strength * ratio` and `l2 = strength * (1 - ratio)`.
 
-    `min_w |y - X w|^2 / (2 n) + lam (ratio |w|_1 + (1 - ratio) |w|^2 / 2)`.
+    `min_w |y - X w|^2 / (2 n) + strength (ratio |w|_1 + (1 - ratio) |w|^2 / 2)`.
 
     Args:
       X: Design (n, p).
       y: Target (n,).
-      lam: Strength.
-      ratio: Share of the l1 norm, in (0, 1].
+      strength: Strength.
+      ratio: Fraction of the l1 norm, in (0, 1].
       **options: As for `lasso`.
 
     Returns:
-      As `lasso`.
+      A `Solution`, as for `lasso`.
 
     Reference:
       Zou and Hastie, Regularization and variable selection via the elastic net, 2005.
@@ -258,42 +251,44 @@ def enet(
     if known(ratio) and not 0 < float(np.asarray(ratio)) <= 1:
         raise ValueError(f"ratio must be in (0, 1], got {ratio}; as in solve.enet(X, y, 0.1, 0.5).")
     if "l2" in options:
-        raise TypeError("enet has its own l2, lam * (1 - ratio); use solve.lasso(..., l2=...).")
-    lam, l2 = shares(lam, ratio)
-    return lasso(X, y, lam, l2=l2, **options)
+        raise TypeError(
+            "enet has its own l2, strength * (1 - ratio); use solve.lasso(..., l2=...)."
+        )
+    strength, l2 = shares(strength, ratio)
+    return lasso(X, y, strength, l2=l2, **options)
 
 
-def shares(lam: ArrayLike, ratio: ArrayLike) -> tuple[Array, Array]:
-    """Strengths of the l1 norm and the ridge; of an infinite one the first alone: it gives 0."""
-    lam, ratio = jnp.asarray(lam), jnp.asarray(ratio)
-    finite = jnp.where(jnp.isinf(lam), 0, lam)
-    return lam * ratio, finite * (1 - ratio)
+def shares(strength: ArrayLike, ratio: ArrayLike) -> tuple[Array, Array]:
+    """Strengths of the l1 norm and the ridge; an infinite one sets the l1 norm only."""
+    strength, ratio = jnp.asarray(strength), jnp.asarray(ratio)
+    finite = jnp.where(jnp.isinf(strength), 0, strength)
+    return strength * ratio, finite * (1 - ratio)
 
 
 def lasso_path(
     X: ArrayLike,
     y: ArrayLike,
-    lams: ArrayLike | None = None,
+    strengths: ArrayLike | None = None,
     *,
-    n_lams: int = 100,
+    n_strengths: int = 100,
     eps: float = 1e-2,
     throw: bool = True,
     **options: Any,
 ) -> Solution:
-    """The Lasso for a falling sequence of strengths, each started from the last: one scan.
+    """The Lasso for a decreasing sequence of strengths with warm starts, in one scan.
 
     Args:
       X: Design (n, p).
       y: Target (n,).
-      lams: Strengths (k,) > 0, best from large to small; None for a geometric sequence from
-        `lambda_max`.
-      n_lams: How many strengths, without lams.
-      eps: The last strength over the first, without lams.
-      throw: Whether to raise if one of them is not solved (outside jit).
+      strengths: Strengths (k,) > 0, preferably decreasing; None for a geometric sequence from
+        `max_strength`.
+      n_strengths: Number of strengths, if `strengths` is None.
+      eps: Ratio of the last strength to the first, if `strengths` is None.
+      throw: Whether to raise if one of them does not converge (outside jit).
       **options: As for `lasso`.
 
     Returns:
-      A `Solution`: `value` (k, p), a result and statistics for each, `stats["lams"]` (k,).
+      A `Solution`: `value` (k, p), a result and statistics for each, `stats["strengths"]` (k,).
 
     Example:
       >>> import jax.numpy as jnp
@@ -304,46 +299,41 @@ def lasso_path(
     """
     X, y = matrix_and_target(X, y, 1, "solve.lasso_path(X, y)")
     positive, weights = options.get("positive", False), options.get("weights")
-    lams = jnp.asarray(falling(X, y, lams, n_lams, eps, weights, positive), X.dtype)
-    tolerance(options.get("tol"), X.dtype)
+    strengths = jnp.asarray(falling(X, y, strengths, n_strengths, eps, weights, positive), X.dtype)
+    default_tol(options.get("tol"), X.dtype)
     arrays = {name: options.pop(name) for name in ("weights", "l2") if name in options}
-    problem(X, y, 1.0, weights, arrays.get("l2", 0.0))  # what is wrong is told here
+    problem(X, y, 1.0, weights, arrays.get("l2", 0.0))  # validate eagerly, before tracing
     w0 = options.pop("w0", None)
     start = jnp.zeros(X.shape[1], X.dtype) if w0 is None else jnp.asarray(w0, X.dtype)
-    found = _path(X, y, lams, start, arrays, tuple(sorted(options.items())))
-    stats = {**found.stats, "lams": lams}
+    found = _path(X, y, strengths, start, arrays, tuple(sorted(options.items())))
+    stats = {**found.stats, "strengths": strengths}
     return finish("lasso_path", Solution(found.value, found.result, stats), throw)
 
 
 @functools.partial(jax.jit, static_argnames="options")
-def _path(X: Array, y: Array, lams: Array, w0: Array, arrays: Any, options: Any) -> Solution:
+def _path(X: Array, y: Array, strengths: Array, w0: Array, arrays: Any, options: Any) -> Solution:
     solved = functools.partial(lasso, throw=False, **dict(options))
 
-    def step(w, lam):
-        found = solved(*frozen[:2], lam, w0=w, **frozen[2])
+    def step(w, strength):
+        found = solved(*frozen[:2], strength, w0=w, **frozen[2])
         return found.value, found
 
     frozen = lax.stop_gradient((X, y, arrays))
-    _, found = lax.scan(step, lax.stop_gradient(w0), lax.stop_gradient(lams))
-    # Derivatives are attached outside of the scan, in which JAX would lose those of second order.
-    there = functools.partial(solved, max_outer=0, **arrays)
-    values = jax.vmap(lambda lam, w: there(X, y, lam, w0=w).value)(lams, found.value)
+    _, found = lax.scan(step, lax.stop_gradient(w0), lax.stop_gradient(strengths))
+    # Attach derivatives outside the scan, inside which JAX would drop those of second order.
+    there = functools.partial(solved, max_steps=0, **arrays)
+    values = jax.vmap(lambda strength, w: there(X, y, strength, w0=w).value)(strengths, found.value)
     return Solution(values, found.result, found.stats)
 
 
-def falling(X, y, lams: Any, count: int, eps: float, weights: Any, positive: bool) -> Any:
-    """The strengths of a path, checked."""
-    if lams is None:
-        return strengths(lambda_max(X, y, weights=weights, positive=positive), count, eps)
-    if np.ndim(lams) != 1 or np.size(lams) == 0:
-        raise ValueError(f"lams must be numbers (k,), at least one, got shape {np.shape(lams)}.")
+def falling(X, y, strengths: Any, count: int, eps: float, weights: Any, positive: bool) -> Any:
+    """The validated strengths of a path."""
+    if strengths is None:
+        return path_strengths(max_strength(X, y, weights=weights, positive=positive), count, eps)
+    if np.ndim(strengths) != 1 or np.size(strengths) == 0:
+        raise ValueError(
+            f"strengths must be numbers (k,), at least one, got shape {np.shape(strengths)}."
+        )
     dtype = jnp.promote_types(jnp.result_type(X, y), jnp.float32)
-    check_number("lams", lams, np.shape(lams), dtype)
-    return lams
-
-
-def strengths(largest: ArrayLike, count: int, eps: float) -> Float[Array, " k"]:
-    """A geometric sequence from the largest down to eps of it."""
-    if count < 1 or not 0 < eps <= 1:
-        raise ValueError(f"n_lams must be >= 1 and eps in (0, 1], got {count} and {eps}.")
-    return jnp.asarray(largest) * eps ** (jnp.arange(count) / max(count - 1, 1))
+    check_strength("strengths", strengths, np.shape(strengths), dtype)
+    return strengths

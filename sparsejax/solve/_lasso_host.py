@@ -1,4 +1,4 @@
-"""The Lasso driven from the host: working sets that grow, for one large problem."""
+"""The Lasso with host-driven, growing working sets, for one large problem."""
 
 import functools
 from typing import Any, NamedTuple
@@ -9,14 +9,15 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from ..prox._check import known
-from ._duality import Problem, Units, balanced, correlations, gap_of, problem, tolerance
+from .._arguments import known
+from .._arrays import Units
+from .._solution import Result, Solution, finish, refuse_infinite
+from ._duality import Problem, balanced, correlations, default_tol, gap_of, problem
 from ._gram import Quadratic, solve_gram
 from ._gram_cache import GramCache
 from ._lasso import falling, least_squares
-from ._solution import Result, Solution, finish, refuse_infinite
 
-# Below this share of lambda_max a short path is faster than one solve.
+# Below this fraction of max_strength a short path is faster than one solve.
 SHORT = 1 / 30
 
 
@@ -35,35 +36,35 @@ class _Problem(NamedTuple):
 def lasso_host(
     X: ArrayLike,
     y: ArrayLike,
-    lam: ArrayLike,
+    strength: ArrayLike,
     *,
     w0: ArrayLike | None = None,
     tol: float | None = None,
-    max_outer: int = 100,
+    max_steps: int = 100,
     weights: ArrayLike | None = None,
     positive: bool = False,
     l2: ArrayLike = 0.0,
     throw: bool = True,
 ) -> Solution:
-    """`lasso` with working sets of a few sizes chosen while it runs: for one large problem.
+    """`lasso` with adaptive working-set sizes, for one large problem.
 
-    Not for jit, vmap or grad. Sizes are rounded up, so that few programs are compiled. For a
-    small lam without a start it first goes down a short path.
+    Does not support jit, vmap or grad. Sizes are rounded up, so that few programs are compiled.
+    Without a warm start, a small strength is solved along a short path.
 
     Args:
       X: Design (n, p).
       y: Target (n,).
-      lam: Strength.
-      w0: A start (p,).
-      tol: The gap to reach, over the objective at 0: 1e-6 by default, in float32 1e-5.
-      max_outer: The most working sets.
+      strength: Strength.
+      w0: Initial value (p,).
+      tol: Duality gap over the objective at 0: by default 1e-6, or 1e-5 in float32.
+      max_steps: Maximum number of working sets.
       weights: A weight > 0 per feature (p,).
       positive: Whether w must be >= 0.
       l2: Strength of the ridge term.
       throw: Whether to raise if the gap is not reached.
 
     Returns:
-      As `lasso`.
+      A `Solution`, as for `lasso`.
 
     Raises:
       RuntimeError: If `throw` and the gap is not reached.
@@ -76,8 +77,8 @@ def lasso_host(
       >>> solve.lasso_host(X, y, 1.0).value.tolist()
       [1.0, 0.0, 0.0, 0.0]
     """
-    at = _prepare(X, y, lam, tol, weights, positive, l2)
-    if float(lam) == 0:  # pyright: ignore[reportArgumentType]
+    at = _prepare(X, y, strength, tol, weights, positive, l2)
+    if float(strength) == 0:  # pyright: ignore[reportArgumentType]
         return least_squares(at.data, at.units, positive, float(l2) > 0)  # pyright: ignore
     w = np.zeros(at.norms.size, at.data.y.dtype)
     if w0 is not None:
@@ -89,9 +90,9 @@ def lasso_host(
         for factor in _short_path(at):
             easier = at.data._replace(thresholds=at.data.thresholds * factor)
             loose = at._replace(data=easier, tol=max(at.tol, 1e-3))
-            w, stats, _ = _solve(loose, w, max_outer)
+            w, stats, _ = _solve(loose, w, max_steps)
             steps += stats["n_iter"]
-    w, stats, result = _solve(at, w, max_outer)
+    w, stats, result = _solve(at, w, max_steps)
     stats = {**stats, "n_iter": stats["n_iter"] + steps}
     value = at.units.outside(jnp.asarray(w))
     return finish("lasso_host", Solution(value, refuse_infinite(value, result), stats), throw)
@@ -100,34 +101,34 @@ def lasso_host(
 def lasso_path_host(
     X: ArrayLike,
     y: ArrayLike,
-    lams: ArrayLike | None = None,
+    strengths: ArrayLike | None = None,
     *,
-    n_lams: int = 100,
+    n_strengths: int = 100,
     eps: float = 1e-2,
     tol: float | None = None,
-    max_outer: int = 100,
+    max_steps: int = 100,
     weights: ArrayLike | None = None,
     positive: bool = False,
     l2: ArrayLike = 0.0,
     throw: bool = True,
 ) -> Solution:
-    """`lasso_path` driven from the host, for one large problem.
+    """`lasso_path` with host-driven working sets, for one large problem.
 
     Args:
       X: Design (n, p).
       y: Target (n,).
-      lams: Strengths (k,), best from large to small; None for a geometric sequence.
-      n_lams: How many strengths, without lams.
-      eps: The last strength over the first, without lams.
-      tol: As for `lasso_host`, as are the others.
-      max_outer: The most working sets for each.
+      strengths: Strengths (k,), preferably decreasing; None for a geometric sequence.
+      n_strengths: Number of strengths, if `strengths` is None.
+      eps: Ratio of the last strength to the first, if `strengths` is None.
+      tol: As for `lasso_host`.
+      max_steps: Maximum number of working sets per strength.
       weights: A weight > 0 per feature (p,).
       positive: Whether w must be >= 0.
       l2: Strength of the ridge term.
-      throw: Whether to raise if one of them is not solved.
+      throw: Whether to raise if one of them does not converge.
 
     Returns:
-      As `lasso_path`.
+      A `Solution`, as for `lasso_path`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -137,31 +138,33 @@ def lasso_path_host(
       [0.0, 1.0, 1.5]
     """
     at = _prepare(X, y, 1.0, tol, weights, positive, l2)
-    lams = falling(X, y, lams, n_lams, eps, weights, positive)
+    strengths = falling(X, y, strengths, n_strengths, eps, weights, positive)
     w = np.zeros(at.norms.size, at.data.y.dtype)
     found = []
-    for lam in np.asarray(lams):
-        scaled = at.data._replace(thresholds=at.data.thresholds * lam)
-        w, stats, result = _solve(at._replace(data=scaled), w, max_outer)
+    for strength in np.asarray(strengths):
+        scaled = at.data._replace(thresholds=at.data.thresholds * strength)
+        w, stats, result = _solve(at._replace(data=scaled), w, max_steps)
         found.append((w, result, stats))
     stats = {name: np.array([s[name] for *_, s in found]) for name in found[0][2]}
     values = at.units.outside(jnp.asarray(np.stack([w for w, *_ in found])))
     results = np.array([result for _, result, _ in found])
-    stats = {**stats, "lams": np.asarray(lams)}
+    stats = {**stats, "strengths": np.asarray(strengths)}
     results = refuse_infinite(values, results)
     return finish("lasso_path_host", Solution(values, results, stats), throw)
 
 
-def _prepare(X: Any, y: Any, lam: Any, tol: Any, weights: Any, positive: bool, l2: Any) -> _Problem:
-    for x in (X, y, lam, weights, l2):
+def _prepare(
+    X: Any, y: Any, strength: Any, tol: Any, weights: Any, positive: bool, l2: Any
+) -> _Problem:
+    for x in (X, y, strength, weights, l2):
         if not known(x):
             raise TypeError("lasso_host runs on the host: in jit, vmap or grad use solve.lasso.")
-    data = problem(X, y, lam, weights, l2)
+    data = problem(X, y, strength, weights, l2)
     one = jnp.ones((), data.y.dtype)
-    # A copy of X is saved where squares are numbers as it is.
+    # No scaled copy of X is needed if its squares are in the float range.
     data, units = (data, Units(one, one)) if _moderate(data) else balanced(data)
     norms, b, scale = _sizes(data)
-    tol, grams = tolerance(tol, data.y.dtype), GramCache(np.asarray(data.X))
+    tol, grams = default_tol(tol, data.y.dtype), GramCache(np.asarray(data.X))
     return _Problem(
         data, units, norms, np.asarray(b), grams, float(scale), 2 * scale, tol, positive
     )
@@ -173,13 +176,13 @@ def _moderate(pb: Problem) -> bool:
 
 @jax.jit
 def _sizes(pb: Problem) -> tuple[Array, Array, Array]:
-    """The norms of the columns, their products with y over n, and the objective at 0."""
+    """Column norms, `X^T y / n`, and the objective at 0."""
     n = pb.y.size
     return jnp.sqrt(jnp.sum(pb.X**2, axis=0)), pb.y @ pb.X / n, jnp.vdot(pb.y, pb.y) / (2 * n)
 
 
 def _short_path(at: _Problem) -> np.ndarray:
-    """Factors of the thresholds from near lambda_max down, if there is far to go."""
+    """Decreasing multiples of the strength from near max_strength, if it is small."""
     size = np.maximum(at.b, 0) if at.positive else np.abs(at.b)
     a = np.asarray(at.data.thresholds)
     largest = np.max(size / np.where(a > 0, a, np.inf), initial=0)
@@ -190,7 +193,7 @@ def _short_path(at: _Problem) -> np.ndarray:
 
 @functools.partial(jax.jit, static_argnames="positive")
 def _look(pb: Problem, w: Array, part: Array, where: Array, norms: Array, positive: bool) -> Any:
-    """The gap, and the scores of all features: negative where screened."""
+    """The gap, and the scores of all features; screened ones are negative."""
     r = pb.y - pb.X[:, where] @ part
     movable = (norms > 0) & jnp.isfinite(pb.thresholds)
     c = jnp.where(movable, correlations(pb, w, r), 0)
@@ -211,7 +214,7 @@ def _inner(
     return solve_gram(q, jnp.where(active, w, 0), target, positive, 200, True, room)
 
 
-def _solve(at: _Problem, w: np.ndarray, max_outer: int) -> tuple[np.ndarray, dict, Result]:
+def _solve(at: _Problem, w: np.ndarray, max_steps: int) -> tuple[np.ndarray, dict, Result]:
     thresholds = np.asarray(at.data.thresholds)
     w = np.maximum(w, 0) if at.positive else w.copy()
     w[(np.asarray(at.norms) == 0) | np.isinf(thresholds)] = 0
@@ -222,14 +225,14 @@ def _solve(at: _Problem, w: np.ndarray, max_outer: int) -> tuple[np.ndarray, dic
         part = np.where(np.arange(where.size) < support.size, w[where], 0)
         gap, score = _look(at.data, w, part, where, at.norms, at.positive)
         gap = float(gap)
-        if not np.isfinite(gap) or gap <= at.tol * at.scale or outer >= max_outer:
+        if not np.isfinite(gap) or gap <= at.tol * at.scale or outer >= max_steps:
             break
         outer += 1
         chosen = _working_set(np.array(score), support)
         where = padded(chosen, bucket(chosen.size, w.size))
         gram = at.grams.of(chosen, where.size)
         q = Quadratic(*map(jnp.asarray, (gram, at.b[where], thresholds[where], at.yy)))
-        # Room for the support to grow in, of a size for which there may be a program already.
+        # Room for the support to grow, of a size for which a program may already be compiled.
         room = bucket(int(1.1 * support.size) + 32, where.size, 128)
         target = max(0.3 * gap, floor)
         inner, _, n = _inner(q, at.data.l2, w[where], chosen.size, target, room, at.positive)
@@ -247,9 +250,9 @@ def _solve(at: _Problem, w: np.ndarray, max_outer: int) -> tuple[np.ndarray, dic
 
 
 def _working_set(score: np.ndarray, support: np.ndarray) -> np.ndarray:
-    """The support and the features that violate most, at most a quarter more of them.
+    """The support and the features with the largest violations, at most a quarter more.
 
-    A set that grows faster finds features that leave again, and their Gram matrix is what costs.
+    Faster growth adds features that are removed again, and their Gram matrix dominates the cost.
     """
     violating = np.count_nonzero(score > 1)
     more = max(support.size // 20, min(violating, support.size // 4))
@@ -261,10 +264,10 @@ def _working_set(score: np.ndarray, support: np.ndarray) -> np.ndarray:
 
 
 def bucket(size: int, most: int, step: int = 256) -> int:
-    """A size rounded up to one of few, each of which is compiled once."""
+    """A size rounded up to one of few, to limit the number of compilations."""
     return min(most, max(step, -(-size // step) * step))
 
 
 def padded(indices: np.ndarray, size: int) -> np.ndarray:
-    """Indices filled up with 0, which the caller masks."""
+    """Zero-padded indices; the caller masks the padding."""
     return np.concatenate([indices, np.zeros(size - indices.size, indices.dtype)])

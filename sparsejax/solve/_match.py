@@ -1,4 +1,4 @@
-"""Strengths at which different penalties give equally sparse results."""
+"""Strengths that give different penalties equal sparsity."""
 
 from collections.abc import Callable
 
@@ -11,24 +11,24 @@ def match_strength(
     high: float,
     target: float,
     *,
-    tolerance: float = 0.01,
+    tol: float = 0.01,
     max_runs: int = 30,
 ) -> float:
-    r"""The strength at which a run has a given activity, by bisection of its logarithm.
+    r"""The strength at which a run reaches a given activity, by bisection on a logarithmic scale.
 
-    Penalties can only be compared at equal sparsity, never at equal strength.
+    Compare penalties at equal sparsity, never at equal strength.
 
     Args:
-      run: From a strength to a measure of activity that falls as it grows, such as the mean number
+      run: Maps a strength to a measure of activity that decreases with it, such as the mean number
         of active units.
       low: A strength at which the activity is at least the target, > 0.
       high: A strength at which it is at most the target.
-      target: The activity wanted.
-      tolerance: Stop within this share of the target.
-      max_runs: The largest number of runs.
+      target: The target activity.
+      tol: Relative tolerance on the activity.
+      max_runs: Maximum number of runs.
 
     Returns:
-      The strength whose activity came nearest to the target.
+      The strength whose activity is nearest to the target.
 
     Raises:
       ValueError: If the activities at `low` and `high` do not enclose the target.
@@ -47,14 +47,14 @@ def match_strength(
     if not seen[low] >= target >= seen[high]:
         raise ValueError(
             f"match_strength: the activity is {seen[low]:g} at low={low:g} and {seen[high]:g} at "
-            f"high={high:g}, which does not enclose the target {target:g}; take a lower low or a "
+            f"high={high:g}, which does not enclose the target {target:g}; pass a lower low or a "
             "higher high."
         )
 
     def nearest() -> float:
         return min(seen, key=lambda x: abs(seen[x] - target))
 
-    while len(seen) < max_runs and abs(seen[nearest()] - target) > tolerance * target:
+    while len(seen) < max_runs and abs(seen[nearest()] - target) > tol * target:
         middle = float(np.sqrt(low * high))
         seen[middle] = float(run(middle))
         low, high = (middle, high) if seen[middle] >= target else (low, middle)

@@ -10,20 +10,12 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from ..prox import OnNorm, Penalty, group_lasso as group_penalty, l1, scale as scaled
-from ..prox._check import known
-from ._algebra import magnitude
-from ._duality import (
-    Units,
-    check_number,
-    check_weights,
-    matrix_and_target,
-    near_one,
-    share,
-    tolerance,
-)
+from .._arguments import check_strength, check_weights, known, matrix_and_target, near_one
+from .._arrays import Units, magnitude
+from .._solution import Solution, finish, refuse_infinite
+from ..prox import Penalty, group_lasso as group_penalty, l1, scale as scaled
+from ._duality import default_tol, share
 from ._proximal_gradient import proximal_gradient
-from ._solution import Solution, finish, refuse_infinite
 
 STEPS = 20_000
 
@@ -42,27 +34,27 @@ def penalized_regression(
     r"""Regression with any penalty: MCP, SCAD, l_p, sorted l1, ... by proximal gradient descent.
 
     `min_w F(w) + penalty.value(w)` with `F = |y - X w|^2 / (2 n)`, or
-    `F = mean log(1 + exp(-y (X w)))` for y of -1 and 1. Stops where 0 is nearly a subgradient: at
-    `tol` times the distance at w = 0. Of a non-convex penalty that is a stationary point; start it
-    at a solution of `lasso`. Differentiable in X, y and the strength.
+    `F = mean log(1 + exp(-y (X w)))` for y of -1 and 1. Stops when the distance of 0 from the
+    subdifferential is at most `tol` times that at w = 0. For a non-convex penalty this is a
+    stationary point; start from a solution of `lasso`. Differentiable in X, y and the strength.
 
     Args:
-      X: Design (n, p), used as it is: centre X and y for an intercept.
+      X: Design (n, p), not centred: centre X and y for an intercept.
       y: Target (n,), or (n, q) for several.
       penalty: A penalty of `sparsejax.prox`.
       loss: "squared" or "logistic".
-      w0: A start, (p,) or (p, q); 0 by default.
-      tol: The relative distance to reach.
-      max_steps: The most steps.
-      throw: Whether to raise if it is not reached (outside jit).
+      w0: Initial value, (p,) or (p, q); 0 by default.
+      tol: Relative distance to reach.
+      max_steps: Maximum number of steps.
+      throw: Whether to raise if the distance is not reached (outside jit).
 
     Returns:
       As `proximal_gradient`.
 
     Raises:
       RuntimeError: If `throw` and the distance is not reached.
-      ValueError: If shapes do not fit, data are not finite or so large or small that their products
-        are out of the range of floats, or classes are not -1 and 1.
+      ValueError: If shapes do not fit, data are not finite, their products overflow or underflow,
+        or classes are not -1 and 1.
 
     Reference:
       Bertrand et al., skglm, 2022, arXiv 2204.07826 (the criterion).
@@ -86,7 +78,7 @@ def penalized_regression(
 def group_lasso(
     X: ArrayLike,
     y: ArrayLike,
-    lam: ArrayLike,
+    strength: ArrayLike,
     groups: Any,
     *,
     weights: ArrayLike | None = None,
@@ -95,19 +87,21 @@ def group_lasso(
     max_steps: int = STEPS,
     throw: bool = True,
 ) -> Solution:
-    r"""The group Lasso, to a certified duality gap.
+    r"""The group Lasso, solved to a certified duality gap.
 
-    `min_w |y - X w|^2 / (2 n) + lam sum_g weights_g |w_g|`. Differentiable in X, y and lam.
+    `min_w |y - X w|^2 / (2 n) + strength sum_g weights_g |w_g|`. Differentiable in X, y and
+    strength.
 
     Args:
-      X: Design (n, p), used as it is: centre X and y for an intercept.
+      X: Design (n, p), not centred: centre X and y for an intercept.
       y: Target (n,).
-      lam: Strength > 0; infinity gives 0.
+      strength: Strength > 0; infinity gives 0.
       groups: Labels (p,), or disjoint lists of indices.
-      weights: A weight > 0 per group, where infinity forces zeros; the root of its size by default.
-      w0: A start (p,).
-      tol: The gap to reach, over the objective at 0: 1e-6 by default, in float32 1e-5.
-      max_steps: The most steps.
+      weights: A weight > 0 per group; infinity forces zeros. By default the square root of its
+        size.
+      w0: Initial value (p,).
+      tol: Duality gap over the objective at 0: by default 1e-6, or 1e-5 in float32.
+      max_steps: Maximum number of steps.
       throw: Whether to raise if the gap is not reached (outside jit).
 
     Returns:
@@ -115,8 +109,8 @@ def group_lasso(
 
     Raises:
       RuntimeError: If `throw` and the gap is not reached.
-      ValueError: If shapes do not fit, data are not finite, a number is negative, or lam or a
-        weight is 0, where there is no duality gap.
+      ValueError: If shapes do not fit, data are not finite, a number is negative, or strength or a
+        weight is 0 (the duality gap is then undefined).
 
     Reference:
       Yuan and Lin, Model selection and estimation in regression with grouped variables, 2006;
@@ -134,30 +128,30 @@ def group_lasso(
     if weights is not None:
         check_weights(weights, jnp.size(weights))
     unit = group_penalty(1.0, groups=groups, weights=weights)
-    return _certified("group_lasso", X, y, lam, unit, w0, tol, max_steps, throw)
+    return _certified("group_lasso", X, y, strength, unit, w0, tol, max_steps, throw)
 
 
 def multitask_lasso(
     X: ArrayLike,
     Y: ArrayLike,
-    lam: ArrayLike,
+    strength: ArrayLike,
     *,
     w0: ArrayLike | None = None,
     tol: float | None = None,
     max_steps: int = STEPS,
     throw: bool = True,
 ) -> Solution:
-    r"""The Lasso of several targets with one support, to a certified duality gap.
+    r"""The Lasso for several targets with a common support, solved to a certified duality gap.
 
-    `min_W |Y - X W|_F^2 / (2 n) + lam sum_j |W_j|` over the rows j of W.
+    `min_W |Y - X W|_F^2 / (2 n) + strength sum_j |W_j|` over the rows j of W.
 
     Args:
-      X: Design (n, p), used as it is: centre X and Y for intercepts.
+      X: Design (n, p), not centred: centre X and Y for intercepts.
       Y: Targets (n, q).
-      lam: Strength > 0; infinity gives 0.
-      w0: A start (p, q).
-      tol: As for `group_lasso`, as are the others.
-      max_steps: The most steps.
+      strength: Strength > 0; infinity gives 0.
+      w0: Initial value (p, q).
+      tol: As for `group_lasso`.
+      max_steps: Maximum number of steps.
       throw: Whether to raise if the gap is not reached (outside jit).
 
     Returns:
@@ -165,7 +159,7 @@ def multitask_lasso(
 
     Raises:
       RuntimeError: If `throw` and the gap is not reached.
-      ValueError: If shapes do not fit, data are not finite, or lam is not > 0.
+      ValueError: If shapes do not fit, data are not finite, or strength is not > 0.
 
     Reference:
       Obozinski, Taskar and Jordan, Joint covariate selection and joint subspace selection for
@@ -180,30 +174,30 @@ def multitask_lasso(
     """
     X, Y = _data(X, Y, "squared", 2)
     unit = group_penalty(1.0, axis=1, weights=1.0)
-    return _certified("multitask_lasso", X, Y, lam, unit, w0, tol, max_steps, throw)
+    return _certified("multitask_lasso", X, Y, strength, unit, w0, tol, max_steps, throw)
 
 
 def logistic_lasso(
     X: ArrayLike,
     y: ArrayLike,
-    lam: ArrayLike,
+    strength: ArrayLike,
     *,
     w0: ArrayLike | None = None,
     tol: float | None = None,
     max_steps: int = STEPS,
     throw: bool = True,
 ) -> Solution:
-    r"""Logistic regression with an l1 norm, to a certified duality gap.
+    r"""l1-penalised logistic regression, solved to a certified duality gap.
 
-    `min_w mean_i log(1 + exp(-y_i x_i^T w)) + lam |w|_1`. Differentiable in X and lam.
+    `min_w mean_i log(1 + exp(-y_i x_i^T w)) + strength |w|_1`. Differentiable in X and strength.
 
     Args:
       X: Design (n, p); a column of ones is penalised like any other.
       y: Classes (n,) of -1 and 1.
-      lam: Strength > 0; infinity gives 0.
-      w0: A start (p,).
-      tol: As for `group_lasso`, over `log 2`, as are the others.
-      max_steps: The most steps.
+      strength: Strength > 0; infinity gives 0.
+      w0: Initial value (p,).
+      tol: As for `group_lasso`, relative to `log 2`.
+      max_steps: Maximum number of steps.
       throw: Whether to raise if the gap is not reached (outside jit).
 
     Returns:
@@ -211,8 +205,8 @@ def logistic_lasso(
 
     Raises:
       RuntimeError: If `throw` and the gap is not reached.
-      ValueError: If shapes do not fit, data are not finite, classes are not -1 and 1, or lam is not
-        > 0.
+      ValueError: If shapes do not fit, data are not finite, classes are not -1 and 1, or the
+        strength is not > 0.
 
     Reference:
       Koh, Kim and Boyd, An Interior-Point Method for Large-Scale l1-Regularized Logistic
@@ -227,12 +221,12 @@ def logistic_lasso(
     """
     X, y = _data(X, y, "logistic", 1)
     unit = l1(1.0)
-    return _certified("logistic_lasso", X, y, lam, unit, w0, tol, max_steps, throw, "logistic")
+    return _certified("logistic_lasso", X, y, strength, unit, w0, tol, max_steps, throw, "logistic")
 
 
 @partial(jax.jit, static_argnames=("max_steps", "loss"))
 def _stationary(X, y, penalty: Penalty, w0, tol, max_steps: int, loss: str) -> Solution:
-    """Descends until 0 is nearly a subgradient."""
+    """Descends until the distance of 0 from the subdifferential is small."""
     fixed = jax.lax.stop_gradient((X, y, penalty))
 
     def distance(w):
@@ -241,24 +235,30 @@ def _stationary(X, y, penalty: Penalty, w0, tol, max_steps: int, loss: str) -> S
 
     try:
         scale = distance(jnp.zeros_like(w0))
-    except NotImplementedError:  # no cheap subdifferential: the steps themselves are looked at
+    except NotImplementedError:  # no closed-form subdifferential: use the step size instead
         return _descend(X, y, penalty, w0, None, tol, max_steps, loss)
     scale = jnp.where(scale > 0, scale, 1)
     return _descend(X, y, penalty, w0, lambda w: distance(w) / scale, tol, max_steps, loss)
 
 
 def _certified(
-    solver: str, X, y, lam, unit, w0, tol, max_steps: int, throw: bool, loss: str = "squared"
+    solver: str, X, y, strength, unit, w0, tol, max_steps: int, throw: bool, loss: str = "squared"
 ) -> Solution:
     """Descends until the duality gap is small; `unit` is the norm, without its strength."""
-    check_number("lam", lam, (), X.dtype)
-    if known(lam) and float(lam) == 0:
-        raise ValueError(f"{solver}: lam must be > 0, got {lam}: at 0 there is no duality gap.")
-    lam, tol = jnp.asarray(lam, X.dtype), tolerance(tol, X.dtype)
-    # As in _duality.balanced; classes stay what they are.
+    check_strength("strength", strength, (), X.dtype)
+    if known(strength) and float(strength) == 0:
+        raise ValueError(
+            f"{solver}: strength must be > 0, got {strength}; the duality gap is undefined at 0."
+        )
+    strength, tol = jnp.asarray(strength, X.dtype), default_tol(tol, X.dtype)
+    # As in _duality.balanced; class labels are not scaled.
     units = Units(magnitude(X), magnitude(y) if loss == "squared" else jnp.ones((), X.dtype))
-    X, y, lam = X / units.X, y / units.y, jnp.where(lam >= 0, lam, jnp.nan) / units.X / units.y
-    found = _to_gap(X, y, lam, unit, units.inside(_start(X, y, w0)), tol, max_steps, loss)
+    X, y, strength = (
+        X / units.X,
+        y / units.y,
+        jnp.where(strength >= 0, strength, jnp.nan) / units.X / units.y,
+    )
+    found = _to_gap(X, y, strength, unit, units.inside(_start(X, y, w0)), tol, max_steps, loss)
     stats = {**found.stats, "gap": units.objective(found.stats["gap"])}
     value = units.outside(found.value)
     result = refuse_infinite(value.reshape(-1), found.result)
@@ -266,18 +266,20 @@ def _certified(
 
 
 @partial(jax.jit, static_argnames=("max_steps", "loss"))
-def _to_gap(X, y, lam, unit: Penalty, w0, tol, max_steps: int, loss: str) -> Solution:
-    fixed = jax.lax.stop_gradient((X, y, lam, unit))
+def _to_gap(X, y, strength, unit: Penalty, w0, tol, max_steps: int, loss: str) -> Solution:
+    fixed = jax.lax.stop_gradient((X, y, strength, unit))
     scale = _smooth(*fixed[:2], loss)(jnp.zeros_like(w0))
     scale = jnp.where(scale > 0, scale, 1)
     gap = partial(_gap, *fixed, loss=loss)
-    found = _descend(X, y, scaled(unit, lam), w0, lambda w: gap(w) / scale, tol, max_steps, loss)
+    found = _descend(
+        X, y, scaled(unit, strength), w0, lambda w: gap(w) / scale, tol, max_steps, loss
+    )
     stats = {**found.stats, "gap": gap(jax.lax.stop_gradient(found.value))}
     return Solution(found.value, found.result, stats)
 
 
 def _descend(X, y, penalty, w0, criterion, tol, max_steps: int, loss: str) -> Solution:
-    # The loss of a logistic regression bends a quarter as much.
+    # The curvature of the logistic loss is at most a quarter.
     bend = jax.lax.stop_gradient(X) * ((0.5 if loss == "logistic" else 1.0) / X.shape[0] ** 0.5)
     return proximal_gradient(
         _smooth(X, y, loss), penalty, w0, operator=lambda w: bend @ w, criterion=criterion,
@@ -285,37 +287,36 @@ def _descend(X, y, penalty, w0, criterion, tol, max_steps: int, loss: str) -> So
     )  # fmt: skip
 
 
-def _gap(X, y, lam, unit: Penalty, w, *, loss: str) -> Float[Array, ""]:
-    """Primal minus dual, at the dual point that the residual gives when scaled to be feasible."""
+def _gap(X, y, strength, unit: Penalty, w, *, loss: str) -> Float[Array, ""]:
+    """Primal minus dual objective, at the residual scaled to a feasible dual point."""
     n = X.shape[0]
     if loss == "squared":
         r = y - X @ w
-        s = share(_sizes(unit, X.T @ r / n), lam, False)
+        s = share(_sizes(unit, X.T @ r / n), strength, False)
         rr = jnp.sum(r * r) / n
-        gap = (1 + s**2) * rr / 2 + _cost(lam, unit, w) - s * jnp.sum(r * y) / n
+        gap = (1 + s**2) * rr / 2 + _cost(strength, unit, w) - s * jnp.sum(r * y) / n
         return jnp.maximum(gap, 0)
     z = y * (X @ w)
     theta = jax.nn.sigmoid(-z)
-    s = share(_sizes(unit, X.T @ (y * theta) / n), lam, False)
+    s = share(_sizes(unit, X.T @ (y * theta) / n), strength, False)
     entropy = jax.scipy.special.xlogy(s * theta, s * theta) + jax.scipy.special.xlog1py(
         1 - s * theta, -s * theta
     )
-    return jnp.maximum(jnp.mean(jax.nn.softplus(-z)) + _cost(lam, unit, w) + jnp.mean(entropy), 0)
+    return jnp.maximum(
+        jnp.mean(jax.nn.softplus(-z)) + _cost(strength, unit, w) + jnp.mean(entropy), 0
+    )
 
 
-def _cost(lam, unit: Penalty, w) -> Array:
-    """`lam * unit.value(w)`, where an infinite weight goes with a group of zeros."""
-    sizes = unit.partition.norms(w) if isinstance(unit, OnNorm) else jnp.abs(w)
-    weights = unit._weights(sizes, w) if isinstance(unit, OnNorm) else 1.0
-    return jnp.sum(jnp.where(sizes == 0, 0, sizes * jnp.where(sizes == 0, 0, lam * weights)))
+def _cost(strength, unit: Penalty, w) -> Array:
+    """`strength * unit.value(w)`, with 0 for a zero group of infinite weight."""
+    sizes, weights = unit.norm_terms(w)
+    return jnp.sum(jnp.where(sizes == 0, 0, sizes * jnp.where(sizes == 0, 0, strength * weights)))
 
 
 def _sizes(unit: Penalty, c) -> Array:
-    """What the dual norm takes the maximum of: entries, or norms of groups over their weights."""
-    if not isinstance(unit, OnNorm):
-        return jnp.abs(c)
-    norms = unit.partition.norms(c)
-    return norms / unit._weights(norms, c)
+    """Arguments of the maximum in the dual norm: entries, or group norms over their weights."""
+    sizes, weights = unit.norm_terms(c)
+    return sizes / weights
 
 
 def _smooth(X, y, loss: str) -> Callable[[Any], Array]:
@@ -331,7 +332,9 @@ def _data(X: Any, y: Any, loss: str, ndim: int | None = None) -> tuple[Array, Ar
     ndim = ndim or (2 if loss == "squared" and np.ndim(y) == 2 else 1)
     X, y = matrix_and_target(X, y, ndim, "solve.penalized_regression(X, y, prox.l1(0.1))")
     if loss == "logistic" and known(y) and not np.isin(np.asarray(y), (-1, 1)).all():
-        raise ValueError("y must hold the classes -1 and 1: 2.0 * y - 1 makes them of 0 and 1.")
+        raise ValueError(
+            "y must hold the classes -1 and 1; convert classes 0 and 1 by 2.0 * y - 1."
+        )
     return X, y
 
 

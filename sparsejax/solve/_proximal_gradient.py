@@ -1,4 +1,4 @@
-"""Proximal gradient descent for any smooth function plus any penalty, over pytrees."""
+"""Proximal gradient descent on pytrees for a smooth function plus a penalty."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,15 +10,15 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
+from .._arguments import known
+from .._arrays import real_dtype
+from .._solution import Solution, code, finish
 from ..prox import Penalty
-from ..prox._check import known
-from ..prox._penalty import real_dtype
 from ._algebra import add, dot, floats, norm, operator_norm
 from ._implicit import linear_solve
-from ._solution import Solution, code, finish
 
 Smooth = Callable[[PyTree], Any]
-# How often a criterion is looked at.
+# Steps between two evaluations of a criterion.
 EVERY = 10
 
 
@@ -46,28 +46,28 @@ def proximal_gradient(
     max_steps: int = 1000,
     throw: bool = True,
 ) -> Solution:
-    r"""Minimises `smooth(w) + penalty.value(w)`: ISTA, FISTA, and a monotone form of it.
+    r"""Minimises `smooth(w) + penalty.value(w)` by ISTA, FISTA or monotone FISTA.
 
     `w <- prox(z - step * grad smooth(z), step)`, with z = w (ISTA) or extrapolated (FISTA with
-    O'Donoghue and Candes' restart). The step is halved wherever the quadratic upper bound fails,
-    unless it is given. The solution is differentiable in whatever `smooth` and the penalty close
-    over: through the fixed point, not through the loop.
+    O'Donoghue and Candes' restart). The step is halved where the quadratic upper bound fails,
+    unless it is given. The solution is differentiable in all values that `smooth` and the penalty
+    close over, by implicit differentiation of the fixed point, not through the loop.
 
     Args:
       smooth: A differentiable real function of w.
-      penalty: A penalty of `sparsejax.prox`; for the leaves of a pytree one that takes trees,
-        such as `prox.separable_sum(prox.l1(0.1))`.
-      w0: The start: an array or a pytree of arrays, real or complex.
-      step: A fixed step, at most 1 / L; None finds one and halves it where it is too long.
-      operator: A matrix or a linear function A where the Hessian of smooth is `A^T A` at most: the
+      penalty: A penalty of `sparsejax.prox`; for a pytree one that takes trees, such as
+        `prox.separable_sum(prox.l1(0.1))`.
+      w0: Initial value: an array or a pytree of arrays, real or complex.
+      step: A fixed step, at most 1 / L; None selects one by backtracking.
+      operator: A matrix or a linear function A such that `A^T A` bounds the Hessian of smooth: the
         first step is then `1 / (1.01 ||A||^2)`, by power iteration.
       accelerate: Whether to extrapolate.
-      monotone: Whether the objective may never rise, at the price of a second gradient a step.
-        None: where the penalty is not convex.
-      criterion: A function of w that must fall to tol, such as a duality gap over its scale; looked
-        at every ten steps. None: `||w_new - z|| <= tol * ||w_new||`.
+      monotone: Whether to enforce a non-increasing objective, at the cost of a second gradient per
+        step. None enables it for non-convex penalties.
+      criterion: A function of w that must reach tol, such as a relative duality gap; evaluated
+        every ten steps. None: `||w_new - z|| <= tol * ||w_new||`.
       tol: The tolerance.
-      max_steps: The most steps.
+      max_steps: Maximum number of steps.
       throw: Whether to raise if the tolerance is not reached (outside jit).
 
     Returns:
@@ -75,7 +75,7 @@ def proximal_gradient(
 
     Raises:
       RuntimeError: If `throw` and the tolerance is not reached.
-      TypeError: If the penalty is none, or takes one array and w0 is a pytree.
+      TypeError: If the penalty is not a penalty, or takes one array and w0 is a pytree.
       ValueError: If the step is not > 0.
 
     Reference:
@@ -91,7 +91,7 @@ def proximal_gradient(
       >>> solve.proximal_gradient(smooth, prox.l1(1.0), jnp.zeros(2)).value.tolist()
       [2.0, 0.0]
     """
-    if not hasattr(penalty, "prox") or not hasattr(penalty, "value"):
+    if not isinstance(penalty, Penalty):
         raise TypeError(f"penalty must be a penalty such as prox.l1(0.1), got {penalty!r}.")
     w0 = floats(w0)
     check_step(step)
@@ -108,14 +108,14 @@ def proximal_gradient(
         )
         last = lax.while_loop(lambda s: ~_done(s, tol) & (s.n < max_steps), body, state)
         finite = jnp.isfinite(norm(last.w)) & jnp.isfinite(last.residual)
-        # Floats, since custom_root gives integers no derivative of the right dtype.
+        # Floats, since custom_root gives integers a derivative of the wrong dtype.
         real = last.step.dtype
         counts = last.n.astype(real), code(finite, _done(last, tol)).astype(real)
         return (last.w, last.step), (counts, last.residual, last.step)
 
     def equation(unknown):
-        # The step is an unknown with an equation of its own, so that the derivative is taken with
-        # the step at which w is a fixed point, which for a non-convex penalty matters.
+        # The step is an unknown with its own equation, so that the derivative is taken with the
+        # step at which w is a fixed point; this matters for non-convex penalties.
         w, fixed = unknown
         length = lax.stop_gradient(fixed)
         moved = penalty.prox(add(w, _gradient(smooth, w)[1], -length), length)
@@ -128,45 +128,23 @@ def proximal_gradient(
     return finish("proximal_gradient", Solution(w, result.astype(jnp.int32), stats), throw)
 
 
-def fista(
-    smooth: Smooth,
-    penalty: Penalty,
-    w0: PyTree,
-    *,
-    step: ArrayLike | None = None,
-    tol: ArrayLike = 1e-6,
-    max_steps: int = 1000,
-    **options: Any,
-) -> Solution:
-    """`proximal_gradient` for a convex penalty: accelerated, with restarts, not monotone.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> from sparsejax import prox, solve
-      >>> smooth = lambda w: jnp.sum((w - 2.0) ** 2) / 2
-      >>> solve.fista(smooth, prox.l1(0.5), jnp.zeros(2), step=1.0).value.tolist()
-      [1.5, 1.5]
-    """
-    return proximal_gradient(
-        smooth, penalty, w0, step=step, tol=tol, max_steps=max_steps, accelerate=True,
-        monotone=False, **options,
-    )  # fmt: skip
-
-
 def check_step(step: Any) -> None:
-    """A step of 0 would be at rest at once."""
+    """Raises unless the step is positive: with a step of 0 the loop would stop immediately."""
     if step is not None and known(step) and not (np.asarray(step) > 0).all():
-        raise ValueError(f"step must be > 0, at most 1 / L, got {step}; None finds one.")
+        raise ValueError(
+            f"step must be > 0, at most 1 / L, got {step}; pass step=None to select it by "
+            "backtracking."
+        )
 
 
 def _gradient(smooth: Smooth, w: PyTree) -> tuple[Array, PyTree]:
     value, grad = jax.value_and_grad(smooth)(w)
-    # JAX gives the conjugate of the direction of steepest ascent.
+    # JAX returns the conjugate of the direction of steepest ascent.
     return value, jax.tree.map(jnp.conj, grad)
 
 
 def _first_step(smooth: Smooth, w0: PyTree, operator: Any) -> Array:
-    """From the norm of the operator, or from the curvature along the first gradient."""
+    """The initial step, from the norm of the operator or the curvature along the first gradient."""
     if operator is not None:
         largest = operator_norm(operator, w0) ** 2
     else:

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import prox
+from .._arguments import path_strengths
 from . import lasso_host, lasso_path_host, multitask_lasso, penalized_regression
-from ._lasso import shares, strengths
+from ._lasso import shares
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
@@ -58,9 +59,9 @@ class _Linear(RegressorMixin, BaseEstimator):
 
 
 def _warn(estimator: Any, found: Any) -> None:
-    """scikit-learn's way of telling that max_iter was too small."""
+    """Warns if max_iter was too small, as scikit-learn does."""
     if not bool(np.all(found.converged)):
-        message = f"{type(estimator).__name__} did not reach tol: raise max_iter or tol."
+        message = f"{type(estimator).__name__} did not reach tol; increase max_iter or tol."
         warnings.warn(message, ConvergenceWarning, stacklevel=3)
 
 
@@ -71,8 +72,8 @@ class Lasso(_Linear):
       alpha: Strength, > 0.
       fit_intercept: Whether to fit an intercept.
       positive: Whether coefficients must be >= 0.
-      tol: The duality gap to reach, over the objective at 0.
-      max_iter: The most working sets.
+      tol: Duality gap to reach, relative to the objective at 0.
+      max_iter: Maximum number of working sets.
 
     Reference:
       Massias, Gramfort and Salmon, Celer, 2018, arXiv 1802.07481.
@@ -93,7 +94,7 @@ class Lasso(_Linear):
         self.max_iter = max_iter
 
     def _solve(self, X, y):
-        options = {"tol": self.tol, "max_outer": self.max_iter, "throw": False}
+        options = {"tol": self.tol, "max_steps": self.max_iter, "throw": False}
         return lasso_host(X, y, self.alpha, positive=self.positive, **options)
 
 
@@ -102,11 +103,11 @@ class ElasticNet(_Linear):
 
     Args:
       alpha: Strength, > 0.
-      l1_ratio: Share of the l1 norm, in (0, 1].
+      l1_ratio: Fraction of the l1 norm, in (0, 1].
       fit_intercept: Whether to fit an intercept.
       positive: Whether coefficients must be >= 0.
-      tol: The duality gap to reach, over the objective at 0.
-      max_iter: The most working sets.
+      tol: Duality gap to reach, relative to the objective at 0.
+      max_iter: Maximum number of working sets.
 
     Reference:
       Zou and Hastie, Regularization and variable selection via the elastic net, 2005.
@@ -130,21 +131,21 @@ class ElasticNet(_Linear):
         self.max_iter = max_iter
 
     def _solve(self, X, y):
-        lam, l2 = shares(self.alpha, self.l1_ratio)
-        options = {"tol": self.tol, "max_outer": self.max_iter, "throw": False}
-        return lasso_host(X, y, lam, l2=l2, positive=self.positive, **options)
+        strength, l2 = shares(self.alpha, self.l1_ratio)
+        options = {"tol": self.tol, "max_steps": self.max_iter, "throw": False}
+        return lasso_host(X, y, strength, l2=l2, positive=self.positive, **options)
 
 
 class LassoCV(_Linear):
-    """The Lasso with the strength of least cross-validated error along a path.
+    """The Lasso with the strength chosen by cross-validation along a path.
 
     Args:
-      alphas: How many strengths, or the strengths.
-      eps: The last strength over the first, where their number is given.
+      alphas: Number of strengths, or the strengths.
+      eps: Ratio of the last strength to the first, if their number is given.
       fit_intercept: Whether to fit an intercept.
       cv: Folds, as in scikit-learn.
-      tol: The duality gap to reach, over the objective at 0.
-      max_iter: The most working sets for each strength.
+      tol: Duality gap to reach, relative to the objective at 0.
+      max_iter: Maximum number of working sets per strength.
 
     Example:
       >>> import numpy as np
@@ -165,11 +166,11 @@ class LassoCV(_Linear):
         self.max_iter = max_iter
 
     def _solve(self, X, y):
-        options = {"tol": self.tol, "max_outer": self.max_iter, "throw": False}
+        options = {"tol": self.tol, "max_steps": self.max_iter, "throw": False}
         self.alphas_ = self._path(X, y)
         errors = []
         for train, test in check_cv(self.cv).split(X, y):  # pyright: ignore
-            # Each fold is centred by itself: what is left out must not be seen.
+            # Centre each fold separately, so that held-out data do not leak.
             own = self.fit_intercept
             x_mean = X[train].mean(0) if own else 0.0
             y_mean = y[train].mean() if own else 0.0
@@ -184,17 +185,17 @@ class LassoCV(_Linear):
         if not isinstance(self.alphas, int | np.integer):
             return np.sort(np.asarray(self.alphas, np.float64))[::-1]
         largest = np.abs(X.T @ y).max() / len(y)
-        return np.asarray(strengths(largest or 1.0, int(self.alphas), self.eps))
+        return np.asarray(path_strengths(largest or 1.0, int(self.alphas), self.eps))
 
 
 class MultiTaskLasso(_Linear):
-    """`min_W |Y - X W|_F^2 / (2 n) + alpha sum_j |W_j|`: one support for several targets.
+    """`min_W |Y - X W|_F^2 / (2 n) + alpha sum_j |W_j|`: a common support for several targets.
 
     Args:
       alpha: Strength, > 0.
       fit_intercept: Whether to fit intercepts.
-      tol: The duality gap to reach, over the objective at 0.
-      max_iter: The most steps.
+      tol: Duality gap to reach, relative to the objective at 0.
+      max_iter: Maximum number of steps.
 
     Example:
       >>> import numpy as np
@@ -222,7 +223,7 @@ class MultiTaskLasso(_Linear):
 
     def _solve(self, X, y):
         if y.ndim == 1:
-            raise ValueError("MultiTaskLasso needs y of shape (n, q); for one target use Lasso.")
+            raise ValueError("MultiTaskLasso: y must have shape (n, q); for one target use Lasso.")
         options = {"tol": self.tol, "max_steps": self.max_iter, "throw": False}
         return multitask_lasso(jnp.asarray(X), jnp.asarray(y), self.alpha, **options)
 
@@ -233,8 +234,8 @@ class SparseLogisticRegression(ClassifierMixin, BaseEstimator):
     Args:
       alpha: Strength, > 0.
       fit_intercept: Whether to fit b, which is not penalised.
-      tol: The distance to the subdifferential to reach, over that at 0.
-      max_iter: The most steps.
+      tol: Distance of 0 from the subdifferential to reach, relative to that at w = 0.
+      max_iter: Maximum number of steps.
 
     Example:
       >>> import numpy as np
@@ -270,7 +271,7 @@ class SparseLogisticRegression(ClassifierMixin, BaseEstimator):
                 f"SparseLogisticRegression needs two classes, got one class: {self.classes_}."
             )
         sign = np.where(y == self.classes_[1], 1.0, -1.0)
-        # The same problem in columns of one size, and of mean 0 where b takes up the rest.
+        # The same problem with columns scaled to one size, and centred if b is fitted.
         mean = X.mean(0) if self.fit_intercept else np.zeros(X.shape[1])
         size = np.sqrt(np.mean((X - mean) ** 2, axis=0))
         size = np.where(size > 0, size, 1)
@@ -278,9 +279,9 @@ class SparseLogisticRegression(ClassifierMixin, BaseEstimator):
         if self.fit_intercept:
             columns, weights = np.c_[columns, np.ones(len(X))], np.r_[weights, 0]
         with jax.enable_x64(True):
-            # Multiplied here, so that an infinite alpha leaves b alone.
-            inside = np.where(weights > 0, weights, 1) * prox.l1(self.alpha).strength
-            penalty = prox.weighted_l1(1.0, jnp.where(weights > 0, inside, 0))
+            # Multiplied here, so that an infinite alpha leaves b unpenalised.
+            inside = np.where(weights > 0, weights, 1) * self.alpha
+            penalty = prox.l1(jnp.where(weights > 0, inside, 0))
             found = penalized_regression(
                 jnp.asarray(columns), jnp.asarray(sign), penalty, loss="logistic",
                 tol=self.tol, max_steps=self.max_iter, throw=False,

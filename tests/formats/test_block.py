@@ -124,7 +124,7 @@ def test_names_of_leaves_are_stable():
     [
         (dict(block=5), r"\(5, 5\).*does not divide.*\(8, 9\)"),
         (dict(block=0), "two positive integers"),
-        (dict(block=BLOCK, slots=1), "slots=1.*room for the 4 blocks.*column; say slots=4"),
+        (dict(block=BLOCK, slots=1), "slots=1.*room for the 4 blocks.*column; pass slots=4"),
         (dict(block=BLOCK, slots_t=2), "slots_t=2.*room for the 3 blocks.*row"),
         (dict(block=BLOCK, mask=np.ones((8, 3), bool)), "w has shape"),
     ],

@@ -1,6 +1,5 @@
 """Active units against the masked dense product, in every form."""
 
-import contextlib
 from functools import partial
 
 import jax
@@ -13,7 +12,7 @@ import sparsejax as sj
 from sparsejax.formats import unit_major
 from sparsejax.kernels import _mosaic
 from sparsejax.kernels.active import active_expand, active_ffn, active_reduce
-from sparsejax.select import ActiveSet, select_nonzero, select_threshold, select_topk, select_union
+from sparsejax.select import ActiveSet
 from tests.kernels.test_matmul import assert_close
 
 N, D = 32, 16
@@ -163,26 +162,26 @@ def test_vmap_over_sets_is_a_set_per_token():
 
 def test_builders():
     score = jnp.array([[0.0, 3.0, 1.0, 3.0, jnp.nan], [5.0, 0.0, 5.0, 5.0, 1.0]])
-    top = select_topk(score, 2)
+    top = sj.select.TopK(2).set(score)
     assert top.index.tolist() == [[1, 3], [0, 2]] and top.count.tolist() == [2, 2]
-    assert select_topk(jnp.zeros(5), 3).index.tolist() == [0, 1, 2]
-    above = select_threshold(score, 1.0, capacity=2)
+    assert sj.select.TopK(3).set(jnp.zeros(5)).index.tolist() == [0, 1, 2]
+    above = sj.select.Threshold(1.0).set(score, 2)
     assert above.index.tolist() == [[1, 3], [0, 2]]
     assert above.count.tolist() == [2, 2] and above.overflow.tolist() == [False, True]
-    by_unit = select_threshold(score[1], jnp.array([9.0, -1, 9, 1, 9]), capacity=4)
+    by_unit = sj.select.Threshold(jnp.array([9.0, -1, 9, 1, 9])).set(score[1], 4)
     assert by_unit.index.tolist() == [1, 3, 0, 0] and int(by_unit.count) == 2
-    union = select_union(score > 2, capacity=5)
+    union = sj.select.ActiveSet.from_mask(score > 2, 5, union=True)
     assert union.index.tolist() == [0, 1, 2, 3, 0] and int(union.count) == 4
-    used = select_nonzero(jnp.nan_to_num(score), capacity=5)
+    used = sj.select.NonZero().set(jnp.nan_to_num(score), 5, union=True)
     assert used.index.tolist() == [0, 1, 2, 3, 4]
-    nothing = select_nonzero(jnp.zeros((2, 3)), capacity=1)
+    nothing = sj.select.NonZero().set(jnp.zeros((2, 3)), 1, union=True)
     assert int(nothing.count) == 0 and not bool(nothing.overflow)
 
 
 def test_overflow_runs_the_dense_branch():
     score = jnp.array([1.0, 2.0, 3.0])
     for capacity, want in ((3, "active"), (2, "dense")):
-        s = select_threshold(score, 0.5, capacity)
+        s = sj.select.Threshold(0.5).set(score, capacity)
         found = s.unless_overflow(lambda: 0, lambda: 1)
         assert ["active", "dense"][int(found)] == want
 
@@ -195,10 +194,8 @@ def test_unit_major():
 
 def test_mistakes():
     s, x, (w, *_), _ = make("one of 3")
-    with pytest.raises(
-        ValueError, match=r"select_topk\(k=9\) must be an integer between 1 and the 3"
-    ):
-        select_topk(jnp.ones(3), 9)
+    with pytest.raises(ValueError, match="k must be at most the 3 units, got 9"):
+        sj.select.TopK(9).set(jnp.ones(3))
     with pytest.raises(ValueError, match="unit_major.*5 do not divide"):
         unit_major(jnp.ones((4, 6)), 1, 5)
     with pytest.raises(ValueError, match="units come first"):
@@ -244,7 +241,7 @@ def test_what_is_not_finite_in_unused_places_changes_nothing(implementation, val
 
 def test_weights_that_are_not_finite_are_not_met_where_inactive():
     used = np.isin(np.arange(40), [5, 17])
-    s = select_union(jnp.asarray(used)[None], capacity=8)
+    s = sj.select.ActiveSet.from_mask(jnp.asarray(used)[None], 8, union=True)
     by_token = jax.tree.map(lambda leaf: jnp.stack([leaf] * 3), s)
     rng = np.random.default_rng(0)
     x, v, w = (jnp.asarray(rng.normal(size=size), "f") for size in ((3, 6), (3, 40), (40, 6)))
@@ -279,9 +276,9 @@ def test_kernels(name, platform, dtype, size, d):
     rng = np.random.default_rng(0)
     up, down = (jnp.asarray(rng.normal(size=(6, size, d)) / 8, dtype) for _ in range(2))
     x = jnp.asarray(rng.normal(size=(3, d)), dtype)
-    s = select_union(jnp.array([[1, 0, 0, 1, 1, 0]]) > 0, capacity=4)
+    s = sj.select.ActiveSet.from_mask(jnp.array([[1, 0, 0, 1, 1, 0]]) > 0, 4, union=True)
     ffn = partial(active_ffn, activation=jax.nn.silu, implementation=name)
-    with _mosaic.hopper() if name == "pallas_gpu" else contextlib.nullcontext():
+    with _mosaic.hopper() if name == "pallas_gpu" else sj.kernels.lowering_for("tpu"):
         lowered = jax.jit(ffn).trace(x, up, down, s).lower(lowering_platforms=(platform,))
     assert ("mosaic_gpu" if platform == "cuda" else "tpu_custom_call") in lowered.as_text()
     if name == "pallas_gpu" and not hasattr(plgpu, "InterpretGPUParams"):
@@ -292,7 +289,7 @@ def test_kernels(name, platform, dtype, size, d):
         else plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams())
     )
     want = active_ffn(x, up, down, s, activation=jax.nn.silu, implementation="dense")
-    with interpreter:
+    with interpreter, sj.kernels.lowering_for(name.removeprefix("pallas_")):
         got = ffn(x, up, down, s)
     assert_close(got, want, 1e-5 if dtype == jnp.float32 else 2e-2)
 

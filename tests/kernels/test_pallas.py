@@ -12,21 +12,25 @@ from jax.experimental.pallas import mosaic_gpu as plgpu, tpu as pltpu
 import sparsejax as sj
 from sparsejax.formats import BlockArray
 from sparsejax.kernels import _mosaic
-from sparsejax.kernels.matmul import _pallas_gpu, _pallas_tpu
+from sparsejax.kernels._table import get
 from sparsejax.kernels.matmul._cases import SMALL, TILED, Case
 from sparsejax.kernels.matmul._finish import How
 from tests.kernels.test_matmul import assert_close, in_double
 
-MODULES = {"pallas_tpu": _pallas_tpu, "pallas_gpu": _pallas_gpu}
+NAMES = ("pallas_tpu", "pallas_gpu")
 DTYPES = {"pallas_tpu": jnp.float32, "pallas_gpu": jnp.bfloat16}
 PLATFORM = {"pallas_tpu": ("tpu", "tpu_custom_call"), "pallas_gpu": ("cuda", "mosaic_gpu")}
+
+
+def kernels_of(name, w):
+    return get("matmul", type(w), name, name.removeprefix("pallas_"))
 
 
 def can(name, case):
     """Whether the implementation takes the case."""
     x, w = case.make(DTYPES[name])
     try:
-        MODULES[name].explain(x.shape[0], w)
+        kernels_of(name, w).explain(x.shape[0], w)
     except NotImplementedError:
         return False
     return True
@@ -34,26 +38,30 @@ def can(name, case):
 
 PAIRS = [
     pytest.param(name, case, id=f"{name}-{case.name}")
-    for name in MODULES
+    for name in NAMES
     for case in TILED
     if can(name, case)
 ]
 
 
+@contextlib.contextmanager
 def interpreted(name):
     if name == "pallas_tpu":
-        return pltpu.force_tpu_interpret_mode()
-    if not hasattr(plgpu, "InterpretGPUParams"):
+        mode = pltpu.force_tpu_interpret_mode()
+    elif hasattr(plgpu, "InterpretGPUParams"):
+        mode = plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams())
+    else:
         pytest.skip("this JAX has no interpreter for these GPU kernels")
-    return plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams())
+    with mode, sj.kernels.lowering_for(name.removeprefix("pallas_")):
+        yield
 
 
 def lowering(name):
-    return _mosaic.hopper() if name == "pallas_gpu" else contextlib.nullcontext()
+    return _mosaic.hopper() if name == "pallas_gpu" else sj.kernels.lowering_for("tpu")
 
 
 def test_most_cases_are_taken():
-    taken = {name: sum(p.values[0] == name for p in PAIRS) for name in MODULES}
+    taken = {name: sum(p.values[0] == name for p in PAIRS) for name in NAMES}
     assert taken == {"pallas_tpu": len(TILED) - 4, "pallas_gpu": len(TILED)}
 
 
@@ -98,15 +106,15 @@ def test_gradients(name, case):
         dx, dw, db = gradients(name)
     want_x, want_w, want_b = gradients("dense")
     assert dx.dtype == x.dtype and dw.dtype == w.dtype and db.dtype == bias.dtype
-    tolerance = 1e-5 if x.dtype == jnp.float32 else 1e-2
-    assert_close(dx, want_x, tolerance)
-    assert_close(dw.values, want_w.values, tolerance)
-    assert_close(db, want_b, tolerance)
+    tol = 1e-5 if x.dtype == jnp.float32 else 1e-2
+    assert_close(dx, want_x, tol)
+    assert_close(dw.values, want_w.values, tol)
+    assert_close(db, want_b, tol)
     if isinstance(w, BlockArray):
         assert (dw.values[~np.asarray(w.used)] == 0).all()
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", NAMES)
 def test_empty_columns_are_exactly_zero(name):
     x, w = next(c for c in TILED if c.name == "blocks 128, holes").make(DTYPES[name])
     x = x.at[..., :128].set(jnp.nan)  # the block row that no block is in
@@ -127,17 +135,20 @@ def test_vmap_over_x_and_over_stacked_weights():
         assert_close(multiply(xs, stack), want, 1e-2)
 
 
+def lower_for_tpu(multiply, *arguments):
+    with sj.kernels.lowering_for("tpu"):
+        lowered = multiply.trace(*arguments).lower(lowering_platforms=("tpu",))
+    assert "tpu_custom_call" in lowered.as_text()
+
+
 def test_vmap_lowers_for_tpu():
     # The interpreter does not take a vmapped kernel that says which axes are parallel.
     x, w = TILED[0].make()
     stack = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), w)
     multiply = jax.jit(partial(sj.matmul, implementation="pallas_tpu"))
-    for arguments in ((jnp.stack([x, x]), stack), (jnp.stack([x, x]), w)):
-        lowered = multiply.trace(*arguments).lower(lowering_platforms=("tpu",))
-        assert "tpu_custom_call" in lowered.as_text()
-    over_x = jax.jit(jax.vmap(multiply, in_axes=(0, None)))
-    lowered = over_x.trace(jnp.stack([x, x]), w).lower(lowering_platforms=("tpu",))
-    assert "tpu_custom_call" in lowered.as_text()
+    lower_for_tpu(multiply, jnp.stack([x, x]), stack)
+    lower_for_tpu(multiply, jnp.stack([x, x]), w)
+    lower_for_tpu(jax.jit(jax.vmap(multiply, in_axes=(0, None))), jnp.stack([x, x]), w)
 
 
 @pytest.mark.parametrize("name, case", PAIRS)
@@ -147,7 +158,7 @@ def test_lowering(name, case):
     platform, call = PLATFORM[name]
     dy = jnp.zeros((x.shape[0], w.shape[1]), x.dtype)
     how = How(activation=jax.nn.silu, dtype=x.dtype)
-    module = MODULES[name]
+    module = kernels_of(name, w)
     products = {"product": lambda x, dy, w: module.product(x, w, None, how)}
     if isinstance(w, BlockArray):
         products["transposed"] = lambda x, dy, w: module.transposed(dy, w, how)
@@ -159,7 +170,7 @@ def test_lowering(name, case):
         assert call in lowered.as_text()
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", NAMES)
 def test_what_a_kernel_cannot_do_is_left_to_xla(name):
     for case in (c for c in SMALL if c.name in ("2:4", "9:18, index planes", "uneven", "no slots")):
         assert not can(name, case)
@@ -172,8 +183,12 @@ def test_what_a_kernel_cannot_do_is_left_to_xla(name):
 
 
 @pytest.mark.parametrize("name, platform", [("pallas_tpu", "tpu"), ("pallas_gpu", "gpu")])
-def test_dense_is_chosen_where_kernels_lose(monkeypatch, name, platform):
-    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+def test_dense_is_chosen_where_kernels_lose(name, platform):
+    with sj.kernels.lowering_for(platform):
+        check_the_choice(name)
+
+
+def check_the_choice(name):
     by_name = {case.name: case.make(DTYPES[name]) for case in TILED}
     few, w = by_name["2:4 tiled"]
     many = jax.ShapeDtypeStruct((4096, few.shape[1]), few.dtype)
@@ -190,14 +205,15 @@ def test_dense_is_chosen_where_kernels_lose(monkeypatch, name, platform):
     assert sj.kernels.explain(x, full) == "dense: decompressed"
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", NAMES)
 def test_the_reason_is_said(name):
     x, w = SMALL[0].make(DTYPES[name])
-    with pytest.raises(NotImplementedError, match="4 groups and 12 columns"):
-        sj.matmul(x, w, implementation=name)
-    if name == "pallas_gpu":
-        with pytest.raises(NotImplementedError, match="float32"):
-            sj.matmul(*TILED[0].make(), implementation=name)
+    with sj.kernels.lowering_for(name.removeprefix("pallas_")):
+        with pytest.raises(NotImplementedError, match="4 groups and 12 columns"):
+            sj.matmul(x, w, implementation=name)
+        if name == "pallas_gpu":
+            with pytest.raises(NotImplementedError, match="float32"):
+                sj.matmul(*TILED[0].make(), implementation=name)
 
 
 @pytest.mark.aot
@@ -207,20 +223,24 @@ def test_compiles_for_the_h200(case):
     x, w = case.make(jnp.bfloat16)
     x = x.reshape(-1, x.shape[-1])
     how = How(activation=jax.nn.silu, dtype=x.dtype)
-    assert _mosaic.compile_for_hopper(lambda x, w: _pallas_gpu.product(x, w, None, how), x, w)
+    assert _mosaic.compile_for_hopper(
+        lambda x, w: kernels_of("pallas_gpu", w).product(x, w, None, how), x, w
+    )
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", NAMES)
 def test_hardware_that_is_not_there_is_told_or_passed_over(name):
     x, w = TILED[0].make(jnp.bfloat16)
-    with pytest.raises(NotImplementedError, match=f"'{name}'. does not run on a CPU; None chooses"):
+    with pytest.raises(
+        NotImplementedError, match=f"{name}: runs on .pu, not on cpu; implementation=None chooses"
+    ):
         sj.matmul(x, w, implementation=name)
     assert_close(sj.matmul(x, w, implementation=(name, "xla")), sj.matmul(x, w), 1e-6)
-    units, s = jnp.ones((64, 128), jnp.bfloat16), sj.select.select_topk(jnp.arange(64.0), 16)
+    units, s = jnp.ones((64, 128), jnp.bfloat16), sj.select.TopK(16).set(jnp.arange(64.0))
     units = units.reshape(4, 16, 128) if name == "pallas_gpu" else units
-    s = sj.select.select_topk(jnp.arange(4.0), 2) if name == "pallas_gpu" else s
+    s = sj.select.TopK(2).set(jnp.arange(4.0)) if name == "pallas_gpu" else s
     x = jnp.ones((2, 128), jnp.bfloat16)
-    with pytest.raises(NotImplementedError, match="does not run on a CPU"):
+    with pytest.raises(NotImplementedError, match="not on cpu"):
         sj.kernels.active_ffn(x, units, units, s, implementation=name)
     got = sj.kernels.active_ffn(x, units, units, s, implementation=(name, "xla"))
     assert_close(got, sj.kernels.active_ffn(x, units, units, s), 1e-6)

@@ -1,5 +1,6 @@
 """The tuning cache: measured, kept, used, explained; robust against what files can hold."""
 
+import dataclasses
 import json
 import warnings
 
@@ -8,11 +9,12 @@ import jax.numpy as jnp
 import pytest
 
 import sparsejax as sj
-from sparsejax.kernels import _tuning
-from sparsejax.kernels.matmul import _tune
+from sparsejax.formats import BlockArray, Matrix, NMArray
+from sparsejax.kernels import _table, _tuning
+from sparsejax.kernels._table import get
 from sparsejax.kernels.matmul._api import case_of
 from sparsejax.kernels.matmul._cases import SMALL
-from tests.kernels.test_matmul import assert_close
+from tests.kernels.test_matmul import assert_close, replace_xla
 
 BY_NAME = {case.name: case for case in SMALL}
 
@@ -21,7 +23,9 @@ BY_NAME = {case.name: case for case in SMALL}
 def file(tmp_path, monkeypatch):
     path = tmp_path / "some" / "tuning.json"
     monkeypatch.setenv("SPARSEJAX_CACHE", str(path))
-    monkeypatch.setitem(_tune.CANDIDATES, "cpu", ("xla", "dense"))  # nothing to compile
+    for format in (NMArray, BlockArray):  # nothing to compile
+        entries = _table._table["matmul"][format]
+        monkeypatch.setitem(entries, "native", entries["native"]._replace(platforms=()))
     _tuning._loaded.cache_clear()
     yield path
     _tuning._loaded.cache_clear()
@@ -52,16 +56,16 @@ def test_the_fastest_is_what_runs(file, monkeypatch):
     x, w = BY_NAME["2:4"].make()
     for name in ("dense", "xla"):
         _tuning.keep(case_of(x, w), {name: 1.0, other_than(name): 2.0})
-        module = __import__(f"sparsejax.kernels.matmul._{name}", fromlist=["product"])
-        ran = []
-        product = module.product
+        entries = _table._table["matmul"][NMArray if name == "xla" else Matrix]
+        found, ran = entries[name].load(), []
 
-        def spy(*arguments, product=product, ran=ran, name=name):
+        def spy(*arguments, found=found, ran=ran, name=name):
             ran.append(name)
-            return product(*arguments)
+            return found.product(*arguments)
 
+        spied = dataclasses.replace(found, product=spy)
         with monkeypatch.context() as patch:
-            patch.setattr(module, "product", spy)
+            patch.setitem(entries, name, entries[name]._replace(load=lambda spied=spied: spied))
             jax.clear_caches()
             y = sj.matmul(x, w)
         assert ran == [name]
@@ -116,7 +120,7 @@ def test_an_unknown_name_in_the_file_is_not_used(file):
 def test_where_nothing_can_be_written_it_is_said(file):
     file.parent.write_text("a file where the folder should be")
     x, w = BY_NAME["2:4"].make()
-    with pytest.warns(UserWarning, match="known to this process only"):
+    with pytest.warns(UserWarning, match="apply to this process only"):
         sj.kernels.tune(x, w)
     assert sj.kernels.explain(x, w).endswith("measured fastest")
 
@@ -125,7 +129,7 @@ def test_what_cannot_be_written_is_not_forgotten(file):
     file.parent.write_text("a file where the folder should be")
     cases = [BY_NAME[name].make() for name in ("2:4", "blocks 4x4")]
     for x, w in cases:
-        with pytest.warns(UserWarning, match="known to this process only"):
+        with pytest.warns(UserWarning, match="apply to this process only"):
             sj.kernels.tune(x, w)
     assert all(sj.kernels.explain(x, w).endswith("measured fastest") for x, w in cases)
 
@@ -133,7 +137,7 @@ def test_what_cannot_be_written_is_not_forgotten(file):
 def test_a_folder_in_place_of_the_file(file):
     file.mkdir(parents=True)
     x, w = BY_NAME["2:4"].make()
-    with pytest.warns(UserWarning, match="known to this process only"):
+    with pytest.warns(UserWarning, match="apply to this process only"):
         sj.kernels.tune(x, w)
     assert list(file.parent.iterdir()) == [file]  # nothing half done is left
 
@@ -149,7 +153,7 @@ def test_numbers_in_quotes_are_numbers(file):
 def test_a_file_that_may_not_be_looked_at_is_ignored_with_a_warning(monkeypatch, file):
     monkeypatch.setenv("SPARSEJAX_CACHE", "a" * 300)
     x, w = BY_NAME["2:4"].make()
-    with pytest.warns(UserWarning, match="is not used"):
+    with pytest.warns(UserWarning, match="is ignored"):
         assert sj.kernels.explain(x, w) == "xla: decompressed"
 
 
@@ -165,21 +169,19 @@ def test_a_user_without_a_home(monkeypatch, file):
     for name in ("~nobody/tuning.json", ""):
         monkeypatch.setenv("SPARSEJAX_CACHE", name)
         assert sj.kernels.explain(x, w) == "xla: decompressed"
-    with pytest.warns(UserWarning, match="SPARSEJAX_CACHE names another file"):
+    with pytest.warns(UserWarning, match="set SPARSEJAX_CACHE to another file"):
         sj.kernels.tune(x, w)
     _tuning._path.cache_clear()
 
 
 def test_a_wrong_implementation_is_left_out(file, monkeypatch):
-    from sparsejax.kernels.matmul import _xla
-
-    product = _xla.product
+    product = get("matmul", NMArray, "xla", "cpu").product
     x, w = BY_NAME["2:4"].make()
     jax.clear_caches()
-    monkeypatch.setattr(_xla, "product", lambda *arguments: product(*arguments) + 1)
+    replace_xla(monkeypatch, product=lambda *arguments: product(*arguments) + 1)
     with pytest.warns(UserWarning, match="xla is wrong by"):
         assert list(sj.kernels.tune(x, w)) == ["dense"]
-    monkeypatch.setattr(_xla, "product", lambda *arguments: 1 / 0)
+    replace_xla(monkeypatch, product=lambda *arguments: 1 / 0)
     jax.clear_caches()
     with pytest.warns(UserWarning, match="xla fails: division by zero"):
         assert list(sj.kernels.tune(x, w)) == ["dense"]

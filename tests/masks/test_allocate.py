@@ -117,7 +117,7 @@ def test_from_scores_gives_the_ratios_of_a_global_selection():
     for name, leaf in params.items():
         expected = np.mean(np.abs(np.asarray(leaf["kernel"])) < threshold)
         assert found[name]["kernel"] == pytest.approx(expected)
-    assert masks.global_(params, 0.7) == found
+    assert masks.joint(params, 0.7) == found
     with pytest.raises(ValueError, match="no score for l2"):
         masks.from_scores({k: params[k] for k in ("l0", "l1")})(params, 0.7)
 
@@ -135,12 +135,12 @@ def test_only_kernels_are_meant():
 
 
 @pytest.mark.parametrize(
-    "allocate", [masks.uniform, masks.erk, masks.erdos_renyi, masks.uniform_plus, masks.global_]
+    "allocate", [masks.uniform, masks.erk, masks.erdos_renyi, masks.uniform_plus, masks.joint]
 )
 def test_bad_sparsity_and_empty_trees(allocate):
     with pytest.raises(ValueError, match=r"\[0, 1\]"):
         allocate({"kernel": jnp.ones((4, 4))}, 1.1)
-    with pytest.raises(ValueError, match="no leaf"):
+    with pytest.raises(ValueError, match="must have a leaf named kernel or weight"):
         allocate({"bias": jnp.ones(4)}, 0.5)
 
 
@@ -168,12 +168,12 @@ def test_the_largest_remainder_keeps_one_more_and_ties_go_first():
 
 def test_totals_that_cannot_be_kept_are_errors():
     tree = tree_of(SHAPES[0])
-    with pytest.raises(ValueError, match="out of reach"):
+    with pytest.raises(ValueError, match="is not possible with"):
         masks.erk(tree, 0.1, fixed={"layer_0": 1.0})
     with pytest.raises(ValueError, match=r"in \[0, 1\]"):
         masks.uniform(tree, 0.5, fixed={"layer_0": 1.5})
-    with pytest.raises(ValueError, match="keeps the total"):
+    with pytest.raises(ValueError, match="must keep the total"):
         sj.plan(tree, sj.Unstructured(0.9), allocate=lambda t, s: dict.fromkeys(t, 0.1))
     balanced = sj.Block((2, 2), 0.5, balanced=True)
     with pytest.raises(ValueError, match="balanced"):
-        sj.plan(tree, balanced, allocate=masks.global_)
+        sj.plan(tree, balanced, allocate=masks.joint)

@@ -58,7 +58,7 @@ def synflow_by_hand(params, rounds, density):
 
 def test_synflow_keeps_all_layers_alive_where_one_round_does_not():
     params = network([20, 30, 30, 5])
-    plan = sj.plan(params, sj.Unstructured(0.98), allocate=sj.masks.global_)
+    plan = sj.plan(params, sj.Unstructured(0.98), allocate=sj.masks.joint)
     score = lambda p: sj.masks.synflow(p, output)  # noqa: E731
     one, many = (sj.masks.iterative(score, plan, params, rounds) for rounds in (1, 100))
     counts = lambda masks: [int(m["kernel"].sum()) for m in masks.values()]  # noqa: E731
@@ -79,7 +79,7 @@ def test_flow_is_conserved():
 
 def test_rounds_only_remove():
     params = network([12, 12, 12])
-    plan = sj.plan(params, sj.Unstructured(0.7), allocate=sj.masks.global_)
+    plan = sj.plan(params, sj.Unstructured(0.7), allocate=sj.masks.joint)
     seen = []
 
     def score(p):

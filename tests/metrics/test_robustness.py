@@ -5,30 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.special import softmax
-from sklearn.metrics import roc_auc_score
 
 import sparsejax as sj
 from sparsejax import metrics
-
-
-@pytest.mark.parametrize("levels", [3, 20, 10_000])
-def test_auroc_against_scikit_learn_with_ties(levels):
-    rng = np.random.default_rng(levels)
-    inside = (rng.integers(0, levels, 300) / levels).astype(np.float32)
-    outside = (rng.integers(0, levels, 500) / levels * 0.8).astype(np.float32)
-    expected = roc_auc_score(np.r_[np.ones(300), np.zeros(500)], np.r_[inside, outside])
-    np.testing.assert_allclose(metrics.auroc(inside, outside), expected, rtol=1e-6)
-    np.testing.assert_allclose(jax.jit(metrics.auroc)(inside, outside), expected, rtol=1e-6)
-    pairs = np.mean((inside[:, None] > outside) + 0.5 * (inside[:, None] == outside))
-    np.testing.assert_allclose(metrics.auroc(inside, outside), pairs, rtol=1e-6)
-
-
-def test_auroc_of_separate_and_of_equal_scores():
-    assert float(metrics.auroc(jnp.ones(3), jnp.zeros(2))) == 1.0
-    assert float(metrics.auroc(jnp.zeros(3), jnp.ones(2))) == 0.0
-    assert float(metrics.auroc(jnp.ones(3), jnp.ones(2))) == 0.5
-    with pytest.raises(ValueError, match="both kinds"):
-        metrics.auroc(jnp.ones(3), jnp.ones(0))
 
 
 def test_max_softmax_probability():

@@ -87,7 +87,7 @@ def test_compressed_network_computes_the_masked_one(images):
     model.eval()
     plan = sj.plan(model, {r"(expand|project|head)/kernel$": sj.Block((1, 2), 0.75)})
     masks = plan.masks(sj.masks.magnitude(pure(model)))
-    fast = sj.nn.compress(model, plan, masks)
+    fast = sj.compress(model, plan, masks)
     held = [fast.head.kernel, *(block.project.kernel for block in fast.blocks)]
     assert all(isinstance(kernel, sj.nn.SparseKernel) for kernel in held)
     masked = nnx.clone(model)

@@ -65,7 +65,7 @@ RULES = {
 def test_every_layer():
     model = Block(nnx.Rngs(0))
     plan = sj.plan(model, RULES)
-    fast, want = sj.nn.compress(model, plan), masked(model, plan)
+    fast, want = sj.compress(model, plan), masked(model, plan)
     yes = ["layers/0", "layers/1", "general", "einsum", "cell/dense_i", "cell/dense_h"]
     yes += [f"attention/{name}" for name in ("query", "key", "value", "out")]
     assert all(is_compressed(fast, name) for name in yes)
@@ -85,7 +85,7 @@ def two_layers():
 
 def test_fine_tuning_a_compressed_model():
     model = two_layers()
-    fast = sj.nn.compress(model, sj.plan(model, sj.NM(2, 4)))
+    fast = sj.compress(model, sj.plan(model, sj.NM(2, 4)))
     optimizer = nnx.Optimizer(fast, optax.adam(1e-2), wrt=nnx.Param)
     x = jax.random.normal(jax.random.key(0), (16, 8))
 
@@ -112,7 +112,7 @@ def test_layers_stacked_by_vmap():
     x = jnp.ones((2, 8))
     for pattern in (sj.NM(2, 4, axis=1, stacked=1), sj.Block((4, 4), 0.5, axis=1, stacked=1)):
         plan = sj.plan(model, pattern)
-        fast = sj.nn.compress(model, plan)
+        fast = sj.compress(model, plan)
         assert fast.kernel[...].shape == (3, 8, 8)
         np.testing.assert_allclose(run(fast, x), run(masked(model, plan), x), rtol=1e-5, atol=1e-6)
 
@@ -129,7 +129,6 @@ def own_dot(*args, **kwargs):
 @pytest.mark.parametrize(
     "layer, pattern",
     [
-        (Doubled(8, 4, rngs=nnx.Rngs(0)), sj.NM(2, 4)),
         (nnx.Linear(8, 4, dot_general=own_dot, rngs=nnx.Rngs(0)), sj.NM(2, 4)),
         (nnx.Linear(8, 4, rngs=nnx.Rngs(0)), sj.NM(2, 4, axis=1)),
         (nnx.Linear(8, 4, rngs=nnx.Rngs(0)), sj.Unstructured(0.5)),
@@ -142,7 +141,7 @@ def own_dot(*args, **kwargs):
 )
 def test_what_cannot_be_compressed_is_dense_and_right(layer, pattern):
     plan = sj.plan(layer, pattern)
-    fast = sj.nn.compress(layer, plan)
+    fast = sj.compress(layer, plan)
     assert not isinstance(fast.kernel, sj.nn.SparseKernel)
     x = jax.random.normal(jax.random.key(0), (3, 8))
     np.testing.assert_allclose(fast(x), masked(layer, plan)(x), rtol=1e-5, atol=1e-6)
@@ -157,19 +156,19 @@ def test_masks_from_training():
     optimizer.update(model, grads)
     x = jax.random.normal(jax.random.key(0), (3, 8))
     for masks in (None, sj.get_masks(optimizer.opt_state)):
-        fast = sj.nn.compress(model, plan, masks)
+        fast = sj.compress(model, plan, masks)
         np.testing.assert_allclose(fast(x), model(x), rtol=1e-5, atol=1e-6)
 
 
 def test_dtype_of_the_layer():
     layer = nnx.Linear(8, 4, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
-    fast = sj.nn.compress(layer, sj.plan(layer, sj.NM(2, 4)))
+    fast = sj.compress(layer, sj.plan(layer, sj.NM(2, 4)))
     assert fast(jnp.ones((2, 8))).dtype == jnp.bfloat16
 
 
 def test_what_a_compressed_kernel_refuses():
     layer = nnx.Einsum("ba,ac->bc", (8, 4), rngs=nnx.Rngs(0))
-    fast = sj.nn.compress(layer, sj.plan(layer, sj.NM(2, 4)))
+    fast = sj.compress(layer, sj.plan(layer, sj.NM(2, 4)))
     with pytest.raises(NotImplementedError, match="was compressed for"):
         fast(jnp.ones((8, 2)), "ab,ac->bc")
     with pytest.raises(NotImplementedError, match="out_sharding"):
@@ -189,7 +188,7 @@ class Tied(nnx.Module):
 def test_tied_kernels_stay_tied():
     model = Tied(nnx.Rngs(0))
     plan = sj.plan(model, sj.NM(2, 4))
-    fast = sj.nn.compress(model, plan)
+    fast = sj.compress(model, plan)
     assert fast.a.kernel is fast.b.kernel
     assert sj.report(fast).size == sj.report(model).size == 64
     x = jax.random.normal(jax.random.key(1), (3, 8))
@@ -200,11 +199,11 @@ def test_tied_kernels_stay_tied():
 def test_what_is_compressed_is_not_compressed_again():
     model = nnx.Sequential(nnx.Linear(8, 8, rngs=nnx.Rngs(0)), nnx.Linear(8, 4, rngs=nnx.Rngs(0)))
     rules = {"layers/0/kernel$": sj.NM(2, 4)}
-    fast = sj.nn.compress(model, sj.plan(model, rules))
+    fast = sj.compress(model, sj.plan(model, rules))
     with pytest.raises(ValueError, match="layers/0/kernel is already compressed"):
-        sj.nn.compress(fast, sj.plan(model, rules))
-    other = sj.nn.compress(fast, sj.plan(fast, {"layers/1/kernel$": sj.NM(2, 4)}))
+        sj.compress(fast, sj.plan(model, rules))
+    other = sj.compress(fast, sj.plan(fast, {"layers/1/kernel$": sj.NM(2, 4)}))
     assert is_compressed(other, "layers/0") and is_compressed(other, "layers/1")
-    whole = sj.nn.compress(model, sj.plan(model, sj.NM(2, 4)))
+    whole = sj.compress(model, sj.plan(model, sj.NM(2, 4)))
     with pytest.raises(ValueError, match="layers/0/kernel, layers/1/kernel are already compressed"):
         sj.plan(whole, sj.NM(2, 4))

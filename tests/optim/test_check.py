@@ -11,18 +11,18 @@ PARAMS = {"l1": {"kernel": jnp.ones((8, 8))}}
 MASK = jnp.eye(8, dtype=bool)
 PLAN = sj.plan(PARAMS, sj.Unstructured(0.5))
 # As without the type checks of the tests.
-rigl, set_, top_kast, acdc, subset, prune, track_masks, shrink, beta, stages = (
+rigl, sparse_evolution, top_kast, acdc, subset, prune, track_masks, shrink, beta, stages = (
     getattr(sj.optim, name).__wrapped__
-    for name in "rigl set_ top_kast acdc subset prune track_masks iterative_shrinkage "
+    for name in "rigl sparse_evolution top_kast acdc subset prune track_masks iterative_shrinkage "
     "mask_decay_schedule stage_schedule".split()
 )
 KEY = jax.random.key(0)
 UNKNOWN = {"l1": {"kernel": MASK}, "L3": {"kernel": MASK}}
 
 STEPS = {
-    "rigl end": lambda x: rigl(optax.sgd(0.1), PLAN, KEY, end=x),
-    "rigl every": lambda x: rigl(optax.sgd(0.1), PLAN, KEY, end=9, every=x),
-    "set_ end": lambda x: set_(optax.sgd(0.1), PLAN, KEY, end=x),
+    "rigl end": lambda x: rigl(optax.sgd(0.1), PLAN, key=KEY, end=x),
+    "rigl every": lambda x: rigl(optax.sgd(0.1), PLAN, key=KEY, end=9, every=x),
+    "sparse_evolution end": lambda x: sparse_evolution(optax.sgd(0.1), PLAN, key=KEY, end=x),
     "top_kast every": lambda x: top_kast(optax.sgd(0.1), PLAN, PLAN, every=x),
     "iterative_shrinkage every": lambda x: shrink(PLAN, every=x),
     "iterative_shrinkage prune_steps": lambda x: shrink(PLAN, prune_steps=x),
@@ -56,15 +56,15 @@ def test_schedules_are_numbers_or_functions():
         lambda x: track_masks(PLAN, pruned_scale=x),
         lambda x: shrink(PLAN, x),
     ):
-        with pytest.raises(TypeError, match="='0.5' is a str; give a number or an optax schedule"):
+        with pytest.raises(TypeError, match="='0.5' is a str; pass a number or an optax schedule"):
             make("0.5")
         make(0.5)
 
 
 def test_optimizers_are_made():
     for what, wrap in {
-        "rigl": lambda o: rigl(o, PLAN, KEY, end=9),
-        "set_": lambda o: set_(o, PLAN, KEY, end=9),
+        "rigl": lambda o: rigl(o, PLAN, key=KEY, end=9),
+        "sparse_evolution": lambda o: sparse_evolution(o, PLAN, key=KEY, end=9),
         "top_kast": lambda o: top_kast(o, PLAN, PLAN),
         "acdc": lambda o: acdc(o, PLAN, [(1, 2)]),
         "subset": lambda o: subset(o, {"l1": {"kernel": MASK}}),
@@ -86,7 +86,7 @@ def test_a_mask_without_its_parameter():
 def test_compact_subset_refuses_factored_states():
     masks = {"l1": {"kernel": MASK}}
     for optimizer in (optax.adafactor(0.1), optax.adafactor(0.1, min_dim_size_to_factor=4)):
-        with pytest.raises(ValueError, match=r"leave out compact=True"):
+        with pytest.raises(ValueError, match=r"omit compact=True"):
             sj.optim.subset(optimizer, masks, compact=True).init(PARAMS)
         sj.optim.subset(optimizer, masks).init(PARAMS)
     for optimizer in (optax.adamw(0.1), optax.sgd(0.1, 0.9), optax.lion(0.1), optax.adagrad(0.1)):

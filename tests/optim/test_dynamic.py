@@ -51,7 +51,7 @@ def rigl_by_hand(w, mask, steps, every, end, alpha, rate, momentum):
 
 def test_rigl_equals_the_paper_step_by_step():
     params = params_of()
-    tx = sj.optim.rigl(optax.sgd(0.1, 0.9), plan_of(), jax.random.key(0), end=13, every=3)
+    tx = sj.optim.rigl(optax.sgd(0.1, 0.9), plan_of(), key=jax.random.key(0), end=13, every=3)
     state = tx.init(params)
     mask = np.asarray(sj.get_masks(state)["kernel"])
     params = sj.masks.apply_masks(params, sj.get_masks(state))
@@ -71,13 +71,13 @@ def test_rigl_equals_the_paper_step_by_step():
     assert changed == 3  # at 3, 6 and 9; at 12 the cosine leaves less than one entry
 
 
-@pytest.mark.parametrize("make", [sj.optim.rigl, sj.optim.set_])
+@pytest.mark.parametrize("make", [sj.optim.rigl, sj.optim.sparse_evolution])
 @pytest.mark.parametrize(
     "optimizer", [optax.adamw(0.1), optax.sgd(0.1, 0.9), optax.adafactor(0.1), optax.rmsprop(0.1)]
 )
 def test_invariants_under_any_optimizer(make, optimizer):
     params = params_of()
-    tx = make(optimizer, plan_of(), jax.random.key(1), end=20, every=2)
+    tx = make(optimizer, plan_of(), key=jax.random.key(1), end=20, every=2)
     state = tx.init(params)
     params = sj.masks.apply_masks(params, sj.get_masks(state))
     step = jax.jit(tx.update)
@@ -107,7 +107,9 @@ def test_set_grows_uniformly_among_the_inactive():
     grown = np.zeros(SHAPE)
 
     def one(key):
-        tx = sj.optim.set_(optax.sgd(0.1), plan_of(), key, end=9, every=1, drop_fraction=0.5)
+        tx = sj.optim.sparse_evolution(
+            optax.sgd(0.1), plan_of(), key=key, end=9, every=1, drop_fraction=0.5
+        )
         state = tx.init(params)
         start = sj.masks.apply_masks(params, sj.get_masks(state))
         _, state = tx.update(grads_at(0), state, start)
@@ -124,7 +126,7 @@ def test_set_grows_uniformly_among_the_inactive():
 
 def test_a_zero_gradient_still_grows_by_index():
     params = params_of()
-    tx = sj.optim.rigl(optax.sgd(0.1), plan_of(), jax.random.key(0), end=9, every=1)
+    tx = sj.optim.rigl(optax.sgd(0.1), plan_of(), key=jax.random.key(0), end=9, every=1)
     state = tx.init(params)
     zero = jax.tree.map(jnp.zeros_like, params)
     params = sj.masks.apply_masks(params, sj.get_masks(state))
@@ -137,7 +139,7 @@ def test_a_zero_gradient_still_grows_by_index():
 def test_blocks_and_stacked_layers_move_as_units():
     params = {"kernel": jax.random.normal(jax.random.key(0), (3, 8, 8))}
     plan = sj.plan(params, {"kernel": sj.Block((2, 2), 0.5, stacked=1)})
-    tx = sj.optim.rigl(optax.sgd(0.1), plan, jax.random.key(0), end=9, every=1)
+    tx = sj.optim.rigl(optax.sgd(0.1), plan, key=jax.random.key(0), end=9, every=1)
     state = tx.init(params)
     first = sj.get_masks(state)["kernel"]
     for t in range(4):
@@ -151,36 +153,40 @@ def test_blocks_and_stacked_layers_move_as_units():
 
 def test_bad_input():
     with pytest.raises(ValueError, match="kernel: NM"):
-        sj.optim.rigl(optax.sgd(0.1), sj.plan(params_of(), sj.NM(2, 4)), jax.random.key(0), end=9)
-    together = sj.plan(params_of(), sj.Unstructured(0.5), allocate=sj.masks.global_)
+        sj.optim.rigl(
+            optax.sgd(0.1), sj.plan(params_of(), sj.NM(2, 4)), key=jax.random.key(0), end=9
+        )
+    together = sj.plan(params_of(), sj.Unstructured(0.5), allocate=sj.masks.joint)
     with pytest.raises(ValueError, match="allocate=sj.masks.erk"):
-        sj.optim.set_(optax.sgd(0.1), together, jax.random.key(0), end=9)
+        sj.optim.sparse_evolution(optax.sgd(0.1), together, key=jax.random.key(0), end=9)
 
 
 def test_no_fraction_changes_the_sparsity():
     params = {"kernel": jax.random.normal(jax.random.key(0), (8, 8))}
     plan = sj.plan(params, sj.Unstructured(0.75))
     tx = sj.optim.rigl(
-        optax.sgd(0.1), plan, jax.random.key(1), end=100, every=1, drop_fraction=lambda t: 1.5
+        optax.sgd(0.1), plan, key=jax.random.key(1), end=100, every=1, drop_fraction=lambda t: 1.5
     )
     state = tx.init(params)
     for _ in range(3):
         _, state = tx.update({"kernel": jnp.ones((8, 8))}, state, params)
         assert int(sj.get_masks(state)["kernel"].sum()) == 16
     with pytest.raises(ValueError, match=r"in \[0, 1\]"):
-        sj.optim.set_(optax.sgd(0.1), plan, jax.random.key(1), end=9, drop_fraction=1.5)
+        sj.optim.sparse_evolution(
+            optax.sgd(0.1), plan, key=jax.random.key(1), end=9, drop_fraction=1.5
+        )
 
 
 def test_half_way_the_cosine_drops_the_number_of_the_formula():
     """0.3 / 2 of 20 is 3, and in float32 a little less."""
     params = {"kernel": jax.random.normal(jax.random.key(0), (40, 1))}
     plan = sj.plan(params, sj.Unstructured(0.5))
-    tx = sj.optim.rigl(optax.sgd(0.0), plan, jax.random.key(1), end=8, every=4)
+    tx = sj.optim.rigl(optax.sgd(0.0), plan, key=jax.random.key(1), end=8, every=4)
     state = tx.init(params)
-    params = sj.masks.apply_masks(params, state.masks)
-    before = state.masks["kernel"]
+    params = sj.masks.apply_masks(params, state.masks.tree)
+    before = state.masks.tree["kernel"]
     grads = {"kernel": jnp.where(before, 0.0, 1.0)}
     step = jax.jit(tx.update)
     for _ in range(5):
         _, state = step(grads, state, params)
-    assert int((before & ~state.masks["kernel"]).sum()) == 3
+    assert int((before & ~state.masks.tree["kernel"]).sum()) == 3

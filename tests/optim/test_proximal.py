@@ -9,13 +9,13 @@ import pytest
 import sparsejax as sj
 
 
-def lasso_by_coordinate_descent(x, y, lam, sweeps=400):
+def lasso_by_coordinate_descent(x, y, strength, sweeps=400):
     w = np.zeros(x.shape[1])
     for _ in range(sweeps):
         for j in range(w.size):
             residual = y - x @ w + x[:, j] * w[j]
             rho, norm = x[:, j] @ residual, x[:, j] @ x[:, j]
-            w[j] = np.sign(rho) * max(abs(rho) - lam, 0) / norm
+            w[j] = np.sign(rho) * max(abs(rho) - strength, 0) / norm
     return w
 
 
@@ -37,11 +37,11 @@ def minimise(tx, loss, params, steps):
 
 def test_proximal_sgd_solves_the_lasso_with_exact_zeros():
     x, y = problem()
-    lam = 60.0
-    expected = lasso_by_coordinate_descent(x, y, lam)
+    strength = 60.0
+    expected = lasso_by_coordinate_descent(x, y, strength)
     rate = 1 / np.linalg.norm(x, 2) ** 2
     loss = lambda p: 0.5 * jnp.sum((x @ p["kernel"][:, 0] - y) ** 2)  # noqa: E731
-    tx = sj.optim.proximal_sgd(rate, sj.prox.l1(lam))
+    tx = sj.optim.proximal_sgd(rate, sj.prox.l1(strength))
     with jax.enable_x64(True):
         start = {"kernel": jnp.zeros((12, 1), jnp.float64)}
         found = minimise(tx, loss, start, 20_000)["kernel"][:, 0]
@@ -51,13 +51,13 @@ def test_proximal_sgd_solves_the_lasso_with_exact_zeros():
 
 def test_proximal_adam_solves_the_lasso_where_one_step_length_does_not():
     x, y = problem()
-    lam = 60.0
-    expected = lasso_by_coordinate_descent(x, y, lam)
+    strength = 60.0
+    expected = lasso_by_coordinate_descent(x, y, strength)
     loss = lambda p: 0.5 * jnp.sum((x @ p["kernel"][:, 0] - y) ** 2)  # noqa: E731
-    objective = lambda w: float(0.5 * np.sum((x @ w - y) ** 2) + lam * np.abs(w).sum())  # noqa: E731
+    objective = lambda w: float(0.5 * np.sum((x @ w - y) ** 2) + strength * np.abs(w).sum())  # noqa: E731
     rate = optax.cosine_decay_schedule(0.05, 4000)
     start = {"kernel": jnp.zeros((12, 1))}
-    penalty = sj.prox.l1(lam)
+    penalty = sj.prox.l1(strength)
     found = minimise(sj.optim.proximal_adam(rate, penalty), loss, start, 4000)["kernel"][:, 0]
     excess = objective(np.asarray(found, np.float64)) / objective(expected) - 1
     assert 0 <= excess < 1e-3
@@ -136,9 +136,9 @@ def test_a_strength_can_be_injected_and_mapped_over():
 
 def test_bad_input():
     params = {"bias": jnp.ones(3)}
-    with pytest.raises(ValueError, match="no parameter is meant .* the parameters are bias"):
+    with pytest.raises(ValueError, match="match no parameter; the parameters are bias"):
         sj.optim.proximal(sj.prox.l1(1.0), 0.1).init(params)
-    with pytest.raises(ValueError, match="no parameter is meant"):
+    with pytest.raises(ValueError, match="match no parameter"):
         sj.optim.proximal({"kernel$": sj.prox.l1(1.0)}, 0.1).init(params)
     with pytest.raises(ValueError, match="elementwise penalties"):
         sj.optim.proximal_adam(0.1, sj.prox.group_lasso(1.0, axis=0))
@@ -167,5 +167,5 @@ def test_a_rule_of_none_leaves_its_leaves_alone():
     tx = sj.optim.proximal({"a/": None, "kernel$": sj.prox.l1(0.5)}, 1.0)
     updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
     assert not updates["a"]["kernel"].any() and (updates["b"]["kernel"] == -0.5).all()
-    with pytest.raises(ValueError, match="add_penalty: no parameter is meant"):
+    with pytest.raises(ValueError, match="add_penalty: .* match no parameter"):
         sj.optim.add_penalty({"typo": sj.prox.l1(0.5)}).init(params)

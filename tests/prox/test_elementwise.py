@@ -123,7 +123,7 @@ def _problems(name, dtype):
     return b, step, parameters
 
 
-def _check(name, dtype, tolerance, b, step, parameters):
+def _check(name, dtype, tol, b, step, parameters):
     make, _, formula, kinks = SCALAR[name]
 
     @jax.jit
@@ -140,7 +140,7 @@ def _check(name, dtype, tolerance, b, step, parameters):
     assert np.all(np.isfinite(u)) and np.all(np.asarray(u) >= 0)
     at = int(np.argmax(worst))
     detail = f"b={b[at]}, step={step[at]}, parameters={[p[at] for p in parameters]}, u={u[at]}"
-    assert worst[at] <= tolerance, f"{name}: excess {worst[at]:.2g} at {detail}"
+    assert worst[at] <= tol, f"{name}: excess {worst[at]:.2g} at {detail}"
     return u
 
 

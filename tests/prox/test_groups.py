@@ -41,7 +41,7 @@ def test_axes_labels_and_trees_mean_the_same(make):
     # Traced labels need the number of groups, and then work.
     traced = jax.jit(lambda labels: make(groups=labels, num_groups=6).prox(X, 0.8))
     same(traced(COLUMNS), expected)
-    with pytest.raises(ValueError, match="num_groups is needed"):
+    with pytest.raises(ValueError, match="num_groups is required"):
         jax.jit(lambda labels: make(groups=labels).prox(X))(COLUMNS)
 
 
@@ -167,7 +167,7 @@ def test_group_labels_say_what_they_cannot_do():
         prox.group_labels(NETWORK, "rows")
     with pytest.raises(ValueError, match="no leaf is named kernel"):
         prox.group_labels({"scale": np.zeros(3)})
-    with pytest.raises(ValueError, match="axis=None"):
+    with pytest.raises(ValueError, match="ambiguous.*axis=0"):
         prox.group_labels({"kernel": np.zeros((2, 3, 4))})
     labels, count = prox.group_labels({"kernel": np.zeros((2, 3, 4))}, axis=0)
     assert count == 12 and labels["kernel"].shape == (2, 3, 4)
@@ -216,7 +216,7 @@ def test_subdiff_distance_is_zero_at_what_the_operator_returns(make):
     """u = prox(v) is stationary for `0.5 ||u - v||^2 + f(u)`, whose gradient is u - v."""
     penalty = make()
     u = penalty.prox(X)
-    assert jnp.any(u == 0) or isinstance(penalty, prox.Huber)
+    assert jnp.any(u == 0) or penalty.weak_convexity == 0  # ridge-like near 0: no zeros
     np.testing.assert_allclose(penalty.subdiff_distance(u, u - X), 0, atol=2e-6)
     off = penalty.subdiff_distance(u + 0.5, u + 0.5 - X)
     assert jnp.max(off) > 0.01

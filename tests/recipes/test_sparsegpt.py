@@ -136,13 +136,13 @@ def test_kernels_with_heads_are_seen_as_matrices():
 def test_mistakes():
     params = {"kernel": jnp.ones((8, 4))}
     plan = sj.plan(params, sj.NM(2, 4))
-    with pytest.raises(ValueError, match="contracts 8 inputs and was given nothing"):
+    with pytest.raises(ValueError, match="contracts 8 inputs, got nothing"):
         sj.masks.wanda(params, {}, plan)
-    with pytest.raises(ValueError, match=r"given shape \(4, 4\)"):
+    with pytest.raises(ValueError, match=r"got shape \(4, 4\)"):
         sj.recipes.sparsegpt(params, {"kernel": jnp.eye(4)}, plan)
     with pytest.raises(ValueError, match="needs a Gram matrix"):
         sj.recipes.sparsegpt(params, {"kernel": jnp.ones(8)}, plan)
-    together = sj.plan(params, sj.Unstructured(0.5), allocate=sj.masks.global_)
+    together = sj.plan(params, sj.Unstructured(0.5), allocate=sj.masks.joint)
     with pytest.raises(ValueError, match="layer by layer"):
         sj.recipes.sparsegpt(params, {"kernel": jnp.eye(8)}, together)
     with pytest.raises(ValueError, match="rounding"):
@@ -189,8 +189,9 @@ def test_a_gram_matrix_that_is_not_positive_definite_is_refused():
 def test_arguments_in_another_order_are_told():
     params, grams = {"kernel": jnp.ones((4, 2))}, {"kernel": jnp.eye(4)}
     plan = sj.plan(params, sj.NM(2, 4))
-    for name in ("wanda", "sparsegpt"):
-        method = getattr(sj.masks, name).__wrapped__  # as without the type checks of the tests
+    for method in (sj.masks.wanda, sj.recipes.sparsegpt):
+        name = method.__name__
+        method = method.__wrapped__  # as without the type checks of the tests
         with pytest.raises(TypeError, match=rf"got a dict; the order is .*{name}\(params, grams,"):
             method(params, plan, grams)
 

@@ -15,7 +15,7 @@ GRID = [0.0, 0.3, 0.55, 0.9, 0.999, 1.0]
 
 @pytest.mark.parametrize("together", [True, False])
 def test_masks_of_one_order_are_those_of_the_plan(together):
-    allocate = sj.masks.global_ if together else None
+    allocate = sj.masks.joint if together else None
     scores = sj.masks.magnitude(PARAMS)
     rough = jax.tree.map(lambda s: jnp.round(2 * s) / 2, scores)  # many ties
     rough["layer_0"]["kernel"] = rough["layer_0"]["kernel"].at[0, :3].set(jnp.nan)
@@ -35,16 +35,19 @@ def test_the_sweep_scores_each_point_and_resumes():
     options = dict(sparsities=[0.0, 0.5, 0.95], finetune=train, seeds=2, key=KEY)
     evaluate = lambda p: accuracy(p, TEST)  # noqa: E731
     whole = recipes.sparsity_sweep(PARAMS, evaluate, callback=seen.append, **options)
-    assert whole.table.shape == (3, 2) and whole.sparsities == (0.0, 0.5, 182 / 192)
-    plan = sj.plan(PARAMS, sj.Unstructured(0.95), allocate=sj.masks.global_)
+    assert np.shape(whole.extra["scores"]) == (3, 2)
+    assert whole.extra["sparsity"] == (0.0, 0.5, 182 / 192)
+    plan = sj.plan(PARAMS, sj.Unstructured(0.95), allocate=sj.masks.joint)
     masks = plan.masks(sj.masks.magnitude(PARAMS))
     start = sj.masks.apply_masks(PARAMS, masks)
     last = [float(evaluate(train(start, masks, jax.random.fold_in(KEY, i)))) for i in (0, 1)]
-    assert list(whole.scores[-1]) == last
-    assert whole.leaf_sparsities[-1]["layer_0/kernel"] == pytest.approx(
+    assert list(whole.extra["scores"][-1]) == last
+    assert whole.extra["leaf_sparsity"][-1]["layer_0/kernel"] == pytest.approx(
         1 - float(masks["layer_0"]["kernel"].mean())
     )
-    assert recipes.sparsity_sweep(PARAMS, evaluate, resume=seen[0], **options) == whole
+    assert same(recipes.sparsity_sweep(PARAMS, evaluate, resume=seen[0], **options), whole)
+    with pytest.raises(ValueError, match="began with seeds=2 and cannot continue with seeds=3"):
+        recipes.sparsity_sweep(PARAMS, evaluate, resume=seen[0], **options | {"seeds": 3})
 
 
 def test_patterns_in_place_of_sparsities():
@@ -65,7 +68,7 @@ def test_what_is_refused():
         recipes.sparsity_sweep(PARAMS, lambda p: 0.0, sparsities=[0.5, 0.1])
     with pytest.raises(TypeError, match=r"evaluate\(params\)"):
         recipes.sparsity_sweep(PARAMS, lambda: 0.0)
-    with pytest.raises(ValueError, match=r"not in \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"must be in \[0, 1\]"):
         recipes.sparsity_sweep(PARAMS, lambda p: 0.0, sparsities=[90.0])
 
 

@@ -24,7 +24,10 @@ def masked(mask, **others):
 
 def planned(mask, pattern, zeros=None):
     if zeros is not None:  # sj.plan would refuse a pattern that does not fit
-        return dict(masked(mask), plan=Plan((PlannedLeaf("kernel", (16, 8), pattern, zeros),)))
+        return dict(
+            masked(mask),
+            plan=Plan((PlannedLeaf("kernel", sj.patterns.layout((16, 8)), pattern, zeros),)),
+        )
     return dict(masked(mask), plan=sj.plan({"kernel": W}, pattern))
 
 
@@ -49,8 +52,8 @@ def jumping(**options):
 
 ADAM = optax.adam(1e-3).init({"kernel": W})
 TWO = {"a": {"kernel": W}, "b": {"kernel": W}}
-TOGETHER = sj.plan(TWO, sj.Unstructured(0.5), allocate=sj.masks.global_)
-TOGETHER_MASKS = TOGETHER.masks(sj.masks.random(TWO, jax.random.key(0)))
+TOGETHER = sj.plan(TWO, sj.Unstructured(0.5), allocate=sj.masks.joint)
+TOGETHER_MASKS = TOGETHER.masks(sj.masks.random(TWO, key=jax.random.key(0)))
 COLUMNS = FULL & (jnp.arange(8) < 4)
 DEAD = FREE & (jnp.arange(8) != 3) & (jnp.arange(16) != 5)[:, None]
 
@@ -167,7 +170,7 @@ def test_findings_say_where_and_how_many():
     assert (error.level, error.path) == ("error", "kernel")
     assert "3 of 128 values are NaN or infinite" in error.text
     (error,) = [f for f in report(**CASES["E2"][0]).findings if f.code == "E2"]
-    assert "64 entries stay, 32 are planned" in str(error)
+    assert "64 entries are kept, 32 are planned" in str(error)
     (warning,) = [f for f in report(**CASES["W3"][0]).findings if f.code == "W3"]
     assert warning.level == "warning" and warning.path == "layer_30/kernel"
 

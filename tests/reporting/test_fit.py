@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import sparsejax as sj
-from sparsejax.reporting import pattern
+from sparsejax.reporting import fit_pattern
 
 
 def random_mask(shape, sparsity, seed=0):
@@ -47,14 +47,14 @@ MADE = {
 
 @pytest.mark.parametrize("name", MADE)
 def test_made_masks_are_recognised(name):
-    found = pattern(MADE[name])
+    found = fit_pattern(MADE[name])
     assert found.name == name
     assert found.chance == 1.0 if name in ("dense", "unstructured") else found.chance < 1e-6
 
 
 @pytest.mark.parametrize("p", [sj.NM(2, 4), sj.Block((16, 16), 0.5), sj.Channel(0.5)])
 def test_masks_of_the_library_are_recognised(p):
-    found = pattern(sj.masks.topk(jax.random.uniform(jax.random.key(3), (128, 64)), p))
+    found = fit_pattern(sj.masks.topk(jax.random.uniform(jax.random.key(3), (128, 64)), p))
     assert found.name in ("2:4", "block 16x16", "channel") and found.chance < 1e-6
     if isinstance(p, sj.NM):
         assert found.pattern == p
@@ -62,29 +62,29 @@ def test_masks_of_the_library_are_recognised(p):
 
 def test_the_contraction_axis_decides():
     mask = nm_mask((64, 48), 2, 4, axis=1)
-    assert pattern(mask).name == "unstructured"
-    assert pattern(mask, axis=1).name == "2:4" and pattern(mask, axis=1).pattern.axis == 1
+    assert fit_pattern(mask).name == "unstructured"
+    assert fit_pattern(mask, axis=1).name == "2:4" and fit_pattern(mask, axis=1).pattern.axis == 1
 
 
 def test_convolutions_and_stacked_kernels():
-    assert pattern(nm_mask((3, 3, 16, 8), 2, 4, axis=2)).name == "2:4"
+    assert fit_pattern(nm_mask((3, 3, 16, 8), 2, 4, axis=2)).name == "2:4"
     mask = nm_mask((3, 32, 16), 2, 4, axis=1)
-    assert pattern(mask, stacked=1).name == "2:4"
-    assert pattern(mask).name == "unstructured"  # 3-D: the contraction is not known
+    assert fit_pattern(mask, stacked=1).name == "2:4"
+    assert fit_pattern(mask).name == "unstructured"  # 3-D: the contraction is not known
     channels = np.stack([np.ones((32, 16), bool) & random_mask((16,), 0.5, i) for i in range(3)])
-    assert pattern(channels, stacked=1).name == "channel"
+    assert fit_pattern(channels, stacked=1).name == "channel"
 
 
 def test_rows_and_columns_together_are_channels():
     rows, columns = np.arange(12) % 3 != 0, np.arange(8) % 2 == 0
-    assert pattern(np.outer(rows, columns)).name == "channel"
-    assert pattern(np.zeros((4, 4), bool)).name == "channel"
+    assert fit_pattern(np.outer(rows, columns)).name == "channel"
+    assert fit_pattern(np.zeros((4, 4), bool)).name == "channel"
 
 
 def test_a_sparse_random_mask_fits_by_accident():
-    fitted = pattern(random_mask((32, 32), 0.9))
+    fitted = fit_pattern(random_mask((32, 32), 0.9))
     assert fitted.name in ("2:4", "4:8") and fitted.chance > 0.1
-    large = pattern(random_mask((256, 256), 0.5))
+    large = fit_pattern(random_mask((256, 256), 0.5))
     assert large.name == "unstructured"
 
 
@@ -124,7 +124,7 @@ def test_chance_by_counting_all_masks(name, kept):
 def test_chance_of_blocks():
     mask = np.zeros((8, 8), bool)
     mask[:4, :4] = mask[4:, 4:] = True
-    found = pattern(mask)
+    found = fit_pattern(mask)
     assert found.name == "block 4x4"
     np.testing.assert_allclose(found.chance, math.comb(4, 2) / math.comb(64, 32), rtol=1e-6)
 
@@ -150,5 +150,5 @@ def test_a_simulation_agrees():
 
 
 def test_vectors_and_jax_masks():
-    assert pattern(jnp.array([True, False])).chance == 1.0
-    assert pattern(jnp.array([True, True])).name == "dense"
+    assert fit_pattern(jnp.array([True, False])).chance == 1.0
+    assert fit_pattern(jnp.array([True, True])).name == "dense"

@@ -88,7 +88,7 @@ def test_without_matplotlib(monkeypatch):
 
 def test_importing_is_light_and_pyplot_stays_out():
     code = (
-        "import sys, sparsejax.metrics as m, jax.numpy as jnp\n"
+        "import sys, sparsejax.reporting as m, jax.numpy as jnp\n"
         "heavy = {'matplotlib', 'sklearn', 'pandas'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
         "m.plot_masks({'kernel': jnp.eye(4, dtype=bool)})\n"

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -124,18 +125,13 @@ def test_linen_and_equinox_layouts():
     found = report(params, masks, example=jnp.ones((3, 16)), apply=apply)
     assert found["kernel"].fits == "2:4" and found["kernel"].positions == 3
 
-    @jax.tree_util.register_dataclass
-    @dataclass
-    class Linear:
-        weight: Any
-        bias: Any
-        act: Any
-
-    Linear.__module__ = "equinox.nn"
-    weight = jax.random.normal(jax.random.key(0), (8, 16))
-    mask = sj.masks.topk(jnp.abs(weight), sj.NM(2, 4, axis=1))
-    model = Linear(jnp.where(mask, weight, 0), jnp.ones(8), jax.nn.relu)
-    assert report(model, Linear(mask, None, None))["weight"].fits == "2:4"
+    layer = eqx.nn.Linear(16, 8, key=jax.random.key(0))
+    mask = sj.masks.topk(jnp.abs(layer.weight), sj.NM(2, 4, axis=1))
+    pruned = eqx.tree_at(lambda m: m.weight, layer, jnp.where(mask, layer.weight, 0))
+    masks = eqx.tree_at(lambda m: (m.weight, m.bias), layer, (mask, None))
+    assert report(pruned, masks)["weight"].fits == "2:4"
+    nested = report({"enc": [pruned]}, {"enc": [masks]})
+    assert nested["enc/0/weight"].fits == "2:4"
 
 
 def test_without_masks_the_zeros_count_and_it_says_so(pruned):
@@ -170,7 +166,7 @@ def test_shapes_beyond_32_bits():
     plan = sj.plan(shapes, sj.NM(2, 4))
     found = report(shapes, plan=plan)
     assert found.prunable_size == 2**33 and found.prunable_kept == 2**32
-    assert found.flops_sparse == 2**33 and "for want of values" in found.source
+    assert found.flops_sparse == 2**33 and "in the absence of values" in found.source
     assert found["kernel"].value_zeros is None
     assert report(shapes).sparsity == 0 and "shapes" in report(shapes).source
 
@@ -206,8 +202,8 @@ def test_stacked_layers_and_stages():
 
 
 @dataclass(frozen=True)
-class Compressed:
-    """Any sparse format: what it must offer."""
+class Compressed(sj.formats.Matrix):
+    """A format of one's own: what it must offer."""
 
     values: Any
     mask: Any
@@ -275,15 +271,15 @@ def test_compressed_models_count_as_their_masked_ones():
         plan,
         positions=dict.fromkeys(("query/kernel", "up/kernel", "down/kernel"), 10),
     )
-    fast = report(sj.nn.compress(model, plan), plan=plan, example=x)
-    tree = report(sj.formats.compress(params, plan), plan=plan)
+    fast = report(sj.compress(model, plan), plan=plan, example=x)
+    tree = report(sj.compress(params, plan), plan=plan)
     counted = ("shape", "kept", "fits", "claimed", "flops_dense", "flops_sparse")
     for leaf in masked.leaves:
         for name in counted:
             assert getattr(fast[leaf.path], name) == getattr(leaf, name), (leaf.path, name)
         assert tree[leaf.path].kept == leaf.kept and tree[leaf.path].fits == leaf.fits
-    assert fast.source == tree.source == "what the compressed kernels store"
-    stored = sj.nn.compress(model, plan).up.kernel[...].nbytes
+    assert fast.source == tree.source == "the entries stored by compressed kernels"
+    stored = sj.compress(model, plan).up.kernel[...].nbytes
     assert fast["up/kernel"].bytes["stored"] == stored and not fast.uncounted
 
 
@@ -300,7 +296,7 @@ def test_kernels_that_cannot_be_seen_through_are_named():
 
     params, x = {"kernel": jnp.ones((8, 8))}, jnp.ones((4, 8))
     found = report(params, example=x, apply=apply)
-    assert found.uncounted == ("kernel",) and "not counted: kernel (say positions=)" in str(found)
+    assert found.uncounted == ("kernel",) and "not counted: kernel (pass positions=)" in str(found)
     told = report(params, example=x, apply=apply, positions={"kernel": 4})
     assert told.uncounted == () and told.flops_dense == 2 * 64 * 4
 
@@ -308,7 +304,7 @@ def test_kernels_that_cannot_be_seen_through_are_named():
 def test_training_compiled_and_history():
     params = {"kernel": jax.random.normal(jax.random.key(0), (16, 8))}
     plan = sj.plan(params, sj.Unstructured(0.9))
-    masks = [plan.masks(sj.masks.random(params, jax.random.key(i))) for i in range(3)]
+    masks = [plan.masks(sj.masks.random(params, key=jax.random.key(i))) for i in range(3)]
     x = jnp.ones((4, 16))
     compiled = jax.jit(lambda w: x @ w).lower(params["kernel"]).compile()
     found = report(
@@ -349,7 +345,7 @@ def test_mistakes_are_named():
         report(params, {"dense": {"kernel": jnp.ones((4,), bool)}})
     with pytest.raises(ValueError, match="True means kept"):
         report(params, {"dense": {"kernel": jnp.ones((4, 4))}})
-    with pytest.raises(ValueError, match="no parameters"):
+    with pytest.raises(ValueError, match="must have parameters"):
         report({})
     plan = sj.plan({"dense": {"kernel": jnp.ones((8, 4))}}, sj.NM(2, 4))
     with pytest.raises(KeyError, match="report has no 'zz'; it has dense/kernel"):

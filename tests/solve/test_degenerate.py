@@ -9,6 +9,7 @@ import pytest
 import scipy.sparse
 
 from sparsejax import prox, solve
+from sparsejax._arguments import matrix_and_target
 from sparsejax.contrib import (
     bandits,
     dag,
@@ -19,7 +20,6 @@ from sparsejax.contrib import (
     unmixing,
 )
 from sparsejax.solve import Result
-from sparsejax.solve._duality import matrix_and_target
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
@@ -40,15 +40,23 @@ def coefficients(found):
 REGRESSIONS = {
     "lasso": solve.lasso,
     "lasso_host": solve.lasso_host,
-    "lasso_path": lambda X, y, lam: solve.lasso_path(X, y, jnp.array([lam])),
-    "lasso_path_host": lambda X, y, lam: solve.lasso_path_host(X, y, jnp.array([lam])),
+    "lasso_path": lambda X, y, strength: solve.lasso_path(X, y, jnp.array([strength])),
+    "lasso_path_host": lambda X, y, strength: solve.lasso_path_host(X, y, jnp.array([strength])),
     "enet": solve.enet,
-    "group_lasso": lambda X, y, lam: solve.group_lasso(X, y, lam, GROUPS[: X.shape[1]]),
-    "multitask_lasso": lambda X, y, lam: solve.multitask_lasso(X, jnp.stack([y, y], 1), lam),
-    "penalized_regression": lambda X, y, lam: solve.penalized_regression(X, y, prox.mcp(lam, 3.0)),
-    "concomitant_lasso": dag.concomitant_lasso,
-    "random_support_lasso": lambda X, y, lam: random_support.random_support_lasso(
-        X, y, k=1, key=KEY, lam=lam
+    "group_lasso": lambda X, y, strength: solve.group_lasso(X, y, strength, GROUPS[: X.shape[1]]),
+    "multitask_lasso": lambda X, y, strength: solve.multitask_lasso(
+        X, jnp.stack([y, y], 1), strength
+    ),
+    "penalized_regression": lambda X, y, strength: solve.penalized_regression(
+        X, y, prox.mcp(strength, 3.0)
+    ),
+    "concomitant_lasso": lambda X, y, strength: (
+        dag.concomitant_lasso(X, y, strength).value.coefficients
+    ),
+    "random_support_lasso": lambda X, y, strength: (
+        random_support.random_support_lasso(
+            X, y, k=1, key=KEY, strength=strength
+        ).value.coefficients
     ),
 }
 SCALED = [name for name in REGRESSIONS if name not in ("penalized_regression", "enet")]
@@ -60,11 +68,11 @@ def test_the_units_of_the_data_do_not_matter(name):
     fit = REGRESSIONS[name]
     # Which units the strength has: those of X and y, but here their own scales are divided out.
     own = {"concomitant_lasso": "y", "random_support_lasso": "x"}.get(name, "")
-    lam = lambda x, y: 0.3 * (1 if own == "x" else x) * (1 if own == "y" else y)  # noqa: E731
-    expected = np.asarray(coefficients(fit(X, Y, lam(1, 1))), np.float64)
+    strength = lambda x, y: 0.3 * (1 if own == "x" else x) * (1 if own == "y" else y)  # noqa: E731
+    expected = np.asarray(coefficients(fit(X, Y, strength(1, 1))), np.float64)
     assert expected.any()
     for x, y in ((1, 1e-20), (1, 1e20), (1e-20, 1), (1e20, 1)):
-        found = coefficients(fit(X * x, Y * y, lam(x, y)))
+        found = coefficients(fit(X * x, Y * y, strength(x, y)))
         np.testing.assert_allclose(np.asarray(found, np.float64) * x / y, expected, atol=2e-3)
 
 
@@ -75,7 +83,7 @@ def test_one_row_one_column_zeros_and_integers(name):
         assert not np.asarray(coefficients(fit(x, y, 0.3))).any()
     if name == "random_support_lasso":  # the columns it draws are not penalised
         return
-    # By hand: soft(x y / n, lam) / (x^2 / n), and the MCP of 3 / 2 times that.
+    # By hand: soft(x y / n, strength) / (x^2 / n), and the MCP of 3 / 2 times that.
     one = np.asarray(coefficients(fit(jnp.ones((1, 1), int), jnp.array([2]), 0.5))).ravel()[0]
     by_hand = {"enet": 1.75 / 1.25, "penalized_regression": 2.0, "concomitant_lasso": None}
     by_hand["multitask_lasso"] = 2 - 0.5 / 2**0.5
@@ -89,9 +97,9 @@ def test_data_that_cannot_be_fitted_are_refused(name):
     for x, y in ((X[:0], Y[:0]), (X[:, :0], Y), (X, Y[:3]), (X.at[0, 0].set(jnp.nan), Y)):
         with pytest.raises(ValueError):
             fit(x, y, 0.3)
-    for lam in (-1.0, np.nan):
+    for strength in (-1.0, np.nan):
         with pytest.raises(ValueError):
-            fit(X, Y, lam)
+            fit(X, Y, strength)
 
 
 @pytest.mark.parametrize("name", [n for n in REGRESSIONS if n != "random_support_lasso"])
@@ -115,8 +123,8 @@ def test_without_strength_it_is_least_squares_or_ridge(solver):
 
 
 def test_strengths_that_cannot_be_seen_are_told_in_the_result():
-    lams = jnp.array([0.3, -0.3, jnp.nan])
-    found = jax.vmap(lambda lam: solve.lasso(X, Y, lam).result)(lams)
+    strengths = jnp.array([0.3, -0.3, jnp.nan])
+    found = jax.vmap(lambda strength: solve.lasso(X, Y, strength).result)(strengths)
     assert found.tolist() == [Result.SUCCESSFUL, Result.NONFINITE, Result.NONFINITE]
     nan = jax.jit(lambda X: solve.lasso(X, Y, 0.3).result)(X.at[0, 0].set(jnp.nan))
     assert nan == Result.NONFINITE
@@ -133,11 +141,11 @@ def test_gaps_are_told_for_what_is_not_allowed():
     never = jnp.array([jnp.inf, 1, 1, 1, 1])
     assert solve.duality_gap(X, Y, w, 0.1, weights=never) == np.inf
     with pytest.raises(ValueError, match="weights"):
-        solve.lambda_max(X, Y, weights=jnp.zeros(5))
+        solve.max_strength(X, Y, weights=jnp.zeros(5))
 
 
 @pytest.mark.parametrize(
-    "choose", [unmixing.spa, unmixing.pure_pixels, lambda p, k: unmixing.vca(KEY, p, k)]
+    "choose", [unmixing.spa, unmixing.pure_pixels, lambda p, k: unmixing.vca(p, k, key=KEY)]
 )
 def test_endmembers_are_found_in_any_units_and_are_distinct(choose):
     for size in (1.0, 1e-20, 1e20):
@@ -153,11 +161,13 @@ def test_shares_and_codes_of_integers_and_of_any_size():
         found = unmixing.fcls(MIXED * size, SPECTRA * size, weight=0.0)
         np.testing.assert_allclose(found, expected, atol=1e-3)
     assert jnp.isfinite(unmixing.fcls((MIXED * 100).astype(int), SPECTRA)).all()
-    assert solve.sparse_code(X.astype(int), X.T, prox.l1(0.2)).codes.dtype == jnp.float32
-    jitted = jax.jit(lambda lam: solve.sparse_code(X, X.T, prox.l1(lam), max_steps=9).codes)(0.2)
-    plain = solve.sparse_code(X, X.T, prox.l1(0.2), max_steps=9).codes
+    assert solve.sparse_code(X.astype(int), X.T, prox.l1(0.2)).value.dtype == jnp.float32
+    jitted = jax.jit(
+        lambda strength: solve.sparse_code(X, X.T, prox.l1(strength), max_steps=9).value
+    )(0.2)
+    plain = solve.sparse_code(X, X.T, prox.l1(0.2), max_steps=9).value
     np.testing.assert_allclose(jitted, plain, atol=1e-6)
-    lost = solve.sparse_code(X, X.T * 1e-20, prox.l1(1e-20), tolerance=1e-3)
+    lost = solve.sparse_code(X, X.T * 1e-20, prox.l1(1e-20), tol=1e-3)
     assert not lost.converged  # 1 / ||D||^2 is no number, and 0 no answer
 
 
@@ -165,20 +175,22 @@ def test_descent_looks_at_moves_of_any_size():
     """Squares of 1e-20 vanish, and so did the length of a move."""
     for size in (1e-20, 1e20):
         smooth = lambda w: jnp.sum((size * Y - X @ w) ** 2) / 16  # noqa: B023, E731
-        found = solve.fista(smooth, prox.l1(0.3 * size), jnp.zeros(5), step=0.2, throw=False)
+        found = solve.proximal_gradient(
+            smooth, prox.l1(0.3 * size), jnp.zeros(5), step=0.2, throw=False
+        )
         expected = solve.lasso(X, Y, 0.3).value
         if found.converged:
             np.testing.assert_allclose(found.value / size, expected, atol=1e-2)
     with pytest.raises(ValueError, match="step must be > 0"):
-        solve.fista(smooth, prox.l1(0.3), jnp.zeros(5), step=0.0)
+        solve.proximal_gradient(smooth, prox.l1(0.3), jnp.zeros(5), step=0.0)
     with pytest.raises(ValueError, match="step must be > 0"):
         solve.iht(smooth, prox.hard_k(2), jnp.zeros(5), step=-1.0)
     assert solve.iht(lambda w: jnp.sum(w**2), prox.hard_k(2), jnp.zeros(0)).value.shape == (0,)
 
 
 def test_residual_columns_of_the_largest_floats():
-    big = random_support.random_reference(KEY, jnp.concatenate([X * 1e38, X * 1e38]) / 3, 2)
-    same = random_support.random_reference(KEY, jnp.concatenate([X, X]), 2)
+    big = random_support.random_reference(jnp.concatenate([X * 1e38, X * 1e38]) / 3, 2, key=KEY)
+    same = random_support.random_reference(jnp.concatenate([X, X]), 2, key=KEY)
     np.testing.assert_array_equal(big.live, same.live)
     np.testing.assert_allclose(big.residual, same.residual, atol=1e-5)
     scale = np.where(same.live, same.scale / 3, 1e-38)
@@ -189,12 +201,13 @@ def test_elimination_goes_on_with_what_was_asked():
     """One action: the second candidate's hope is its reward, already known."""
     candidates = jnp.array([[1.0], [0.0], [-1.0]])
     found = bandits.parameter_elimination(jnp.ones((1, 1)), jnp.array([-1.0]), candidates, 0.0, 0.0)
-    assert found.ok and found.queries == 1 and found.value == -1
+    assert found.result == Result.SUCCESSFUL
+    assert found.value.queries == 1 and found.value.reward == -1
 
 
 @pytest.mark.parametrize("features, rewards", [(1e-20, 1.0), (1e20, 1.0), (1.0, 1e-20)])
 def test_bandits_and_tasks_in_any_units(features, rewards):
-    found = bandits.lasso_bandit(KEY, SIGNS * features, SIGNS[:, 1] * rewards, 1)
+    found = bandits.lasso_bandit(SIGNS * features, SIGNS[:, 1] * rewards, 1, key=KEY).value
     assert found.action == int(SIGNS[:, 1].argmax())
     expected = np.array([0, rewards / features, 0])
     np.testing.assert_allclose(found.theta, expected, rtol=1e-4)
@@ -222,11 +235,11 @@ def test_an_audit_sees_infinite_scores():
 NAN = X.at[0, 0].set(jnp.nan)
 SHORT = {"max_steps": (9,), "path": (1.0,), "shifts": (1.0,)}
 REFUSED = {
-    "lam out of range": lambda: solve.lasso(X * 1e-20, Y * 1e-20, 1e-41),
+    "strength out of range": lambda: solve.lasso(X * 1e-20, Y * 1e-20, 1e-41),
     "l2 infinite": lambda: solve.lasso(X, Y, 0.1, l2=np.inf),
-    "lams negative": lambda: solve.lasso_path(X, Y, jnp.array([0.1, -0.1])),
-    "lams negative, host": lambda: solve.lasso_path_host(X, Y, jnp.array([0.1, -0.1])),
-    "no lams": lambda: solve.lasso_path(X, Y, n_lams=0),
+    "strengths negative": lambda: solve.lasso_path(X, Y, jnp.array([0.1, -0.1])),
+    "strengths negative, host": lambda: solve.lasso_path_host(X, Y, jnp.array([0.1, -0.1])),
+    "no strengths": lambda: solve.lasso_path(X, Y, n_strengths=0),
     "eps": lambda: solve.lasso_path_host(X, Y, eps=-1.0),
     "group weight 0": lambda: solve.group_lasso(X, Y, 0.1, GROUPS, weights=jnp.zeros(3)),
     "no targets": lambda: solve.multitask_lasso(X, jnp.zeros((8, 0)), 0.1),
@@ -234,17 +247,17 @@ REFUSED = {
     "floor": lambda: dag.concomitant_lasso(X, Y, 0.1, floor=-1.0),
     "codes of NaN": lambda: solve.sparse_code(NAN, X.T, prox.l1(0.1)),
     "codes of one signal": lambda: solve.sparse_code(X[0], X.T, prox.l1(0.1)),
-    "start of codes": lambda: solve.sparse_code(X, X.T, prox.l1(0.1), start=jnp.zeros((2, 2))),
-    "batches of 2 axes": lambda: solve.dictionary_learning(KEY, X, 4, prox.l1(0.1)),
-    "no atoms": lambda: solve.dictionary_learning(KEY, X[None], 0, prox.l1(0.1)),
-    "large batches": lambda: solve.dictionary_learning(KEY, X[None] * 1e20, 4, prox.l1(0.1)),
+    "initial codes": lambda: solve.sparse_code(X, X.T, prox.l1(0.1), w0=jnp.zeros((2, 2))),
+    "batches of 2 axes": lambda: solve.dictionary_learning(X, 4, prox.l1(0.1), key=KEY),
+    "no atoms": lambda: solve.dictionary_learning(X[None], 0, prox.l1(0.1), key=KEY),
+    "large batches": lambda: solve.dictionary_learning(X[None] * 1e20, 4, prox.l1(0.1), key=KEY),
     "spectra of NaN": lambda: unmixing.spa(NAN, 2),
     "shares of NaN": lambda: unmixing.fcls(NAN, jnp.ones((8, 2))),
     "channels": lambda: unmixing.fcls(X, jnp.ones((3, 2))),
     "image of NaN": lambda: unmixing.unmix(jnp.abs(NAN), 2),
     "image in other units": lambda: unmixing.unmix(MIXED * 1e-20, 2),
     "guidance 1": lambda: unmixing.unmix(MIXED, 2, guidance=jnp.ones(23)),
-    "start of unmix": lambda: unmixing.unmix(MIXED, 2, start=jnp.ones((7, 3))),
+    "start of unmix": lambda: unmixing.unmix(MIXED, 2, w0=jnp.ones((7, 3))),
     "no steps": lambda: unmixing.unmix(MIXED, 2, max_steps=0),
     "squares of samples": lambda: dag.colide(X * 1e20, **SHORT),
     "squares vanish": lambda: dag.dagma(X * 1e-20, **SHORT),
@@ -253,10 +266,10 @@ REFUSED = {
     "shift": lambda: dag.colide(X, path=(1.0,), shifts=(0.0,), max_steps=(9,)),
     "no combination": lambda: solve.basis_pursuit(X * 0, Y),
     "other columns": lambda: multitask.active_mtl(
-        KEY, lambda *_: (X[:5], Y[:5]), (X[:, :2], Y), tasks=3, k=1, budget=60, n0=5
+        lambda *_: (X[:5], Y[:5]), (X[:, :2], Y), tasks=3, k=1, budget=60, n0=5, key=KEY
     ),
     "squares of tasks": lambda: multitask.active_mtl(
-        KEY, lambda *_: (X[:5] * 1e-20, Y[:5]), (X, Y), tasks=3, k=1, budget=60, n0=5
+        lambda *_: (X[:5] * 1e-20, Y[:5]), (X, Y), tasks=3, k=1, budget=60, n0=5, key=KEY
     ),
     "graph of NaN": lambda: dag.shd(np.full((2, 2), np.nan), np.zeros((2, 2))),
     "runs": lambda: receptive_fields.error_at_activity(jnp.ones(2), jnp.ones(3), 1.0),
@@ -278,8 +291,9 @@ def test_host_solvers_say_so_under_jit():
 def test_acyclicity_of_nothing_and_of_a_chain():
     assert dag.logdet_acyclicity(jnp.zeros((0, 0))) == 0
     assert dag.logdet_acyclicity(jnp.zeros((1, 1)), 0.7) == pytest.approx(0, abs=1e-6)
-    fit = dag.colide(jnp.ones((1, 3)), **SHORT)  # one sample varies in nothing
-    assert not fit.weights.any() and not dag.dagma(X[:, :1], **SHORT).weights.any()
+    fit = dag.colide(jnp.ones((1, 3)), **SHORT, throw=False).value  # a single constant sample
+    one = dag.dagma(X[:, :1], **SHORT, throw=False).value
+    assert not fit.weights.any() and not one.weights.any()
     assert dag.threshold_to_dag(jnp.array([[0.0, jnp.nan], [1.0, 0.0]])).tolist() == [
         [0, 0],
         [1, 0],
@@ -289,16 +303,16 @@ def test_acyclicity_of_nothing_and_of_a_chain():
 def test_what_newcomers_try_is_told():
     X, y = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32), jnp.ones(30)
     with pytest.raises(
-        ValueError, match=r"got \(2,\); for several jax.vmap over lam, or solve.las"
+        ValueError, match=r"got \(2,\); for several jax.vmap over strength, or solve.las"
     ):
         solve.lasso(X, y, jnp.array([0.1, 0.2]))
-    with pytest.raises(TypeError, match=r"X is a csr_\w+ of SciPy; pass X.toarray\(\)"):
+    with pytest.raises(TypeError, match=r"X must be an array, got a csr_.*pass X.toarray\(\)"):
         matrix_and_target.__wrapped__(scipy.sparse.csr_matrix(X), y, 1, "lasso")
     with pytest.raises(ValueError, match=r"colide\(covariance, precomputed=True\)"):
         dag.colide(np.cov(X.T).astype(np.float32))
     with pytest.raises(ValueError, match="public holds the rows of X"):
         private.nldp_regression(
-            jax.random.key(0), X, y, public=X, epsilon=1.0, delta=1e-6, out_of_range="clip"
+            X, y, key=jax.random.key(0), public=X, epsilon=1.0, delta=1e-6, out_of_range="clip"
         )
     for strength in (-1.0, np.nan):
         with pytest.raises(ValueError, match="strength must be >= 0"):

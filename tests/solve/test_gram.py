@@ -59,9 +59,9 @@ def test_host_and_fixed_shapes_agree_where_the_support_outgrows_n(options):
         X, y = jnp.asarray(rng.normal(size=(15, 90))), jnp.asarray(rng.normal(size=15))
         if "weights" in options:
             options = {"weights": jnp.asarray(rng.uniform(0.5, 2, 90))}
-        lam = 0.02 * float(solve.lambda_max(X, y))
-        host = solve.lasso_host(X, y, lam, tol=1e-11, **options)
-        fixed = solve.lasso(X, y, lam, tol=1e-11, working_set=90, **options)
+        strength = 0.02 * float(solve.max_strength(X, y))
+        host = solve.lasso_host(X, y, strength, tol=1e-11, **options)
+        fixed = solve.lasso(X, y, strength, tol=1e-11, working_set=90, **options)
         np.testing.assert_allclose(X @ host.value, X @ fixed.value, atol=1e-4)
         assert host.stats["gap"] <= 1e-11 * float(y @ y) / 30
 
@@ -73,7 +73,7 @@ def test_few_rounds_where_the_support_meets_the_rank():
     X, y = rng.normal(size=(80, 150)), rng.normal(size=80)
     X, y = X - X.mean(0), y - y.mean()
     with jax.enable_x64(True):
-        path = solve.lasso_path_host(X, y, n_lams=30, eps=1e-3)
+        path = solve.lasso_path_host(X, y, n_strengths=30, eps=1e-3)
     assert path.stats["n_rounds"].max() < 60 and path.stats["support_size"][-1] > 70
     gaps = path.stats["gap"] / (y @ y / 160)
     assert gaps.max() <= 1e-6

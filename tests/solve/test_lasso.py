@@ -17,11 +17,11 @@ def data(n=40, p=60, seed=0):
     return X, X @ w + 0.3 * rng.normal(size=n)
 
 
-def gap_by_hand(X, y, w, lam):
+def gap_by_hand(X, y, w, strength):
     """Primal minus dual in NumPy, as the paper of the gap-safe rules writes them."""
     n, r = len(y), y - X @ w
-    theta = r / n * min(1, lam / max(np.abs(X.T @ r / n).max(), 1e-300))
-    primal = r @ r / (2 * n) + lam * np.abs(w).sum()
+    theta = r / n * min(1, strength / max(np.abs(X.T @ r / n).max(), 1e-300))
+    primal = r @ r / (2 * n) + strength * np.abs(w).sum()
     return primal - (y @ y / (2 * n) - n / 2 * np.sum((theta - y / n) ** 2))
 
 
@@ -30,11 +30,11 @@ def gap_by_hand(X, y, w, lam):
 def test_against_scikit_learn(solver, share):
     X, y = data()
     with jax.enable_x64(True):
-        lam = float(solve.lambda_max(jnp.asarray(X), jnp.asarray(y))) * share
-        found = solver(jnp.asarray(X), jnp.asarray(y), lam, tol=1e-10)
-    expected = Lasso(lam, fit_intercept=False, tol=1e-14, max_iter=100000).fit(X, y).coef_
+        strength = float(solve.max_strength(jnp.asarray(X), jnp.asarray(y))) * share
+        found = solver(jnp.asarray(X), jnp.asarray(y), strength, tol=1e-10)
+    expected = Lasso(strength, fit_intercept=False, tol=1e-14, max_iter=100000).fit(X, y).coef_
     np.testing.assert_allclose(found.value, expected, atol=1e-4)
-    gap = gap_by_hand(X, y, np.asarray(found.value), lam)
+    gap = gap_by_hand(X, y, np.asarray(found.value), strength)
     assert gap <= 1e-10 * (y @ y) / (2 * len(y)) + 1e-14
     np.testing.assert_allclose(found.stats["gap"], gap, atol=1e-12)
     assert found.converged
@@ -61,7 +61,7 @@ def test_implicit_gradients_against_differences():
     with jax.enable_x64(True):
         X, y = jnp.asarray(X), jnp.asarray(y)
         c = jnp.asarray(np.random.default_rng(3).normal(size=10))
-        f = jax.jit(lambda X, y, lam: c @ solve.lasso(X, y, lam, tol=1e-13).value)
+        f = jax.jit(lambda X, y, strength: c @ solve.lasso(X, y, strength, tol=1e-13).value)
         grads = jax.grad(f, (0, 1, 2))(X, y, 0.1)
         rng = np.random.default_rng(4)
         h = 1e-6
@@ -78,15 +78,17 @@ def test_jit_vmap_and_scan_agree_with_single_calls():
     problems = [data(n=25, p=15, seed=s) for s in range(3)]
     with jax.enable_x64(True):
         X, y = (jnp.asarray(np.stack(a)) for a in zip(*problems))
-        lams = jnp.array([0.3, 0.1, 0.02])
-        together = jax.vmap(lambda X, y, lam: solve.lasso(X, y, lam, tol=1e-10).value)(X, y, lams)
+        strengths = jnp.array([0.3, 0.1, 0.02])
+        together = jax.vmap(lambda X, y, strength: solve.lasso(X, y, strength, tol=1e-10).value)(
+            X, y, strengths
+        )
         for i in range(3):
-            alone = solve.lasso(X[i], y[i], lams[i], tol=1e-10).value
+            alone = solve.lasso(X[i], y[i], strengths[i], tol=1e-10).value
             np.testing.assert_allclose(together[i], alone, atol=1e-8)
         for path in (solve.lasso_path, solve.lasso_path_host):
-            found = path(X[0], y[0], lams, tol=1e-10)
-            for row, lam in zip(found.value, lams):
-                single = solve.lasso(X[0], y[0], lam, tol=1e-10).value
+            found = path(X[0], y[0], strengths, tol=1e-10)
+            for row, strength in zip(found.value, strengths):
+                single = solve.lasso(X[0], y[0], strength, tol=1e-10).value
                 np.testing.assert_allclose(row, single, atol=1e-5)
 
 
@@ -97,7 +99,7 @@ def test_degenerate_problems():
     assert not solve.lasso(X, jnp.zeros(10), 0.1).value.any()
     assert not solve.lasso(jnp.zeros((10, 5)), y, 0.1).value.any()
     assert not solve.lasso(X, y, jnp.inf).value.any()
-    top = solve.lambda_max(X, y)
+    top = solve.max_strength(X, y)
     assert not solve.lasso(X, y, 1.0001 * top).value.any()
     assert solve.lasso(X, y, 0.99 * top).value.any()
     with pytest.warns(UserWarning, match="least squares"):
@@ -115,7 +117,7 @@ def test_a_working_set_that_is_too_small_is_told():
     X, y = (jnp.asarray(a, jnp.float32) for a in data())
     found = solve.lasso(X, y, 0.01, working_set=3, throw=False)
     assert found.result == solve.Result.WORKING_SET and not found.converged
-    with pytest.raises(RuntimeError, match="raise working_set"):
+    with pytest.raises(RuntimeError, match="increase working_set"):
         solve.lasso(X, y, 0.01, working_set=3)
 
 
@@ -124,7 +126,7 @@ def test_a_working_set_that_is_too_small_is_told():
     [
         ({"X": np.full((4, 3), np.nan, np.float32)}, "NaN or infinity"),
         ({"y": np.ones(5, np.float32)}, "X's rows"),
-        ({"lam": -1.0}, ">= 0"),
+        ({"strength": -1.0}, ">= 0"),
         ({"tol": 1e-9}, "float32"),
         ({"weights": np.zeros(3, np.float32)}, "weights must be > 0"),
         ({"w0": np.ones(4, np.float32)}, "w0 must have shape"),
@@ -133,9 +135,9 @@ def test_a_working_set_that_is_too_small_is_told():
 def test_mistakes(change, match):
     rng = np.random.default_rng(0)
     given = {"X": rng.normal(size=(4, 3)).astype(np.float32), "y": np.ones(4, np.float32)}
-    given = {**given, "lam": 0.1, **change}
+    given = {**given, "strength": 0.1, **change}
     with pytest.raises(ValueError, match=match):
-        solve.lasso(given.pop("X"), given.pop("y"), given.pop("lam"), **given)
+        solve.lasso(given.pop("X"), given.pop("y"), given.pop("strength"), **given)
 
 
 @pytest.mark.parametrize("path", [False, True])
@@ -145,11 +147,11 @@ def test_second_derivatives_against_differences(path):
         X = jnp.asarray(rng.normal(size=(20, 6)))
         y = X @ jnp.array([2.0, -1, 0, 0, 1.5, 0]) + 0.1 * rng.normal(size=20)
 
-        def solved(lam, scale, l2):
+        def solved(strength, scale, l2):
             options: dict = {"l2": l2, "tol": 1e-13}
             if path:
-                return solve.lasso_path(X, scale * y, lam * jnp.array([3.0, 1.0]), **options)
-            return solve.lasso(X, scale * y, lam, **options)
+                return solve.lasso_path(X, scale * y, strength * jnp.array([3.0, 1.0]), **options)
+            return solve.lasso(X, scale * y, strength, **options)
 
         slope = jax.grad(lambda args: jnp.sum(solved(*args).value ** 2))
         at = jnp.array([0.1, 1.3, 0.2])
@@ -162,7 +164,7 @@ def test_second_derivatives_against_differences(path):
 
 def test_a_path_is_compiled_once():
     X, y = 2 * jnp.eye(3), jnp.array([3.0, 2.0, 1.0])
-    solve.lasso_path(X, y, n_lams=4)
+    solve.lasso_path(X, y, n_strengths=4)
     before = _lasso._path._cache_size()
-    solve.lasso_path(2 * X, y + 1, n_lams=4)
+    solve.lasso_path(2 * X, y + 1, n_strengths=4)
     assert _lasso._path._cache_size() == before

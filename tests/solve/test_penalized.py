@@ -48,8 +48,10 @@ def test_one_target_or_groups_of_one_are_the_lasso():
 def test_group_lasso_meets_the_optimality_conditions():
     X, y = data(seed=1)
     labels, weights = np.array([0, 0, 0, 1, 1, 2, 2, 2, 2, 3, 3, 3]), np.array([1.0, 2, 0.5, 1.5])
-    lam = 0.3
-    found = solve.group_lasso(*arrays(X, y), lam, labels, weights=jnp.asarray(weights), tol=1e-12)
+    strength = 0.3
+    found = solve.group_lasso(
+        *arrays(X, y), strength, labels, weights=jnp.asarray(weights), tol=1e-12
+    )
     w = np.asarray(found.value)
     c = X.T @ (y - X @ w) / len(y)
     zeros = 0
@@ -57,26 +59,28 @@ def test_group_lasso_meets_the_optimality_conditions():
         own, size = w[labels == g], np.linalg.norm(w[labels == g])
         if size == 0:
             zeros += 1
-            assert np.linalg.norm(c[labels == g]) <= lam * weights[g] * (1 + 1e-6)
+            assert np.linalg.norm(c[labels == g]) <= strength * weights[g] * (1 + 1e-6)
         else:
-            np.testing.assert_allclose(c[labels == g], lam * weights[g] * own / size, atol=1e-5)
+            np.testing.assert_allclose(
+                c[labels == g], strength * weights[g] * own / size, atol=1e-5
+            )
     assert 0 < zeros < 4
 
 
 def test_logistic_against_scikit_learn():
     X, y = data(n=60, seed=2)
-    y, lam = np.sign(y), 0.03
-    found = solve.logistic_lasso(*arrays(X, y), lam, tol=1e-10)
+    y, strength = np.sign(y), 0.03
+    found = solve.logistic_lasso(*arrays(X, y), strength, tol=1e-10)
     options = {"l1_ratio": 1.0, "solver": "saga", "fit_intercept": False, "tol": 1e-10}
-    model = LogisticRegression(C=1 / (lam * len(y)), max_iter=200_000, **options).fit(X, y)
+    model = LogisticRegression(C=1 / (strength * len(y)), max_iter=200_000, **options).fit(X, y)
     np.testing.assert_allclose(found.value, model.coef_[0], atol=1e-4)
     # Primal minus dual in NumPy.
     w = np.asarray(found.value)
     z = y * (X @ w)
     theta = 1 / (1 + np.exp(z))
-    theta *= min(1, lam / np.abs(X.T @ (y * theta) / len(y)).max())
+    theta *= min(1, strength / np.abs(X.T @ (y * theta) / len(y)).max())
     dual = -np.mean(theta * np.log(theta) + (1 - theta) * np.log1p(-theta))
-    primal = np.mean(np.log1p(np.exp(-z))) + lam * np.abs(w).sum()
+    primal = np.mean(np.log1p(np.exp(-z))) + strength * np.abs(w).sum()
     np.testing.assert_allclose(found.stats["gap"], primal - dual, atol=1e-12)
     assert primal - dual <= 1e-10 * np.log(2) + 1e-14
 
@@ -104,29 +108,41 @@ def test_gradients_against_differences():
     labels = np.array([0, 0, 1, 1, 2, 2])
     y = np.sign(Y[:, 0])
     solvers = {
-        "multitask": lambda X, lam: solve.multitask_lasso(X, jnp.asarray(Y), lam, tol=1e-13).value,
-        "group": lambda X, lam: solve.group_lasso(X, Y[:, 0], lam, labels, tol=1e-13).value,
-        "logistic": lambda X, lam: solve.logistic_lasso(X, jnp.asarray(y), lam, tol=1e-13).value,
+        "multitask": lambda X, strength: (
+            solve.multitask_lasso(X, jnp.asarray(Y), strength, tol=1e-13).value
+        ),
+        "group": lambda X, strength: (
+            solve.group_lasso(X, Y[:, 0], strength, labels, tol=1e-13).value
+        ),
+        "logistic": lambda X, strength: (
+            solve.logistic_lasso(X, jnp.asarray(y), strength, tol=1e-13).value
+        ),
     }
     for name, solver in solvers.items():
-        f = jax.jit(lambda X, lam, solver=solver: jnp.sum(jnp.sin(3 * solver(X, lam))))
-        lam = 0.02 if name == "logistic" else 0.1
-        dX, dlam = jax.jit(jax.grad(f, (0, 1)))(jnp.asarray(X), lam)
+        f = jax.jit(lambda X, strength, solver=solver: jnp.sum(jnp.sin(3 * solver(X, strength))))
+        strength = 0.02 if name == "logistic" else 0.1
+        dX, dlam = jax.jit(jax.grad(f, (0, 1)))(jnp.asarray(X), strength)
         step = 1e-5
-        numeric = (f(jnp.asarray(X), lam + step) - f(jnp.asarray(X), lam - step)) / (2 * step)
+        numeric = (f(jnp.asarray(X), strength + step) - f(jnp.asarray(X), strength - step)) / (
+            2 * step
+        )
         np.testing.assert_allclose(dlam, numeric, rtol=1e-4, atol=1e-5)
         moved = np.zeros_like(X)
         moved[3, 1] = step
-        numeric = (f(jnp.asarray(X + moved), lam) - f(jnp.asarray(X - moved), lam)) / (2 * step)
+        numeric = (f(jnp.asarray(X + moved), strength) - f(jnp.asarray(X - moved), strength)) / (
+            2 * step
+        )
         np.testing.assert_allclose(dX[3, 1], numeric, rtol=1e-4, atol=1e-5)
 
 
 def test_vmap_over_strengths():
     X, Y = arrays(*data(q=2))
-    lams = jnp.array([0.05, 0.2, 5.0])
-    many = jax.vmap(lambda lam: solve.multitask_lasso(X, Y, lam, tol=1e-10).value)(lams)
-    for lam, w in zip(lams, many):
-        one = solve.multitask_lasso(X, Y, float(lam), tol=1e-10).value
+    strengths = jnp.array([0.05, 0.2, 5.0])
+    many = jax.vmap(lambda strength: solve.multitask_lasso(X, Y, strength, tol=1e-10).value)(
+        strengths
+    )
+    for strength, w in zip(strengths, many):
+        one = solve.multitask_lasso(X, Y, float(strength), tol=1e-10).value
         np.testing.assert_allclose(w, one, atol=1e-6)
     assert (many[2] == 0).all()
 
@@ -152,7 +168,7 @@ def test_mistakes():
     X, y = arrays(*data())
     with pytest.raises(ValueError, match="classes -1 and 1"):
         solve.logistic_lasso(X, (y > 0).astype(float), 0.1)
-    with pytest.raises(ValueError, match="lam must be > 0"):
+    with pytest.raises(ValueError, match="strength must be > 0"):
         solve.group_lasso(X, y, 0.0, np.arange(12))
     with pytest.raises(ValueError, match="NaN"):
         solve.multitask_lasso(X.at[0, 0].set(jnp.nan), y[:, None], 0.1)

@@ -57,14 +57,14 @@ def test_gradients_through_the_fixed_point():
     with jax.enable_x64(True):
         X, y = jnp.asarray(X), jnp.asarray(y)
 
-        def score(lam, y, penalty=prox.l1):
+        def score(strength, y, penalty=prox.l1):
             found = solve.proximal_gradient(
-                least_squares(X, y), penalty(lam), jnp.zeros(12), tol=1e-13, max_steps=50000
+                least_squares(X, y), penalty(strength), jnp.zeros(12), tol=1e-13, max_steps=50000
             )
             return jnp.sum(found.value**2)
 
-        for penalty in (prox.l1, lambda lam: prox.elastic_net(lam, 0.3)):
-            f = jax.jit(lambda lam, y, p=penalty: score(lam, y, p))
+        for penalty in (prox.l1, lambda strength: prox.elastic_net(strength, 0.3)):
+            f = jax.jit(lambda strength, y, p=penalty: score(strength, y, p))
             dlam, dy = jax.grad(f, (0, 1))(0.1, y)
             np.testing.assert_allclose(
                 dlam, (f(0.1 + 1e-6, y) - f(0.1 - 1e-6, y)) / 2e-6, rtol=1e-4
@@ -85,15 +85,15 @@ def test_pytrees_jit_and_vmap():
     found = solve.proximal_gradient(smooth, both, start)
     compiled = jax.jit(lambda w: solve.proximal_gradient(smooth, both, w).value)(start)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), found.value, compiled)
-    lams = jnp.array([0.05, 0.5])
+    strengths = jnp.array([0.05, 0.5])
 
-    def one(lam):
+    def one(strength):
         smooth = least_squares(X, y)
-        return solve.proximal_gradient(smooth, prox.l1(lam), jnp.zeros(12)).value
+        return solve.proximal_gradient(smooth, prox.l1(strength), jnp.zeros(12)).value
 
-    together = jax.vmap(one)(lams)
-    for row, lam in zip(together, lams):
-        np.testing.assert_allclose(row, one(lam), atol=1e-4)
+    together = jax.vmap(one)(strengths)
+    for row, strength in zip(together, strengths):
+        np.testing.assert_allclose(row, one(strength), atol=1e-4)
 
 
 def test_hard_thresholding_finds_the_best_subset():
@@ -113,7 +113,7 @@ def test_hard_thresholding_finds_the_best_subset():
 def test_failures_are_told():
     X, y = (jnp.asarray(a, jnp.float32) for a in data())
     smooth = least_squares(X, y)
-    with pytest.raises(RuntimeError, match="raise the number of steps"):
+    with pytest.raises(RuntimeError, match="increase the number of steps"):
         solve.proximal_gradient(smooth, prox.l1(0.01), jnp.zeros(12), max_steps=2)
     unfinished = solve.proximal_gradient(
         smooth, prox.l1(0.01), jnp.zeros(12), max_steps=2, throw=False

@@ -1,4 +1,4 @@
-"""Linear bandits whose model is a little wrong: elimination of sparse parameters, and baselines."""
+"""Misspecified linear bandits: elimination of sparse parameters, and baselines."""
 
 import math
 from collections.abc import Callable
@@ -12,38 +12,35 @@ from jax.experimental import io_callback
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
-from ...solve import lambda_max, lasso_host
-from ...solve._algebra import magnitude
-from ...solve._duality import Units, matrix_and_target
+from ..._arguments import check_key, matrix_and_target
+from ..._arrays import Units, magnitude
+from ..._solution import code, finish
+from ...solve import Result, Solution, lasso_host, max_strength
 
 Reward = ArrayLike | Callable[[int], float]
 
 
 class BanditResult(NamedTuple):
-    """The action that was chosen, and what it took.
+    """The selected action and the cost of finding it.
 
     Attributes:
       action: Index of the action.
-      value: Its reward as observed, or as predicted where it was never queried.
-      queries: How many distinct actions were asked.
-      alive: How many parameters were still possible; 0 where none are kept.
-      ok: Whether the method ended as its guarantee asks: False says that eps was too small.
+      reward: Its observed reward.
+      queries: Number of distinct actions that were queried.
     """
 
     action: Any
-    value: Any
+    reward: Any
     queries: Any
-    alive: Any
-    ok: Any
 
 
 class LinearBandit(NamedTuple):
-    """A parameter that was estimated from queries, and the action it likes best.
+    """A parameter estimated from queries, and the action with the highest predicted reward.
 
     Attributes:
       action: Index of the action.
-      theta: The parameter (d,).
-      queried: Which actions were asked, with repeats left out (n,).
+      theta: The estimated parameter (d,).
+      queried: Sorted indices of the distinct actions that were queried (n,).
     """
 
     action: int
@@ -52,7 +49,7 @@ class LinearBandit(NamedTuple):
 
 
 def parameter_elimination(
-    features: ArrayLike,
+    X: ArrayLike,
     reward: Reward,
     candidates: ArrayLike,
     eps: float,
@@ -60,26 +57,37 @@ def parameter_elimination(
     *,
     eps_stat: float = 0.0,
     max_queries: int | None = None,
-) -> BanditResult:
-    r"""The best action up to `2 (eps + L h)`, from rewards that are linear up to eps.
+    throw: bool = True,
+) -> Solution:
+    r"""The best action up to `2 (eps + L h)`, for rewards that are linear up to eps.
 
-    Asks the best action of the most hopeful candidate; returns it if the reward is as that
-    candidate said, up to `eps + L h`; else drops all candidates that were wrong about it. With
-    |reward - features theta| <= eps and a candidate within h of theta, that candidate is never
-    dropped: whatever d is, the gap is at most `2 (eps + L h)`, L the longest feature.
+    Queries the best action of the candidate with the highest predicted reward. If the reward agrees
+    with the prediction up to `eps + L h`, that action is returned; otherwise all candidates whose
+    prediction is further off are eliminated. If |reward - X theta| <= eps and a candidate lies
+    within h of theta, that candidate is never eliminated. The gap is then at most `2 (eps + L h)`
+    in every dimension d, where L is the largest norm of a row of X.
 
     Args:
-      features: One row for each action (a, d).
-      reward: Rewards (a,), or a function of the index of an action, called once for each.
+      X: Features of the actions in rows (a, d).
+      reward: Rewards (a,), or a function from the index of an action to its reward, called at most
+        once per action.
       candidates: Parameters (m, d), such as `sparse_net(d, s, h)`.
       eps: Bound of the misspecification.
       h: Radius of the net.
-      eps_stat: What averaged noise may add to a reward.
-      max_queries: The most queries; None for no bound.
+      eps_stat: Bound of the statistical error of averaged rewards.
+      max_queries: Maximum number of distinct actions to query; None for no limit.
+      throw: Whether to raise if no prediction was confirmed (outside jit).
 
     Returns:
-      A `BanditResult`: `ok` is False if no candidate was left or the queries ran out; then the
-      action is the best that was asked. Works under jit for an array of rewards.
+      A `Solution` whose `value` is a `BanditResult`. `result` is `Result.INFEASIBLE` if all
+      candidates were eliminated, which means that eps or h is too small, and `Result.MAX_STEPS` if
+      the queries ran out; the action is then the best one queried. `stats` holds `n_iter` and
+      `n_candidates`, the number of candidates that were not eliminated. Works under jit for an
+      array of rewards.
+
+    Raises:
+      RuntimeError: If `throw` and no prediction was confirmed.
+      ValueError: If shapes do not match, data are not finite, or a number is negative.
 
     Reference:
       Dong and Yang, Does Sparsity Help in Learning Misspecified Linear Bandits?, 2023, arXiv
@@ -90,51 +98,55 @@ def parameter_elimination(
       >>> from sparsejax.contrib import bandits
       >>> found = bandits.parameter_elimination(
       ...     jnp.eye(3), jnp.array([0.1, 0.0, 1.0]), bandits.sparse_net(3, 1, 0.1), 0.1, 0.1)
-      >>> int(found.action), bool(found.ok)
-      (2, True)
+      >>> int(found.value.action), int(found.result)
+      (2, 0)
     """
-    Phi, theta, ask = _checked(features, reward, candidates)
+    X, theta, ask = _checked(X, reward, candidates)
     for name, x in (("eps", eps), ("h", h), ("eps_stat", eps_stat)):
         if not (math.isfinite(x) and x >= 0):
-            raise ValueError(f"{name} must be finite and >= 0, got {x}.")
+            raise ValueError(f"parameter_elimination: {name} must be finite and >= 0, got {x}.")
     if max_queries is not None and max_queries < 1:
-        raise ValueError(f"max_queries must be >= 1, got {max_queries}.")
+        raise ValueError(f"parameter_elimination: max_queries must be >= 1, got {max_queries}.")
     limit = math.inf if max_queries is None else max_queries
-    length = jnp.max(jnp.linalg.norm(Phi, axis=1))
-    # Rounding must not eliminate the truth where eps and h are 0.
-    tol = eps + length * h + eps_stat + 8 * jnp.finfo(Phi.dtype).eps * length * Phi.shape[1]
-    best, hope = lax.map(lambda t: _greedy(Phi, t), theta, batch_size=256)
+    length = jnp.max(jnp.linalg.norm(X, axis=1))
+    # Rounding must not eliminate the true parameter where eps and h are 0.
+    tol = eps + length * h + eps_stat + 8 * jnp.finfo(X.dtype).eps * length * X.shape[1]
+    best, predicted = lax.map(lambda t: _greedy(X, t), theta, batch_size=256)
 
     def turn(s):
-        alive, seen, values, _, _ = s
-        i = jnp.argmax(jnp.where(alive, hope, -jnp.inf))
+        left, seen, values, n, _, _ = s
+        i = jnp.argmax(jnp.where(left, predicted, -jnp.inf))
         a = best[i]
         r = lax.cond(seen[a], lambda: values[a], lambda: ask(a))
-        close = jnp.abs(hope[i] - r) <= tol
-        off = jnp.abs(theta @ Phi[a] - r) > tol
-        alive = jnp.where(close, alive, alive & ~off & (jnp.arange(alive.size) != i))
-        return alive, seen.at[a].set(True), values.at[a].set(r), a, close
+        close = jnp.abs(predicted[i] - r) <= tol
+        off = jnp.abs(theta @ X[a] - r) > tol
+        left = jnp.where(close, left, left & ~off & (jnp.arange(left.size) != i))
+        return left, seen.at[a].set(True), values.at[a].set(r), n + 1, a, close
 
     def more(s):
-        alive, seen, _, _, done = s
-        # What was asked already may still be what the next candidate hopes for.
-        again = seen[best[jnp.argmax(jnp.where(alive, hope, -jnp.inf))]]
-        return ~done & jnp.any(alive) & (again | (jnp.sum(seen) < limit))
+        left, seen, _, _, _, done = s
+        # An action that was already queried needs no further query.
+        again = seen[best[jnp.argmax(jnp.where(left, predicted, -jnp.inf))]]
+        return ~done & jnp.any(left) & (again | (jnp.sum(seen) < limit))
 
-    zeros = jnp.zeros(Phi.shape[0], Phi.dtype)
-    start = (jnp.ones(len(theta), bool), zeros != 0, zeros, jnp.zeros((), best.dtype),
-             jnp.zeros((), bool))  # fmt: skip
-    alive, seen, values, a, done = lax.while_loop(more, turn, start)
+    zeros = jnp.zeros(X.shape[0], X.dtype)
+    start = (jnp.ones(len(theta), bool), zeros != 0, zeros, jnp.zeros((), jnp.int32),
+             jnp.zeros((), best.dtype), jnp.zeros((), bool))  # fmt: skip
+    left, seen, values, n, a, done = lax.while_loop(more, turn, start)
     a = jnp.where(done, a, jnp.argmax(jnp.where(seen, values, -jnp.inf)).astype(a.dtype))
-    return BanditResult(a, values[a], jnp.sum(seen), jnp.sum(alive), done)
+    failure = jnp.where(jnp.any(left), Result.MAX_STEPS, Result.INFEASIBLE)
+    result = code(jnp.isfinite(values[a]), done, failure)
+    value = BanditResult(a, values[a], jnp.sum(seen))
+    stats = {"n_iter": n, "n_candidates": jnp.sum(left)}
+    return finish("parameter_elimination", Solution(value, result, stats), throw)
 
 
-def exhaustive_bandit(features: ArrayLike, reward: Reward, candidates: ArrayLike) -> BanditResult:
-    """Asks every action that is the best one of some candidate: gap `2 (eps + L h)` without eps.
+def exhaustive_bandit(X: ArrayLike, reward: Reward, candidates: ArrayLike) -> BanditResult:
+    """Queries the best action of every candidate: gap `2 (eps + L h)` without knowing eps.
 
     Args:
-      features: One row for each action (a, d).
-      reward: Rewards (a,), or a function of the index of an action.
+      X: Features of the actions in rows (a, d).
+      reward: Rewards (a,), or a function from the index of an action to its reward.
       candidates: Parameters (m, d).
 
     Returns:
@@ -147,39 +159,50 @@ def exhaustive_bandit(features: ArrayLike, reward: Reward, candidates: ArrayLike
       >>> int(bandits.exhaustive_bandit(jnp.eye(3), rewards, bandits.sparse_net(3, 1, 0.1)).queries)
       3
     """
-    Phi, theta, ask = _checked(features, reward, candidates)
-    best = np.unique(np.asarray(lax.map(lambda t: _greedy(Phi, t)[0], theta, batch_size=256)))
+    X, theta, ask = _checked(X, reward, candidates)
+    best = np.unique(np.asarray(lax.map(lambda t: _greedy(X, t)[0], theta, batch_size=256)))
     values = np.array([float(ask(jnp.asarray(a))) for a in best])
     i = int(np.argmax(values))
-    return BanditResult(int(best[i]), float(values[i]), len(best), 0, True)
+    return BanditResult(int(best[i]), float(values[i]), len(best))
 
 
 def lasso_bandit(
-    key: Array,
-    features: ArrayLike,
+    X: ArrayLike,
     reward: Reward,
     s: int,
     n_queries: int | None = None,
     eps: float = 0.0,
     *,
+    key: Array,
     refit: bool = True,
-) -> LinearBandit:
-    r"""Random queries and a Lasso: error `O(s eps)` with `O(s log d)` queries, for good features.
+    tol: float | None = None,
+    max_steps: int = 100,
+    throw: bool = True,
+) -> Solution:
+    r"""Random queries and a Lasso: error `O(s eps)` with `O(s log d)` queries.
 
-    Good are entries bounded by c and random rows with a restricted eigenvalue, such as random
-    signs. The strength is `2 c eps`.
+    The guarantee requires entries of X bounded by c and a restricted eigenvalue of random rows, as
+    for random signs. The strength is `2 c eps`.
 
     Args:
-      key: A key.
-      features: One row for each action (a, d).
-      reward: Rewards (a,), or a function of the index of an action.
-      s: Length of the support of the parameter.
-      n_queries: How many actions to ask, `10 s log d` by default.
+      X: Features of the actions in rows (a, d).
+      reward: Rewards (a,), or a function from the index of an action to its reward.
+      s: Size of the support of the parameter.
+      n_queries: Number of actions to query, `10 s log d` by default.
       eps: Bound of the misspecification.
-      refit: Least squares on the s largest entries.
+      key: A random key.
+      refit: Whether to refit the s largest entries by least squares.
+      tol: As for `solve.lasso_host`.
+      max_steps: As for `solve.lasso_host`.
+      throw: Whether to raise if the Lasso does not converge.
 
     Returns:
-      A `LinearBandit`.
+      A `Solution` with a `LinearBandit` as `value` and the result and stats of the Lasso.
+
+    Raises:
+      RuntimeError: If `throw` and the Lasso does not converge.
+      ValueError: If shapes do not match, data are not finite, or s, n_queries or eps is out of
+        range.
 
     Reference:
       Dong and Yang, 2023, arXiv 2303.16998, section on poly(s) queries.
@@ -188,47 +211,62 @@ def lasso_bandit(
       >>> import jax, jax.numpy as jnp
       >>> from sparsejax.contrib import bandits
       >>> signs = jax.random.rademacher(jax.random.key(0), (100, 30), float)
-      >>> bandits.lasso_bandit(jax.random.key(1), signs, signs[:, 3], 1).theta.argmax().item()
+      >>> found = bandits.lasso_bandit(signs, signs[:, 3], 1, key=jax.random.key(1))
+      >>> found.value.theta.argmax().item()
       3
     """
-    Phi, _, ask = _checked(features, reward, jnp.zeros((1, jnp.shape(features)[-1])))
-    a, d = Phi.shape
+    check_key("key", key)
+    X, _, ask = _checked(X, reward, jnp.zeros((1, jnp.shape(X)[-1])))
+    a, d = X.shape
     if not 1 <= s <= d:
-        raise ValueError(f"s must be from 1 to {d}, got {s}.")
+        raise ValueError(f"lasso_bandit: s must be from 1 to {d}, got {s}.")
     if not (math.isfinite(eps) and eps >= 0):
-        raise ValueError(f"eps must be finite and >= 0, got {eps}.")
+        raise ValueError(f"lasso_bandit: eps must be finite and >= 0, got {eps}.")
     n = math.ceil(10 * s * math.log(max(d, 2))) if n_queries is None else n_queries
     if not isinstance(n, int | np.integer) or n < 1:
-        raise ValueError(f"n_queries must be an integer >= 1, got {n}.")
+        raise ValueError(f"lasso_bandit: n_queries must be an integer >= 1, got {n}.")
     asked = np.asarray(jax.random.permutation(key, a))[: min(n, a)]
-    X = Phi[asked]
-    y = jnp.stack([ask(jnp.asarray(i)) for i in asked])
-    units = Units(magnitude(X), magnitude(y))
-    X, y = X / units.X, y / units.y
-    top = lambda_max(X, y)
-    bias = 2 * float(jnp.max(jnp.abs(Phi)) / units.X) * float(eps / units.y)
-    theta = jnp.zeros(d, Phi.dtype)
+    rows, y = X[asked], jnp.stack([ask(jnp.asarray(i)) for i in asked])
+    units = Units(magnitude(rows), magnitude(y))
+    rows, y = rows / units.X, y / units.y
+    top = max_strength(rows, y)
     if float(top) > 0:
-        theta = lasso_host(X, y, jnp.maximum(bias, 1e-4 * top), throw=False).value
+        bias = 2 * float(jnp.max(jnp.abs(X)) / units.X) * float(eps / units.y)
+        strength = jnp.maximum(bias, 1e-4 * top)
+        found = lasso_host(rows, y, strength, tol=tol, max_steps=max_steps, throw=False)
+    else:
+        found = Solution(jnp.zeros(d, X.dtype), Result.SUCCESSFUL, {"gap": 0.0, "n_iter": 0})
+    stats = {**found.stats, "gap": units.objective(jnp.asarray(found.stats["gap"]))}
+    theta = found.value
     if refit and jnp.any(theta != 0):
         chosen = jnp.argsort(-jnp.abs(theta), stable=True)[:s]
-        theta = jnp.zeros_like(theta).at[chosen].set(jnp.linalg.lstsq(X[:, chosen], y)[0])
+        theta = jnp.zeros_like(theta).at[chosen].set(jnp.linalg.lstsq(rows[:, chosen], y)[0])
     theta = units.outside(theta)
-    return LinearBandit(int(jnp.argmax(Phi @ theta)), theta, np.sort(asked))
+    value = LinearBandit(int(jnp.argmax(X @ theta)), theta, np.sort(asked))
+    return finish("lasso_bandit", Solution(value, found.result, stats), throw)
 
 
-def g_optimal(features: ArrayLike, iters: int = 400, tol: float = 0.01) -> Float[Array, " a"]:
-    r"""The design with the least worst-case variance: `min_p max_a phi_a^T M(p)^-1 phi_a`.
+def g_optimal(
+    X: ArrayLike, *, tol: float = 0.01, max_steps: int = 10_000, throw: bool = True
+) -> Solution:
+    r"""The G-optimal design, `min_p max_a x_a^T M(p)^-1 x_a` with `M(p) = sum_a p_a x_a x_a^T`.
 
-    Frank-Wolfe on `log det M(p)`; at the optimum the worst leverage is d (Kiefer-Wolfowitz).
+    Frank-Wolfe on `log det M(p)`; at the optimum the largest leverage equals the rank d of X
+    (Kiefer-Wolfowitz).
 
     Args:
-      features: One row for each action (a, d).
-      iters: The most steps.
-      tol: Ends at a worst leverage of `(1 + tol) rank`.
+      X: Features of the actions in rows (a, d).
+      tol: Converged at a largest leverage of `(1 + tol) rank`.
+      max_steps: Maximum number of steps.
+      throw: Whether to raise if the tolerance is not reached.
 
     Returns:
-      Shares of the actions (a,), which sum to 1.
+      A `Solution` whose `value` are the shares of the actions (a,), with sum 1; `stats` holds
+      `n_iter` and `leverage`, the largest leverage before the last step over the rank.
+
+    Raises:
+      RuntimeError: If `throw` and the tolerance is not reached.
+      ValueError: If X is not a finite matrix.
 
     Reference:
       Kiefer and Wolfowitz, The equivalence of two extremum problems, 1960; Lattimore, Szepesvari
@@ -237,14 +275,15 @@ def g_optimal(features: ArrayLike, iters: int = 400, tol: float = 0.01) -> Float
     Example:
       >>> import jax.numpy as jnp
       >>> from sparsejax.contrib import bandits
-      >>> [round(p, 2) for p in bandits.g_optimal(jnp.array([[2.0, 0.0], [0.0, 1.0]])).tolist()]
+      >>> design = bandits.g_optimal(jnp.array([[2.0, 0.0], [0.0, 1.0]])).value
+      >>> [round(p, 2) for p in design.tolist()]
       [0.5, 0.5]
     """
-    Phi, _ = matrix_and_target(features, jnp.zeros(jnp.shape(features)[:1]), 1, "g_optimal(Phi)")
-    u, sizes, _ = jnp.linalg.svd(Phi, full_matrices=False)
+    X, _ = matrix_and_target(X, jnp.zeros(jnp.shape(X)[:1]), 1, "bandits.g_optimal(X)")
+    u, sizes, _ = jnp.linalg.svd(X, full_matrices=False)
     rank = max(int(jnp.sum(sizes > 1e-5 * sizes[0])), 1)
     Q = u[:, :rank]  # leverages do not depend on the basis
-    p = jnp.full(Phi.shape[0], 1 / Phi.shape[0], Phi.dtype)
+    p = jnp.full(X.shape[0], 1 / X.shape[0], X.dtype)
 
     def step(s):
         i, p, _ = s
@@ -254,20 +293,35 @@ def g_optimal(features: ArrayLike, iters: int = 400, tol: float = 0.01) -> Float
         gain = jnp.where(g > rank, (g / rank - 1) / jnp.maximum(g - 1, 1e-30), 0)
         return i + 1, (p * (1 - gain)).at[a].add(gain), g
 
-    keep_on = lambda s: (s[0] < iters) & (s[2] > (1 + tol) * rank)  # noqa: E731
-    return lax.while_loop(keep_on, step, (0, p, jnp.asarray(jnp.inf, Phi.dtype)))[1]
+    unfinished = lambda s: (s[0] < max_steps) & (s[2] > (1 + tol) * rank)  # noqa: E731
+    n, p, g = lax.while_loop(unfinished, step, (0, p, jnp.asarray(jnp.inf, X.dtype)))
+    result = code(jnp.isfinite(p).all(), g <= (1 + tol) * rank)
+    return finish("g_optimal", Solution(p, result, {"n_iter": n, "leverage": g / rank}), throw)
 
 
-def ols_bandit(features: ArrayLike, reward: Reward, iters: int = 400) -> LinearBandit:
+def ols_bandit(
+    X: ArrayLike,
+    reward: Reward,
+    *,
+    tol: float = 0.01,
+    max_steps: int = 10_000,
+    throw: bool = True,
+) -> Solution:
     """The dense baseline: a G-optimal design and weighted least squares, error `eps (1 + sqrt(d))`.
 
     Args:
-      features: One row for each action (a, d).
-      reward: Rewards (a,), or a function of the index of an action.
-      iters: Steps of `g_optimal`.
+      X: Features of the actions in rows (a, d).
+      reward: Rewards (a,), or a function from the index of an action to its reward.
+      tol: As for `g_optimal`.
+      max_steps: As for `g_optimal`.
+      throw: Whether to raise if the design does not converge.
 
     Returns:
-      A `LinearBandit`.
+      A `Solution` with a `LinearBandit` as `value` and the result and stats of `g_optimal`.
+
+    Raises:
+      RuntimeError: If `throw` and the design does not converge.
+      ValueError: If shapes do not match or data are not finite.
 
     Reference:
       Lattimore, Szepesvari and Weisz, Learning with Good Feature Representations, 2020, arXiv
@@ -276,44 +330,46 @@ def ols_bandit(features: ArrayLike, reward: Reward, iters: int = 400) -> LinearB
     Example:
       >>> import jax.numpy as jnp
       >>> from sparsejax.contrib import bandits
-      >>> bandits.ols_bandit(jnp.eye(2), jnp.array([0.5, 1.0])).action
+      >>> bandits.ols_bandit(jnp.eye(2), jnp.array([0.5, 1.0])).value.action
       1
     """
-    Phi, _, ask = _checked(features, reward, jnp.zeros((1, jnp.shape(features)[-1])))
-    p = g_optimal(Phi, iters)
+    X, _, ask = _checked(X, reward, jnp.zeros((1, jnp.shape(X)[-1])))
+    design = g_optimal(X, tol=tol, max_steps=max_steps, throw=False)
+    p = design.value
     asked = np.flatnonzero(np.asarray(p) > 0)
     y = jnp.stack([ask(jnp.asarray(a)) for a in asked])
     root = jnp.sqrt(p[asked])
-    theta = jnp.linalg.lstsq(Phi[asked] * root[:, None], y * root)[0]
-    return LinearBandit(int(jnp.argmax(Phi @ theta)), theta, asked)
+    theta = jnp.linalg.lstsq(X[asked] * root[:, None], y * root)[0]
+    value = LinearBandit(int(jnp.argmax(X @ theta)), theta, asked)
+    return finish("ols_bandit", Solution(value, design.result, design.stats), throw)
 
 
-def _greedy(Phi: Array, theta: Array) -> tuple[Array, Array]:
-    values = Phi @ theta
+def _greedy(X: Array, theta: Array) -> tuple[Array, Array]:
+    values = X @ theta
     a = jnp.argmax(values)
     return a, values[a]
 
 
-def _checked(features: Any, reward: Any, candidates: Any) -> tuple[Array, Array, Callable]:
-    """Features, parameters, and a function from an action to its reward that jit can call."""
-    call = "solve.parameter_elimination(features, rewards, solve.sparse_net(d, s, h), eps, h)"
+def _checked(X: Any, reward: Any, candidates: Any) -> tuple[Array, Array, Callable]:
+    """Features, parameters, and a function from an action to its reward that works under jit."""
+    call = "bandits.parameter_elimination(X, reward, bandits.sparse_net(d, s, h), eps, h)"
     if callable(reward):
-        Phi, _ = matrix_and_target(features, jnp.zeros(jnp.shape(features)[:1]), 1, call)
-        shape = jax.ShapeDtypeStruct((), Phi.dtype)
+        X, _ = matrix_and_target(X, jnp.zeros(jnp.shape(X)[:1]), 1, call)
+        shape = jax.ShapeDtypeStruct((), X.dtype)
 
         def host(a):
             r = float(np.asarray(reward(int(a))))
             if not math.isfinite(r):
-                raise ValueError(f"reward({int(a)}) is {r}; it must be a finite number.")
-            return np.asarray(r, Phi.dtype)
+                raise ValueError(f"reward({int(a)}) must be finite, got {r}.")
+            return np.asarray(r, X.dtype)
 
         ask = lambda a: io_callback(host, shape, a, ordered=True)  # noqa: E731
     else:
-        Phi, rewards = matrix_and_target(features, reward, 1, call)
+        X, rewards = matrix_and_target(X, reward, 1, call)
         ask = lambda a: rewards[a]  # noqa: E731
     theta, _ = matrix_and_target(candidates, jnp.zeros(jnp.shape(candidates)[:1]), 1, call)
-    if theta.shape[1] != Phi.shape[1]:
+    if theta.shape[1] != X.shape[1]:
         raise ValueError(
-            f"candidates must have {Phi.shape[1]} columns, as features have, got {theta.shape}."
+            f"candidates must have {X.shape[1]} columns like X, got {theta.shape}; as in {call}."
         )
-    return Phi, theta.astype(Phi.dtype), ask
+    return X, theta.astype(X.dtype), ask

@@ -1,4 +1,4 @@
-"""Finite sets of sparse parameters that come near every other."""
+"""Epsilon-nets of sparse parameters."""
 
 import itertools
 import math
@@ -9,10 +9,10 @@ LIMIT = 20_000_000
 
 
 def sphere_net(s: int, h: float) -> np.ndarray:
-    """Unit vectors so that none of dimension s is farther than h from one of them.
+    """An h-net of the unit sphere: every unit vector is within h of one of these vectors.
 
-    Points of a grid on the surface of a cube with `ceil(sqrt(s - 1) / h)` cells a side,
-    normalised, which brings points of norm >= 1 no farther apart.
+    A grid on the surface of a cube with `ceil(sqrt(s - 1) / h)` cells per side, normalised;
+    normalising points of norm >= 1 never increases their distances.
 
     Args:
       s: Dimension.
@@ -31,7 +31,7 @@ def sphere_net(s: int, h: float) -> np.ndarray:
         return np.array([[-1.0], [1.0]])
     cells = math.ceil(math.sqrt(s - 1) / h)
     if 2 * s * (cells + 1) ** (s - 1) * s > LIMIT:
-        raise ValueError(f"a net of radius {h} in {s} dimensions is too large; raise h.")
+        raise ValueError(f"sphere_net: radius {h} in {s} dimensions is too small; raise h.")
     grid = range(-cells, cells + 1, 2)
     faces = [
         (*rest[:i], side, *rest[i:])
@@ -43,19 +43,21 @@ def sphere_net(s: int, h: float) -> np.ndarray:
 
 
 def sparse_net(d: int, s: int, h: float, ball: bool = False) -> np.ndarray:
-    """`sphere_net` on every support of s of d entries: `O(C(d, s) s (2 sqrt(s) / h)^(s - 1))`.
+    """An h-net of s-sparse unit vectors: `sphere_net` on every support of size s.
+
+    Its size m is `O(C(d, s) s (2 sqrt(s) / h)^(s - 1))`.
 
     Args:
-      d: Number of entries.
-      s: How many are not 0; 0 gives the zero vector.
-      h: Radius of the net.
-      ball: Cover the unit ball instead of the sphere.
+      d: Dimension.
+      s: Size of the supports; 0 gives the zero vector.
+      h: Radius of the net, in Euclidean distance.
+      ball: Whether to cover the unit ball instead of the sphere.
 
     Returns:
-      An array (m, d), without repeats.
+      An array (m, d) of distinct rows, float64.
 
     Raises:
-      ValueError: If it would hold more than 20 million numbers.
+      ValueError: If s or h is out of range, or the net would hold more than 20 million numbers.
 
     Reference:
       Dong and Yang, Does Sparsity Help in Learning Misspecified Linear Bandits?, 2023, arXiv
@@ -67,7 +69,7 @@ def sparse_net(d: int, s: int, h: float, ball: bool = False) -> np.ndarray:
       (6, 3)
     """
     if d < 1 or not 0 <= s <= d:
-        raise ValueError(f"0 <= s <= d and d >= 1 must hold, got s={s} and d={d}.")
+        raise ValueError(f"sparse_net: 0 <= s <= d and d >= 1 must hold, got s={s} and d={d}.")
     if s == 0:
         return np.zeros((1, d))
     local = sphere_net(s, h / 2 if ball else h)
@@ -77,8 +79,8 @@ def sparse_net(d: int, s: int, h: float, ball: bool = False) -> np.ndarray:
     count = math.comb(d, s) * len(local)
     if count * d > LIMIT:
         raise ValueError(
-            f"the net would hold {count} vectors of length {d}, more than {LIMIT} numbers; it "
-            f"grows as d^s: raise h (now {h}) or use bandits.lasso_bandit."
+            f"sparse_net: the net of {count} vectors of length {d} must hold at most {LIMIT} "
+            f"numbers; its size grows as d^s: raise h (now {h}) or use bandits.lasso_bandit."
         )
     out = np.zeros((count, d))
     for i, support in enumerate(itertools.combinations(range(d), s)):

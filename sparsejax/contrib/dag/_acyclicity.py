@@ -1,4 +1,4 @@
-"""How far a weighted graph is from having no cycle, and the nearest graph that has none."""
+"""Acyclicity characterisations of weighted graphs, and thresholding to an acyclic graph."""
 
 import jax
 import jax.numpy as jnp
@@ -59,12 +59,12 @@ def _logdet(weights: Array, shift: ArrayLike, factors: tuple[Array, Array]) -> A
     return len(weights) * jnp.log(jnp.asarray(shift, weights.dtype)) - logdet
 
 
-def is_m_matrix(matrix: Float[Array, "d d"], tolerance: ArrayLike = 0.0) -> Bool[Array, ""]:
+def is_m_matrix(matrix: Float[Array, "d d"], tol: ArrayLike = 0.0) -> Bool[Array, ""]:
     r"""Whether a matrix with off-diagonal entries <= 0 is an M-matrix: its inverse is >= 0.
 
     Args:
       matrix: A square matrix.
-      tolerance: Entries of the inverse above `-tolerance` count as non-negative.
+      tol: Entries of the inverse of at least `-tol` count as non-negative.
 
     Returns:
       A boolean scalar; False for a singular matrix.
@@ -82,7 +82,7 @@ def is_m_matrix(matrix: Float[Array, "d d"], tolerance: ArrayLike = 0.0) -> Bool
     """
     inverse = jnp.linalg.inv(matrix)
     off_diagonal = matrix * (1 - jnp.eye(len(matrix), dtype=matrix.dtype))
-    return (jnp.max(off_diagonal) <= 0) & (jnp.min(inverse) >= -jnp.asarray(tolerance))
+    return (jnp.max(off_diagonal) <= 0) & (jnp.min(inverse) >= -jnp.asarray(tol))
 
 
 def expm_acyclicity(weights: Float[Array, "d d"]) -> Float[Array, ""]:
@@ -130,13 +130,13 @@ def polynomial_acyclicity(weights: Float[Array, "d d"]) -> Float[Array, ""]:
 
 
 def is_acyclic(adjacency: Shaped[Array, "d d"]) -> Bool[Array, ""]:
-    r"""Whether a directed graph has no cycle (and no loop), by squaring its reachability.
+    r"""Whether a directed graph is acyclic, by repeated squaring of its reachability matrix.
 
     Args:
-      adjacency: (d, d); entries that are not zero are edges.
+      adjacency: Adjacency matrix (d, d); non-zero entries are edges.
 
     Returns:
-      A boolean scalar.
+      A boolean scalar; False for a graph with self-loops.
 
     Example:
       >>> import jax.numpy as jnp
@@ -157,18 +157,18 @@ def is_acyclic(adjacency: Shaped[Array, "d d"]) -> Bool[Array, ""]:
 def threshold_to_dag(
     weights: Float[Array, "d d"], threshold: ArrayLike = 0.3
 ) -> Float[Array, "d d"]:
-    r"""Sets small weights to zero, and then the smallest remaining ones until no cycle is left.
+    r"""Prunes small weights, then the smallest remaining ones until the graph is acyclic.
 
-    Weights with `|w| <= threshold` go; then the smallest |w| one after the other, whether it lies
-    on a cycle or not, while there is a cycle. How many is found by bisection: fewer edges never
-    make a cycle. Among equal weights those of the lowest index stay.
+    Weights with `|w| <= threshold` are set to zero. Then the weights of smallest modulus are pruned
+    one by one, on a cycle or not, while the graph has a cycle. Bisection finds how many, since
+    removing edges never creates a cycle. Among equal weights those of the lowest index are kept.
 
     Args:
       weights: Weighted adjacency matrix (d, d); NaN counts as no edge.
       threshold: >= 0.
 
     Returns:
-      The weights of an acyclic graph; what stays is unchanged.
+      The weights of an acyclic graph; weights that are kept are unchanged.
 
     Reference:
       Ng et al., On the Role of Sparsity and DAG Constraints for Learning Linear DAGs, 2020
@@ -188,7 +188,7 @@ def threshold_to_dag(
         return jnp.where((place < kept) & (size > 0), weights, 0)
 
     def halve(_, bounds):
-        low, high = bounds  # low edges have no cycle, more than high have one
+        low, high = bounds  # low edges are acyclic, more than high are not
         middle = (low + high + 1) // 2
         fine = is_acyclic(first(middle))
         return jnp.where(fine, middle, low), jnp.where(fine, high, middle - 1)

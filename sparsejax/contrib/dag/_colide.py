@@ -1,4 +1,4 @@
-"""Linear acyclic graphs by sparse regression, with the scale of the noise estimated along."""
+"""Linear acyclic graphs by sparse regression, with joint estimation of the noise scale."""
 
 from typing import Any, Literal, NamedTuple, cast
 
@@ -7,38 +7,29 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
-from jax.core import Tracer
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
-from ...solve._duality import check_number
+from ..._arguments import check_strength, known
+from ..._solution import code, finish
+from ...solve import Solution
 from ._acyclicity import logdet_acyclicity, threshold_to_dag
 
 Scale = Literal["equal", "unequal", "fixed"]
 
 
 class DAGFit(NamedTuple):
-    """A linear acyclic graph; the last five have one entry for each stage of the path.
+    """A linear acyclic graph, the `value` of `colide` and `dagma`.
 
     Attributes:
       weights: Weighted adjacency matrix (d, d) of an acyclic graph; `weights[i, j]` is i -> j.
       scale: Standard deviations of the noise, a scalar or (d,).
-      raw: The weights before they were thresholded.
-      objective: `mu S(W, scale) + h_s(W)` where the stage ended.
-      acyclicity: `h_s(W)` where the stage ended.
-      steps: Steps taken since the stage (last) began.
-      learning_rate: What is left of the learning rate; it is halved when a step leaves the domain.
-      converged: Whether the stage ended by its tolerance; if not, it ran out of steps.
+      raw: The weights before thresholding.
     """
 
     weights: Float[Array, "d d"]
     scale: Float[Array, "..."]
     raw: Float[Array, "d d"]
-    objective: Float[Array, " stages"]
-    acyclicity: Float[Array, " stages"]
-    steps: Int[Array, " stages"]
-    learning_rate: Float[Array, " stages"]
-    converged: Bool[Array, " stages"]
 
 
 def colide(
@@ -50,47 +41,52 @@ def colide(
     threshold: ArrayLike = 0.3,
     path: tuple[float, ...] = (1.0, 0.1, 0.01, 0.001),
     shifts: tuple[float, ...] = (1.0, 0.9, 0.8, 0.7),
-    max_steps: tuple[int, ...] = (20_000, 20_000, 20_000, 70_000),
     learning_rate: ArrayLike = 3e-4,
-    tolerance: float | None = None,
-    check_every: int = 1000,
     scale_floor: ArrayLike = 0.01,
-) -> DAGFit:
-    r"""Concomitant linear DAG estimation: weights and noise levels of `X = X W + Z` together.
+    tol: float | None = None,
+    max_steps: tuple[int, ...] = (20_000, 20_000, 20_000, 70_000),
+    check_every: int = 1000,
+    throw: bool = True,
+) -> Solution:
+    r"""Concomitant linear DAG estimation: joint estimation of weights and noise in `X = X W + Z`.
 
     Stage k of the path minimises `mu_k S(W, sigma) + h_s(W)` with `Q = (I - W)^T C (I - W)` and
 
       `S = sum_j Q_jj / (2 sigma_j) + sum_j sigma_j / 2 + strength ||W||_1`
 
-    by Adam steps on W and, after each, the minimiser `sigma_j = sqrt(Q_jj)` (or for equal variances
-    `sqrt(tr Q / d)`), where h is `logdet_acyclicity`. Since residuals are measured in units of
-    their own scale, one strength serves all noise levels. Everything is of fixed shape: the
-    function may be jitted with its tuples closed over, and mapped over data sets.
+    where h is `logdet_acyclicity`. Each Adam step on W is followed by the exact minimiser
+    `sigma_j = sqrt(Q_jj)` (for equal variances `sqrt(tr Q / d)`). Residuals are measured in units
+    of their own scale, so that one strength serves all noise levels. All shapes are static: the
+    function can be jitted with its tuples closed over, and mapped over data sets.
 
-    A step that leaves the domain of h is halved. The samples are centred in a copy, and never
-    standardised: their scales are what tells directions apart. float64 is advised.
+    A step that leaves the domain of h is halved. The samples are centred in a copy and never
+    standardised, since their scales identify edge directions. float64 is recommended.
 
     Args:
       samples: Samples in rows (n, d), or their covariance (d, d) if `precomputed`.
       strength: Weight of the l1 norm, about `sqrt(log d / n)`.
-      equal_variance: One noise level for all nodes (CoLiDE-EV) or one for each (CoLiDE-NV).
+      equal_variance: One noise level for all nodes (CoLiDE-EV) or one per node (CoLiDE-NV).
       precomputed: Whether `samples` is the covariance matrix.
-      threshold: Weights up to this modulus are set to zero at the end.
-      path: Weights mu of the score, falling.
-      shifts: s of the acyclicity of each stage.
-      max_steps: Largest number of steps of each stage.
-      learning_rate: Of Adam, at the beginning of each stage.
-      tolerance: A stage ends when the objective changes by less than this share between two
-        checks; by default 1e-6, in float32 1e-4.
+      threshold: Final weights up to this modulus are set to zero.
+      path: Weights mu of the score, decreasing.
+      shifts: Shift s of the acyclicity function in each stage.
+      learning_rate: Initial learning rate of Adam in each stage.
+      scale_floor: Lower bound of the scales, as a fraction of those at W = 0; 0 for no bound.
+      tol: A stage has converged when the objective changes by less than this fraction between two
+        checks; 1e-6 by default, 1e-4 in float32.
+      max_steps: Maximum number of steps of each stage.
       check_every: Steps between two checks.
-      scale_floor: The scales are kept above this share of those of W = 0, so that they cannot
-        vanish; 0 for no floor.
+      throw: Whether to raise if the last stage does not converge (outside jit).
 
     Returns:
-      A `DAGFit`.
+      A `Solution` whose `value` is a `DAGFit`. `result` is that of the last stage: the earlier
+      stages only initialise it. `stats` has one entry per stage: `objective`
+      (`mu S(W, sigma) + h_s(W)`), `acyclicity` (`h_s(W)`), `n_iter` (steps since the stage last
+      began), `learning_rate` (halved whenever a step left the domain) and `stage_result`.
 
     Raises:
-      ValueError: If the samples are no finite matrix, their squares overflow or vanish, a
+      RuntimeError: If `throw` and the last stage does not converge.
+      ValueError: If the samples are not a finite matrix, their squares overflow or underflow, a
         covariance is not symmetric, or the tuples are empty or differ in length.
 
     Reference:
@@ -101,8 +97,8 @@ def colide(
       >>> import jax, jax.numpy as jnp
       >>> from sparsejax.contrib import dag
       >>> truth = jnp.array([[0.0, 1.5, 0.0], [0.0, 0.0, -1.0], [0.0, 0.0, 0.0]])
-      >>> samples = dag.sample_sem(jax.random.key(0), truth, 1000, scale=2.0)
-      >>> fit = dag.colide(samples, max_steps=(2000, 2000, 2000, 2000), learning_rate=2e-3)
+      >>> samples = dag.sample_sem(truth, 1000, scale=2.0, key=jax.random.key(0))
+      >>> fit = dag.colide(samples, max_steps=(2000, 2000, 2000, 3000), learning_rate=2e-3).value
       >>> (fit.weights != 0).astype(int).tolist(), round(float(fit.scale), 1)
       ([[0, 1, 0], [0, 0, 1], [0, 0, 0]], 2.0)
     """
@@ -118,7 +114,8 @@ def colide(
     stages = _stages("colide", spread, path, shifts, max_steps, learning_rate)
     kind = "equal" if equal_variance else "unequal"
     start = jnp.maximum(start, problem.floor)
-    return _fit(problem, start, stages, threshold, kind, tolerance, check_every)
+    found = _fit(problem, start, stages, threshold, kind, tol, check_every)
+    return finish("colide", found, throw)
 
 
 def dagma(
@@ -129,33 +126,36 @@ def dagma(
     threshold: ArrayLike = 0.3,
     path: tuple[float, ...] = (1.0, 0.1, 0.01, 0.001, 0.0001),
     shifts: tuple[float, ...] = (1.0, 0.9, 0.8, 0.7, 0.6),
-    max_steps: tuple[int, ...] = (30_000, 30_000, 30_000, 30_000, 60_000),
     learning_rate: ArrayLike = 3e-4,
-    tolerance: float | None = None,
+    tol: float | None = None,
+    max_steps: tuple[int, ...] = (30_000, 30_000, 30_000, 30_000, 60_000),
     check_every: int = 1000,
-) -> DAGFit:
-    r"""Linear DAGs by least squares: `colide` with all noise levels held at 1.
+    throw: bool = True,
+) -> Solution:
+    r"""Linear DAGs by least squares: `colide` with all noise levels fixed at 1.
 
-    Stage k of the path minimises `mu_k (tr(Q) / 2 + strength ||W||_1) + h_s(W)`. The strength has
-    to be chosen for the noise level.
+    Stage k of the path minimises `mu_k (tr(Q) / 2 + strength ||W||_1) + h_s(W)`. The strength
+    depends on the noise level.
 
     Args:
       samples: Samples in rows (n, d), or their covariance (d, d) if `precomputed`.
       strength: Weight of the l1 norm.
       precomputed: Whether `samples` is the covariance matrix.
-      threshold: Weights up to this modulus are set to zero at the end.
-      path: Weights mu of the score, falling.
-      shifts: s of the acyclicity of each stage.
-      max_steps: Largest number of steps of each stage.
-      learning_rate: Of Adam, at the beginning of each stage.
-      tolerance: As in `colide`.
+      threshold: Final weights up to this modulus are set to zero.
+      path: Weights mu of the score, decreasing.
+      shifts: Shift s of the acyclicity function in each stage.
+      learning_rate: Initial learning rate of Adam in each stage.
+      tol: As in `colide`.
+      max_steps: Maximum number of steps of each stage.
       check_every: Steps between two checks.
+      throw: Whether to raise if the last stage does not converge (outside jit).
 
     Returns:
-      A `DAGFit` whose scale is 1.
+      A `Solution` as returned by `colide`; its scale is 1.
 
     Raises:
-      ValueError: If the samples are no finite matrix, their squares overflow or vanish, a
+      RuntimeError: If `throw` and the last stage does not converge.
+      ValueError: If the samples are not a finite matrix, their squares overflow or underflow, a
         covariance is not symmetric, or the tuples are empty or differ in length.
 
     Reference:
@@ -165,8 +165,8 @@ def dagma(
       >>> import jax, jax.numpy as jnp
       >>> from sparsejax.contrib import dag
       >>> truth = jnp.array([[0.0, 1.5], [0.0, 0.0]])
-      >>> samples = dag.sample_sem(jax.random.key(0), truth, 1000)
-      >>> fit = dag.dagma(samples, max_steps=(1000,) * 5, learning_rate=2e-3)
+      >>> samples = dag.sample_sem(truth, 1000, key=jax.random.key(0))
+      >>> fit = dag.dagma(samples, max_steps=(1000,) * 4 + (3000,), learning_rate=2e-3).value
       >>> (fit.weights != 0).astype(int).tolist()
       [[0, 1], [0, 0]]
     """
@@ -174,7 +174,8 @@ def dagma(
     start = jnp.ones(len(covariance), covariance.dtype)
     problem = _Problem(covariance, _number(strength, covariance), start)
     stages = _stages("dagma", covariance, path, shifts, max_steps, learning_rate)
-    return _fit(problem, start, stages, threshold, "fixed", tolerance, check_every)
+    found = _fit(problem, start, stages, threshold, "fixed", tol, check_every)
+    return finish("dagma", found, throw)
 
 
 class _Problem(NamedTuple):
@@ -191,7 +192,7 @@ class _Stages(NamedTuple):
 
 
 class _State(NamedTuple):
-    """Where a stage stands. `pull` is `C (I - W)`, which scale and next gradient share."""
+    """State of a stage. `pull` is `C (I - W)`, shared by the scale and the next gradient."""
 
     weights: Array
     scale: Array
@@ -210,32 +211,40 @@ class _State(NamedTuple):
 _adam = optax.scale_by_adam(b1=0.99, b2=0.999, eps=1e-8)
 
 
-def _fit(problem, start, stages, threshold, kind: Scale, tolerance, check_every) -> DAGFit:
-    """Sees to what is static, so that the core compiles once for all numbers."""
+def _fit(problem, start, stages, threshold, kind: Scale, tol, check_every) -> Solution:
+    """Separates static from numeric arguments, so that new numbers do not recompile."""
     if check_every < 1:
         raise ValueError(f"check_every must be >= 1, got {check_every}; 1000 for example.")
     low = problem.covariance.dtype != jnp.float64
     domain = 1e-4 if low else 1e-6  # how negative an inverse may be by rounding
-    tolerance = domain if tolerance is None else tolerance
-    return _run(problem, start, stages, threshold, tolerance, domain, kind, check_every)
+    tol = domain if tol is None else tol
+    return _run(problem, start, stages, threshold, tol, domain, kind, check_every)
 
 
 @jax.jit(static_argnames=("kind", "check_every"))
-def _run(problem, start, stages, threshold, tolerance, domain, kind: Scale, check_every) -> DAGFit:
+def _run(problem, start, stages, threshold, tol, domain, kind: Scale, check_every) -> Solution:
     def follow(point, stage):
-        state = _minimise(problem, point, stage, tolerance, domain, kind, check_every)
+        state = _minimise(problem, point, stage, tol, domain, kind, check_every)
         h = logdet_acyclicity(state.weights, state.shift)
-        out = state.objective, h, state.steps, state.rate, state.converged
-        return (state.weights, state.scale), out
+        finite = jnp.isfinite(state.objective) & jnp.isfinite(state.weights).all()
+        stats = {
+            "objective": state.objective,
+            "acyclicity": h,
+            "n_iter": state.steps,
+            "learning_rate": state.rate,
+            "stage_result": code(finite, state.converged),
+        }
+        return (state.weights, state.scale), stats
 
     weights = jnp.zeros_like(problem.covariance)
-    (raw, scale), history = lax.scan(follow, (weights, start), stages)
+    (raw, scale), stats = lax.scan(follow, (weights, start), stages)
     scale = scale if kind == "unequal" else scale[0]
-    return DAGFit(threshold_to_dag(raw, threshold), scale, raw, *history)
+    fit = DAGFit(threshold_to_dag(raw, threshold), scale, raw)
+    return Solution(fit, stats["stage_result"][-1], stats)
 
 
-def _minimise(problem, point, stage: _Stages, tolerance, domain, kind: Scale, every) -> _State:
-    """One stage: steps until a check is due, the check, and so on until it has converged."""
+def _minimise(problem, point, stage: _Stages, tol, domain, kind: Scale, every) -> _State:
+    """One stage: alternates blocks of steps with a check for convergence."""
     begin = _begin(problem, point, stage)
 
     def until_due(state: _State) -> _State:
@@ -250,7 +259,7 @@ def _minimise(problem, point, stage: _Stages, tolerance, domain, kind: Scale, ev
         state = until_due(state)
         new = _objective(problem, state, stage.mu, kind)
         change = jnp.abs((state.objective - new) / state.objective)
-        met = state.due & (change <= tolerance)
+        met = state.due & (change <= tol)
         last = state.steps >= stage.max_steps
         return state._replace(objective=new, converged=met, done=state.done | met | last)
 
@@ -277,7 +286,7 @@ def _begin(problem: _Problem, point, stage: _Stages) -> _State:
 
 
 def _step(problem, begin: _State, stage, state: _State, domain, kind: Scale, every) -> _State:
-    """A step of Adam; outside the domain, half the last step, or the stage from its beginning."""
+    """A step of Adam; outside the domain, halves the last step or restarts the stage."""
     eye = jnp.eye(len(state.weights), dtype=state.weights.dtype)
     inverse = jnp.linalg.inv(state.shift * eye - state.weights**2)
     inside = jnp.min(inverse) >= -domain  # False for NaN
@@ -287,7 +296,7 @@ def _step(problem, begin: _State, stage, state: _State, domain, kind: Scale, eve
     gradient += 2 * state.weights * inverse.T
     direction, adam = cast(tuple[Array, Any], _adam.update(gradient, state.adam))
 
-    # direction = 0 and weights = those of the beginning: a stage that starts anew.
+    # A restarted stage has direction = 0 and its initial weights.
     old = _pick(again, begin, state)
     rate = jnp.where(inside, state.rate, state.rate / 2)
     move = jnp.where(inside, -rate * direction, (state.rate - rate) * old.direction)
@@ -314,7 +323,7 @@ def _pick(condition: Array, yes: Any, no: Any) -> Any:
 
 
 def _variances(weights: Array, pull: Array) -> Array:
-    """The diagonal of Q, of which nothing else is needed."""
+    """The diagonal of Q."""
     return jnp.sum((jnp.eye(len(weights), dtype=weights.dtype) - weights) * pull, axis=0)
 
 
@@ -338,27 +347,27 @@ def _covariance(caller: str, samples: ArrayLike, precomputed: bool) -> Array:
     x = jnp.asarray(samples)
     if x.ndim != 2 or not x.size or (precomputed and x.shape[0] != x.shape[1]):
         shape = "a covariance (d, d)" if precomputed else "samples in rows (n, d)"
-        raise ValueError(f"{caller} needs {shape}, got shape {x.shape}.")
+        raise ValueError(f"{caller}: samples must be {shape}, got shape {x.shape}.")
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    if not isinstance(x, Tracer) and not np.isfinite(np.asarray(x)).all():
-        raise ValueError(f"{caller}: there are values that are not finite in {x.shape} samples.")
-    if not precomputed and not isinstance(x, Tracer) and _like_covariance(np.asarray(x)):
+    if known(x) and not np.isfinite(np.asarray(x)).all():
+        raise ValueError(f"{caller}: samples of shape {x.shape} hold values that are not finite.")
+    if not precomputed and known(x) and _like_covariance(np.asarray(x)):
         raise ValueError(
-            f"{caller}: samples of shape {x.shape} are symmetric and positive semi-definite, as a "
-            f"covariance is: {caller}(covariance, precomputed=True)."
+            f"{caller}: samples of shape {x.shape} are symmetric and positive semi-definite, like "
+            f"a covariance; use {caller}(covariance, precomputed=True)."
         )
     if precomputed:
         covariance = x
     else:
         x = x - jnp.mean(x, axis=0)
         covariance = x.T @ x / len(x)
-    if not isinstance(covariance, Tracer):
+    if known(covariance):
         _check_covariance(caller, np.asarray(covariance), bool(np.asarray(x).any()))
     return covariance
 
 
 def _like_covariance(x: np.ndarray) -> bool:
-    """Whether what is said to be samples is a covariance with some correlation."""
+    """Whether the samples look like a covariance matrix with correlated variables."""
     if x.shape[0] != x.shape[1] or (x != x.T).any() or not np.triu(x, 1).any():
         return False
     values = np.linalg.eigvalsh(x)
@@ -371,12 +380,11 @@ def _check_covariance(caller: str, covariance: np.ndarray, varies: bool) -> None
         raise ValueError(f"{caller}: squares are out of {covariance.dtype}'s range; rescale.")
     slack = 1e-4 * np.abs(covariance).max()
     if (variances < 0).any() or (np.abs(covariance - covariance.T) > slack).any():
-        raise ValueError(f"{caller}: a covariance must be symmetric, its diagonal >= 0.")
+        raise ValueError(f"{caller}: a covariance must be symmetric with a diagonal >= 0.")
 
 
 def _stages(caller, like: Array, path, shifts, max_steps, rate) -> _Stages:
-    known_numbers = not any(isinstance(x, Tracer) for x in (*path, *shifts))
-    if known_numbers and not all(x > 0 for x in (*path, *shifts)):
+    if known(*path, *shifts) and not all(x > 0 for x in (*path, *shifts)):
         raise ValueError(f"{caller}: path and shifts must be > 0, got {path} and {shifts}.")
     if not 1 <= len(path) == len(shifts) == len(max_steps):
         raise ValueError(
@@ -390,7 +398,7 @@ def _stages(caller, like: Array, path, shifts, max_steps, rate) -> _Stages:
 
 
 def _number(x: ArrayLike, like: Array) -> Array:
-    check_number("strength", x, (), like.dtype)
+    check_strength("strength", x, (), like.dtype)
     return jnp.asarray(x, like.dtype)
 
 

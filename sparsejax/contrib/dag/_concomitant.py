@@ -1,34 +1,29 @@
-"""Sparse regression in units of its own noise: coefficients and scale together."""
+"""The concomitant lasso: joint estimation of coefficients and noise scale."""
 
 from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
+from ..._arguments import check_strength, matrix_and_target
+from ..._arrays import Units, largest_eigenvalue, magnitude
+from ..._solution import code, finish
 from ...prox import l1
-from ...solve._algebra import magnitude
-from ...solve._dictionary import largest_eigenvalue
-from ...solve._duality import Units, check_number, matrix_and_target
+from ...solve import Solution
 
 
 class ConcomitantFit(NamedTuple):
-    """Coefficients and the scale of the noise.
+    """Coefficients and noise scale, the `value` of `concomitant_lasso`.
 
     Attributes:
-      coefficients: (features,).
-      scale: The estimated standard deviation of the noise.
-      objective: Its value.
-      steps: Steps taken.
-      converged: Whether no coefficient moved by more than the tolerance in the last step.
+      coefficients: Regression coefficients (p,).
+      scale: Estimated standard deviation of the noise.
     """
 
-    coefficients: Float[Array, " features"]
+    coefficients: Float[Array, " p"]
     scale: Float[Array, ""]
-    objective: Float[Array, ""]
-    steps: Int[Array, ""]
-    converged: Bool[Array, ""]
 
 
 def noise_scale(residual: Float[Array, "n ..."], floor: ArrayLike = 0.0) -> Float[Array, "..."]:
@@ -38,10 +33,10 @@ def noise_scale(residual: Float[Array, "n ..."], floor: ArrayLike = 0.0) -> Floa
 
     Args:
       residual: Residuals along the first axis.
-      floor: The smallest scale, which keeps the problem smooth.
+      floor: Lower bound of the scale, which keeps the problem smooth.
 
     Returns:
-      A scale for each column.
+      One scale per column.
 
     Reference:
       Ndiaye et al., Efficient Smoothed Concomitant Lasso Estimation, 2016 (arXiv 1606.02702).
@@ -56,35 +51,41 @@ def noise_scale(residual: Float[Array, "n ..."], floor: ArrayLike = 0.0) -> Floa
 
 
 def concomitant_lasso(
-    features: ArrayLike,
-    target: ArrayLike,
+    X: ArrayLike,
+    y: ArrayLike,
     strength: ArrayLike,
     *,
     floor: ArrayLike | None = None,
+    w0: ArrayLike | None = None,
+    tol: ArrayLike = 1e-6,
     max_steps: int = 10_000,
-    tolerance: ArrayLike = 1e-6,
-) -> ConcomitantFit:
-    r"""The smoothed concomitant lasso: a strength that does not depend on the noise level.
+    throw: bool = True,
+) -> Solution:
+    r"""The smoothed concomitant lasso, whose strength does not depend on the noise level.
 
-    Minimises `||y - X b||^2 / (2 n sigma) + sigma / 2 + strength ||b||_1` over b and
-    `sigma >= floor`, which is jointly convex, by a proximal gradient step in b and the exact
-    sigma, in turn.
+    Minimises `||y - X w||^2 / (2 n sigma) + sigma / 2 + strength ||w||_1` over w and
+    `sigma >= floor`. The problem is jointly convex; proximal gradient steps in w alternate with
+    exact minimisation over sigma.
 
     Args:
-      features: X (n, features).
-      target: y (n,), centred if there is to be an intercept.
-      strength: About `sqrt(log(features) / n)`, whatever the noise. At 0 the coefficients are least
-        squares, at infinity 0.
-      floor: The smallest scale; by default a hundredth of that of y.
-      max_steps: The largest number of steps.
-      tolerance: Stop when no coefficient moves by more than this share of the largest.
+      X: Design matrix (n, p).
+      y: Target (n,); centre X and y for an intercept.
+      strength: Weight of the l1 norm, about `sqrt(log(p) / n)` at every noise level. 0 gives least
+        squares, infinity gives zeros.
+      floor: Lower bound of sigma; a hundredth of the scale of y by default.
+      w0: Initial coefficients (p,); zeros by default.
+      tol: Converged when no coefficient changes by more than this fraction of the largest one.
+      max_steps: Maximum number of proximal gradient steps.
+      throw: Whether to raise if the tolerance is not reached (outside jit).
 
     Returns:
-      A `ConcomitantFit`; for a target of zeros the scale is the smallest float.
+      A `Solution` whose `value` is a `ConcomitantFit`; `stats` holds `objective` and `n_iter`. If
+      y is zero, the scale is the smallest positive float.
 
     Raises:
-      ValueError: If features and target differ in length, are empty or not finite, or a number is
-        negative.
+      RuntimeError: If `throw` and the tolerance is not reached.
+      ValueError: If X and y differ in length, are empty or not finite, w0 has the wrong shape, or
+        a number is negative.
 
     Reference:
       Ndiaye et al., Efficient Smoothed Concomitant Lasso Estimation, 2016 (arXiv 1606.02702).
@@ -92,38 +93,50 @@ def concomitant_lasso(
     Example:
       >>> import jax
       >>> from sparsejax.contrib import dag
-      >>> x = jax.random.normal(jax.random.key(0), (200, 10))
-      >>> y = 3.0 * x[:, 0] + jax.random.normal(jax.random.key(1), (200,))
-      >>> fit = dag.concomitant_lasso(x, y, 0.2)
+      >>> X = jax.random.normal(jax.random.key(0), (200, 10))
+      >>> y = 3.0 * X[:, 0] + jax.random.normal(jax.random.key(1), (200,))
+      >>> fit = dag.concomitant_lasso(X, y, 0.2).value
       >>> (fit.coefficients != 0).astype(int).tolist(), 0.8 < float(fit.scale) < 1.2
       ([1, 0, 0, 0, 0, 0, 0, 0, 0, 0], True)
     """
-    call = "dag.concomitant_lasso(X, y, 0.1)"
-    features, target = matrix_and_target(features, target, 1, call)
-    check_number("strength", strength, (), target.dtype)
+    X, y = matrix_and_target(X, y, 1, "dag.concomitant_lasso(X, y, 0.1)")
+    check_strength("strength", strength, (), y.dtype)
     # With X and y of size 1 no square leaves the range of floats.
-    units = Units(magnitude(features), magnitude(target))
-    features, target = features / units.X, target / units.y
-    strength = jnp.asarray(strength, target.dtype) / units.X
-    n = len(target)
+    units = Units(magnitude(X), magnitude(y))
+    X, y = X / units.X, y / units.y
+    strength = jnp.asarray(strength, y.dtype) / units.X
+    start = _start(w0, X, units)
     if floor is not None:
-        check_number("floor", floor, (), target.dtype)
-    floor = noise_scale(target) / 100 if floor is None else jnp.asarray(floor) / units.y
-    floor = jnp.maximum(jnp.asarray(floor, target.dtype), jnp.finfo(target.dtype).tiny)
-    curvature = largest_eigenvalue(features) / n
+        check_strength("floor", floor, (), y.dtype)
+    floor = noise_scale(y) / 100 if floor is None else jnp.asarray(floor) / units.y
+    floor = jnp.maximum(jnp.asarray(floor, y.dtype), jnp.finfo(y.dtype).tiny)
+    curvature = largest_eigenvalue(X) / len(y)
     penalty = l1(strength)
 
     def move(state):
-        b, scale, taken, _ = state
-        gradient = features.T @ (features @ b - target) / n
-        new = penalty.prox(b - gradient / curvature, scale / curvature)
-        small = tolerance * jnp.maximum(jnp.max(jnp.abs(new)), 1e-30)
-        rest = jnp.max(jnp.abs(new - b)) <= small
-        return new, noise_scale(target - features @ new, floor), taken + 1, rest
+        w, scale, taken, _ = state
+        gradient = X.T @ (X @ w - y) / len(y)
+        new = penalty.prox(w - gradient / curvature, scale / curvature)
+        small = tol * jnp.maximum(jnp.max(jnp.abs(new)), 1e-30)
+        done = jnp.max(jnp.abs(new - w)) <= small
+        return new, noise_scale(y - X @ new, floor), taken + 1, done
 
-    start = jnp.zeros(features.shape[1], target.dtype)
-    begin = start, noise_scale(target, floor), jnp.zeros((), jnp.int32), jnp.array(False)
-    b, scale, taken, rest = lax.while_loop(lambda s: (s[2] < max_steps) & ~s[3], move, begin)
-    residual = target - features @ b
-    objective = jnp.mean(residual**2) / (2 * scale) + scale / 2 + penalty.value(b)
-    return ConcomitantFit(units.outside(b), scale * units.y, objective * units.y, taken, rest)
+    begin = start, noise_scale(y - X @ start, floor), jnp.zeros((), jnp.int32), jnp.array(False)
+    w, scale, taken, done = lax.while_loop(lambda s: (s[2] < max_steps) & ~s[3], move, begin)
+    objective = jnp.mean((y - X @ w) ** 2) / (2 * scale) + scale / 2 + penalty.value(w)
+    value = ConcomitantFit(units.outside(w), scale * units.y)
+    finite = jnp.isfinite(value.coefficients).all() & jnp.isfinite(value.scale)
+    stats = {"objective": objective * units.y, "n_iter": taken}
+    return finish("concomitant_lasso", Solution(value, code(finite, done), stats), throw)
+
+
+def _start(w0: ArrayLike | None, X: Array, units: Units) -> Array:
+    if w0 is None:
+        return jnp.zeros(X.shape[1], X.dtype)
+    w = jnp.asarray(w0, X.dtype)
+    if w.shape != X.shape[1:]:
+        raise ValueError(
+            f"concomitant_lasso: w0 must have shape {X.shape[1:]}, got {w.shape}; one number per "
+            "column of X."
+        )
+    return units.inside(w)

@@ -1,4 +1,4 @@
-"""How well a directed graph has been found: SHD, SID, rates of edges."""
+"""Metrics of estimated directed graphs: SHD, SID, edge rates."""
 
 from typing import NamedTuple
 
@@ -8,14 +8,15 @@ from numpy.typing import ArrayLike
 
 
 class EdgeScores(NamedTuple):
-    """How the edges of an estimated graph compare with those of the true one.
+    """Edge-level agreement of an estimated graph with the true one.
 
     Attributes:
-      true_positive_rate: Edges found with their direction, over the true edges.
-      false_discovery_rate: Reversed and false edges, over the estimated ones.
-      false_positive_rate: Reversed and false edges, over the pairs that are no true edge.
-      reversed: The number of edges found the wrong way round.
-      estimated: The number of estimated edges.
+      true_positive_rate: Correctly directed edges, as a fraction of the true edges.
+      false_discovery_rate: Reversed and false edges, as a fraction of the estimated edges.
+      false_positive_rate: Reversed and false edges, as a fraction of the pairs without a true
+        edge.
+      reversed: Number of estimated edges with the wrong direction.
+      estimated: Number of estimated edges.
     """
 
     true_positive_rate: float
@@ -29,14 +30,15 @@ def edge_scores(estimate: ArrayLike, truth: ArrayLike) -> EdgeScores:
     r"""TPR, FDR and FPR of the edges of an estimated graph.
 
     Args:
-      estimate: Adjacency matrix (d, d); entries that are not zero are edges `i -> j`.
+      estimate: Adjacency matrix (d, d); non-zero entries are edges `i -> j`.
       truth: Adjacency matrix of the true graph.
 
     Returns:
-      An `EdgeScores`; rates over no edges are 0, except that a truth without edges is all found.
+      An `EdgeScores`; rates over zero edges are 0, except for the true positive rate of a true
+      graph without edges, which is 1.
 
     Raises:
-      ValueError: If the two are not square matrices of one size, hold NaN.
+      ValueError: If the two are not square matrices of the same size or hold NaN.
 
     Reference:
       Zheng et al., DAGs with NO TEARS, 2018 (arXiv 1803.01422).
@@ -56,17 +58,17 @@ def edge_scores(estimate: ArrayLike, truth: ArrayLike) -> EdgeScores:
 
 
 def shd(estimate: ArrayLike, truth: ArrayLike) -> int:
-    r"""Structural Hamming distance: edges to add, remove or reverse, a reversal counts once.
+    r"""Structural Hamming distance: edges to add, remove or reverse; a reversal counts once.
 
     Args:
-      estimate: Adjacency matrix (d, d); entries that are not zero are edges `i -> j`.
+      estimate: Adjacency matrix (d, d); non-zero entries are edges `i -> j`.
       truth: Adjacency matrix of the true graph.
 
     Returns:
       The number of pairs of nodes between which the two graphs differ.
 
     Raises:
-      ValueError: If the two are not square matrices of one size, hold NaN.
+      ValueError: If the two are not square matrices of the same size or hold NaN.
 
     Reference:
       Tsamardinos et al., The max-min hill-climbing Bayesian network structure learning algorithm,
@@ -93,7 +95,7 @@ def shd_cpdag(estimate: ArrayLike, truth: ArrayLike) -> int:
       The number of pairs of nodes between which the two `cpdag` differ.
 
     Raises:
-      ValueError: If the two are not square matrices of one size, hold NaN or have cycles.
+      ValueError: If the two are not square matrices of the same size, hold NaN or have cycles.
 
     Example:
       >>> from sparsejax.contrib.dag import shd_cpdag
@@ -105,10 +107,10 @@ def shd_cpdag(estimate: ArrayLike, truth: ArrayLike) -> int:
 
 
 def cpdag(graph: ArrayLike) -> Bool[np.ndarray, "d d"]:
-    r"""The completed partially directed graph: which directions an equivalence class agrees on.
+    r"""The completed partially directed acyclic graph (CPDAG) of a Markov equivalence class.
 
-    Edges into a collider whose tails are not joined keep their direction, and so do those that
-    follow by Meek's rules; the others stand in both directions.
+    Edges of v-structures keep their direction, and so do edges that Meek's rules orient; all other
+    edges are undirected.
 
     Args:
       graph: Adjacency matrix (d, d) of an acyclic graph.
@@ -142,7 +144,7 @@ def cpdag(graph: ArrayLike) -> Bool[np.ndarray, "d d"]:
 
 
 def _meek(known: np.ndarray, joined: np.ndarray) -> np.ndarray:
-    """Directions that follow: no new collider, no cycle."""
+    """Edges oriented by Meek's rules, which create neither colliders nor cycles."""
     line = joined & ~known & ~known.T
     apart = ~joined & ~np.eye(len(joined), dtype=bool)
     first = _count(known.T, apart).T > 0  # k -> i - j, k and j apart: [j, i] counts k
@@ -156,22 +158,22 @@ def _meek(known: np.ndarray, joined: np.ndarray) -> np.ndarray:
 
 
 def sid(estimate: ArrayLike, truth: ArrayLike) -> int:
-    r"""Structural intervention distance: for how many pairs the estimate gives a wrong effect.
+    r"""Structural intervention distance: number of pairs with a wrong intervention effect.
 
     Counts the ordered pairs (i, j) for which the effect of an intervention at i on j, computed by
-    adjusting for the parents of i in the estimate, is wrong in the true graph: because j is such a
-    parent and yet a descendant of i, because a parent descends from a node of a directed path from
-    i to j, or because another path between i and j stays open.
+    adjusting for the parents of i in the estimate, is wrong in the true graph: j is one of these
+    parents but a descendant of i, a parent descends from a node on a directed path from i to j, or
+    another path between i and j remains open.
 
     Args:
       estimate: Adjacency matrix (d, d) of an acyclic graph.
       truth: Adjacency matrix of the true graph, also acyclic.
 
     Returns:
-      A number between 0 and d (d - 1); not symmetric in the two.
+      An integer between 0 and d (d - 1); the distance is not symmetric.
 
     Raises:
-      ValueError: If the two are not square matrices of one size, hold NaN or have cycles.
+      ValueError: If the two are not square matrices of the same size, hold NaN or have cycles.
 
     Reference:
       Peters and Buhlmann, Structural Intervention Distance, 2013 (arXiv 1306.1043).
@@ -202,10 +204,10 @@ def _wrong_effects(i: int, given: np.ndarray, dag: np.ndarray, below: np.ndarray
 
 
 def _open_trails(i, children, given, dag, below) -> np.ndarray:
-    """What is d-connected to i given some nodes: through its parents; through each child alone.
+    """Nodes d-connected to i: row 0 through its parents, one more row for each child.
 
-    All at once, as a search over (node, whether the trail entered it along an edge), two states
-    for each node. Trails do not come back to i: a path never does.
+    A search over (node, whether the trail entered it along an edge), two states for each node.
+    Trails do not return to i, since paths do not.
     """
     d = len(dag)
     above_given = below[:, given].any(axis=1)
@@ -229,25 +231,25 @@ def _count(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _closure(caller: str, dag: np.ndarray) -> np.ndarray:
-    """[i, j]: there is a path, perhaps of length 0, from i to j."""
+    """[i, j]: whether there is a path from i to j, possibly of length 0."""
     reach = dag.copy()
     for _ in range(max(1, len(dag)).bit_length()):
         reach = reach | (_count(reach, reach) > 0)
     if reach.diagonal().any():
         raise ValueError(
-            f"{caller} is defined for acyclic graphs, and this one has a cycle; "
-            "solve.threshold_to_dag(weights, 0.0) removes the weakest edges until there is none."
+            f"{caller}: the graph must be acyclic, got one with a cycle; "
+            "dag.threshold_to_dag(weights, 0.0) removes the weakest edges until it is acyclic."
         )
     return reach | np.eye(len(dag), dtype=bool)
 
 
 def _graphs(caller: str, *graphs: ArrayLike) -> list[np.ndarray]:
     if any(np.isnan(np.asarray(graph, float)).any() for graph in graphs):
-        raise ValueError(f"{caller}: a graph holds NaN, which is neither an edge nor none.")
+        raise ValueError(f"{caller}: graphs must not hold NaN; set missing edges to 0.")
     out = [np.asarray(graph) != 0 for graph in graphs]
     shapes = [graph.shape for graph in out]
     if any(len(s) != 2 or s[0] != s[1] or s != shapes[0] for s in shapes):
         raise ValueError(
-            f"{caller} needs square adjacency matrices (d, d) of one size, got {shapes}."
+            f"{caller}: graphs must be square adjacency matrices (d, d) of one size, got {shapes}."
         )
     return out

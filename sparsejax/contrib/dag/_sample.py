@@ -1,4 +1,4 @@
-"""Random directed acyclic graphs, and samples of the linear models on them."""
+"""Random directed acyclic graphs and samples from linear structural equation models."""
 
 from collections.abc import Callable
 
@@ -9,19 +9,21 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped
 
 
-def erdos_renyi_dag(key: PRNGKeyArray, nodes: int, edges: float | int) -> Bool[Array, "d d"]:
-    r"""A random acyclic graph: every pair in a random order is an edge with the same probability.
+def erdos_renyi_dag(nodes: int, edges: float | int, *, key: PRNGKeyArray) -> Bool[Array, "d d"]:
+    r"""A random acyclic graph in which every pair of nodes is an edge with equal probability.
+
+    Edges follow a random order of the nodes.
 
     Args:
+      nodes: Number d of nodes.
+      edges: Expected number of edges; `4 * nodes` is called ER4.
       key: A random key.
-      nodes: The number d of nodes.
-      edges: The expected number of edges; `4 * nodes` is called ER4.
 
     Returns:
       An adjacency matrix (d, d); `[i, j]` is the edge i -> j.
 
     Raises:
-      ValueError: If there are not so many pairs.
+      ValueError: If `edges` is negative or exceeds the number of pairs.
 
     Reference:
       Erdos and Renyi, On random graphs, 1959.
@@ -29,7 +31,7 @@ def erdos_renyi_dag(key: PRNGKeyArray, nodes: int, edges: float | int) -> Bool[A
     Example:
       >>> import jax
       >>> from sparsejax.contrib import dag
-      >>> graph = dag.erdos_renyi_dag(jax.random.key(0), 20, 40)
+      >>> graph = dag.erdos_renyi_dag(20, 40, key=jax.random.key(0))
       >>> bool(dag.is_acyclic(graph))
       True
     """
@@ -37,23 +39,23 @@ def erdos_renyi_dag(key: PRNGKeyArray, nodes: int, edges: float | int) -> Bool[A
     if not 0 <= edges <= pairs:
         raise ValueError(
             f"erdos_renyi_dag: edges must lie between 0 and the {pairs:g} pairs of {nodes} nodes, "
-            f"got {edges}; for example erdos_renyi_dag(key, {nodes}, {pairs / 4:g})."
+            f"got {edges}; for example erdos_renyi_dag({nodes}, {pairs / 4:g}, key=key)."
         )
     chosen, order = jax.random.split(key)
     drawn = jax.random.bernoulli(chosen, edges / max(pairs, 1), (nodes, nodes))
     return _relabelled(order, jnp.tril(drawn, -1))
 
 
-def scale_free_dag(key: PRNGKeyArray, nodes: int, per_node: int) -> Bool[Array, "d d"]:
-    r"""A random acyclic graph with hubs: each new node points at earlier ones that many point at.
+def scale_free_dag(nodes: int, per_node: int, *, key: PRNGKeyArray) -> Bool[Array, "d d"]:
+    r"""A random acyclic graph with hubs, by preferential attachment.
 
-    Node t draws `min(t, per_node)` distinct earlier nodes, each draw in proportion to 1 + the
-    number of edges that enter them; the nodes are relabelled at random.
+    Node t draws `min(t, per_node)` distinct earlier nodes with probability proportional to 1 plus
+    their in-degree; the nodes are relabelled at random.
 
     Args:
+      nodes: Number d of nodes.
+      per_node: Number of edges that leave a new node; 4 is called SF4.
       key: A random key.
-      nodes: The number d of nodes.
-      per_node: Edges that leave a new node; 4 is called SF4.
 
     Returns:
       An adjacency matrix (d, d); `[i, j]` is the edge i -> j.
@@ -67,20 +69,20 @@ def scale_free_dag(key: PRNGKeyArray, nodes: int, per_node: int) -> Bool[Array, 
     Example:
       >>> import jax
       >>> from sparsejax.contrib import dag
-      >>> int(dag.scale_free_dag(jax.random.key(0), 20, 2).sum())
+      >>> int(dag.scale_free_dag(20, 2, key=jax.random.key(0)).sum())
       37
     """
     if not 1 <= per_node < max(nodes, 2):
         raise ValueError(
             f"scale_free_dag: per_node must lie between 1 and nodes - 1 = {nodes - 1}, got "
-            f"{per_node}; for example scale_free_dag(key, {nodes}, 1)."
+            f"{per_node}; for example scale_free_dag({nodes}, 1, key=key)."
         )
     growth, order = jax.random.split(key)
     earlier = jnp.arange(nodes)
 
     def grow(entering, now):
         t, key = now
-        # The largest of log weight + Gumbel noise are a draw without replacement.
+        # Gumbel top-k: the largest log weights + Gumbel noise are a draw without replacement.
         score = jnp.log1p(entering) + jax.random.gumbel(key, (nodes,))
         _, best = lax.top_k(jnp.where(earlier < t, score, -jnp.inf), per_node)
         row = jnp.zeros(nodes, bool).at[best].set(True) & (earlier < t)
@@ -97,18 +99,19 @@ def _relabelled(key: PRNGKeyArray, graph: Array) -> Array:
 
 
 def edge_weights(
-    key: PRNGKeyArray,
     adjacency: Shaped[Array, "d d"],
     low: ArrayLike = 0.5,
     high: ArrayLike = 2.0,
+    *,
+    key: PRNGKeyArray,
 ) -> Float[Array, "d d"]:
-    r"""Random weights on the edges of a graph, uniform in `[-high, -low]` and `[low, high]`.
+    r"""Random edge weights, uniform in `[-high, -low]` and `[low, high]`.
 
     Args:
+      adjacency: Adjacency matrix (d, d); non-zero entries are edges.
+      low: Smallest absolute value.
+      high: Largest absolute value.
       key: A random key.
-      adjacency: (d, d); entries that are not zero are edges.
-      low: The smallest modulus.
-      high: The largest modulus.
 
     Returns:
       A weighted adjacency matrix (d, d).
@@ -116,7 +119,7 @@ def edge_weights(
     Example:
       >>> import jax, jax.numpy as jnp
       >>> from sparsejax.contrib import dag
-      >>> w = dag.edge_weights(jax.random.key(0), jnp.array([[0, 1], [0, 0]]))
+      >>> w = dag.edge_weights(jnp.array([[0, 1], [0, 0]]), key=jax.random.key(0))
       >>> bool(0.5 <= abs(w[0, 1]) <= 2.0), w[1].tolist()
       (True, [0.0, 0.0])
     """
@@ -128,21 +131,22 @@ def edge_weights(
 
 
 def sample_sem(
-    key: PRNGKeyArray,
     weights: Float[Array, "d d"],
-    samples: int,
+    n_samples: int,
     scale: ArrayLike = 1.0,
     noise: Callable[..., Array] = jax.random.normal,
+    *,
+    key: PRNGKeyArray,
 ) -> Float[Array, "n d"]:
-    r"""Samples of a linear structural equation model, `X = X W + Z`, so `X = Z (I - W)^-1`.
+    r"""Samples from a linear structural equation model, `X = X W + Z`, so `X = Z (I - W)^-1`.
 
     Args:
-      key: A random key.
       weights: Weighted adjacency matrix (d, d) of an acyclic graph.
-      samples: The number n of samples.
+      n_samples: Number n of samples.
       scale: Standard deviations of the noise, a scalar or (d,).
-      noise: Draws Z of unit scale, called as `noise(key, shape, dtype)`: `jax.random.normal`,
+      noise: Sampler of Z at unit scale, called as `noise(key, shape, dtype)`: `jax.random.normal`,
         `jax.random.laplace` (variance 2), `jax.random.exponential` (mean 1).
+      key: A random key.
 
     Returns:
       Samples in rows, (n, d).
@@ -154,8 +158,8 @@ def sample_sem(
       >>> import jax, jax.numpy as jnp
       >>> from sparsejax.contrib import dag
       >>> weights = jnp.array([[0.0, 2.0], [0.0, 0.0]])
-      >>> dag.sample_sem(jax.random.key(0), weights, 100).shape
+      >>> dag.sample_sem(weights, 100, key=jax.random.key(0)).shape
       (100, 2)
     """
-    z = noise(key, (samples, len(weights)), weights.dtype) * jnp.asarray(scale, weights.dtype)
+    z = noise(key, (n_samples, len(weights)), weights.dtype) * jnp.asarray(scale, weights.dtype)
     return jnp.linalg.solve((jnp.eye(len(weights), dtype=weights.dtype) - weights).T, z.T).T

@@ -1,4 +1,4 @@
-"""Larger layers, sparse just enough to cost what the dense one does: Sparse-IFT."""
+"""Sparse-IFT: larger sparse layers with the FLOPs of a dense one."""
 
 import math
 from collections.abc import Callable
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-# Far below the rounding that is meant, far above that of 1 / (1 - s).
+# Larger than the rounding error of 1 / (1 - s), smaller than any difference between integers.
 _SLACK = 1e-9
 
 
@@ -20,7 +20,7 @@ def wide_width(width: int, sparsity: float) -> int:
       sparsity: s, in [0, 1).
 
     Returns:
-      The width at which kernels of sparsity s have as many weights.
+      The width at which kernels of sparsity s have as many nonzero weights as the dense ones.
 
     Raises:
       ValueError: If the sparsity is outside [0, 1).
@@ -76,8 +76,8 @@ def factorized_rank(
 
     Example:
       >>> from sparsejax.contrib import iso_flop
-      >>> iso_flop.factorized_rank(64, 64, 0.5, taps=9), iso_flop.factorized_rank(64, 64, 0.9, taps=9)
-      (116, 576)
+      >>> [iso_flop.factorized_rank(64, 64, sparsity, taps=9) for sparsity in (0.5, 0.9)]
+      [116, 576]
     """
     _check(sparsity)
     second = outputs if first_only else (1 - sparsity) * outputs
@@ -108,11 +108,17 @@ def doped_rank(inputs: int, outputs: int, sparsity: float, taps: int = 1) -> int
 
 
 def log2_masks(size: int, kept: int) -> float:
-    r"""The number of masks with so many entries, `log2 binomial(size, kept)`: the search space.
+    r"""log2 of the number of masks with `kept` entries, `log2 binomial(size, kept)`.
 
     Args:
-      size: Entries that the mask chooses among.
-      kept: Entries that stay.
+      size: Number of entries of the mask.
+      kept: Number of entries kept.
+
+    Returns:
+      The size of the search space in bits.
+
+    Raises:
+      ValueError: Unless `0 <= kept <= size`.
 
     Example:
       >>> from sparsejax.contrib import iso_flop
@@ -120,23 +126,21 @@ def log2_masks(size: int, kept: int) -> float:
       2.585
     """
     if not 0 <= kept <= size:
-        raise ValueError(f"log2_masks({size}, {kept}) must keep 0 <= kept <= size.")
+        raise ValueError(f"log2_masks: kept={kept} must satisfy 0 <= kept <= size={size}.")
     gammas = math.lgamma(size + 1) - math.lgamma(kept + 1) - math.lgamma(size - kept + 1)
     return gammas / math.log(2)
 
 
-def match_flops(
-    flops: Callable[[float], Any], budget: float | int, *, tolerance: float = 1e-3
-) -> float:
-    r"""The sparsity at which a network costs a budget, by bisection on [0, 0.9999].
+def match_flops(flops: Callable[[float], Any], budget: float | int, *, tol: float = 1e-3) -> float:
+    r"""The sparsity at which the FLOPs of a network match a budget, by bisection on [0, 0.9999].
 
-    A network whose first and last layers stay dense is not iso-FLOP at the sparsity that its
-    width was made for.
+    A network with dense first and last layers is not iso-FLOP at the sparsity that its width was
+    computed for.
 
     Args:
-      flops: Function of the sparsity, falling.
+      flops: A decreasing function of the sparsity.
       budget: FLOPs of the dense network.
-      tolerance: Relative; stops there.
+      tol: Relative tolerance.
 
     Returns:
       The sparsity.
@@ -153,31 +157,34 @@ def match_flops(
       0.5
     """
     low, high = 0.0, 0.9999
-    if flops(low) <= budget * (1 + tolerance):
+    if flops(low) <= budget * (1 + tol):
         return low
-    if flops(high) > budget * (1 + tolerance):
+    if flops(high) > budget * (1 + tol):
         raise ValueError(
-            f"match_flops: even at sparsity {high} the network costs {flops(high):g} and the "
-            f"budget is {budget:g}; make it narrower."
+            f"match_flops: even at sparsity {high} the network costs {flops(high):g} FLOPs, above "
+            f"the budget of {budget:g}; make it narrower."
         )
     while high - low > 1e-12:
         middle = (low + high) / 2
         cost = flops(middle)
-        if abs(cost - budget) <= tolerance * budget:
+        if abs(cost - budget) <= tol * budget:
             return middle
         low, high = (middle, high) if cost > budget else (low, middle)
     return high
 
 
 class Parallel(nnx.Module):
-    r"""Branches of the original shape, `sum_j norm_j(x W_j)`, to be sparse at `1 - 1/N` each.
+    r"""Sparse Parallel: N branches of the original shape, `sum_j norm_j(x W_j)`.
+
+    Prune each branch to the sparsity `1 - 1/N`.
 
     Args:
       layer: The dense `nnx.Linear` or `nnx.Conv`.
       sparsity: s; the number of branches is `parallel_branches(s)`.
-      norm: Whether each branch has a batch norm; what the layer is followed by acts on the sum.
-      activation: A non-linearity of each branch, without which the branches fold into one matrix.
-      rngs: Keys of the parameters.
+      norm: Whether each branch has a batch norm; the layers that follow act on the sum.
+      activation: Activation function of each branch; without it the branches are equivalent to one
+        matrix.
+      rngs: Random keys of the parameters.
 
     Reference:
       Thangarasa et al., 2023 (arXiv 2303.11525).
@@ -218,14 +225,16 @@ class Parallel(nnx.Module):
 
 
 class Factorized(nnx.Module):
-    r"""Two layers with a non-linearity between, `f'(x U) V`, both to be sparse at s.
+    r"""Sparse Factorized: two layers with an activation between them, `f(x U) V`.
+
+    Prune both factors to the sparsity s.
 
     Args:
       layer: The dense `nnx.Linear` or `nnx.Conv`; V of a convolution is 1 x 1.
       sparsity: s; the rank is `factorized_rank`.
-      norm: Whether a batch norm comes between.
-      activation: What comes between, after the norm; None is linear.
-      rngs: Keys of the parameters.
+      norm: Whether to add a batch norm between the factors.
+      activation: Activation function between the factors, after the norm; None is linear.
+      rngs: Random keys of the parameters.
 
     Reference:
       Thangarasa et al., 2023 (arXiv 2303.11525).
@@ -263,12 +272,14 @@ class Factorized(nnx.Module):
 
 
 class Doped(nnx.Module):
-    r"""The original layer, to be sparse at s, and a dense low-rank one beside it, `x W + x U V`.
+    r"""Sparse Doped: the original layer plus a dense low-rank one, `x W + x U V`.
+
+    Prune W, the kernel of `sparse`, to the sparsity s.
 
     Args:
       layer: The dense `nnx.Linear` or `nnx.Conv`.
-      sparsity: s; the rank is `doped_rank`, and 0 leaves the layer alone.
-      rngs: Keys of the parameters.
+      sparsity: s; the rank is `doped_rank`. With rank 0 there is no low-rank part.
+      rngs: Random keys of the parameters.
 
     Reference:
       Thangarasa et al., 2023 (arXiv 2303.11525).
@@ -297,7 +308,7 @@ class Doped(nnx.Module):
 
 
 def _like(layer: Any, outputs: Any = None, use_bias: bool | None = None, *, rngs) -> Any:
-    """A new layer with the settings of another."""
+    """A new layer with the configuration of another."""
     outputs = layer.out_features if outputs is None else outputs
     bias = layer.use_bias if use_bias is None else use_bias
     shared = {"use_bias": bias, "dtype": layer.dtype, "param_dtype": layer.param_dtype}

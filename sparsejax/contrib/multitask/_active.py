@@ -1,4 +1,4 @@
-"""Which tasks to sample for a target: those whose heads combine to its head at the least cost."""
+"""Active multi-task representation learning: sampling source tasks by their relevance."""
 
 import functools
 import math
@@ -11,24 +11,22 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from ..._arguments import check_key
-from ...solve import lambda_max, lasso_path, min_norm
-from ...solve._algebra import magnitude
-from ...solve._duality import Units, near_one
-from ...solve._lasso import strengths
+from ..._arguments import check_key, matrix_and_target, near_one, path_strengths
+from ..._arrays import Units, magnitude
+from ...solve import lasso_path, max_strength
 
 EXPONENT = {"l1": 1.0, "l2": 2.0}
 
 
 class ActiveMTL(NamedTuple):
-    """What `active_mtl` learned, and from which tasks.
+    """The representation learned by `active_mtl`, and the samples used.
 
     Attributes:
-      basis: The shared representation (d, k), orthonormal columns.
+      basis: The shared representation (d, k), with orthonormal columns.
       heads: Heads of the source tasks (k, t).
-      target_head: Head of the target (k,): predict with `x @ basis @ target_head`.
-      relevance: Of each task in the last round (t,); zeros for uniform sampling.
-      counts: Samples of each task in all (t,).
+      target_head: Head of the target task (k,): predict with `X @ basis @ target_head`.
+      relevance: Relevance of each task in the last round (t,); zeros for uniform sampling.
+      counts: Total number of samples of each task (t,).
     """
 
     basis: Float[Array, "d k"]
@@ -42,23 +40,27 @@ def task_relevance(
     W: ArrayLike,
     w: ArrayLike,
     kind: str = "l1",
-    lam: float | None = None,
+    strength: float | None = None,
     costs: ArrayLike | None = None,
 ) -> Float[Array, " t"]:
-    r"""How the head of a target combines from the heads of tasks.
+    r"""Coefficients nu that represent the head of a target task by the heads of source tasks.
 
-    "l1": `argmin |W nu - w|^2 / 2 + lam |nu|_1`, at most about k tasks; "l2": the combination of
-    least l2 norm, all of them.
+    "l1": `argmin |W nu - w|^2 / 2 + strength |nu|_1`, with about k non-zeros; "l2": the solution of
+    `W nu = w` of minimum l2 norm, which is dense.
 
     Args:
-      W: Heads (k, t).
-      w: Head of the target (k,), over the same representation.
+      W: Heads of the source tasks (k, t).
+      w: Head of the target task (k,), over the same representation.
       kind: "l1" or "l2".
-      lam: The strength, 0.02 of the one at which nu is 0 by default.
-      costs: What a sample of each task costs (t,): weighs the l1 norm by the root of it.
+      strength: Strength of the l1 norm; by default 0.02 of the smallest strength at which nu is 0.
+      costs: Cost of a sample of each task (t,); the l1 norm is weighted by its square root.
 
     Returns:
-      nu (t,). If lam is so large that it is 0, a tenth of lam is tried.
+      nu (t,). If `strength` gives nu = 0, a tenth of it is used.
+
+    Raises:
+      ValueError: If shapes do not match, data are not finite, or kind, strength or costs are
+        invalid.
 
     Reference:
       Wang et al., Improved Active Multi-Task Representation Learning via Lasso, 2023, arXiv
@@ -73,27 +75,34 @@ def task_relevance(
       2
     """
     if kind == "l2":
-        return min_norm(W, w)
+        return _min_norm(W, w)
     if kind != "l1":
-        raise ValueError(f"kind must be 'l1' or 'l2', got {kind!r}.")
+        raise ValueError(f"task_relevance: kind must be 'l1' or 'l2', got {kind!r}.")
     W, w = jnp.asarray(W), jnp.asarray(w)
-    if lam is not None and not 0 < lam < math.inf:
-        raise ValueError(f"lam must be > 0, got {lam}; 0.1 for example, or None.")
+    if strength is not None and not 0 < strength < math.inf:
+        raise ValueError(f"task_relevance: strength must be > 0, got {strength}; pass 0.1 or None.")
     weights = None if costs is None else jnp.sqrt(_costs(costs, W.shape[1]))
     W, w = (x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in (W, w))
     units = Units(magnitude(W), magnitude(w))
     W, w = W / units.X, w / units.y
-    top = float(lambda_max(W, w, weights=weights))
+    top = float(max_strength(W, w, weights=weights))
     if top == 0:
         return jnp.zeros(W.shape[1], W.dtype)
     # solve.lasso divides the squares by the number of rows, k.
-    last = 0.02 * top if lam is None else lam / float(units.X) / float(units.y) / W.shape[0]
+    last = (
+        0.02 * top if strength is None else strength / float(units.X) / float(units.y) / W.shape[0]
+    )
     last = last / 10 if last >= top else last
     if last >= top:
         return jnp.zeros(W.shape[1], W.dtype)
-    lams = strengths(top, 40, last / top)
-    path = lasso_path(W, w, lams, weights=weights, throw=False, working_set=W.shape[1])
+    strengths = path_strengths(top, 40, last / top)
+    path = lasso_path(W, w, strengths, weights=weights, throw=False, working_set=W.shape[1])
     return units.outside(path.value[-1])
+
+
+def _min_norm(W: ArrayLike, w: ArrayLike) -> Array:
+    W, w = matrix_and_target(W, w, 1, 'multitask.task_relevance(W, w, "l2")')
+    return jnp.linalg.pinv(W, rtol=1e-6) @ w
 
 
 def allocate_samples(
@@ -103,21 +112,21 @@ def allocate_samples(
     n_min: int = 0,
     costs: ArrayLike | None = None,
 ) -> np.ndarray:
-    """Whole numbers of samples in proportion to `|relevance|^power`, with an exact sum.
+    """Integer numbers of samples proportional to `|relevance|^power`, with an exact total.
 
     Args:
       relevance: nu (t,). All zeros give equal parts.
-      total: The sum, or the budget that `costs` spend.
-      power: 1 for the relevance of least l1 norm, 2 for that of least l2 norm.
-      n_min: What every task gets at least.
-      costs: Cost of a sample of each task (t,): parts go with `|nu|^power / sqrt(cost)`, rounded
-        down to the budget.
+      total: Total number of samples, or the budget if `costs` are given.
+      power: 1 for a relevance of minimum l1 norm, 2 for minimum l2 norm.
+      n_min: Minimum number of samples per task.
+      costs: Cost of a sample of each task (t,): counts are proportional to
+        `|nu|^power / sqrt(cost)`, rounded down to stay within the budget.
 
     Returns:
-      Counts (t,). Without costs the largest remainders decide, the lowest index at ties.
+      Counts (t,). Without costs they are rounded by largest remainder; ties go to the lowest index.
 
     Raises:
-      ValueError: If the total does not suffice for n_min, or numbers are negative.
+      ValueError: If the total is too small for n_min, or numbers are negative.
 
     Example:
       >>> import numpy as np
@@ -127,17 +136,20 @@ def allocate_samples(
     """
     size = np.abs(np.asarray(relevance, np.float64))
     if size.ndim != 1 or size.size == 0 or not np.isfinite(size).all():
-        raise ValueError(f"relevance must be finite numbers (t,), got shape {size.shape}.")
+        raise ValueError(f"allocate_samples: relevance must be finite (t,), got {size.shape}.")
     if n_min < 0 or not 0 <= total < math.inf or not 0 < power < math.inf:
-        raise ValueError(f"total, n_min >= 0 and power > 0, got {total}, {n_min} and {power}.")
+        raise ValueError(
+            "allocate_samples: total and n_min must be >= 0 and power > 0, got "
+            f"{total}, {n_min} and {power}."
+        )
     if costs is None and total != int(total):
-        raise ValueError(f"total must be a whole number of samples without costs, got {total}.")
+        raise ValueError(f"allocate_samples: total must be an integer without costs, got {total}.")
     price = np.ones(size.size) if costs is None else np.asarray(_costs(costs, size.size), float)
     rest = total - n_min * price.sum()
     if rest < 0:
         raise ValueError(
-            f"{size.size} tasks with {n_min} samples each cost {n_min * price.sum():g}, more than "
-            f"the total of {total}; lower n_min or raise the total."
+            f"allocate_samples: total must be at least {n_min * price.sum():g} for {size.size} "
+            f"tasks with {n_min} samples each, got {total}; lower n_min or raise the total."
         )
     parts = (size / (size.max() or 1.0)) ** power
     parts = parts if parts.any() else np.ones_like(parts)
@@ -158,21 +170,25 @@ def _costs(costs: ArrayLike, t: int) -> Array:
 
 
 def multitask_als(
-    grams: ArrayLike, moments: ArrayLike, k: int, iters: int = 25
+    grams: ArrayLike, moments: ArrayLike, k: int, *, steps: int = 25
 ) -> tuple[Float[Array, "d k"], Float[Array, "k t"]]:
-    r"""One linear representation for many regressions, by alternating least squares.
+    r"""A shared linear representation of several regressions, by alternating least squares.
 
-    `min_{B, w} sum_t |y_t - X_t B w_t|^2` from the sums `X_t^T X_t` and `X_t^T y_t` alone, so that
-    shapes do not depend on how many samples a task has; one with none gets the head 0.
+    `min_{B, w} sum_t |y_t - X_t B w_t|^2`, computed from `X_t^T X_t` and `X_t^T y_t` alone, so that
+    shapes do not depend on the number of samples of a task. The head of a task without samples
+    is 0.
 
     Args:
-      grams: Sums of x x^T for each task (t, d, d).
-      moments: Sums of x y (t, d).
+      grams: Gram matrices `X_t^T X_t` (t, d, d).
+      moments: Moments `X_t^T y_t` (t, d).
       k: Dimension of the representation.
-      iters: How many alternations.
+      steps: Number of alternations.
 
     Returns:
       B (d, k) with orthonormal columns, and the heads (k, t).
+
+    Raises:
+      ValueError: If shapes do not match or k is out of range.
 
     Example:
       >>> import jax.numpy as jnp
@@ -184,16 +200,20 @@ def multitask_als(
     """
     G, c = jnp.asarray(grams), jnp.asarray(moments)
     if c.ndim != 2 or G.shape != (*c.shape, c.shape[1]):
-        raise ValueError(f"grams (t, d, d) and moments (t, d), got {G.shape} and {c.shape}.")
+        raise ValueError(
+            "multitask_als: grams and moments must have shapes (t, d, d) and (t, d), got "
+            f"{G.shape} and {c.shape}."
+        )
     if not 1 <= k <= min(c.shape):
         raise ValueError(
-            f"k must be from 1 to the fewer of tasks and features, got {k} for {c.shape}."
+            f"multitask_als: k must be from 1 to the smaller of tasks and features, got {k} for "
+            f"{c.shape}."
         )
-    return _als(G, c, k, iters)
+    return _als(G, c, k, steps)
 
 
-@functools.partial(jax.jit, static_argnames=("k", "iters"))
-def _als(G: Array, c: Array, k: int, iters: int) -> tuple[Array, Array]:
+@functools.partial(jax.jit, static_argnames=("k", "steps"))
+def _als(G: Array, c: Array, k: int, steps: int) -> tuple[Array, Array]:
     t, d = c.shape
     # In float32 a ridge of 1e-8 is below the rounding of the sums.
     small = (1e-8 if c.dtype == jnp.float64 else 1e-5) * jnp.maximum(jnp.trace(G.sum(0)) / d, 1e-30)
@@ -218,49 +238,50 @@ def _als(G: Array, c: Array, k: int, iters: int) -> tuple[Array, Array]:
             B = jax.scipy.sparse.linalg.cg(apply, right, B, maxiter=200)[0]
         return jnp.linalg.qr(B)[0]
 
-    B = jax.lax.fori_loop(0, iters, alternate, B)
+    B = jax.lax.fori_loop(0, steps, alternate, B)
     return B, heads(B).T
 
 
 def active_mtl(
-    key: Array,
     sampler: Callable[[Array, int, int], tuple[Any, Any]],
     target: tuple[ArrayLike, ArrayLike],
     *,
     tasks: int,
     k: int,
     budget: int,
+    key: Array,
     method: str = "l1",
     n0: int | None = None,
     n_min: int = 0,
     n_rounds: int = 1,
-    lam: float | None = None,
+    strength: float | None = None,
 ) -> ActiveMTL:
-    r"""Learns a representation for a target from source tasks, sampled by their relevance to it.
+    r"""Learns a representation for a target task from source tasks sampled by their relevance.
 
-    Explores every task a little; fits a representation and heads; combines the target's head from
-    theirs (`task_relevance`); samples in proportion to |nu| ("l1", the paper) or nu^2 ("l2", its
-    baseline); fits anew. The variance of the target goes with `sum_t nu_t^2 / n_t`, of which
-    n in proportion to |nu| is the minimum, `|nu|_1^2 / n`.
+    Explores every task with a few samples and fits a representation and heads. Then, in each round,
+    represents the target head by the source heads (`task_relevance`), samples the tasks in
+    proportion to |nu| ("l1", the paper) or nu^2 ("l2", its baseline), and fits again. The variance
+    of the target is proportional to `sum_t nu_t^2 / n_t`, whose minimum `|nu|_1^2 / n` is attained
+    at n_t proportional to |nu_t|.
 
     Args:
-      key: A key.
-      sampler: `sampler(key, task, n) -> (x, y)`, n new labelled samples (n, d), (n,) of a task.
-      target: x (m, d) and y (m,) of the target.
-      tasks: How many source tasks there are.
+      sampler: `sampler(key, task, n) -> (X, y)`, n new labelled samples (n, d), (n,) of a task.
+      target: X (m, d) and y (m,) of the target task.
+      tasks: Number of source tasks.
       k: Dimension of the representation.
-      budget: Samples of all source tasks together.
+      budget: Total number of samples of all source tasks.
+      key: A random key.
       method: "l1", "l2" or "uniform".
-      n0: Exploration of each task, `max(2 k, budget / (4 tasks))` by default.
-      n_min: What every task gets at least in the rest.
-      n_rounds: In how many parts the rest is spent, with a new relevance for each.
-      lam: As for `task_relevance`.
+      n0: Samples per task in exploration, `max(2 k, budget / (4 tasks))` by default.
+      n_min: Minimum number of samples per task after exploration.
+      n_rounds: Number of rounds after exploration, each with an updated relevance.
+      strength: As for `task_relevance`.
 
     Returns:
       An `ActiveMTL`.
 
     Raises:
-      ValueError: If the budget does not suffice, or samples do not fit or are not finite.
+      ValueError: If the budget is too small, or samples have the wrong shape or are not finite.
 
     Reference:
       Wang, Chen, Jamieson and Du, Improved Active Multi-Task Representation Learning via Lasso,
@@ -271,23 +292,24 @@ def active_mtl(
       >>> from sparsejax.contrib import multitask
       >>> heads = jnp.array([1.0, 0.0, -2.0])
       >>> def sampler(key, task, n):
-      ...     x = jax.random.normal(key, (n, 4))
-      ...     return x, heads[task] * x[:, 0]
-      >>> x = jax.random.normal(jax.random.key(0), (30, 4))
-      >>> target = (x, x[:, 0])
-      >>> fit = multitask.active_mtl(jax.random.key(1), sampler, target, tasks=3, k=1, budget=120)
+      ...     X = jax.random.normal(key, (n, 4))
+      ...     return X, heads[task] * X[:, 0]
+      >>> X, key = jax.random.normal(jax.random.key(0), (30, 4)), jax.random.key(1)
+      >>> fit = multitask.active_mtl(sampler, (X, X[:, 0]), tasks=3, k=1, budget=120, key=key)
       >>> fit.counts.sum().item(), fit.counts.argmax().item()
       (120, 2)
     """
     if method not in ("l1", "l2", "uniform"):
-        raise ValueError(f"method must be 'l1', 'l2' or 'uniform', got {method!r}.")
+        raise ValueError(f"active_mtl: method must be 'l1', 'l2' or 'uniform', got {method!r}.")
     if tasks < 1 or n_rounds < 1 or k < 1:
-        raise ValueError(f"tasks, k, n_rounds >= 1, got {tasks}, {k} and {n_rounds}.")
+        raise ValueError(
+            f"active_mtl: tasks, k and n_rounds must be >= 1, got {tasks}, {k} and {n_rounds}."
+        )
     n0 = max(2 * k, budget // (4 * tasks)) if n0 is None else n0
     if n0 < 1 or (n0 + n_min) * tasks > budget:
         raise ValueError(
-            f"{tasks} tasks with {n0} samples of exploration and {n_min} at least after it need a "
-            f"budget of {(n0 + n_min) * tasks}, got {budget}; give n0."
+            f"active_mtl: budget must be at least {(n0 + n_min) * tasks} for {tasks} tasks with "
+            f"{n0} samples each in exploration and {n_min} after it, got {budget}; pass n0 >= 1."
         )
     check_key("key", key)
     sums = _Sums(sampler, tasks, key)
@@ -298,7 +320,9 @@ def active_mtl(
     rest = budget - sums.counts.sum()
     for i in range(n_rounds if method != "uniform" else 0):
         B, heads = multitask_als(sums.grams, sums.moments, k)
-        nu = task_relevance(heads, _target_head(X, y, B), method, lam if method == "l1" else None)
+        nu = task_relevance(
+            heads, _target_head(X, y, B), method, strength if method == "l1" else None
+        )
         part = rest * (i + 1) // n_rounds - rest * i // n_rounds
         least = min(n_min, part // tasks)
         sums.draw(allocate_samples(nu, int(part), EXPONENT[method], least))
@@ -307,7 +331,7 @@ def active_mtl(
 
 
 class _Sums:
-    """What has been drawn, as sums."""
+    """Gram matrices and moments of all samples drawn so far."""
 
     def __init__(self, sampler: Callable, tasks: int, key: Array):
         self.sampler, self.key, self.calls = sampler, key, 0
@@ -326,14 +350,14 @@ class _Sums:
             X, y = _checked(X, y, int(n), f"sampler(key, {task}, {n})")
             if X.shape[1] != self.width:
                 raise ValueError(
-                    f"sampler(key, {task}, {n}) gave x of shape {X.shape}, but the target has "
-                    f"{self.width} columns."
+                    f"active_mtl: sampler(key, {task}, {n}) must return X with {self.width} "
+                    f"columns like the target, got {X.shape}."
                 )
             if self.grams is None:
                 d = X.shape[1]
                 self.grams = np.zeros((self.counts.size, d, d), X.dtype)
                 self.moments = np.zeros((self.counts.size, d), X.dtype)
-            near_one(x=X)
+            near_one(X=X)
             self.grams[task] += X.T @ X
             self.moments[task] += X.T @ y
             self.counts[task] += n
@@ -344,7 +368,7 @@ def _checked(X: Any, y: Any, n: int | None, name: str) -> tuple[np.ndarray, np.n
     X, y = (a.astype(np.promote_types(a.dtype, np.float32)) for a in (X, y))
     if X.ndim != 2 or y.shape != X.shape[:1] or 0 in X.shape or (n is not None and len(X) != n):
         wanted = f"({n if n is not None else 'n'}, d)"
-        raise ValueError(f"{name} must be x {wanted} and y, got {X.shape} and {y.shape}.")
+        raise ValueError(f"{name} must be X {wanted} and y, got {X.shape} and {y.shape}.")
     if not (np.isfinite(X).all() and np.isfinite(y).all()):
         raise ValueError(f"{name} holds NaN or infinity.")
     return X, y

@@ -1,4 +1,4 @@
-"""How well samples are spread over tasks, before any is drawn."""
+"""The design value: predicted estimation error of a target head for an allocation of samples."""
 
 import jax.numpy as jnp
 from jax.typing import ArrayLike
@@ -6,20 +6,20 @@ from jaxtyping import Array, Float
 
 
 def design_value(W: ArrayLike, w: ArrayLike, shares: ArrayLike) -> Float[Array, ""]:
-    r"""What estimating a target head costs, when task t gets a share of the samples.
+    r"""The variance factor of a target head when task t gets a share p_t of the samples.
 
-    `w^T (W diag(p) W^T)^-1 w`; the risk of the target is about this times
-    `sigma^2 (d - K) / n`. Its minimum over p is `|nu|_1^2`, at p in proportion to |nu|, for the
-    combination `W nu = w` of least l1 norm (Elfving).
+    `w^T (W diag(p) W^T)^-1 w`; the risk of the target is about this times `sigma^2 (d - k) / n`.
+    Its minimum over p is `|nu|_1^2`, attained at p proportional to |nu|, where nu is the
+    combination `W nu = w` of minimum l1 norm (Elfving).
 
     Args:
-      W: Heads of the tasks (k, t).
-      w: Head of the target (k,).
-      shares: Samples of each task (t,), scaled to the sum 1.
+      W: Heads of the source tasks (k, t).
+      w: Head of the target task (k,).
+      shares: Samples of each task (t,), normalised to sum 1.
 
     Returns:
-      A scalar, infinite if the tasks that are sampled do not span w, NaN for shares that are
-      negative or all 0.
+      A scalar; infinite if the heads of the sampled tasks do not span w, NaN if shares are negative
+      or all 0.
 
     Reference:
       Elfving, Optimum Allocation in Linear Regression Theory, 1952; Wang et al., Improved Active
@@ -35,9 +35,10 @@ def design_value(W: ArrayLike, w: ArrayLike, shares: ArrayLike) -> Float[Array, 
     W, w, p = (jnp.asarray(x, jnp.result_type(W, w, jnp.float32)) for x in (W, w, shares))
     if W.ndim != 2 or w.shape != W.shape[:1] or p.shape != W.shape[1:]:
         raise ValueError(
-            f"W (k, t), w (k,) and shares (t,) must fit, got {W.shape}, {w.shape} and {p.shape}."
+            "design_value: W, w and shares must have shapes (k, t), (k,) and (t,), got "
+            f"{W.shape}, {w.shape} and {p.shape}."
         )
-    # Neither depends on the units; near 1 no square leaves the range of floats.
+    # The value is computed in units in which no square leaves the range of floats.
     sizes = [jnp.max(jnp.abs(x), initial=0) for x in (W, w)]
     sizes = [jnp.where(size > 0, size, 1) for size in sizes]
     W, w = W / sizes[0], w / sizes[1]
@@ -47,5 +48,5 @@ def design_value(W: ArrayLike, w: ArrayLike, shares: ArrayLike) -> Float[Array, 
     found = inverse @ w
     missed = jnp.linalg.norm(spread @ found - w) > 1e-3 * jnp.linalg.norm(w)
     found = jnp.vdot(w, found) * (sizes[1] / sizes[0]) ** 2
-    valid = jnp.all(p >= 0)  # False for the NaN of no samples at all
+    valid = jnp.all(p >= 0)  # False for NaN, without any samples
     return jnp.where(valid, jnp.where(missed, jnp.inf, found), jnp.nan)

@@ -1,4 +1,4 @@
-"""How private a mechanism is at most, by trying to tell two records apart."""
+"""Empirical lower bounds on epsilon."""
 
 import math
 
@@ -9,25 +9,26 @@ from jax.typing import ArrayLike
 def privacy_audit(
     first: ArrayLike, second: ArrayLike, delta: float = 0.0, confidence: float = 0.95
 ) -> float:
-    r"""A lower bound on epsilon from what a mechanism said about two records.
+    r"""A lower bound on epsilon from the messages of a mechanism about two records.
 
-    `log((P[score > t | first] - delta) / P[score > t | second])` with Clopper-Pearson limits, at
-    the threshold that tells best on the first half of the samples, measured on the second half; in
-    both directions. A claim of a smaller epsilon is refuted, at this confidence; no audit proves
-    one.
+    `log((P[score > t | first] - delta) / P[score > t | second])` with Clopper-Pearson limits, in
+    both directions. The threshold is the one that separates the first half of the samples best;
+    the bound is measured on the second half. It refutes claims of a smaller epsilon at this
+    confidence; no audit proves a claim.
 
     Args:
-      first: Scores (n,) of messages about one record: any number computed from a message, best the
-        likelihood ratio.
+      first: Scores (n,) of messages about one record: any number computed from a message; the
+        likelihood ratio gives the best bound.
       second: Scores (n,) of messages about another record.
-      delta: The delta that is claimed.
-      confidence: Of the bound.
+      delta: The claimed delta.
+      confidence: Confidence level of the bound.
 
     Returns:
       The bound, >= 0.
 
     Raises:
-      ValueError: If there are fewer than 4 scores of either, or they are NaN.
+      ValueError: If either array has fewer than 4 scores or contains NaN, or `delta` or
+        `confidence` is out of range.
 
     Reference:
       Jagielski, Ullman and Oprea, Auditing Differentially Private Machine Learning, 2020, arXiv
@@ -42,9 +43,15 @@ def privacy_audit(
     """
     a, b = (np.asarray(x, np.float64).reshape(-1) for x in (first, second))
     if min(a.size, b.size) < 4 or np.isnan(a).any() or np.isnan(b).any():
-        raise ValueError(f"scores must be numbers, 4 of each record, got {a.size} and {b.size}.")
+        raise ValueError(
+            "privacy_audit: scores must be at least 4 numbers for each record, without NaN, got "
+            f"{a.size} and {b.size}."
+        )
     if not (0 <= delta < 1 and 0 < confidence < 1):
-        raise ValueError(f"delta and confidence must be in [0, 1), got {delta} and {confidence}.")
+        raise ValueError(
+            "privacy_audit: delta must be in [0, 1) and confidence in (0, 1), got "
+            f"{delta} and {confidence}."
+        )
     best = 0.0
     level = (1 - confidence) / 8  # two directions, two signs, two limits
     for more, less in ((a, b), (b, a)):
@@ -55,7 +62,7 @@ def privacy_audit(
 
 def _one_sided(more: np.ndarray, less: np.ndarray, delta: float, level: float) -> float:
     (choose_m, test_m), (choose_l, test_l) = (np.array_split(x, 2) for x in (more, less))
-    # Scores that occurred: between infinities there is nothing to interpolate.
+    # Observed scores only: interpolation between infinities would give NaN.
     levels, scores = np.linspace(0, 1, 201)[:-1], np.concatenate([choose_m, choose_l])
     cuts = np.unique(np.quantile(scores, levels, method="lower"))
     bounds = [_epsilon(choose_m, choose_l, t, delta, level) for t in cuts]

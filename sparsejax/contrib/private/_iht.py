@@ -1,4 +1,4 @@
-"""Iterative hard thresholding on gradients that each user hides, one group of users a step."""
+"""Iterative hard thresholding on private gradients, one group of users per round."""
 
 import functools
 import math
@@ -11,9 +11,10 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from ..._arguments import known, matrix_and_target
+from ..._solution import code, finish
 from ..._topk import topk_mask
-from ...prox._check import known
-from ...solve._duality import matrix_and_target
+from ...solve import Solution
 from ._mechanisms import (
     PrivacySpent,
     check_positive,
@@ -23,17 +24,17 @@ from ._mechanisms import (
     l2_randomizer,
 )
 
-CALL = "solve.ldp_iht(key, X, y, k=2, epsilon=1.0, bound_x=1.0, bound_y=1.5)"
+CALL = "private.ldp_iht(X, y, key=key, k=2, epsilon=1.0, bound_x=1.0, bound_y=1.5)"
 
 
 class PrivateIHTFit(NamedTuple):
-    """What `ldp_iht` found.
+    """The value of the solution of `ldp_iht`.
 
     Attributes:
-      coefficients: The last iterate (d,), at most `kept` entries not 0, of length <= norm_bound.
+      coefficients: The last iterate (d,), with at most `kept` nonzeros and norm <= norm_bound.
       history: The iterate after each round (rounds, d).
-      radius: Bound of the length of a gradient, which the randomiser rests on.
-      spent: What each user has told at most: each took part once.
+      radius: The gradient bound that the randomizer uses.
+      spent: Privacy budget spent per user; each user sends one message.
     """
 
     coefficients: Float[Array, " d"]
@@ -43,10 +44,10 @@ class PrivateIHTFit(NamedTuple):
 
 
 def ldp_iht(
-    key: Array,
     X: ArrayLike,
     y: ArrayLike,
     *,
+    key: Array,
     k: int,
     epsilon: float,
     bound_x: float,
@@ -56,10 +57,11 @@ def ldp_iht(
     kept: int | None = None,
     norm_bound: float = 1.0,
     out_of_range: str = "refuse",
-) -> PrivateIHTFit:
-    r"""Sparse regression by private gradients, pure epsilon-privacy, each user asked once.
+    throw: bool = True,
+) -> Solution:
+    r"""Sparse regression from private gradients: pure epsilon-privacy, one message per user.
 
-    `theta <- project(top_k(theta - step mean_i R(x_i (<x_i, theta> - y_i))))`, with the next group
+    `theta <- project(top_k(theta - step mean_i R(x_i (<x_i, theta> - y_i))))`, with another group
     of users in each round and R the `l2_randomizer` at
     `radius = sqrt(d) bound_x (sqrt(kept) bound_x norm_bound + bound_y)`, which no gradient of
     clipped data exceeds. Guaranteed: every row has epsilon-local privacy, delta 0, if the bounds,
@@ -67,26 +69,29 @@ def ldp_iht(
     far fewer users than `nldp_regression` needs, in exchange for several rounds.
 
     Args:
-      key: A key; every user gets one of their own.
-      X: Covariates (n, d), one row a user.
+      X: Covariates (n, d), one row per user.
       y: Targets (n,).
-      k: Length of the support.
+      key: A random key; it is split into one key per user.
+      k: Size of the support.
       epsilon: The privacy level.
       bound_x: Bound of the entries of X.
       bound_y: Bound of the targets.
-      rounds: Groups of users; n % rounds users are not asked.
-      step: About 1 over the largest eigenvalue of the covariance, from public knowledge.
-      kept: Entries that stay in each round, k by default.
-      norm_bound: Bound of |theta|, on whose ball the iterates are projected.
-      out_of_range: "refuse" data beyond the bounds, or "clip" them. Under jit, where they cannot be
-        seen, they are clipped: the privacy is the same, the answer biased.
+      rounds: Number of rounds and of groups of users; n % rounds users are left out.
+      step: Step size, about 1 over the largest eigenvalue of the covariance, from public knowledge.
+      kept: Entries kept in each round, k by default.
+      norm_bound: Bound of |theta|; the iterates are projected onto this ball.
+      out_of_range: "refuse" data beyond the bounds, or "clip" them. Under jit they are always
+        clipped: the privacy is the same, the estimate biased.
+      throw: Whether to raise if an iterate is not finite (outside jit).
 
     Returns:
-      A `PrivateIHTFit`.
+      A `Solution` whose value is a `PrivateIHTFit`. The number of rounds is part of the mechanism,
+      so there is no tolerance: the result is a success, or `NONFINITE`.
 
     Raises:
+      RuntimeError: If `throw` and an iterate is not finite.
       ValueError: If data are not finite or beyond their bounds, there are fewer users than rounds,
-        or numbers are outside their ranges.
+        or an argument is out of its range.
 
     Reference:
       Wang and Xu, On Sparse Linear Regression in the Local Differential Privacy Model, 2019; Zhu et
@@ -96,9 +101,9 @@ def ldp_iht(
       >>> import jax, jax.numpy as jnp
       >>> from sparsejax.contrib import private
       >>> X = jax.random.uniform(jax.random.key(0), (50_000, 4), minval=-1, maxval=1)
-      >>> fit = private.ldp_iht(jax.random.key(1), X, X[:, 2], k=1, epsilon=4.0, bound_x=1.0,
-      ...                     bound_y=1.0, step=2.4)
-      >>> jnp.flatnonzero(fit.coefficients).tolist(), fit.spent.delta
+      >>> found = private.ldp_iht(X, X[:, 2], key=jax.random.key(1), k=1, epsilon=4.0,
+      ...                         bound_x=1.0, bound_y=1.0, step=2.4)
+      >>> jnp.flatnonzero(found.value.coefficients).tolist(), found.value.spent.delta
       ([2], 0.0)
     """
     X, y = matrix_and_target(X, y, 1, CALL)
@@ -115,15 +120,19 @@ def ldp_iht(
         sizes = {"bound_x": (np.abs(X), bound_x), "bound_y": (np.abs(y), bound_y)}
         check_range(out_of_range, **sizes)
     radius = math.sqrt(d) * bound_x * (math.sqrt(kept) * bound_x * norm_bound + bound_y)
-    history = _rounds(key, X, y, kept, epsilon, bound_x, bound_y, rounds, step, norm_bound, radius)
-    return PrivateIHTFit(history[-1], history, radius, PrivacySpent(float(epsilon), 0.0))
+    history, finite = _rounds(
+        key, X, y, kept, epsilon, bound_x, bound_y, rounds, step, norm_bound, radius
+    )
+    fit = PrivateIHTFit(history[-1], history, radius, PrivacySpent(float(epsilon), 0.0))
+    result = code(finite.all(), jnp.array(True))
+    return finish("ldp_iht", Solution(fit, result, {"n_iter": rounds}), throw)
 
 
 @functools.partial(jax.jit, static_argnums=tuple(range(3, 11)))
 def _rounds(
     key: Array, X: Array, y: Array, kept: int, epsilon: float, bound_x: float, bound_y: float,
     rounds: int, step: float, norm_bound: float, radius: float,
-) -> Array:  # fmt: skip
+) -> tuple[Array, Array]:  # fmt: skip
     n, d = X.shape
     size = n // rounds
     X = clip_entries(X[: rounds * size], bound_x).reshape(rounds, size, d)
@@ -131,14 +140,15 @@ def _rounds(
     keys = jax.random.split(key, rounds * size).reshape(rounds, size)
 
     def message(key, x, y, theta):
-        return l2_randomizer(key, x * (jnp.vdot(x, theta) - y), radius, epsilon)
+        return l2_randomizer(x * (jnp.vdot(x, theta) - y), radius, epsilon, key=key)
 
-    def turn(theta: Array, group: Any) -> tuple[Array, Array]:
+    def turn(theta: Array, group: Any) -> tuple[Array, tuple[Array, Array]]:
         one, x, y = group
-        said = jax.vmap(message, in_axes=(0, 0, 0, None))(one, x, y, theta)
-        moved = theta - step * said.mean(0)
+        messages = jax.vmap(message, in_axes=(0, 0, 0, None))(one, x, y, theta)
+        moved = theta - step * messages.mean(0)
+        finite = jnp.isfinite(moved).all()  # clipping would hide it
         moved = jnp.where(topk_mask(jnp.abs(moved), kept), moved, 0)
         theta = clip_l2(moved, norm_bound)
-        return theta, theta
+        return theta, (theta, finite)
 
     return lax.scan(turn, jnp.zeros(d, X.dtype), (keys, X, y))[1]

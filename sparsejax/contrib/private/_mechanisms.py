@@ -1,4 +1,4 @@
-"""What a user may say without telling: clipping, Gaussian noise, the half-sphere randomiser."""
+"""Local-privacy mechanisms: clipping, Gaussian noise, the half-sphere randomizer."""
 
 import math
 from typing import Any, NamedTuple
@@ -9,22 +9,23 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from ...prox._check import known
+from ..._arguments import known
 
-# Clipping rounds: a float32 norm may come out this much above its bound.
+# After clipping, rounding can leave a float32 norm this far above its bound.
 ROUNDING = 1 + 1e-5
 
 
 class PrivacySpent(NamedTuple):
-    """What each user has told at most.
+    """Privacy budget spent per user.
 
     For any two records of a user and any set S of messages,
     `P[M(record) in S] <= exp(epsilon) P[M(other) in S] + delta`.
 
     Attributes:
-      epsilon: The bound of the log likelihood ratio.
-      delta: The probability it may fail with; 0 is pure privacy.
-      mu: Of Gaussian messages, sensitivity over noise, all messages of a user together; else None.
+      epsilon: Bound on the log likelihood ratio.
+      delta: Probability of exceeding it; 0 is pure differential privacy.
+      mu: For Gaussian messages, sensitivity over standard deviation, of all messages of a user
+        together; otherwise None.
     """
 
     epsilon: float
@@ -33,13 +34,13 @@ class PrivacySpent(NamedTuple):
 
 
 def gaussian_delta(epsilon: float, mu: float) -> float:
-    r"""The exact delta of Gaussian noise at an epsilon.
+    r"""The exact delta of the Gaussian mechanism at a given epsilon.
 
     `Phi(mu / 2 - epsilon / mu) - exp(epsilon) Phi(-mu / 2 - epsilon / mu)`.
 
     Args:
       epsilon: The privacy level, >= 0.
-      mu: Sensitivity over standard deviation; of several messages by one user, the root of the
+      mu: Sensitivity over standard deviation; for several messages of one user, the root of the
         sum of squares.
 
     Returns:
@@ -57,7 +58,9 @@ def gaussian_delta(epsilon: float, mu: float) -> float:
     from scipy.special import log_ndtr  # a dependency of jax; slow to load
 
     if not (math.isfinite(epsilon) and epsilon >= 0 and math.isfinite(mu) and mu >= 0):
-        raise ValueError(f"epsilon and mu must be finite and >= 0, got {epsilon} and {mu}.")
+        raise ValueError(
+            f"gaussian_delta: epsilon and mu must be finite and >= 0, got {epsilon} and {mu}."
+        )
     first = log_ndtr(mu / 2 - epsilon / mu) if mu > 0 else -math.inf
     if first == -math.inf:
         return 0.0
@@ -71,19 +74,19 @@ def gaussian_sigma(
     """The standard deviation of Gaussian noise that gives (epsilon, delta) privacy.
 
     Args:
-      sensitivity: The largest Euclidean distance between what two records would say.
+      sensitivity: The largest Euclidean distance between the noiseless messages of two records.
       epsilon: The privacy level, > 0.
       delta: The probability of failure, in (0, 1).
-      method: "analytic", the smallest that suffices; "classic",
-        `sensitivity sqrt(2 log(1.25 / delta)) / epsilon`, which holds for epsilon <= 1;
-        "dp-accounting", the analytic one as computed by that package (extra `privacy`).
+      method: "analytic", the smallest sufficient sigma; "classic",
+        `sensitivity sqrt(2 log(1.25 / delta)) / epsilon`, valid for epsilon <= 1;
+        "dp-accounting", the analytic value computed by that package (extra `privacy`).
 
     Returns:
-      sigma. The noise of floating-point numbers is not private to the last bit: what is guaranteed
-      is about real numbers.
+      sigma. The guarantee holds for real numbers: floating-point noise is not private to the last
+      bit.
 
     Raises:
-      ValueError: Outside these ranges.
+      ValueError: If an argument is out of its range.
 
     Reference:
       Balle and Wang, Improving the Gaussian Mechanism for Differential Privacy, 2018, arXiv
@@ -97,7 +100,7 @@ def gaussian_sigma(
     check_positive("sensitivity", sensitivity)
     check_positive("epsilon", epsilon)
     if not 0 < delta < 1:
-        raise ValueError(f"delta must be between 0 and 1, got {delta}; 1e-6 for example.")
+        raise ValueError(f"delta must be between 0 and 1, got {delta}; for example delta=1e-6.")
     if method == "classic":
         if epsilon > 1:
             raise ValueError(
@@ -108,7 +111,7 @@ def gaussian_sigma(
         return sensitivity * _accountant().get_sigma_gaussian(epsilon, delta)
     if method != "analytic":
         raise ValueError(f"method must be analytic, classic or dp-accounting, got {method!r}.")
-    low, high = 0.0, 1.0  # of mu: low keeps to delta
+    low, high = 0.0, 1.0  # bounds of mu; low always satisfies delta
     while gaussian_delta(epsilon, high) <= delta:
         low, high = high, 2 * high
     for _ in range(200):
@@ -126,22 +129,25 @@ def _accountant() -> Any:
     except ImportError as error:
         raise ImportError(
             "method='dp-accounting' needs that package: pip install 'sparsejax[privacy]'; "
-            "method='analytic' needs none."
+            "method='analytic' works without it."
         ) from error
     return dp_accounting
 
 
 def clip_l2(x: ArrayLike, radius: float) -> Float[Array, "..."]:
-    """Vectors shortened to a length: `x min(1, radius / |x|)` along the last axis.
+    """Clips the Euclidean norm of vectors: `x min(1, radius / |x|)` along the last axis.
 
-    Of any input something of length <= radius: NaN counts as 0, infinity as the largest number.
+    The result has norm <= radius for every input: NaN counts as 0, infinity as the largest number.
 
     Args:
       x: Vectors (..., d).
-      radius: The longest length, > 0.
+      radius: The largest norm, > 0.
 
     Returns:
-      The vectors, float32 or wider.
+      The clipped vectors, float32 or wider.
+
+    Raises:
+      ValueError: If `x` is a scalar, or `radius` is not finite and > 0.
 
     Example:
       >>> import jax.numpy as jnp
@@ -154,7 +160,7 @@ def clip_l2(x: ArrayLike, radius: float) -> Float[Array, "..."]:
     if x.ndim == 0:
         raise ValueError("x must be vectors (..., d), got a scalar; use private.clip_entries.")
     x = jnp.nan_to_num(x)
-    # XLA divides by multiplying with 1 / largest, which is 0 for the largest numbers: scaled first.
+    # Scale first: XLA divides by multiplying with 1 / largest, which is 0 for the largest floats.
     limits = jnp.finfo(x.dtype)
     huge = float(limits.max) ** 0.5
     scale = jnp.where(jnp.max(jnp.abs(x), axis=-1, keepdims=True, initial=0.0) > huge, 1 / huge, 1)
@@ -168,14 +174,17 @@ def clip_l2(x: ArrayLike, radius: float) -> Float[Array, "..."]:
 
 
 def clip_entries(x: ArrayLike, bound: float) -> Float[Array, "..."]:
-    """Every entry brought to [-bound, bound]; NaN counts as 0.
+    """Clips every entry to [-bound, bound]; NaN counts as 0.
 
     Args:
-      x: Numbers of any shape.
-      bound: The largest size, > 0.
+      x: An array of any shape.
+      bound: The largest absolute value, > 0.
 
     Returns:
-      The numbers, float32 or wider.
+      The clipped array, float32 or wider.
+
+    Raises:
+      ValueError: If `bound` is not finite and > 0.
 
     Example:
       >>> import jax.numpy as jnp
@@ -188,27 +197,27 @@ def clip_entries(x: ArrayLike, bound: float) -> Float[Array, "..."]:
     return jnp.clip(jnp.where(jnp.isnan(x), 0, x), -bound, bound)
 
 
-def l2_randomizer(key: Array, v: ArrayLike, radius: float, epsilon: float) -> Float[Array, " d"]:
-    r"""A random vector whose mean is v, and which hides it: pure epsilon-privacy, no delta.
+def l2_randomizer(v: ArrayLike, radius: float, epsilon: float, *, key: Array) -> Float[Array, " d"]:
+    r"""An unbiased randomized message about a vector, with pure epsilon-local privacy.
 
-    `v` is rounded to `+-radius v / |v|` at random, without bias; the answer is uniform on the half
-    of a sphere around that, or with probability `1 / (1 + exp(epsilon))` on the other half. The
-    sphere's radius, `radius (e^epsilon + 1) / (e^epsilon - 1) sqrt(pi) Gamma((d + 1) / 2) /
-    Gamma(d / 2)`, makes the mean right: of any two vectors the densities differ by at most
-    `exp(epsilon)`.
+    `v` is rounded to `+-radius v / |v|` at random, without bias; the message is uniform on the half
+    of a sphere around the rounded vector, or with probability `1 / (1 + exp(epsilon))` on the other
+    half. The sphere has the radius `radius (e^epsilon + 1) / (e^epsilon - 1) sqrt(pi)
+    Gamma((d + 1) / 2) / Gamma(d / 2)`, so that the mean is v. The densities of the messages of any
+    two vectors differ by at most the factor `exp(epsilon)`.
 
     Args:
-      key: A key of its own for each user and message: one key for two tells everything.
-      v: The vector (d,), of length <= radius.
-      radius: The public bound of its length.
+      v: The vector (d,), of norm <= radius.
+      radius: The public bound of its norm.
       epsilon: The privacy level, > 0.
+      key: A separate key for each user and message; reusing a key voids the privacy guarantee.
 
     Returns:
       The message (d,), float32 or wider.
 
     Raises:
-      ValueError: If v is too long or not finite. Inside jit, where that cannot be seen, it is
-        clipped, which keeps the privacy and costs the mean.
+      ValueError: If v is longer than `radius` or not finite. Under jit v is clipped instead: the
+        message is still private but biased.
 
     Reference:
       Duchi, Jordan and Wainwright, Minimax Optimal Procedures for Locally Private Estimation,
@@ -217,8 +226,9 @@ def l2_randomizer(key: Array, v: ArrayLike, radius: float, epsilon: float) -> Fl
     Example:
       >>> import jax, jax.numpy as jnp
       >>> from sparsejax.contrib import private
-      >>> said = private.l2_randomizer(jax.random.key(0), jnp.array([1.0, 0.0]), 3.0, 1.0)
-      >>> round(jnp.linalg.norm(said).item(), 4)
+      >>> v = jnp.array([1.0, 0.0])
+      >>> message = private.l2_randomizer(v, 3.0, 1.0, key=jax.random.key(0))
+      >>> round(jnp.linalg.norm(message).item(), 4)
       10.1974
     """
     check_positive("radius", radius)
@@ -230,9 +240,9 @@ def l2_randomizer(key: Array, v: ArrayLike, radius: float, epsilon: float) -> Fl
         size = float(np.linalg.norm(np.asarray(v, np.float64)))
         if not size <= radius * ROUNDING:
             raise ValueError(
-                f"v has length {size:.6g}, beyond the radius {radius} its privacy rests on (or is "
-                "not finite); clip it first: private.l2_randomizer(key, private.clip_l2(v, radius), "
-                "radius, epsilon)."
+                f"l2_randomizer: v must be finite with norm <= radius={radius}, got norm "
+                f"{size:.6g}; clip it first: "
+                "private.l2_randomizer(private.clip_l2(v, radius), radius, epsilon, key=key)."
             )
     v = clip_l2(v, radius)
     sign_key, half_key, sphere_key = jax.random.split(key, 3)
@@ -243,21 +253,21 @@ def l2_randomizer(key: Array, v: ArrayLike, radius: float, epsilon: float) -> Fl
     truthful = jax.random.bernoulli(half_key, 1 / (1 + math.exp(-epsilon)))
     z = jax.random.normal(sphere_key, v.shape, v.dtype)
     z = z / jnp.linalg.norm(z)
-    told = sphere_radius(v.size, radius, epsilon)
-    check_scale("the length of a message", told, v.dtype)
+    sphere = sphere_radius(v.size, radius, epsilon)
+    check_scale("the norm of a message", sphere, v.dtype)
     same_side = jnp.vdot(z, direction) >= 0
     z = jnp.where(same_side == (positive == truthful), z, -z)
-    return z * told
+    return z * sphere
 
 
 def sphere_radius(d: int, radius: float, epsilon: float) -> float:
-    """The length of every message of `l2_randomizer`."""
+    """The norm of every message of `l2_randomizer`."""
     ratio = math.exp(math.lgamma((d + 1) / 2) - math.lgamma(d / 2))
     return radius / math.tanh(epsilon / 2) * math.sqrt(math.pi) * ratio
 
 
 def check_positive(name: str, x: Any) -> None:
-    """A finite number > 0, at hand: what privacy rests on is never traced."""
+    """Raises unless x is a finite Python number > 0: privacy parameters are never traced."""
     if isinstance(x, bool) or not isinstance(x, int | float | np.number):
         raise TypeError(f"{name} must be a public Python number, got {type(x).__name__}.")
     if not (math.isfinite(x) and x > 0):
@@ -265,21 +275,23 @@ def check_positive(name: str, x: Any) -> None:
 
 
 def check_scale(name: str, x: float, dtype: Any) -> None:
-    """What noise is drawn with: as a 0 or an infinity of floats it would hide nothing."""
+    """Raises if a noise scale underflows or overflows the dtype, which would void privacy."""
     limits = jnp.finfo(dtype)
     if not float(limits.tiny) <= x <= float(limits.max):
-        raise ValueError(f"{name}, {x:.3g}, is no number of {limits.dtype}; rescale the data.")
+        raise ValueError(
+            f"{name}, {x:.3g}, is not representable in {limits.dtype}; rescale the data."
+        )
 
 
 def check_range(out_of_range: str, **sizes: tuple[Any, float]) -> None:
-    """Refuses sizes beyond their bound, where they are known, unless clipping was asked for."""
+    """Raises if a known size exceeds its bound, unless clipping was requested."""
     if out_of_range not in ("refuse", "clip"):
         raise ValueError(f"out_of_range must be 'refuse' or 'clip', got {out_of_range!r}.")
     for name, (size, bound) in sizes.items():
         largest = float(np.max(size))
         if out_of_range == "refuse" and not largest <= bound * ROUNDING:
             raise ValueError(
-                f"{name} {bound:.6g} is what the noise is made for, and there is {largest:.6g}; "
+                f"the noise is calibrated for {name} {bound:.6g}, but data reach {largest:.6g}; "
                 f"give a larger {name}, from public knowledge alone, or out_of_range='clip'."
             )
 

@@ -1,4 +1,4 @@
-"""How much noise hides the moments of one record."""
+"""Noise calibration for the private moments of one record."""
 
 import math
 from typing import NamedTuple
@@ -7,18 +7,18 @@ from ._mechanisms import ROUNDING, PrivacySpent, check_positive, gaussian_sigma
 
 
 class MomentMechanism(NamedTuple):
-    """How each user's moments are clipped and noised; all of it public. From `moment_mechanism`.
+    """Public parameters of the clipping and noise of each user's moments.
 
     Attributes:
-      features: d.
+      features: Number of features d.
       radius: Bound of |x| in the second moment.
       bound_x: Bound of the entries of x in the cross moment.
-      bound_y: Bound of |y| in it.
-      clip: What x in the cross moment is clipped to: "entries", "l2" or "both".
-      second_sigma: Noise of the second moment, None where public rows replace it.
+      bound_y: Bound of |y| in the cross moment.
+      clip: Clipping of x in the cross moment: "entries", "l2" or "both".
+      second_sigma: Noise of the second moment; None if public rows replace it.
       cross_sigma: Noise of the cross moment.
       split: "budget" if each user sends both moments, "users" if each sends one.
-      spent: The privacy of all a user sends.
+      spent: Privacy budget of all messages of a user.
     """
 
     features: int
@@ -47,34 +47,36 @@ def moment_mechanism(
     split: str = "budget",
     public: bool = False,
 ) -> MomentMechanism:
-    r"""The noise that makes the moments of one user (epsilon, delta)-private.
+    r"""Calibrates the noise that makes the moments of one user (epsilon, delta)-private.
 
     The upper triangle of `x x^T` has sensitivity `sqrt(2) radius^2` between any two records (for
     d = 1 `radius^2`), `x y` has `2 sqrt(d) bound_x bound_y`, or `2 radius bound_y` with |x|
-    clipped. Two messages of one user share the budget: `mu^2 = mu_1^2 + mu_2^2`, exactly.
+    clipped. Two messages of one user share the budget exactly: `mu^2 = mu_1^2 + mu_2^2`.
 
     Args:
-      features: d.
-      users: How many will take part, for the default bounds.
+      features: Number of features d.
+      users: Number of users n, for the default bounds.
       epsilon: The privacy level of each user.
       delta: The probability of failure.
-      radius: Bound of |x|, `sqrt(d) + sqrt(2 log n)` by default: for covariates of variance 1. This
-        and the next two must be chosen without looking at the data.
-      bound_x: Bound of its entries, `sqrt(2 log n)` by default.
-      bound_y: Bound of the target, the same.
-      clip: What bounds x in the cross moment: its "entries", its length ("l2") or "both", of which
-        the tighter counts.
+      radius: Bound of |x|, `sqrt(d) + sqrt(2 log n)` by default, for covariates of variance 1.
+        Choose this and the next two bounds without looking at the data.
+      bound_x: Bound of the entries of x, `sqrt(2 log n)` by default.
+      bound_y: Bound of |y|, `sqrt(2 log n)` by default.
+      clip: Clipping of x in the cross moment: its "entries", its norm ("l2") or "both"; the
+        tighter bound sets the noise.
       share: Share of mu^2 for the second moment.
       accounting: "gdp", exact; "paper" for half of epsilon and delta for each message by the
         classic formula and looser sensitivities (epsilon <= 2).
-      split: "budget": each user sends both messages; "users": one of them, with all the budget.
-      public: Whether the second moment comes from public rows: then users send the other alone.
+      split: "budget": each user sends both messages; "users": each user sends one message with
+        the whole budget.
+      public: Whether the second moment comes from public rows; users then send only the cross
+        moment.
 
     Returns:
       A `MomentMechanism`.
 
     Raises:
-      ValueError: Outside these ranges.
+      ValueError: If an argument is out of its range.
 
     Example:
       >>> from sparsejax.contrib import private
@@ -83,7 +85,9 @@ def moment_mechanism(
       (8.45, 11.95)
     """
     if features < 1 or users < 1:
-        raise ValueError(f"there must be features and users, got {features} and {users}.")
+        raise ValueError(
+            f"moment_mechanism: features and users must be >= 1, got {features} and {users}."
+        )
     if not 0 < share < 1:
         raise ValueError(f"share must be between 0 and 1, got {share}.")
     for name, got, known_names in (

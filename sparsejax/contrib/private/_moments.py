@@ -1,4 +1,4 @@
-"""Sparse regression from one noisy message of each user."""
+"""Sparse regression from one noisy message per user."""
 
 import functools
 import math
@@ -11,9 +11,10 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from ..._arguments import check_strength, known, matrix_and_target
+from ..._solution import code, finish
 from ...prox import soft_threshold
-from ...prox._check import known
-from ...solve._duality import check_number, matrix_and_target
+from ...solve import Result, Solution
 from ._mechanisms import (
     PrivacySpent,
     check_positive,
@@ -24,62 +25,39 @@ from ._mechanisms import (
 )
 from ._moment_mechanism import MomentMechanism, moment_mechanism
 
-CALL = "solve.nldp_regression(key, X, y, epsilon=1.0, delta=1e-6)"
+CALL = "private.nldp_regression(X, y, key=key, epsilon=1.0, delta=1e-6)"
 CHUNK = 1024
 
 
 class PrivateFit(NamedTuple):
-    """A regression that users took part in privately.
+    """The value of the solution of `nldp_regression`.
 
     Attributes:
-      coefficients: Sparse (d,).
-      raw: Before the threshold (d,).
-      ok: Whether the noisy second moment was positive definite: if not, there are too few users for
-        this epsilon, and the coefficients are 0 unless eigenvalues were floored.
+      coefficients: Sparse coefficients (d,).
+      raw: Coefficients before the threshold (d,).
       strength: The threshold.
-      spent: What each user has told at most.
+      spent: Privacy budget spent per user.
     """
 
     coefficients: Float[Array, " d"]
     raw: Float[Array, " d"]
-    ok: Array
     strength: Float[Array, ""]
     spent: PrivacySpent
 
 
 def nldp_message(
-    key: Array, x: ArrayLike, y: ArrayLike, mechanism: MomentMechanism, part: str = "both",
+    x: ArrayLike, y: ArrayLike, mechanism: MomentMechanism, *, key: Array, part: str = "both",
     out_of_range: str = "refuse",
 ) -> tuple[Float[Array, " t"], Float[Array, " c"]]:  # fmt: skip
-    """What one user sends: the second and cross moment, within their bounds, with Gaussian noise.
+    """The message of one user: clipped second and cross moments with Gaussian noise.
 
-    Runs where the user's record is, vmapped over users in a simulation. Whatever x and y are, the
-    message is (epsilon, delta)-private: clipping comes before noise.
-
-    Args:
-      key: A key of this user's own. Two users with one key, or one key used twice, tell everything.
-      x: The covariates (d,).
-      y: The target.
-      mechanism: From `moment_mechanism`.
-      part: "both", "second" or "cross"; what is not sent is empty. Where the users are split each
-        sends one of the two.
-      out_of_range: "refuse" a record beyond the bounds, or "clip" it. Under jit, where it cannot be
-        seen, it is clipped.
+    It is (epsilon, delta)-private for all x and y, since clipping precedes the noise. Each user and
+    message needs a separate key; reusing a key voids the privacy guarantee. `part` is "both",
+    "second" or "cross"; the moment that is not sent is empty. Records beyond the bounds are refused
+    or clipped; under jit always clipped.
 
     Returns:
       The upper triangle with the diagonal (d (d + 1) / 2,) and the cross moment (d,).
-
-    Raises:
-      ValueError: If shapes do not fit, numbers are not finite or beyond the bounds (where they can
-        be seen), or more would be sent than the budget allows.
-
-    Example:
-      >>> import jax, jax.numpy as jnp
-      >>> from sparsejax.contrib import private
-      >>> how = private.moment_mechanism(3, 1000, 1.0, 1e-6)
-      >>> second, cross = private.nldp_message(jax.random.key(0), jnp.ones(3), 0.5, how)
-      >>> second.shape, cross.shape
-      ((6,), (3,))
     """
     if part not in ("both", "second", "cross"):
         raise ValueError(f"part must be both, second or cross, got {part!r}.")
@@ -91,15 +69,15 @@ def nldp_message(
         )
     matrix_and_target(jnp.asarray(x)[None], jnp.asarray(y)[None], 1, CALL)
     if mechanism.second_sigma is None and part == "second":
-        raise ValueError("with public rows nobody sends the second moment; part='cross'.")
+        raise ValueError("with public rows users send the cross moment only: part='cross'.")
     if mechanism.split == "users" and part == "both":
-        raise ValueError("this mechanism gives each user one message: part='second' or 'cross'.")
+        raise ValueError("split='users' allows one message per user: part='second' or 'cross'.")
     _within(x, y, mechanism, part, out_of_range)
     second_key, cross_key = jax.random.split(key)
     clipped = clip_l2(x, mechanism.radius)
-    for name in ("second_sigma", "cross_sigma"):
-        sigma = getattr(mechanism, name)
-        if sigma:  # 0 where noise was left out on purpose
+    sigmas = {"second_sigma": mechanism.second_sigma, "cross_sigma": mechanism.cross_sigma}
+    for name, sigma in sigmas.items():
+        if sigma:  # tests of the sensitivity leave the noise out
             check_scale(name, sigma, clipped.dtype)
     empty = jnp.zeros(0, clipped.dtype)
     second, cross = empty, empty
@@ -116,7 +94,7 @@ def nldp_message(
 
 
 def _within(x: Any, y: Any, how: MomentMechanism, part: str, out_of_range: str) -> None:
-    """Whether what is sent of one record, or of many, keeps to the bounds of the mechanism."""
+    """Raises if records exceed the bounds of the mechanism, in the moments that are sent."""
     if not (known(x) and known(y)):
         return
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
@@ -139,32 +117,12 @@ def nldp_server(
     strength: ArrayLike | None = None,
     norm_bound: float = 1.0,
     eig_floor: float | None = None,
-) -> PrivateFit:
-    """The regression from mean messages: a solve and a soft threshold. Private because they are.
+    throw: bool = True,
+) -> Solution:
+    """The regression from mean messages, `soft(S^-1 c, strength)`: private by post-processing.
 
-    `soft(S^-1 c, strength)`.
-
-    Args:
-      mean_second: Mean of the second moments: the triangle (d (d + 1) / 2,), or a public matrix
-        (d, d).
-      mean_cross: Mean of the cross moments (d,).
-      users: How many users sent each.
-      mechanism: From `moment_mechanism`.
-      strength: The threshold, `sqrt(2 log d)` times the noise of the raw coefficients by default.
-      norm_bound: Bound of |theta| in that noise.
-      eig_floor: What smaller eigenvalues are raised to; None returns zeros with `ok` False if the
-        noise left the matrix indefinite.
-
-    Returns:
-      A `PrivateFit`.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> from sparsejax.contrib import private
-      >>> how = private.moment_mechanism(2, 1000, 1.0, 1e-6)
-      >>> c = jnp.array([0.5, 0.01])
-      >>> private.nldp_server(jnp.eye(2), c, 1000, how, strength=0.1).coefficients.round(3).tolist()
-      [0.4..., 0.0]
+    `mean_second` is the triangle (d (d + 1) / 2,) or a public matrix (d, d), `users` the number of
+    users whose messages each mean averages.
     """
     d = mechanism.features
     S, c = jnp.asarray(mean_second), jnp.asarray(mean_cross)
@@ -177,28 +135,32 @@ def nldp_server(
         upper = jnp.zeros((d, d), c.dtype).at[jnp.triu_indices(d)].set(S.reshape(-1))
         S = jnp.triu(upper, 1).T + upper
     values, vectors = jnp.linalg.eigh(jnp.where(jnp.isfinite(S), S, 0))
-    ok = values[0] > d * jnp.finfo(S.dtype).eps * jnp.abs(values[-1])
-    ok &= jnp.all(jnp.isfinite(S)) & jnp.all(jnp.isfinite(c))
+    least = values[0]
+    definite = least > d * jnp.finfo(S.dtype).eps * jnp.abs(values[-1])
+    finite = jnp.all(jnp.isfinite(S)) & jnp.all(jnp.isfinite(c))
     if eig_floor is not None:
         check_positive("eig_floor", eig_floor)
         values = jnp.maximum(values, eig_floor)
     solved = vectors @ ((vectors.T @ c) / jnp.where(values > 0, values, 1))
-    raw = jnp.where(ok | (eig_floor is not None), solved, 0)
+    raw = jnp.where((definite & finite) | (eig_floor is not None), solved, 0)
     if strength is None:
         check_positive("norm_bound", norm_bound)
         noise = math.hypot(mechanism.cross_sigma, (mechanism.second_sigma or 0.0) * norm_bound)
         strength = math.sqrt(2 * math.log(d)) * noise / math.sqrt(users)
     else:
-        check_number("strength", strength, ())
+        check_strength("strength", strength, ())
     strength = jnp.asarray(strength, raw.dtype)
-    return PrivateFit(soft_threshold(raw, strength), raw, ok, strength, mechanism.spent)
+    fit = PrivateFit(soft_threshold(raw, strength), raw, strength, mechanism.spent)
+    result = code(finite, definite, Result.INDEFINITE)
+    solution = Solution(fit, result, {"min_eigenvalue": least})
+    return finish("nldp_regression", solution, throw and eig_floor is None)
 
 
 def nldp_regression(
-    key: Array,
     X: ArrayLike,
     y: ArrayLike,
     *,
+    key: Array,
     epsilon: float,
     delta: float,
     public: ArrayLike | None = None,
@@ -206,38 +168,46 @@ def nldp_regression(
     norm_bound: float = 1.0,
     eig_floor: float | None = None,
     out_of_range: str = "refuse",
+    throw: bool = True,
     **bounds: Any,
-) -> PrivateFit:
-    r"""Sparse regression where each user sends one private message and trusts nobody.
+) -> Solution:
+    r"""Sparse regression from one private message per user, without a trusted server.
 
+    `soft(S^-1 c, strength)`, with S and c the means of the users' noisy second and cross moments.
     Guaranteed: (epsilon, delta)-local privacy of every row, between any two records, for the
     mechanism over real numbers, if the bounds, `strength` and the decision to run were not taken
-    from the data (cross-validation on private rows is not free). Not guaranteed: a good answer. The
-    second moment needs about `4 d sigma^2` users, `290 d radius^4` at epsilon 1 and delta 1e-6;
-    below that the result is not `ok`. Public covariates save that: the error then shrinks from
-    `d sqrt(k / n) / epsilon` to `sqrt(d k / n) / epsilon`.
+    from the data (cross-validation on private rows spends budget too). Not guaranteed: a good
+    estimate. The second moment needs about `4 d sigma^2` users, `290 d radius^4` at epsilon 1 and
+    delta 1e-6; with fewer users its mean is often not positive definite. Public covariates avoid
+    that: the error then shrinks from `d sqrt(k / n) / epsilon` to `sqrt(d k / n) / epsilon`.
 
     Args:
-      key: A key; every user gets one of their own.
-      X: Covariates (n, d), one row a user, of variance about 1.
+      X: Covariates (n, d), one row per user, of variance about 1.
       y: Targets (n,).
+      key: A random key; it is split into one key per user.
       epsilon: The privacy level.
       delta: The probability of failure.
-      public: Public covariates (m, d), of nobody in X and without targets.
-      strength: The threshold.
+      public: Public covariates (m, d) of people outside X, without targets.
+      strength: The threshold, `sqrt(2 log d)` times the noise of the raw coefficients by default.
       norm_bound: Bound of |theta|, for the default strength.
-      eig_floor: As for `nldp_server`.
+      eig_floor: Smaller eigenvalues of the second moment are raised to this value. None returns
+        zeros if the noise left it indefinite.
       out_of_range: "refuse" rows beyond the bounds, or "clip" them, as normal covariates need with
-        the default bounds. Under jit, where they cannot be seen, they are clipped.
-      **bounds: As for `moment_mechanism`: radius, bound_x, bound_y, clip, share, accounting, split.
+        the default bounds. Under jit they are always clipped.
+      throw: Whether to raise on failure (outside jit); with `eig_floor` the result only reports it.
+      **bounds: Arguments of `moment_mechanism`: radius, bound_x, bound_y, clip, share, accounting,
+        split.
 
     Returns:
-      A `PrivateFit`.
+      A `Solution`: `value` is a `PrivateFit`; `result` is `Result.INDEFINITE` if the noisy second
+      moment is not positive definite, which means too few users for this epsilon; `stats` holds
+      its `min_eigenvalue`.
 
     Raises:
-      ValueError: If data are not finite or beyond the bounds, or numbers are outside their ranges.
-        A refusal depends on the data and is itself a message: deployed, each user imputes and clips
-        at home.
+      RuntimeError: If `throw` and the second moment is not positive definite.
+      ValueError: If data are not finite or beyond the bounds, or an argument is out of its range.
+        The error depends on the data and so reveals something about them: in a deployment, each
+        user imputes and clips locally.
 
     Reference:
       Zhu, Ding, Aggarwal, Xu and Wang, Improved Analysis of Sparse Linear Regression in Local
@@ -249,34 +219,34 @@ def nldp_regression(
       >>> from sparsejax.contrib import private
       >>> X = jax.random.normal(jax.random.key(0), (20_000, 3))
       >>> public = jax.random.normal(jax.random.key(2), (200, 3))
-      >>> fit = private.nldp_regression(
-      ...     jax.random.key(1), X, X[:, 0], epsilon=8.0, delta=1e-6, public=public, strength=0.3,
-      ...     radius=3.0, bound_y=2.0, out_of_range="clip",
+      >>> found = private.nldp_regression(
+      ...     X, X[:, 0], key=jax.random.key(1), epsilon=8.0, delta=1e-6, public=public,
+      ...     strength=0.3, radius=3.0, bound_y=2.0, out_of_range="clip",
       ... )
-      >>> (fit.coefficients != 0).tolist(), fit.spent.epsilon
+      >>> (found.value.coefficients != 0).tolist(), found.value.spent.epsilon
       ([True, False, False], 8.0)
     """
     X, y = matrix_and_target(X, y, 1, CALL)
     n, d = X.shape
-    if "public" in bounds:
-        raise TypeError("public is a matrix of rows here.")
     how = moment_mechanism(d, n, epsilon, delta, public=public is not None, **bounds)
     _within(X, y, how, "cross" if public is not None else "both", out_of_range)
-    end = {"strength": strength, "norm_bound": norm_bound, "eig_floor": eig_floor}
+    end = {
+        "strength": strength, "norm_bound": norm_bound, "eig_floor": eig_floor, "throw": throw,
+    }  # fmt: skip
     if public is not None:
         known_rows, _ = matrix_and_target(public, jnp.zeros(jnp.shape(public)[:1]), 1, CALL)
         if known_rows.shape[1] != d:
             raise ValueError(f"public must have {d} columns, as X has, got {known_rows.shape}.")
         if known(X) and known(public) and np.array_equal(known_rows, X):
             raise ValueError(
-                "public holds the rows of X, which are private; without other people's covariates "
-                "leave public out."
+                "public holds the rows of X, which are private; give covariates of other people "
+                "or leave public out."
             )
         cross = _mean_message(key, X, y, how, "cross")[1]
         return nldp_server(known_rows.T @ known_rows / known_rows.shape[0], cross, n, how, **end)
     if how.split == "users":
         if n < 2:
-            raise ValueError("split='users' needs two users, one for each moment.")
+            raise ValueError("split='users' needs at least two users, one for each moment.")
         first, other = jax.random.split(key)
         second = _mean_message(first, X[: n // 2], y[: n // 2], how, "second")[0]
         cross = _mean_message(other, X[n // 2 :], y[n // 2 :], how, "cross")[1]
@@ -289,10 +259,12 @@ def nldp_regression(
 def _mean_message(
     key: Array, X: Array, y: Array, how: MomentMechanism, part: str
 ) -> tuple[Array, Array]:
-    """Means of messages, a chunk of users at a time: never all triangles at once."""
+    """Mean messages, accumulated over chunks of users to bound the memory."""
     n, d = X.shape
     keys = jax.random.split(key, n)
-    send = jax.vmap(lambda key, x, y: nldp_message(key, x, y, how, part, "clip"))
+    send = jax.vmap(
+        lambda key, x, y: nldp_message(x, y, how, key=key, part=part, out_of_range="clip")
+    )
     whole, chunk = n // CHUNK, CHUNK
 
     def add(total, users):
@@ -307,9 +279,9 @@ def _mean_message(
 
 
 def soft_thresholded_ols(X: ArrayLike, y: ArrayLike, strength: ArrayLike) -> Float[Array, " p"]:
-    """The same estimate without privacy: least squares, thresholded.
+    """Soft-thresholded least squares: the estimate of `nldp_regression` without privacy.
 
-    `soft((X^T X)^-1 X^T y, strength)`; the solution of smallest norm where that is not unique.
+    `soft((X^T X)^-1 X^T y, strength)`; the solution of smallest norm if it is not unique.
 
     Args:
       X: Design (n, p).
@@ -327,5 +299,5 @@ def soft_thresholded_ols(X: ArrayLike, y: ArrayLike, strength: ArrayLike) -> Flo
       [1.5, 0.0]
     """
     X, y = matrix_and_target(X, y, 1, "private.soft_thresholded_ols(X, y, 0.1)")
-    check_number("strength", strength, ())
+    check_strength("strength", strength, ())
     return soft_threshold(jnp.linalg.lstsq(X, y)[0], jnp.asarray(strength, X.dtype))

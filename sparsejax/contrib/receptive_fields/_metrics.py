@@ -1,4 +1,4 @@
-"""What sparse codes and receptive fields look like: activity, tuning, errors at equal activity."""
+"""Metrics of sparse codes and receptive fields: activity, orientation tuning, matched errors."""
 
 import jax.numpy as jnp
 from jax.typing import ArrayLike
@@ -6,13 +6,13 @@ from jaxtyping import Array, Float, Shaped
 
 
 def active_units(codes: Shaped[Array, "... atoms"]) -> Float[Array, "..."]:
-    r"""The number of non-zero coefficients of each signal.
+    r"""The number of nonzero coefficients of each sample.
 
     Args:
-      codes: Coefficients; the last axis counts atoms.
+      codes: Coefficients; the last axis indexes atoms.
 
     Returns:
-      A count per signal.
+      A count per sample.
 
     Example:
       >>> import jax.numpy as jnp
@@ -26,18 +26,18 @@ def active_units(codes: Shaped[Array, "... atoms"]) -> Float[Array, "..."]:
 def error_at_activity(
     active: Float[ArrayLike, "..."], error: Float[ArrayLike, "..."], target: ArrayLike
 ) -> Float[Array, ""]:
-    r"""The error at a given number of active units, between runs of several strengths.
+    r"""The error at a given number of active units, interpolated between runs.
 
     Interpolates log error over log activity. Outside the range of the runs it is the error of the
-    nearest one.
+    nearest run.
 
     Args:
-      active: Mean numbers of active units of the runs, (runs,).
-      error: Their errors, (runs,).
+      active: Mean number of active units of each run, (runs,).
+      error: Error of each run, (runs,).
       target: The number of active units at which methods are compared.
 
     Returns:
-      A scalar, NaN next to a run with no active unit or no error, which have no logarithm.
+      A scalar; NaN next to a run without active units or with error 0 (log of 0).
 
     Raises:
       ValueError: If the two differ in length or are empty.
@@ -51,7 +51,8 @@ def error_at_activity(
     active, error = jnp.asarray(active), jnp.asarray(error)
     if active.ndim != 1 or active.shape != error.shape or not active.size:
         raise ValueError(
-            f"error_at_activity needs two arrays (runs,), got {active.shape} and {error.shape}."
+            "error_at_activity: active and error must both have shape (runs,), got "
+            f"{active.shape} and {error.shape}."
         )
     order = jnp.argsort(active)
     at = jnp.interp(jnp.log(target), jnp.log(active[order]), jnp.log(error[order]))
@@ -64,19 +65,19 @@ def orientation_tuning(
     frequencies: Float[Array, " frequencies"],
     phases: int = 8,
 ) -> Float[Array, "angles atoms"]:
-    r"""How strongly each atom answers to gratings of several angles.
+    r"""Orientation tuning curves: the responses of each atom to gratings of several angles.
 
-    The rectified answer to `cos(2 pi f (x cos t + y sin t) + phase)` at the frequency of the
-    largest answer of the atom, and the best phase of each angle.
+    The rectified response to `cos(2 pi f (x cos t + y sin t) + phase)`, at the frequency of the
+    largest response of the atom and the best phase of each angle.
 
     Args:
-      atoms: Square receptive fields, flattened, in columns (size * size, atoms).
+      atoms: Square receptive fields, one flattened field per column, (size * size, atoms).
       angles: Angles t in radians, over [0, pi).
-      frequencies: In cycles per pixel.
-      phases: The number of phases.
+      frequencies: Spatial frequencies in cycles per pixel.
+      phases: Number of phases.
 
     Returns:
-      Answers (angles, atoms), >= 0.
+      Responses (angles, atoms), >= 0.
 
     Raises:
       ValueError: If the atoms are not square.
@@ -95,28 +96,28 @@ def orientation_tuning(
     """
     size = round(atoms.shape[0] ** 0.5)
     if size**2 != atoms.shape[0]:
-        raise ValueError(f"orientation_tuning takes square atoms, got {atoms.shape[0]} pixels.")
+        raise ValueError(f"orientation_tuning: atoms must be square, got {atoms.shape[0]} pixels.")
     y, x = jnp.divmod(jnp.arange(size**2), size)
     along = x * jnp.cos(angles)[:, None] + y * jnp.sin(angles)[:, None]
     shift = 2 * jnp.pi * jnp.arange(phases) / phases
     waves = 2 * jnp.pi * frequencies[:, None, None] * along  # (frequencies, angles, pixels)
     gratings = jnp.cos(waves[..., None, :] + shift[:, None])
-    answer = jnp.maximum(gratings @ atoms, 0).max(axis=2)
-    best = jnp.argmax(answer.max(axis=1), axis=0)
-    return jnp.take_along_axis(answer, best[None, None], axis=0)[0]
+    response = jnp.maximum(gratings @ atoms, 0).max(axis=2)
+    best = jnp.argmax(response.max(axis=1), axis=0)
+    return jnp.take_along_axis(response, best[None, None], axis=0)[0]
 
 
 def circular_variance(
     responses: Float[Array, "angles ..."], angles: Float[Array, " angles"]
 ) -> Float[Array, "..."]:
-    r"""How broadly units are tuned to orientation, `CV = 1 - |sum_j R_j e^{2 i t_j}| / sum_j R_j`.
+    r"""The circular variance of tuning curves, `CV = 1 - |sum_j R_j e^{2 i t_j}| / sum_j R_j`.
 
     Args:
-      responses: Answers >= 0 to gratings, one row for each angle, as of `orientation_tuning`.
-      angles: The angles t_j in radians, evenly over [0, pi).
+      responses: Responses >= 0 to gratings, one row per angle, as from `orientation_tuning`.
+      angles: The angles t_j in radians, evenly spaced over [0, pi).
 
     Returns:
-      Between 0 (answers to one orientation) and 1 (to all alike, or to none).
+      A number from 0 (a response to one orientation only) to 1 (equal responses to all, or none).
 
     Reference:
       Ringach, Shapley and Hawken, Orientation Selectivity in Macaque V1, 2002.
@@ -132,7 +133,7 @@ def circular_variance(
     total = jnp.sum(responses, axis=0)
     cosine = jnp.tensordot(jnp.cos(2 * angles), responses, 1)
     sine = jnp.tensordot(jnp.sin(2 * angles), responses, 1)
-    # Divided before it is squared; the double where keeps the gradient at 0 from being NaN.
+    # Dividing before squaring avoids underflow; the double where keeps the gradient at 0 finite.
     safe = jnp.where(total > 0, total, 1)
     squares = (cosine / safe) ** 2 + (sine / safe) ** 2
     return 1 - jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0)

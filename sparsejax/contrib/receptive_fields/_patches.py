@@ -1,4 +1,4 @@
-"""From a picture to what sparse coding sees of it: whitened, cut into patches."""
+"""Whitened patches of natural images, the input of sparse coding."""
 
 import jax
 import jax.numpy as jnp
@@ -8,13 +8,13 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 
 def whiten_image(image: Float[ArrayLike, "..."], cutoff: ArrayLike = 0.4) -> Float[Array, "h w"]:
-    r"""Flattens the spectrum of a natural image, which falls like 1/f, below a smooth cutoff.
+    r"""Whitens a natural image: flattens its 1/f spectrum below a smooth cutoff.
 
     The spectrum is multiplied by `|f| exp(-(f / cutoff)^4)`; the result has mean 0 and variance 1.
 
     Args:
-      image: A grey image (h, w).
-      cutoff: In cycles per pixel; 0.5 is the highest frequency along an axis.
+      image: A grayscale image (h, w).
+      cutoff: Cutoff in cycles per pixel; 0.5 is the highest frequency along an axis.
 
     Returns:
       The whitened image (h, w); zeros for a constant image.
@@ -28,7 +28,8 @@ def whiten_image(image: Float[ArrayLike, "..."], cutoff: ArrayLike = 0.4) -> Flo
     Example:
       >>> import jax
       >>> from sparsejax.contrib import receptive_fields
-      >>> white = receptive_fields.whiten_image(jax.random.normal(jax.random.key(0), (32, 32)).cumsum(0))
+      >>> image = jax.random.normal(jax.random.key(0), (32, 32)).cumsum(0)
+      >>> white = receptive_fields.whiten_image(image)
       >>> round(float(white.std()), 4)
       1.0
     """
@@ -36,7 +37,7 @@ def whiten_image(image: Float[ArrayLike, "..."], cutoff: ArrayLike = 0.4) -> Flo
     if x.ndim != 2:
         raise ValueError(
             f"whiten_image takes one grey image (height, width), got shape {x.shape}; average the "
-            "colours with image.mean(-1), and map over several with jax.vmap."
+            "colors with image.mean(-1), and map over several images with jax.vmap."
         )
     rows, columns = jnp.fft.fftfreq(x.shape[0])[:, None], jnp.fft.rfftfreq(x.shape[1])
     frequency = jnp.sqrt(rows**2 + columns**2)
@@ -44,20 +45,21 @@ def whiten_image(image: Float[ArrayLike, "..."], cutoff: ArrayLike = 0.4) -> Flo
     white = jnp.fft.irfft2(filtered, x.shape)
     white = white - jnp.mean(white)
     spread = jnp.std(white)
-    noise = 10 * jnp.finfo(white.dtype).eps * jnp.max(jnp.abs(x))  # of the transform
+    # Rounding errors of the transform.
+    noise = 10 * jnp.finfo(white.dtype).eps * jnp.max(jnp.abs(x))
     return jnp.where(spread > noise, white / jnp.where(spread > 0, spread, 1), 0)
 
 
 def sample_patches(
-    key: PRNGKeyArray, image: Float[ArrayLike, "..."], count: int, size: int
+    image: Float[ArrayLike, "..."], count: int, size: int, *, key: PRNGKeyArray
 ) -> Float[Array, "count pixels"]:
-    r"""Square patches of an image at random places, each with its mean removed.
+    r"""Samples square patches of an image at random positions and subtracts the mean of each.
 
     Args:
+      image: A grayscale image (h, w).
+      count: Number of patches.
+      size: Height and width of a patch.
       key: A random key.
-      image: A grey image (h, w).
-      count: The number of patches.
-      size: Their height and width.
 
     Returns:
       Flattened patches, (count, size * size).
@@ -68,7 +70,7 @@ def sample_patches(
     Example:
       >>> import jax, jax.numpy as jnp
       >>> from sparsejax.contrib import receptive_fields
-      >>> receptive_fields.sample_patches(jax.random.key(0), jnp.eye(32), 10, 8).shape
+      >>> receptive_fields.sample_patches(jnp.eye(32), 10, 8, key=jax.random.key(0)).shape
       (10, 64)
     """
     x = jnp.asarray(image)

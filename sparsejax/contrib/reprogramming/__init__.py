@@ -6,7 +6,6 @@ from ._prompt import (
     frequency_mapping,
     linear_probe,
     prompt_images,
-    random_mapping,
     visual_prompt,
 )
 
@@ -16,6 +15,5 @@ __all__ = [
     "frequency_mapping",
     "linear_probe",
     "prompt_images",
-    "random_mapping",
     "visual_prompt",
 ]

@@ -1,4 +1,4 @@
-"""A frozen network put to another task: visual prompts, label mappings, linear probes."""
+"""Reprogramming of frozen networks: visual prompts, label mappings, linear probes."""
 
 from collections.abc import Callable
 from functools import partial
@@ -11,37 +11,17 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from ..._arguments import check_count, check_key
-from ...recipes import train_masked
-from ...recipes._check import check_callable, rows_of
-from ...recipes._iterative import fold, report
-from ...recipes._training import batches
+from ..._arguments import check_callable, check_count, check_key, rows_of
+from ...recipes import minibatches, train_masked
 
 Mapping = Literal["iterative", "frequency", "random"]
 
 
-def random_mapping(key: Key[Array, ""], sources: int, targets: int) -> Int[Array, " t"]:
-    """Random label mapping (RLM): a source class for each target class, none twice.
-
-    Args:
-      key: A key made by `jax.random.key`.
-      sources: Number of classes of the network.
-      targets: Number of classes of the task.
-
-    Returns:
-      The source class of each target class.
-
-    Raises:
-      ValueError: If there are more target than source classes.
+def random_mapping(sources: int, targets: int, *, key: Key[Array, ""]) -> Int[Array, " t"]:
+    """Random label mapping (RLM): a random source class for each target class, all distinct.
 
     Reference:
       Elsayed et al., Adversarial Reprogramming of Neural Networks, 2019 (arXiv 1806.11146).
-
-    Example:
-      >>> import jax
-      >>> from sparsejax.contrib import reprogramming
-      >>> sorted(reprogramming.random_mapping(jax.random.key(0), 3, 3).tolist())
-      [0, 1, 2]
     """
     check_key("key", key)
     _check_classes(sources, targets)
@@ -51,10 +31,11 @@ def random_mapping(key: Key[Array, ""], sources: int, targets: int) -> Int[Array
 def frequency_mapping(
     predicted: Int[Array, " n"], labels: Int[Array, " n"], sources: int, targets: int
 ) -> Int[Array, " t"]:
-    r"""Frequency label mapping (FLM): greedily the most frequent pairs of prediction and label.
+    r"""Frequency label mapping (FLM): greedy matching of predicted and true classes by frequency.
 
-    `T[s, t]` counts the samples of class t that the network takes for s. The largest entry assigns
-    t to s and removes row s and column t, and so on; the first in row-major order wins ties.
+    `T[s, t]` counts the samples of class t that the network classifies as s. The largest entry
+    assigns s to t and removes row s and column t; then the next largest, until every target class
+    has a source class. The first entry in row-major order wins ties.
 
     Args:
       predicted: Source class predicted for each sample.
@@ -63,7 +44,7 @@ def frequency_mapping(
       targets: Number of classes of the task.
 
     Returns:
-      The source class of each target class, none twice.
+      The source class of each target class, all distinct.
 
     Raises:
       ValueError: If there are more target than source classes.
@@ -92,14 +73,14 @@ def frequency_mapping(
 
 
 def prompt_images(
-    x: Float[Array, "n h w c"], prompt: Float[Array, "R S c"]
+    images: Float[Array, "n h w c"], prompt: Float[Array, "R S c"]
 ) -> Float[Array, "n R S c"]:
-    r"""Images in the middle of a learned border: `pad(x) + sigmoid(delta) * M`.
+    r"""Surrounds images with a learned border: `pad(images) + sigmoid(delta) * M`.
 
-    M is 1 outside of the image and 0 inside; before the image there are `ceil((R - h) / 2)` rows.
+    M is 1 outside the image and 0 inside; there are `ceil((R - h) / 2)` rows above the image.
 
     Args:
-      x: Images in [0, 1]; normalise for the network after this.
+      images: Images in [0, 1]; normalize the result for the network.
       prompt: delta, of the size of the network's input.
 
     Returns:
@@ -119,21 +100,24 @@ def prompt_images(
       >>> found[0, :, :, 0].tolist()
       [[0.5, 0.5], [0.5, 1.0]]
     """
-    rest = [a - b for a, b in zip(prompt.shape[:2], x.shape[1:3])]
-    if min(rest) < 0 or prompt.shape[2] != x.shape[3]:
-        raise ValueError(f"images {x.shape[1:]} do not fit into a prompt {prompt.shape}.")
+    rest = [a - b for a, b in zip(prompt.shape[:2], images.shape[1:3])]
+    if min(rest) < 0 or prompt.shape[2] != images.shape[3]:
+        raise ValueError(
+            f"prompt_images: images {images.shape[1:]} do not fit into a prompt {prompt.shape}."
+        )
     pads = [(0, 0), *((-(-r // 2), r // 2) for r in rest), (0, 0)]
-    outside = jnp.pad(jnp.zeros((1, *x.shape[1:]), x.dtype), pads, constant_values=1)
-    return jnp.pad(x, pads) + jax.nn.sigmoid(prompt) * outside
+    inside = jnp.zeros((1, *images.shape[1:]), images.dtype)
+    outside = jnp.pad(inside, pads, constant_values=1)
+    return jnp.pad(images, pads) + jax.nn.sigmoid(prompt) * outside
 
 
 class Prompt(NamedTuple):
-    """A learned prompt, and what training it resumes from.
+    """A learned prompt, with the state that training resumes from.
 
     Args:
       prompt: delta, the learned border.
-      mapping: The source class of each target class, as in the last epoch of training.
-      epoch: Epochs done.
+      mapping: The source class of each target class, from the last epoch of training.
+      epoch: Number of epochs completed.
       opt_state: State of the optimizer.
     """
 
@@ -142,14 +126,14 @@ class Prompt(NamedTuple):
     epoch: int
     opt_state: PyTree
 
-    def logits(self, network: Callable[[Array], Array], x: Array) -> Float[Array, "n t"]:
-        """The logits of the target classes."""
-        return network(prompt_images(x, self.prompt))[:, self.mapping]
+    def logits(self, network: Callable[[Array], Array], images: Array) -> Float[Array, "n t"]:
+        """The logits of the target classes for images without a border."""
+        return network(prompt_images(images, self.prompt))[:, self.mapping]
 
 
 def visual_prompt(
     network: Callable[[Array], Float[Array, "n sources"]],
-    x: Float[Array, "n h w c"],
+    images: Float[Array, "n h w c"],
     labels: Int[Array, " n"],
     *,
     size: tuple[int, int],
@@ -164,33 +148,34 @@ def visual_prompt(
 ) -> Prompt:
     r"""Reprograms a frozen network: learns a border around the image and a mapping of labels.
 
-    Minimises the cross-entropy of `network(prompt_images(x, delta))[:, pi]` in delta. The mapping
-    pi is "random" (RLM), from the frequencies under the first prompt (FLM) or, "iterative" (ILM),
-    computed anew from those of all samples at the start of every epoch.
+    Minimizes the cross-entropy of `network(prompt_images(images, delta))[:, pi]` over delta. The
+    mapping pi is "random" (RLM), a frequency mapping under the initial prompt ("frequency", FLM),
+    or a frequency mapping recomputed from all samples at the start of every epoch ("iterative",
+    ILM).
 
     Args:
-      network: Function of images, at the network's own size, to logits, in evaluation mode; a
-        lottery ticket, say.
-      x: Images in [0, 1].
+      network: Function of images, at the network's input size, to logits, in evaluation mode; for
+        example a lottery ticket.
+      images: Images in [0, 1].
       labels: Target classes.
       size: Height and width of the network's input.
       classes: Number of target classes.
-      key: A key made by `jax.random.key`: the random mapping and the order of the samples.
+      key: A key from `jax.random.key`, for the random mapping and the order of the samples.
       mapping: "iterative", "frequency" or "random".
-      optimizer: An optax transformation; None means `optax.adam(0.01)`.
-      epochs: Epochs in all.
-      batch_size: Samples a step; a last incomplete batch is left out.
-      callback: Called with the `Prompt` so far after each epoch.
-      resume: A prompt so far, to go on from: the end is that of an uninterrupted run.
+      optimizer: An optax transformation; None uses `optax.adam(0.01)`.
+      epochs: Total number of epochs.
+      batch_size: Samples per step; an incomplete last batch is dropped.
+      callback: Called with the current `Prompt` after each epoch.
+      resume: A `Prompt` to continue from; the result is that of an uninterrupted run.
 
     Returns:
       A `Prompt`.
 
     Raises:
       ValueError: If there are no samples, a label is not below `classes`, there are more target
-        than source classes, the images are as large as the input, or `mapping` is none of the
-        three.
-      TypeError: If the images hold no floats.
+        than source classes, the images are as large as the input, or `mapping` is not one of the
+        three names.
+      TypeError: If the images are not floats.
 
     Reference:
       Misra et al., Reprogramming under Constraints, 2023 (arXiv 2308.14969); Chen et al., 2023
@@ -200,9 +185,9 @@ def visual_prompt(
       >>> import jax, jax.numpy as jnp
       >>> from sparsejax.contrib import reprogramming
       >>> network = lambda x: jnp.stack([x.sum((1, 2, 3)), 2 - x.sum((1, 2, 3))], -1)
-      >>> x, labels = jnp.array([0.0, 1.0]).reshape(2, 1, 1, 1), jnp.array([0, 1])
+      >>> images, labels = jnp.array([0.0, 1.0]).reshape(2, 1, 1, 1), jnp.array([0, 1])
       >>> found = reprogramming.visual_prompt(
-      ...     network, x, labels, size=(2, 2), classes=2, key=jax.random.key(0), epochs=2
+      ...     network, images, labels, size=(2, 2), classes=2, key=jax.random.key(0), epochs=2
       ... )
       >>> found.mapping.tolist(), found.prompt.shape
       ([0, 1], (2, 2, 1))
@@ -210,38 +195,39 @@ def visual_prompt(
     check_key("key", key)
     check_count("epochs", epochs, 0)
     check_count("batch_size", batch_size)
-    n = _check_prompt(network, x, labels, size, classes, mapping, callback)
+    n = _check_prompt(network, images, labels, size, classes, mapping, callback)
     tx = optax.adam(0.01) if optimizer is None else optimizer
-    done = resume or _start(network, x, labels, size, classes, key, mapping, tx)
+    done = resume or _start(network, images, labels, size, classes, key, mapping, tx)
     per_epoch = max(n // min(batch_size, n), 1)
     epoch = jax.jit(partial(_epoch, network, tx, mapping == "iterative"))
     for e in range(done.epoch, epochs):
-        rows = batches(fold(key, e + 1), n, batch_size, per_epoch)
-        found = epoch(done.prompt, done.mapping, done.opt_state, x, labels, rows)
+        rows = minibatches(n, batch_size, per_epoch, key=jax.random.fold_in(key, e + 1))
+        found = epoch(done.prompt, done.mapping, done.opt_state, images, labels, rows)
         done = Prompt(found[0], found[1], e + 1, found[2])
-        report(callback, done)
+        if callback is not None:
+            callback(done)
     return done
 
 
-def _start(network, x, labels, size, classes, key, mapping, tx) -> Prompt:
-    delta = jnp.zeros((*size, x.shape[-1]), x.dtype)
-    logits = network(prompt_images(x, delta))
+def _start(network, images, labels, size, classes, key, mapping, tx) -> Prompt:
+    delta = jnp.zeros((*size, images.shape[-1]), images.dtype)
+    logits = network(prompt_images(images, delta))
     sources = logits.shape[-1]
     _check_classes(sources, classes)
     if mapping == "random":
-        chosen = random_mapping(fold(key, 0), sources, classes)
+        chosen = random_mapping(sources, classes, key=jax.random.fold_in(key, 0))
     else:
         chosen = frequency_mapping(logits.argmax(-1), labels, sources, classes)
     return Prompt(delta, chosen, 0, tx.init(delta))
 
 
-def _epoch(network, tx, anew, delta, mapping, opt_state, x, labels, rows):
-    if anew:
-        logits = network(prompt_images(x, delta))
+def _epoch(network, tx, remap, delta, mapping, opt_state, images, labels, rows):
+    if remap:
+        logits = network(prompt_images(images, delta))
         mapping = frequency_mapping(logits.argmax(-1), labels, logits.shape[-1], mapping.shape[0])
 
     def loss(delta, row):
-        logits = network(prompt_images(x[row], delta))[:, mapping]
+        logits = network(prompt_images(images[row], delta))[:, mapping]
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels[row]).mean()
 
     def step(carry, row):
@@ -254,8 +240,8 @@ def _epoch(network, tx, anew, delta, mapping, opt_state, x, labels, rows):
 
 
 def linear_probe(
-    features: Float[Array, "n d"],
-    labels: Int[Array, " n"],
+    X: Float[Array, "n d"],
+    y: Int[Array, " n"],
     *,
     classes: int,
     steps: int,
@@ -263,16 +249,16 @@ def linear_probe(
     optimizer: optax.GradientTransformation | None = None,
     batch_size: int = 128,
 ) -> dict[str, Array]:
-    r"""Linear probing: a linear head `h W + b` on frozen features, by cross-entropy.
+    r"""Linear probing: trains a linear head `X W + b` on frozen features by cross-entropy.
 
     Args:
-      features: Features of a frozen network.
-      labels: Target classes.
+      X: Features from a frozen network.
+      y: Target classes.
       classes: Number of target classes.
-      steps: Steps of training.
-      key: A key made by `jax.random.key`: the start and the order of the samples.
-      optimizer: An optax transformation; None means `optax.adam(0.01)`.
-      batch_size: Samples a step.
+      steps: Number of training steps.
+      key: A key from `jax.random.key`, for the initial weights and the order of the samples.
+      optimizer: An optax transformation; None uses `optax.adam(0.01)`.
+      batch_size: Samples per step.
 
     Returns:
       `{"kernel": (d, classes), "bias": (classes,)}`.
@@ -286,15 +272,15 @@ def linear_probe(
     Example:
       >>> import jax, jax.numpy as jnp
       >>> from sparsejax.contrib import reprogramming
-      >>> x, y = jnp.eye(2), jnp.array([1, 0])
-      >>> head = reprogramming.linear_probe(x, y, classes=2, steps=300, key=jax.random.key(0))
-      >>> (x @ head["kernel"] + head["bias"]).argmax(-1).tolist()
+      >>> X, y = jnp.eye(2), jnp.array([1, 0])
+      >>> head = reprogramming.linear_probe(X, y, classes=2, steps=300, key=jax.random.key(0))
+      >>> (X @ head["kernel"] + head["bias"]).argmax(-1).tolist()
       [1, 0]
     """
-    data = {"x": features, "y": labels}
-    rows_of("features and labels", data)
-    _check_labels(labels, classes)
-    d = features.shape[1]
+    data = {"X": X, "y": y}
+    rows_of("X and y", data)
+    _check_labels(y, classes)
+    d = X.shape[1]
     bound = 1 / np.sqrt(d)
     check_key("key", key)
     start, order = jax.random.split(key)
@@ -304,7 +290,7 @@ def linear_probe(
     }
 
     def loss(p, batch):
-        logits = batch["x"] @ p["kernel"] + p["bias"]
+        logits = batch["X"] @ p["kernel"] + p["bias"]
         return optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"]).mean()
 
     tx = optax.adam(0.01) if optimizer is None else optimizer
@@ -312,14 +298,14 @@ def linear_probe(
 
 
 def few_shot(
-    key: Key[Array, ""], labels: Int[ArrayLike, " n"], shots: int
+    labels: Int[ArrayLike, " n"], shots: int, *, key: Key[Array, ""]
 ) -> Int[np.ndarray, " m"]:
-    """The rows of a few samples per class, drawn without replacement.
+    """Draws the rows of a few samples per class, without replacement.
 
     Args:
-      key: A key made by `jax.random.key`.
-      labels: Classes.
-      shots: Samples per class; all of a class that has fewer.
+      labels: Class of each sample.
+      shots: Samples per class; smaller classes are taken whole.
+      key: A key from `jax.random.key`.
 
     Returns:
       Increasing indices.
@@ -330,7 +316,7 @@ def few_shot(
     Example:
       >>> import jax, jax.numpy as jnp
       >>> from sparsejax.contrib import reprogramming
-      >>> rows = reprogramming.few_shot(jax.random.key(0), jnp.array([0, 1, 0, 1, 0]), 1)
+      >>> rows = reprogramming.few_shot(jnp.array([0, 1, 0, 1, 0]), 1, key=jax.random.key(0))
       >>> rows.size
       2
     """
@@ -338,7 +324,7 @@ def few_shot(
     check_count("shots", shots)
     y = np.asarray(labels)
     if not y.size:
-        raise ValueError("few_shot: there are no labels.")
+        raise ValueError("few_shot: labels must not be empty.")
     order = np.asarray(jax.random.permutation(key, y.size))
     chosen = [order[y[order] == c][:shots] for c in np.unique(y)]
     return np.sort(np.concatenate(chosen))
@@ -350,20 +336,26 @@ def _check_classes(sources: int, targets: int) -> None:
 
 
 def _check_labels(labels, classes: int) -> None:
-    if int(jnp.max(labels)) >= classes or int(jnp.min(labels)) < 0:
-        raise ValueError(f"labels go up to {int(jnp.max(labels))}; classes={classes}.")
+    labels = np.asarray(labels)
+    if labels.max() >= classes or labels.min() < 0:
+        raise ValueError(
+            f"labels must be from 0 to {classes - 1} for classes={classes}, got {labels.min()} to "
+            f"{labels.max()}."
+        )
 
 
-def _check_prompt(network, x, labels, size, classes, mapping, callback) -> int:
+def _check_prompt(network, images, labels, size, classes, mapping, callback) -> int:
     check_callable("network", network, "x")
     if mapping not in ("iterative", "frequency", "random"):
         raise ValueError(f"mapping={mapping!r} must be 'iterative', 'frequency' or 'random'.")
     if callback is not None:
         check_callable("callback", callback, "result")
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise TypeError(f"images {x.shape} hold {x.dtype}; give floats in [0, 1], as x / 255.")
-    n = rows_of("x and labels", {"x": x, "labels": labels})
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise TypeError(
+            f"images {images.shape} are {images.dtype}; give floats in [0, 1], as images / 255."
+        )
+    n = rows_of("images and labels", {"images": images, "labels": labels})
     _check_labels(labels, classes)
-    if tuple(size) == x.shape[1:3]:
+    if tuple(size) == images.shape[1:3]:
         raise ValueError(f"images of size {tuple(size)} leave no border for a prompt; shrink them.")
     return n

@@ -1,10 +1,15 @@
 """Fine-tuning of the small entries of a network."""
 
+from ._entries import gather_values, indices_of, select_gradients, write_back
 from ._sara import SaRAState, sara
 from ._select import below_threshold
 
 __all__ = [
     "SaRAState",
     "below_threshold",
+    "gather_values",
+    "indices_of",
     "sara",
+    "select_gradients",
+    "write_back",
 ]

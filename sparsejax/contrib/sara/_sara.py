@@ -1,4 +1,4 @@
-"""SaRA: fine-tuning of the weights that matter least."""
+"""SaRA: fine-tuning of the weights of smallest magnitude."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,20 +10,35 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Key, PyTree
 
-from ..._arguments import check_count, check_fraction, check_key, check_number
+from ..._arguments import (
+    check_callable,
+    check_count,
+    check_fraction,
+    check_key,
+    check_number,
+    check_params,
+    check_resume,
+)
 from ..._tree import map_named, named_leaves, pure
-from ...formats import gather_values, indices_of, tap, write_back
 from ...prox import nuclear
-from ...recipes._check import check_callable, check_params, check_resume
+from ._entries import gather_values, indices_of, select_gradients, write_back
 from ._select import below_threshold
 
 _ADAM = optax.scale_by_adam()
 
 
 class SaRAState(NamedTuple):
-    """Where a run is: the step, the trained parameters, the indices and values, Adam's moments.
+    """The state of a run.
 
-    `indices` and `values` are all that need be saved beside the pre-trained parameters.
+    `indices` and `values` are sufficient to restore the fine-tuned network from the pre-trained
+    parameters: `write_back(params, values, indices)`.
+
+    Attributes:
+      step: Number of steps completed.
+      params: The fine-tuned parameters.
+      indices: Flat indices of the trained entries, by path.
+      values: Their values.
+      moments: Adam's moments of the values.
     """
 
     step: int
@@ -34,10 +49,10 @@ class SaRAState(NamedTuple):
 
 
 def sara(
-    loss_fn: Callable[[PyTree, Key[Array, ""]], Array],
     params: PyTree,
-    key: Key[Array, ""],
+    loss: Callable[[PyTree, Key[Array, ""]], Array],
     *,
+    key: Key[Array, ""],
     theta: float | None = None,
     fraction: float | None = None,
     where: str = "",
@@ -55,39 +70,39 @@ def sara(
     r"""Fine-tunes the weights below a threshold, with gradients and moments for these only.
 
     Trains `v = P[I]`, `I = {|P| < theta}`, by AdamW on
-    `loss(P with v at I) + rank_strength * ||S(v)||_*`, where S is the array of v at I and 0
-    elsewhere; the nuclear norm is of one matrix a step, drawn uniformly among those with both
-    sides above `rank_min_dim`. At `progressive_step` what has grown to theta or beyond is frozen,
-    the moments start anew and no step is made.
+    `loss(P with v at I) + rank_strength * ||S(v)||_*`, where S has v at I and 0 elsewhere. The
+    nuclear norm is that of one matrix per step, drawn uniformly among those with both sides above
+    `rank_min_dim`. At `progressive_step` entries that have reached theta are frozen and the moments
+    are reset; the parameters do not change in that step.
 
     Args:
-      loss_fn: Function of (params, key) to a scalar; the key draws the batch. Jitted.
-      params: Pre-trained parameters, not changed.
-      key: Key of all that is random; step t uses `fold_in(key, t)`.
+      params: Pre-trained parameters; they are not changed.
+      loss: Function of (params, key) to a scalar; the key draws the batch. Jitted.
+      key: A random key; step t uses `fold_in(key, t)`.
       theta: Threshold, 2e-3 by default.
-      fraction: Instead of theta: the share of the weights to train.
-      where: Regular expression of the leaves that may be trained, all by default.
+      fraction: The fraction of the weights to train; replaces theta.
+      where: Regular expression for the paths of the trainable leaves, all by default.
       steps: Number of steps.
-      progressive_step: Step at which entries are selected again; None never does.
+      progressive_step: Step at which entries are selected again; None keeps the selection.
       learning_rate: A number or an optax schedule of the step; `1e-3 exp(-350 theta)` by default.
-      weight_decay: Of the values, decoupled.
-      rank_strength: lambda of the nuclear norm; 0 leaves it out.
-      rank_min_dim: Matrices with a side of at most this are left out of it.
-      rank_of_all: Whether the nuclear norm is of all those matrices at every step, not of one: an
-        SVD of each.
-      chunk: Steps that are compiled together, and between two calls of the callback.
-      state: A state that an earlier call has returned, after fewer steps for example: the run goes
-        on from there, to the same result.
+      weight_decay: Decoupled weight decay of the values.
+      rank_strength: Strength of the nuclear norm; 0 omits it.
+      rank_min_dim: Matrices with a side of at most this size are excluded from the nuclear norm.
+      rank_of_all: Whether every step uses the nuclear norm of all these matrices, with an SVD of
+        each, rather than of one.
+      chunk: Number of steps compiled together, and between two calls of the callback.
+      state: A state that an earlier call returned, for example after fewer steps; the run continues
+        from it to the same result.
       callback: Called with (step, mean loss since the last call).
 
     Returns:
       The state after the last step; `state.params` are the fine-tuned parameters.
 
     Raises:
-      TypeError: If `loss_fn` does not take two arguments, `params` hold variables of NNX that are
-        not `nnx.Param`s, or `state` is no `SaRAState`.
+      TypeError: If `loss` does not take two arguments, `params` hold NNX variables other than
+        `nnx.Param`, or `state` is not a `SaRAState`.
       ValueError: If nothing is selected, theta and fraction are both given, `chunk` is less than
-        1, or `state` is of other parameters, another fraction or more steps.
+        1, or `state` comes from other parameters, another fraction or more steps.
 
     Reference:
       Hu et al., SaRA: High-Efficient Diffusion Model Fine-tuning with Progressive Sparse Low-Rank
@@ -98,12 +113,12 @@ def sara(
       >>> from sparsejax.contrib import sara
       >>> params = {"w": jnp.array([1.0, 0.001, -0.001])}
       >>> loss = lambda params, key: jnp.sum((params["w"] - 1) ** 2)
-      >>> state = sara.sara(loss, params, jax.random.key(0), steps=300, learning_rate=0.01,
-      ...                         progressive_step=None, weight_decay=0.0)
+      >>> state = sara.sara(params, loss, key=jax.random.key(0), steps=300, learning_rate=0.01,
+      ...                   progressive_step=None, weight_decay=0.0)
       >>> state.params["w"].round(1).tolist(), state.indices["w"].tolist()
       ([1.0, 1.0, 1.0], [1, 2])
     """
-    check_callable("loss_fn", loss_fn, "params", "key")
+    check_callable("loss", loss, "params", "key")
     check_count("steps", steps, 0)
     check_count("chunk", chunk)
     check_params("sara", params)
@@ -119,7 +134,7 @@ def sara(
         share = None if fraction is None else (theta, where)
         _check_state(state, params, steps, progressive_step, share)
     rate = learning_rate if callable(learning_rate) else lambda step: learning_rate
-    run = _runner(loss_fn, rate, weight_decay, rank_strength, rank_min_dim, rank_of_all)
+    run = _runner(loss, rate, weight_decay, rank_strength, rank_min_dim, rank_of_all)
     while state.step < steps:
         if state.step == progressive_step:
             kept = jax.tree.map(lambda v: jnp.abs(v) < theta, state.values)
@@ -131,17 +146,17 @@ def sara(
         count = min(ends) - state.step
         steps_now = jnp.arange(state.step, state.step + count)
         held = state.params, state.values, state.moments
-        if not owned:  # what is donated must not be what the caller still holds
+        if not owned:  # copy what the caller still holds: the buffers are donated
             held, owned = jax.tree.map(jnp.copy, held), True
-        values, new, moments, loss = run(*held, state.indices, key, steps_now)
+        values, new, moments, mean = run(*held, state.indices, key, steps_now)
         state = SaRAState(state.step + count, new, state.indices, values, moments)
         if callback is not None:
-            callback(state.step, float(loss))
+            callback(state.step, float(mean))
     return state
 
 
-def _runner(loss_fn, rate, weight_decay, strength, least, every):
-    """Some steps in one compiled loop, in place."""
+def _runner(loss_of, rate, weight_decay, strength, least, every):
+    """A jitted loop over several steps that updates its arguments in place."""
 
     def run(params, values, moments, indices, key, steps):
         matrices = [
@@ -153,9 +168,8 @@ def _runner(loss_fn, rate, weight_decay, strength, least, every):
         def step(carry, t):
             params, values, moments = carry
             batch, draw = jax.random.split(jax.random.fold_in(key, t))
-            loss, grads = jax.value_and_grad(lambda v: loss_fn(tap(params, v, indices), batch))(
-                values
-            )
+            seen = lambda v: select_gradients(params, v, indices)  # noqa: E731
+            loss, grads = jax.value_and_grad(lambda v: loss_of(seen(v), batch))(values)
             if strength and matrices:
                 drawn = None if every else draw
                 grads = _add_rank(grads, values, params, indices, matrices, strength, drawn)
@@ -170,7 +184,7 @@ def _runner(loss_fn, rate, weight_decay, strength, least, every):
 
 
 def _add_rank(grads, values, params, indices, matrices, strength, key):
-    """The gradient of the nuclear norm of the selected matrices, of one if there is a key."""
+    """Adds the gradient of the nuclear norm: of one random matrix, or without a key of all."""
     by_name, at, leaves = (named_leaves(x) for x in (values, indices, params))
 
     def pull(name):
@@ -206,31 +220,33 @@ def _threshold(params, theta, fraction, where) -> float:
         for w, m in zip(named_leaves(params).values(), jax.tree.leaves(chosen, is_leaf=_is_none))
         if m is not None and m.size
     ]
-    # Just above what is selected, so that `< theta` selects the same.
+    # Just above the largest selected magnitude, so that `< theta` selects the same entries.
     return float(np.nextafter(np.float32(max(below, default=0.0)), np.float32(np.inf)))
 
 
 def _check_state(state, params: PyTree, steps: int, progressive_step, share) -> None:
-    """Raises if a state is not one of this run; the share is (theta, where), or None."""
+    """Raises unless a state belongs to this run; `share` is (theta, where), or None."""
     check_resume("state", state, SaRAState)
     if state.step > steps:
-        raise ValueError(f"state has made {state.step} steps and steps={steps} asks for fewer.")
+        raise ValueError(
+            f"sara: state has made {state.step} steps and steps={steps} is fewer; raise steps."
+        )
     shapes = [{n: jnp.shape(x) for n, x in named_leaves(t).items()} for t in (state.params, params)]
     for name in {**shapes[0], **shapes[1]}:
         if shapes[0].get(name) != shapes[1].get(name):
             raise ValueError(
                 f"state: {name} has shape {shapes[0].get(name)} in state.params and "
-                f"{shapes[1].get(name)} in params; go on with the params of the first call."
+                f"{shapes[1].get(name)} in params; pass the params of the first call."
             )
     if share is None:
         return
     chosen = below_threshold(params, theta=share[0], where=share[1])
-    asked = sum(int(m.sum()) for m in jax.tree.leaves(chosen))
+    selected = sum(int(m.sum()) for m in jax.tree.leaves(chosen))
     found = sum(at.size for at in jax.tree.leaves(state.indices))
     frozen = progressive_step is not None and state.step > progressive_step
-    if found > asked or (found < asked and not frozen):
+    if found > selected or (found < selected and not frozen):
         raise ValueError(
-            f"state trains {found} weights and fraction selects {asked}; go on with the fraction, "
+            f"state trains {found} weights and fraction selects {selected}; pass the fraction, "
             "where and params of the first call."
         )
 
@@ -252,8 +268,8 @@ def _reselect(state: SaRAState, kept: PyTree) -> SaRAState:
 def _fresh(step: int, params: PyTree, indices: PyTree) -> SaRAState:
     if not sum(at.size for at in jax.tree.leaves(indices)):
         raise ValueError(
-            "sara: no weight is below the threshold, nothing would train; raise theta or give "
-            "fraction=0.1."
+            "sara: no weight is below the threshold, so there is nothing to train; raise theta or "
+            "pass fraction=0.1."
         )
     values = gather_values(params, indices)
     return SaRAState(step, params, indices, values, _ADAM.init(values))

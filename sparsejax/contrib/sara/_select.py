@@ -1,4 +1,4 @@
-"""The entries of small magnitude."""
+"""Selection of the entries of small magnitude."""
 
 import math
 import re
@@ -19,23 +19,23 @@ def below_threshold(
     fraction: float | None = None,
     where: str = "",
 ) -> PyTree:
-    r"""The entries of small magnitude, `|p| < theta`, over all leaves together.
+    r"""Selects the entries of small magnitude, `|p| < theta`, over all leaves together.
 
-    With `fraction` theta is the (k+1)-th smallest magnitude of all, `k = floor(fraction n)`, so
-    that k entries lie below it, or fewer if there are ties.
+    With `fraction`, theta is the (k+1)-th smallest magnitude of all, `k = floor(fraction n)`, so
+    that k entries are below it, or fewer in case of ties.
 
     Args:
       params: A tree of arrays, biases and norms included.
       theta: The threshold; equal magnitudes are not below it.
-      fraction: Instead of theta, in [0, 1].
-      where: Regular expression of the paths that are meant, all by default.
+      fraction: The fraction of entries to select, in [0, 1]; replaces theta.
+      where: Regular expression for the paths of the leaves, all by default.
 
     Returns:
-      The tree of masks; None for leaves that are not meant or hold no floats.
+      A tree of masks; None for leaves that do not match or are not floats.
 
     Raises:
-      ValueError: If not one of theta and fraction is given, `where` matches nothing, or (outside
-        of jit) a leaf holds NaN.
+      ValueError: If not exactly one of theta and fraction is given, `where` matches nothing, or
+        (outside jit) a leaf contains NaN.
       TypeError: If `fraction` is not a number.
 
     Reference:
@@ -64,8 +64,8 @@ def below_threshold(
     for name, size in sizes.items():
         if is_nan_in(size):
             raise ValueError(
-                f"below_threshold: {name or 'params'} {size.shape} holds NaN, which is neither "
-                "below nor above; give parameters that are numbers, or leave it out with where=."
+                f"below_threshold: {name or 'params'} {size.shape} holds NaN, which cannot be "
+                "compared; replace it, or exclude the leaf with where=."
             )
     if fraction is not None:
         check_fraction("fraction", fraction)
@@ -79,7 +79,7 @@ def below_threshold(
 
 
 def _smallest_kept(sizes: list[Array], fraction: float) -> Array:
-    """The (k+1)-th smallest, infinity if k is all."""
+    """The (k+1)-th smallest magnitude; infinity if all are selected."""
     total = sum(x.size for x in sizes)
     kept = topk_masks(sizes, total - math.floor(fraction * total + 1e-9))
     least = [jnp.min(jnp.where(m, x, jnp.inf), initial=jnp.inf) for x, m in zip(sizes, kept)]

@@ -3,7 +3,7 @@
 from ._bilevel import bilevel_gradient
 from ._cells import DartsCell, MixedOp, darts_ops, genotype
 from ._dass import ScoredResult, SearchedNetwork, Stage, dass, score_prune
-from ._paired import PairedTest, paired_t_test
+from ._nodes import random_nodes
 from ._random_search import SearchComparison, SearchResult, compare_random_search, random_search
 from ._scored import Score, Scored
 from ._scores import apply_scores, scaled_scores, score_mask
@@ -11,7 +11,6 @@ from ._scores import apply_scores, scaled_scores, score_mask
 __all__ = [
     "DartsCell",
     "MixedOp",
-    "PairedTest",
     "Score",
     "Scored",
     "ScoredResult",
@@ -25,7 +24,7 @@ __all__ = [
     "darts_ops",
     "dass",
     "genotype",
-    "paired_t_test",
+    "random_nodes",
     "random_search",
     "scaled_scores",
     "score_mask",

@@ -1,4 +1,4 @@
-"""Gradients through a step of training: bi-level problems."""
+"""Gradients through a training step, for bi-level problems."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,26 +16,26 @@ def bilevel_gradient(
     optimizer: optax.GradientTransformation | None = None,
     opt_state: optax.OptState | None = None,
 ) -> tuple[Array, PyTree]:
-    r"""The gradient in alpha of the validation loss after the step of training that alpha makes.
+    r"""The gradient of the validation loss after one training step, with respect to alpha.
 
     With `w'(alpha) = w + update(grad_w train_loss(w, alpha))`, the value and the gradient of
     `validation_loss(w'(alpha), alpha)`: second order, exact, differentiated through the step of
-    any optax optimizer (its momentum, decay and learning rate included). Without an optimizer
-    w' = w: first order.
+    any optax optimizer, including momentum, weight decay and learning rate. Without an optimizer
+    w' = w, which is first order.
 
     Args:
-      train_loss: Function (params, alpha) to a scalar, of one batch.
-      validation_loss: The same of a batch that training does not see.
+      train_loss: Function (params, alpha) to a scalar, on one training batch.
+      validation_loss: The same on a held-out batch.
       params: w, the lower variables.
-      alpha: The upper variables: weights of operations, strengths, anything differentiable.
-      optimizer: Of the lower variables; None for first order.
+      alpha: The upper variables, such as operation weights or penalty strengths.
+      optimizer: Optimizer of the lower variables; None for first order.
       opt_state: Its state.
 
     Returns:
-      The validation loss and its gradient, a tree like `alpha`; for an optimizer of alpha.
+      The validation loss and its gradient with respect to alpha, a tree like `alpha`.
 
     Raises:
-      ValueError: If there is an optimizer without its state.
+      ValueError: If an optimizer is given without its state.
 
     Reference:
       Liu, Simonyan and Yang, DARTS: Differentiable Architecture Search, 2018 (arXiv 1806.09055),
@@ -54,7 +54,8 @@ def bilevel_gradient(
     """
     if optimizer is not None and opt_state is None:
         raise ValueError(
-            "bilevel_gradient: give the state of the optimizer, optimizer.init(params)."
+            "bilevel_gradient: opt_state must be the state of the optimizer; pass "
+            "optimizer.init(params)."
         )
 
     def outer(alpha):

@@ -1,4 +1,4 @@
-"""Cells of a differentiable search space: mixtures of operations on the edges of a graph."""
+"""DARTS cells: mixed operations on the edges of a directed acyclic graph."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,10 +13,10 @@ class MixedOp(nnx.Module):
     r"""A weighted sum of operations, `sum_o weights_o * op_o(x)`.
 
     Args:
-      ops: Modules or functions that give arrays of one shape.
+      ops: Modules or functions whose outputs have the same shape.
 
     Raises:
-      ValueError: If there are no operations.
+      ValueError: If `ops` is empty.
 
     Reference:
       Liu, Simonyan and Yang, DARTS, 2018 (arXiv 1806.09055).
@@ -40,7 +40,7 @@ class MixedOp(nnx.Module):
     def __call__(
         self, x: Float[Array, "..."], weights: Float[Array, " ops"]
     ) -> Float[Array, "..."]:
-        """The sum, with weights that are usually a softmax."""
+        """The weighted sum; the weights are usually a softmax."""
         if weights.shape != (self.size,):
             raise ValueError(f"MixedOp has {self.size} operations, got weights {weights.shape}.")
         found = [getattr(self, f"op_{i}")(x) for i in range(self.size)]
@@ -48,14 +48,14 @@ class MixedOp(nnx.Module):
 
 
 class DartsCell(nnx.Module):
-    r"""A cell of two inputs and some nodes, node i the sum of mixed operations of all before it.
+    r"""A DARTS cell: two inputs and several nodes, each a sum of mixed operations.
 
-    `node_i = sum_j mixed_ij(state_j, softmax(alpha_ij))` over the 2 + i states before it; the
+    `node_i = sum_j mixed_ij(state_j, softmax(alpha_ij))` over the 2 + i preceding states; the
     output is the concatenation of the nodes along the last axis. Four nodes make 14 edges.
 
     Args:
-      edge: Function of the stride to the operations of an edge, `lambda stride:
-        sj.contrib.search.darts_ops(16, stride, rngs=rngs).values()` for images.
+      edge: Function of the stride to the operations of an edge; for images `lambda stride:
+        sj.contrib.search.darts_ops(16, stride, rngs=rngs).values()`.
       nodes: Number of nodes.
       reduction: Whether edges from the inputs have stride 2.
 
@@ -101,23 +101,23 @@ class DartsCell(nnx.Module):
 def genotype(
     alpha: Float[Array, "edges ops"], op_names: Sequence[str], nodes: int = 4, none: str = "none"
 ) -> tuple[tuple[tuple[str, int], ...], ...]:
-    r"""The discrete cell: of each node the two strongest inputs, on each the strongest operation.
+    r"""Derives the discrete cell: the two strongest edges into each node and their operations.
 
-    An edge is as strong as its best operation other than `none`, after the softmax. Of equals the
-    lower edge and the earlier operation.
+    The strength of an edge is the softmax weight of its strongest operation other than `none`. Ties
+    go to the lower edge and the earlier operation.
 
     Args:
-      alpha: Weights of the operations of the edges, before the softmax.
-      op_names: Their names; `none` is one that is never chosen, and need not be there.
+      alpha: Operation weights of the edges, before the softmax.
+      op_names: Names of the operations; `none` may be absent.
       nodes: Number of nodes.
-      none: Name of the operation that gives nothing.
+      none: Name of the zero operation, which is never chosen.
 
     Returns:
       For each node its two (operation, state) pairs in the order of the states; states 0 and 1
       are the inputs of the cell.
 
     Raises:
-      ValueError: If alpha has another shape than (edges, operations).
+      ValueError: If the shape of alpha is not (edges, operations).
 
     Reference:
       Liu, Simonyan and Yang, DARTS, 2018 (arXiv 1806.09055).
@@ -154,21 +154,21 @@ def darts_ops(
 ) -> dict[str, nnx.Module]:
     r"""The eight operations of DARTS on images `(batch, height, width, channels)`, by name.
 
-    Nothing, max and average pooling, identity, separable and dilated convolutions of 3 x 3 and
-    5 x 5. Normalised by the statistics of the batch, without scale and shift, as in the search.
+    Zero, max and average pooling, identity, separable and dilated convolutions of 3 x 3 and 5 x 5.
+    Batch normalization uses the statistics of the batch, without scale and shift, as in the search.
 
     Args:
-      channels: Of input and output.
+      channels: Number of input and output channels.
       stride: 1 or 2.
-      conv: What makes the convolutions, called as `nnx.Conv`; for masks that are learned
+      conv: Constructor of the convolutions, called like `nnx.Conv`; for learned masks
         `lambda *a, **k: sj.contrib.search.Scored(nnx.Conv(*a, **k), sj.Unstructured(0.99))`.
-      rngs: Keys of the parameters.
+      rngs: Random keys of the parameters.
 
     Returns:
       Modules by name, in the order of the columns of alpha.
 
     Raises:
-      ValueError: If the stride is neither 1 nor 2, or an odd number of channels is to be halved.
+      ValueError: If the stride is neither 1 nor 2, or it is 2 and the number of channels is odd.
 
     Reference:
       Liu, Simonyan and Yang, DARTS, 2018 (arXiv 1806.09055).
@@ -231,7 +231,7 @@ class _Pool(nnx.Module):
 
 
 class _Halve(nnx.Module):
-    """Two convolutions of stride 2, the second shifted by a pixel, side by side."""
+    """Two convolutions of stride 2, one shifted by a pixel, concatenated."""
 
     def __init__(self, channels, *, conv, rngs):
         half = channels // 2
@@ -245,7 +245,7 @@ class _Halve(nnx.Module):
 
 
 class _Depthwise(nnx.Module):
-    """ReLU, a convolution of each channel, one across channels, normalisation."""
+    """ReLU, depthwise convolution, pointwise convolution, normalization."""
 
     def __init__(self, channels, size, stride, dilation, *, conv, rngs):
         self.each = conv(

@@ -1,4 +1,4 @@
-"""Masks learned by gradient descent on scores: dense training, scores, fine-tuning."""
+"""Masks and architectures learned in three stages: dense training, scores, fine-tuning."""
 
 from collections.abc import Callable
 from functools import partial
@@ -9,25 +9,23 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Key, PyTree
 
-from ..._arguments import check_count, check_key
+from ..._arguments import check_callable, check_count, check_key, check_params, rows_of
 from ...masks import Plan, apply_masks
-from ...masks._plan import check_plan
 from ...optim import keep_masked
-from ...recipes._check import check_callable, check_params, rows_of
-from ...recipes._training import batches
+from ...recipes import minibatches
 from ._bilevel import bilevel_gradient
 from ._scores import apply_scores, check_separate, scaled_scores
 
 
 class Stage(NamedTuple):
-    """One stage: how many steps, and the optimizer of what is trained in it."""
+    """A training stage: the number of steps and the optimizer."""
 
     steps: int
     optimizer: optax.GradientTransformation
 
 
 class ScoredResult(NamedTuple):
-    """The parameters, exactly 0 off the masks, the masks, the scores that made them."""
+    """The parameters, exactly 0 off the masks, the masks, their scores, the losses by stage."""
 
     params: PyTree
     masks: PyTree
@@ -36,15 +34,15 @@ class ScoredResult(NamedTuple):
 
 
 class SearchedNetwork(NamedTuple):
-    """What `dass` leaves: a sparse network and the weights of its operations.
+    """The result of `dass`: a sparse network and the weights of its operations.
 
     Args:
       params: The parameters, exactly 0 off the masks.
-      alpha: The upper variables; `genotype` reads a cell off them.
+      alpha: The upper variables; `genotype` derives a cell from them.
       masks: The masks; None for leaves that are not planned.
-      scores: The scores that made the masks.
-      losses: For each stage the training losses of its steps.
-      validation: For each stage the validation losses of its steps.
+      scores: The scores of the masks.
+      losses: The training losses of the steps of each stage.
+      validation: The validation losses of the steps of each stage.
     """
 
     params: PyTree
@@ -67,29 +65,30 @@ def score_prune(
     finetune: Stage | None = None,
     batch_size: int = 64,
 ) -> ScoredResult:
-    r"""Learns which weights to keep: dense training, then scores alone, then the weights that stay.
+    r"""Learns masks in three stages: dense training, scores with frozen weights, fine-tuning.
 
-    The scores start at `sqrt(6 / fan_in) w / max |w|`, where their masks are those of magnitude,
-    and follow `dL/dS = dL/dw_eff * w * sign(S)` with the weights frozen. In fine-tuning the masks
-    are fixed and what is pruned stays exactly 0. Pure: jit it, vmap it over keys and parameters.
+    The scores start at `sqrt(6 / fan_in) w / max |w|`, whose masks are magnitude pruning, and
+    descend `dL/dS = dL/dw_eff * w * sign(S)` with the weights frozen. Fine-tuning fixes the masks
+    and keeps pruned weights at exactly 0. Pure: works under jit, and under vmap over keys and
+    parameters.
 
     Args:
-      params: Parameters, trained already where there is no `pretrain`.
+      params: Parameters, already trained if `pretrain` is None.
       loss: Function `(params, batch)` to a scalar.
-      plan: What is pruned.
+      plan: The leaves to prune and their patterns.
       data: A tree of arrays with the samples along their first axis.
-      key: A key made by `jax.random.key`: the order of the samples.
-      pretrain: Steps and optimizer of dense training; None for none.
-      prune: Of the scores; SGD of rate 0.1 is usual.
-      finetune: Of the weights that stay; None for none.
-      batch_size: Samples a step.
+      key: A key from `jax.random.key`, for the order of the samples.
+      pretrain: Steps and optimizer of dense training; None skips it.
+      prune: Steps and optimizer of the scores; `optax.sgd(0.1)` is usual.
+      finetune: Steps and optimizer of the kept weights; None skips it.
+      batch_size: Samples per step.
 
     Returns:
-      A `ScoredResult`; `losses` are those of each stage.
+      A `ScoredResult`; `losses` holds the training losses of each stage.
 
     Raises:
-      TypeError: If `loss` cannot be called as `loss(params, batch)`, or there is no plan.
-      ValueError: If the data are empty, or the plan selects leaves together.
+      TypeError: If `loss` cannot be called as `loss(params, batch)`, or `plan` is not a plan.
+      ValueError: If the data are empty, or the plan allocates jointly.
 
     Reference:
       Sehwag et al., HYDRA: Pruning Adversarially Robust Neural Networks, 2020 (arXiv 2002.10509).
@@ -132,45 +131,48 @@ def dass(
     second_order: bool = True,
     batch_size: int = 64,
 ) -> SearchedNetwork:
-    r"""Architecture search for sparse networks: alpha sees the loss of the *pruned* network.
+    r"""Architecture search for sparse networks: alpha descends the loss of the *pruned* network.
 
-    `min_alpha L_val(w* m(S*), alpha)` with `w*, S* = argmin L_train(w m(S), alpha)`, by one step of
-    alpha and one of what is trained for each batch, in three stages: the dense weights; the
-    scores, at the sparsities of the plan, with the weights frozen; the weights under the masks of
-    the fixed scores. The gradient of alpha goes through the step that is about to be made.
+    `min_alpha L_val(w* m(S*), alpha)` with `w*, S* = argmin L_train(w m(S), alpha)`, alternating
+    one step of alpha and one training step per batch, in three stages: the dense weights; the
+    scores, at the sparsities of the plan, with frozen weights; the weights under the masks of the
+    fixed scores. The gradient of alpha goes through the next training step.
 
     Args:
       params: Parameters of the network with all its operations.
-      alpha: Upper variables, small random numbers for example; None searches nothing.
-      loss: Function `(params, alpha, batch)` to a scalar; it is given pruned parameters.
-      plan: What is pruned, in the second and third stage.
+      alpha: Upper variables, for example small random numbers; None disables the search.
+      loss: Function `(params, alpha, batch)` to a scalar; it is called with pruned parameters.
+      plan: The leaves to prune and their patterns, in the second and third stage.
       data: Training set: a tree of arrays with the samples along their first axis.
-      validation: What alpha learns from; training does not see it. None without alpha.
-      key: A key made by `jax.random.key`: the order of the samples.
-      pretrain: Steps and optimizer of dense training; None for none.
-      prune: Of the scores.
-      finetune: Of the weights that stay; None for none.
-      alpha_optimizer: Of alpha; None is Adam as published: rate 3e-4, b1 = 0.5, decay 1e-3.
-      second_order: Whether the gradient of alpha goes through the step.
-      batch_size: Samples a step, of each set.
+      validation: Held-out data to learn alpha from; None if alpha is None.
+      key: A key from `jax.random.key`, for the order of the samples.
+      pretrain: Steps and optimizer of dense training; None skips it.
+      prune: Steps and optimizer of the scores.
+      finetune: Steps and optimizer of the kept weights; None skips it.
+      alpha_optimizer: Optimizer of alpha; None is Adam as published: learning rate 3e-4, b1 = 0.5,
+        weight decay 1e-3.
+      second_order: Whether the gradient of alpha goes through the training step.
+      batch_size: Samples per step, from each set.
 
     Returns:
       A `SearchedNetwork`.
 
     Raises:
-      TypeError: If `loss` cannot be called so, or there is no plan.
-      ValueError: If the data are empty, there is alpha without validation data, or the plan selects
-        leaves together.
+      TypeError: If `loss` cannot be called as `loss(params, alpha, batch)`, or `plan` is not a
+        plan.
+      ValueError: If the data are empty, only one of alpha and validation data is given, or the plan
+        allocates jointly.
 
     Reference:
       Mousavi et al., DASS: Differentiable Architecture Search for Sparse Neural Networks, 2022
-      (arXiv 2207.06968). Its code lets the weights' optimizer move alpha too; here it does not.
+      (arXiv 2207.06968). In the authors' code the optimizer of the weights updates alpha too; here
+      it does not.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, sparsejax as sj
       >>> from sparsejax.contrib import search
       >>> params = {"kernel": jnp.array([[2.0], [1.0]])}
-      >>> def loss(p, alpha, batch):  # two operations: the layer, or nothing
+      >>> def loss(p, alpha, batch):  # two operations: the layer, and zero
       ...     weight = jax.nn.softmax(alpha)
       ...     return jnp.mean((weight[0] * batch["x"] @ p["kernel"] - batch["y"]) ** 2)
       >>> data = {"x": jnp.eye(2), "y": jnp.array([[0.0], [1.0]])}
@@ -222,11 +224,11 @@ _PUBLISHED = optax.chain(optax.add_decayed_weights(1e-3), optax.adam(3e-4, b1=0.
 def _stage(
     loss, sets, upper, second_order, batch_size, view, steps, optimizer, key, trained, alpha, state
 ):
-    """One step of alpha and one of what is trained, for each batch; `view` makes parameters."""
+    """Alternates steps of alpha and of `trained`; `view` maps `trained` to parameters."""
     data, validation = sets
     keys = jax.random.split(key)
     rows = [
-        None if x is None else batches(k, rows_of("data", x), batch_size, steps)
+        None if x is None else minibatches(rows_of("data", x), batch_size, steps, key=k)
         for k, x in zip(keys, sets)
     ]
 
@@ -257,10 +259,10 @@ def _stage(
 
 def _check(loss, plan, alpha, validation, stages) -> None:
     check_callable("loss", loss, "params", "alpha", "batch")
-    check_plan("dass", plan)
+    Plan.require("dass", plan)
     check_separate(plan)
     if (alpha is None) != (validation is None):
-        raise ValueError("dass: alpha learns from validation data: give both, or neither.")
+        raise ValueError("dass: alpha is learned from validation data: give both, or neither.")
     for stage in stages:
         if stage is not None:
             check_count("Stage.steps", stage.steps, 0)

@@ -1,20 +1,21 @@
-"""Random search over sub-networks before training: the neutral baseline."""
+"""Random search over sub-networks before training, a baseline for sparse architecture search."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from ..._arguments import check_count, check_key
+from ..._arguments import check_callable, check_count, check_key
 from ...masks import apply_masks
-from ...recipes._check import check_callable
-from ._paired import PairedTest, paired_t_test
 
 
 class SearchResult(NamedTuple):
-    """The masks of the candidate with the least loss, its number, and the losses of all."""
+    """The masks of the candidate with the smallest loss, its index, and all losses."""
 
     masks: PyTree
     index: Int[Array, ""]
@@ -30,29 +31,29 @@ def random_search(
     candidates: int = 100,
     batch_size: int | None = None,
 ) -> SearchResult:
-    r"""The best-placed of many random sub-networks before training: `argmin_i loss(m_i theta)`.
+    r"""Selects the best of many random sub-networks before training: `argmin_i loss(m_i theta)`.
 
-    Forward passes only, with the given parameters; the winner is trained from them, not from new
-    ones. A baseline, not a method to win with: the winner trains about as well as any one random
-    mask. Pure: jit it, vmap it over trials.
+    Forward passes only, with the given parameters; train the winner from these parameters, not from
+    new ones. A baseline: after training, the winner is about as good as a single random mask. Pure:
+    works under jit, and under vmap over trials.
 
     Args:
-      params: Parameters at initialisation.
-      loss: Function (masked params, masks) to a scalar on one fixed set of samples; the loss after
-        some steps of training under the masks, for a longer look. NaN ranks last.
-      sample: Function of a key to masks: `lambda key: sj.nn.surgery.edges_from_nodes(params,
-        sj.nn.surgery.node_masks(key, widths, 0.5))` draws nodes, `lambda key:
-        plan.masks(sj.masks.random(params, key))` draws weights.
-      key: A key made by `jax.random.key`.
-      candidates: N, how many are drawn.
-      batch_size: How many are looked at together; None looks at one after the other.
+      params: Parameters at initialization.
+      loss: Function (masked params, masks) to a scalar on a fixed set of samples. It may also train
+        a few steps under the masks and return the loss after them. NaN ranks last.
+      sample: Function of a key to masks: `lambda key: sj.nn.surgery.mask_channels(params, graph,
+        search.random_nodes(graph, 0.5, key=key))` draws nodes, `lambda key:
+        plan.masks(sj.masks.random(params, key=key))` draws weights.
+      key: A key from `jax.random.key`.
+      candidates: Number of candidates N.
+      batch_size: Number of candidates evaluated in parallel; None evaluates them one by one.
 
     Returns:
-      A `SearchResult`; the first of equal losses.
+      A `SearchResult`; the first candidate wins ties.
 
     Raises:
-      TypeError: If a callable cannot be called so.
-      ValueError: If there are no candidates.
+      TypeError: If a callable does not accept these arguments.
+      ValueError: If `candidates` is less than 1.
 
     Reference:
       Farahani, Random Search as a Baseline for Sparse Neural Network Architecture Search, 2024
@@ -66,7 +67,7 @@ def random_search(
       >>> found = search.random_search(
       ...     params,
       ...     lambda p, masks: -p["kernel"].sum(),
-      ...     lambda key: plan.masks(sj.masks.random(params, key)),
+      ...     lambda key: plan.masks(sj.masks.random(params, key=key)),
       ...     key=jax.random.key(0), candidates=50,
       ... )
       >>> found.masks["kernel"].ravel().tolist(), float(found.losses.min())
@@ -84,21 +85,25 @@ def random_search(
 
     losses = jax.lax.map(score, keys, batch_size=batch_size)
     index = jnp.argmin(jnp.where(jnp.isnan(losses), jnp.inf, losses))
-    # Drawn again from its key: the masks of the others are never held.
+    # Drawing the winner again from its key avoids storing the masks of all candidates.
     return SearchResult(sample(keys[index]), index, losses)
 
 
 class SearchComparison(NamedTuple):
     """Searched against random masks at one sparsity, over paired trials.
 
+    The last three are the paired t-test of searched against random masks, in the last entry of each
+    trial's score.
+
     Args:
-      sparsity: Of the masks.
-      losses: Before training, of all candidates of each trial.
-      searched: What `train` returned with the searched mask, trial by trial.
-      random: The same with one fresh random mask.
-      dense: The same without a mask.
-      final: The paired t-test of searched against random, in the last entries of what `train`
-        returned.
+      sparsity: Sparsity of the masks.
+      losses: Losses before training, of all candidates of each trial.
+      searched: Scores returned by `train` with the searched mask, one per trial.
+      random: Scores with a new random mask.
+      dense: Scores without a mask.
+      difference: Mean difference, searched minus random.
+      statistic: Student's t of the difference.
+      p_value: Its two-sided p-value.
     """
 
     sparsity: float
@@ -106,7 +111,9 @@ class SearchComparison(NamedTuple):
     searched: Float[Array, "trials ..."]
     random: Float[Array, "trials ..."]
     dense: Float[Array, "trials ..."]
-    final: PairedTest
+    difference: float
+    statistic: float
+    p_value: float
 
 
 def compare_random_search(
@@ -120,28 +127,27 @@ def compare_random_search(
     trials: int = 10,
     candidates: int = 100,
 ) -> tuple[SearchComparison, ...]:
-    r"""Does searching for a sub-network before training pay? Searched, random and dense, paired.
+    r"""Compares searched masks with random masks and the dense network in paired trials.
 
-    In each trial the three have the same first parameters and the same order of the data; the
-    random mask is not one of the candidates. The trials are vmapped, so all callables must be
-    pure.
+    In each trial the three networks share the initial parameters and the order of the data; the
+    random mask is not one of the candidates. The trials are vmapped, so all callables must be pure.
 
     Args:
       start: Function of a key to the parameters of a trial.
       sample: Function (key, params, sparsity) to masks.
       loss: As in `random_search`.
-      train: Function (params, masks, key) to a score, or an array of scores such as one an epoch;
-        masks is None for the dense parent.
-      key: A key made by `jax.random.key`.
-      sparsities: The sweep.
-      trials: T, at least 2.
-      candidates: N of each search.
+      train: Function (params, masks, key) to a score, or an array of scores such as one per epoch;
+        masks is None for the dense network.
+      key: A key from `jax.random.key`.
+      sparsities: Sparsities to compare at.
+      trials: Number of trials, at least 2.
+      candidates: Number of candidates N of each search.
 
     Returns:
       A `SearchComparison` for each sparsity.
 
     Raises:
-      TypeError: If a callable cannot be called so.
+      TypeError: If a callable does not accept these arguments.
       ValueError: If there are fewer than two trials.
 
     Reference:
@@ -153,12 +159,12 @@ def compare_random_search(
       >>> rows = search.compare_random_search(
       ...     lambda key: {"kernel": jax.random.normal(key, (8, 8))},
       ...     lambda key, params, s: sj.plan(params, sj.Unstructured(s)).masks(
-      ...         sj.masks.random(params, key)),
+      ...         sj.masks.random(params, key=key)),
       ...     lambda params, masks: -jnp.abs(params["kernel"]).sum(),
       ...     lambda params, masks, key: jnp.abs(params["kernel"]).sum(),  # no training at all
       ...     key=jax.random.key(0), sparsities=[0.5], trials=4, candidates=20,
       ... )
-      >>> bool(rows[0].final.difference > 0), rows[0].losses.shape
+      >>> rows[0].difference > 0, rows[0].losses.shape
       (True, (4, 20))
     """
     check_callable("start", start, "key")
@@ -182,10 +188,23 @@ def compare_random_search(
             return found.losses, *runs
 
         losses, searched, random = jax.jit(jax.vmap(trial))(keys)
-        final = paired_t_test(*(x.reshape(trials, -1)[:, -1] for x in (searched, random)))
-        return SearchComparison(sparsity, losses, searched, random, dense, final)
+        test = _paired_test(*(x.reshape(trials, -1)[:, -1] for x in (searched, random)))
+        return SearchComparison(sparsity, losses, searched, random, dense, *test)
 
     return tuple(map(compare, sparsities))
+
+
+def _paired_test(a: ArrayLike, b: ArrayLike) -> tuple[float, float, float]:
+    """Mean difference, Student's t and two-sided p-value of paired results."""
+    from scipy.stats import ttest_rel  # a dependency of jax; slow to load
+
+    x, y = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    apart = x - y
+    mean = float(apart.mean())
+    if np.ptp(apart) == 0:  # without variance t is 0 or infinite, where SciPy warns
+        return mean, 0.0 if mean == 0 else math.copysign(math.inf, mean), float(mean == 0)
+    found: Any = ttest_rel(x, y)
+    return mean, float(found.statistic), float(found.pvalue)
 
 
 def _dense(start, train, key):

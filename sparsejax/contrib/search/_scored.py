@@ -1,4 +1,4 @@
-"""A layer whose mask is learned: scores beside the kernel, of a variable type of their own."""
+"""A layer with a learned mask: scores beside the kernel, as a separate variable type."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from ._scores import scaled_scores, score_mask
 
 
 class Score(nnx.Variable):
-    """The scores that a mask is made of, so that filters can train them or the weights alone.
+    """Scores of a learned mask: a variable type, so that filters select scores or weights.
 
     Example:
       >>> import jax.numpy as jnp
@@ -23,15 +23,15 @@ class Score(nnx.Variable):
 
 
 class Scored(nnx.Module):
-    r"""A layer under a mask that its own scores make: `kernel * score_mask(S, pattern)`.
+    r"""A layer masked by learned scores: its kernel is `kernel * score_mask(S, pattern)`.
 
     The gradient reaches the kept weights, `dL/dW = dL/dW_eff * M`, and all scores,
     `dL/dS = dL/dW_eff * W * sign(S)`. Train the weights with `wrt=nnx.Param`, the scores with
-    `wrt=sj.contrib.search.Score`. The pattern may be changed between calls, `layer.pattern = None` is dense.
+    `wrt=sj.contrib.search.Score`. The pattern may be changed between calls; None is dense.
 
     Args:
-      layer: `nnx.Linear`, `nnx.Conv` or any layer with a `kernel`.
-      pattern: What the mask keeps to; None for a dense layer.
+      layer: `nnx.Linear`, `nnx.Conv` or any NNX layer with a parameter `kernel`.
+      pattern: Pattern of the mask; None for a dense layer.
 
     Raises:
       TypeError: If the layer has no kernel.
@@ -54,7 +54,7 @@ class Scored(nnx.Module):
     """
 
     def __init__(self, layer: Any, pattern: Pattern | None):
-        if not hasattr(layer, "kernel"):
+        if "kernel" not in nnx.state(layer, nnx.Param):
             raise TypeError(f"Scored: a {type(layer).__name__} has no kernel to mask.")
         self.layer = layer
         self.pattern = pattern
@@ -63,21 +63,21 @@ class Scored(nnx.Module):
             self.rescale()
 
     def rescale(self) -> None:
-        """Sets the scores to `sqrt(6 / fan_in) W / max |W|`: the mask is that of magnitude."""
+        """Sets the scores to `sqrt(6 / fan_in) W / max |W|`, whose mask is magnitude pruning."""
         if self.pattern is None:
-            raise ValueError("rescale: the layer has no pattern; set layer.pattern first.")
+            raise ValueError("rescale: the layer needs a pattern; set layer.pattern first.")
         tree = {"kernel": self.layer.kernel[...]}
         self.scores.set_value(scaled_scores(tree, make_plan(tree, self.pattern))["kernel"])
 
     def masked_kernel(self) -> Float[Array, "..."]:
-        """The kernel that inputs are multiplied by."""
+        """The kernel under the current mask."""
         kernel = self.layer.kernel[...]
         if self.pattern is None:
             return kernel
         return kernel * score_mask(self.scores[...], self.pattern).astype(kernel.dtype)
 
     def __call__(self, x: Any) -> Any:
-        """What the layer gives with the masked kernel."""
+        """Applies the layer with the masked kernel."""
         graphdef, params, rest = nnx.split(self.layer, nnx.Param, ...)
         seen = {**pure(params), "kernel": self.masked_kernel()}
         return nnx.merge(graphdef, seen, rest, copy=False)(x)

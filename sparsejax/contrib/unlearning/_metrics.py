@@ -1,4 +1,4 @@
-"""Has a network forgotten? Accuracies and an attack on membership."""
+"""Metrics of unlearning: accuracies and membership inference."""
 
 import importlib
 from typing import Literal, NamedTuple
@@ -8,18 +8,19 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Float, Int
 
-_HALF = 0.02  # what sums of probabilities in bfloat16 may be off
+_TOLERANCE = 0.02  # of sums of probabilities, for bfloat16
 Attack = Literal["threshold", "svc"]
 
 
 class UnlearningReport(NamedTuple):
-    """What is left of a forget set, as fractions in [0, 1].
+    """Metrics of an unlearned network, as fractions in [0, 1].
 
     Args:
       unlearning: UA, 1 - accuracy on the forget set; NaN if that is empty.
-      retain: RA, accuracy on what is retained.
+      retain: RA, accuracy on the retain set.
       test: TA, accuracy on the test set.
-      membership: MIA-Efficacy, the share of the forget set an attack takes for non-members.
+      membership: MIA-Efficacy, the fraction of the forget set that an attack classifies as
+        non-members.
     """
 
     unlearning: float
@@ -28,7 +29,7 @@ class UnlearningReport(NamedTuple):
     membership: float
 
     def gap(self, other: "UnlearningReport") -> float:
-        """Mean absolute difference over the four: the distance to a retrained network, say."""
+        """Mean absolute difference over the four metrics, for example to a retrained network."""
         return float(np.mean(np.abs(np.subtract(self, other))))
 
 
@@ -41,23 +42,23 @@ def unlearning_report(
 ) -> UnlearningReport:
     r"""UA, RA, TA and MIA-Efficacy of a network, from its probabilities.
 
-    Each argument is (probabilities, labels). The attack learns to tell the first `|test|` retained
-    samples from the test set by the probability of the true class. Compare with a network
-    retrained without the forget set at the same sparsity (`report.gap(retrained)`): more is not
-    better. For forgetting a class, leave it out of `test`.
+    Each argument is (probabilities, labels). The attack learns to distinguish the first `|test|`
+    retained samples from the test set by the probability of the true class. The goal is the report
+    of a network retrained without the forget set at the same sparsity (`report.gap(retrained)`);
+    larger values are not better. To evaluate the forgetting of a class, exclude it from `test`.
 
     Args:
       forget: Probabilities and labels of the samples to forget.
-      retain: Those of the rest of the training set.
-      test: Those of the test set.
+      retain: Probabilities and labels of the rest of the training set.
+      test: Probabilities and labels of the test set.
       attack: As in `membership_attack`.
 
     Returns:
       An `UnlearningReport`.
 
     Raises:
-      ValueError: If `retain` or `test` is empty, lengths differ, a label is no class, or a row is
-        not of probabilities: not finite, negative, or with a sum not 1 (to 0.02, for bfloat16).
+      ValueError: If `retain` or `test` is empty, lengths differ, a label is not a class, or the
+        entries of a row are not finite, negative, or do not sum to 1 (within 0.02, for bfloat16).
 
     Reference:
       Jia et al., Model Sparsity Can Simplify Machine Unlearning, 2023 (arXiv 2304.04934).
@@ -95,24 +96,25 @@ def membership_attack(
     *,
     attack: Attack = "threshold",
 ) -> float:
-    r"""The share of the targets that an attacker takes for non-members.
+    r"""The fraction of the targets that a membership inference attack classifies as non-members.
 
-    "threshold" calls a member what is at least the threshold of best balanced accuracy on members
-    and others (the lowest of equals); "svc" is scikit-learn's RBF machine with C = 3 and
-    gamma = 1, as in the paper (the extra `examples`), at most 10,000 samples.
+    "threshold" classifies confidences at or above a threshold as members; the threshold has the
+    best balanced accuracy on members and others (the lowest in case of ties). "svc" is
+    scikit-learn's support vector machine with an RBF kernel, C = 3 and gamma = 1, as in the paper
+    (extra `examples`), on at most 10,000 samples.
 
     Args:
-      members: Confidences in samples that were trained on.
-      others: Confidences in samples that were not.
-      targets: Confidences in the samples asked about.
+      members: Confidences in training samples.
+      others: Confidences in samples outside the training set.
+      targets: Confidences in the samples to classify.
       attack: "threshold" or "svc".
 
     Returns:
-      A fraction; that of a retrained network is the goal.
+      A fraction; the goal is that of a retrained network.
 
     Raises:
-      ValueError: If one of the three is empty or not finite, or `attack` is neither.
-      ImportError: If "svc" is asked for and scikit-learn is missing.
+      ValueError: If an array is empty or not finite, or `attack` is not one of the two names.
+      ImportError: If `attack="svc"` and scikit-learn is missing.
 
     Reference:
       Yeom et al., Privacy Risk in Machine Learning, 2018 (arXiv 1709.01604); Jia et al., 2023
@@ -128,8 +130,8 @@ def membership_attack(
     a, b, t = (np.asarray(x, np.float64) for x in (members, others, targets))
     if not (a.size and b.size and t.size):
         raise ValueError(
-            f"membership_attack needs members, others and targets, got {a.size}, {b.size} and "
-            f"{t.size}."
+            "membership_attack: members, others and targets must not be empty, got sizes "
+            f"{a.size}, {b.size} and {t.size}."
         )
     for name, x in (("members", a), ("others", b), ("targets", t)):
         if not np.isfinite(x).all():
@@ -164,10 +166,13 @@ def _svc(members: np.ndarray, others: np.ndarray, targets: np.ndarray) -> float:
 def _checked(name: str, probabilities, labels) -> tuple[np.ndarray, np.ndarray]:
     p, y = np.asarray(jnp.asarray(probabilities, jnp.float32)), np.asarray(labels)
     if p.ndim != 2 or y.shape != p.shape[:1]:
-        raise ValueError(f"{name}: probabilities of shape {p.shape} and labels of {y.shape}.")
+        raise ValueError(
+            f"{name}: probabilities must have shape (n, classes) and labels (n,), got {p.shape} "
+            f"and {y.shape}."
+        )
     if y.size and not 0 <= y.min() <= y.max() < p.shape[1]:
         raise ValueError(
-            f"{name}: labels go from {y.min()} to {y.max()} and the probabilities are of "
+            f"{name}: labels go from {y.min()} to {y.max()} but the probabilities have "
             f"{p.shape[1]} classes."
         )
     _check_rows(name, p)
@@ -176,13 +181,13 @@ def _checked(name: str, probabilities, labels) -> tuple[np.ndarray, np.ndarray]:
 
 def _check_rows(name: str, p: np.ndarray) -> None:
     sums = p.sum(-1)
-    wrong = ~np.isfinite(p).all(-1) | (p < 0).any(-1) | ~(np.abs(sums - 1) <= _HALF)
+    wrong = ~np.isfinite(p).all(-1) | (p < 0).any(-1) | ~(np.abs(sums - 1) <= _TOLERANCE)
     if wrong.any():
         i = int(np.argmax(wrong))
-        what = "holds values that are not finite"
+        what = "contains values that are not finite"
         if np.isfinite(p[i]).all():
-            what = "is negative in places" if (p[i] < 0).any() else f"has the sum {sums[i]:.4g}"
+            what = "has negative entries" if (p[i] < 0).any() else f"has the sum {sums[i]:.4g}"
         raise ValueError(
             f"{name}: row {i} of the probabilities {p.shape} {what}, and {int(wrong.sum())} rows "
-            "are not of probabilities; of logits give (jax.nn.softmax(logits), labels)."
+            "are not distributions; for logits pass (jax.nn.softmax(logits), labels)."
         )

@@ -1,4 +1,4 @@
-"""Unlearning under masks: fine-tuning, ascent, l1-sparse, Fisher noise and influence."""
+"""Unlearning with fixed masks: fine-tuning, ascent, l1-sparse, Fisher forgetting, influence."""
 
 import re
 from collections.abc import Callable
@@ -13,12 +13,18 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from ... import prox
-from ..._arguments import check_count, check_fraction, check_key
+from ..._arguments import (
+    check_callable,
+    check_count,
+    check_fraction,
+    check_key,
+    check_params,
+    rows_of,
+)
 from ..._tree import map_named, named_leaves
 from ...masks import apply_masks
 from ...optim import add_penalty
 from ...recipes import train_masked
-from ...recipes._check import check_callable, check_params, rows_of
 
 Method = Literal["finetune", "ascent", "l1"]
 
@@ -30,21 +36,22 @@ def forget_split(
     fraction: float | None = None,
     key: Key[Array, ""] | None = None,
 ) -> tuple[Int[np.ndarray, " f"], Int[np.ndarray, " r"]]:
-    r"""The rows to forget and those to retain: all of one class, or a random fraction.
+    r"""Splits training samples into a forget set, one class or a random fraction, and a retain set.
 
     Args:
-      labels: Classes of the training samples.
+      labels: Class of each training sample.
       label: The class to forget.
-      fraction: Or the fraction of all samples to forget, `round(fraction * n)` of them.
-      key: For a fraction: a key made by `jax.random.key`.
+      fraction: The fraction of all samples to forget, `round(fraction * n)` of them; replaces
+        `label`.
+      key: A key from `jax.random.key`, required with `fraction`.
 
     Returns:
-      Increasing indices of both.
+      Increasing indices of the forget set and of the retain set.
 
     Raises:
-      ValueError: If no sample has the class, nothing is retained, the labels are not 1-D, or not
-        exactly one of the two is given.
-      TypeError: If `label` is text and the labels are not.
+      ValueError: If no sample has the class, the retain set is empty, the labels are not 1-D, or
+        not exactly one of `label` and `fraction` is given.
+      TypeError: If `label` is a string and the labels are not.
 
     Reference:
       Jia et al., Model Sparsity Can Simplify Machine Unlearning, 2023 (arXiv 2304.04934).
@@ -63,12 +70,12 @@ def forget_split(
             "forget_split(labels.argmax(-1), label=1) of one-hot labels."
         )
     if (label is None) == (fraction is None):
-        raise ValueError("forget_split: say label= or fraction=, one of the two.")
+        raise ValueError("forget_split: give label= or fraction=, one of the two.")
     if label is not None:
         if isinstance(label, str) and y.dtype.kind not in "OSTU":
             raise TypeError(
-                f"forget_split: label={label!r} must be a class like those of labels, which hold "
-                f"{y.dtype}: label=3."
+                f"forget_split: label={label!r} must be a class of labels, which are {y.dtype}: "
+                "for example label=3."
             )
         chosen = y == label
         if not chosen.any():
@@ -102,12 +109,12 @@ def unlearn(
     strength: float = 5e-4,
     batch_size: int = 64,
 ) -> PyTree:
-    r"""Unlearns by a few steps of training under fixed masks.
+    r"""Unlearns by a few training steps with fixed masks.
 
-    "finetune" (FT) descends the loss of the retained data, "ascent" (GA) ascends that of the
-    forget data, "l1" (l1-sparse) is FT with the subgradient of `gamma_t ||theta||_1` over all
-    parameters, `gamma_t = strength (1 - e / E)` in epoch e of E. Prune first: the error of
-    unlearning falls with the number of weights that can change, `||m * (theta_t - theta_0)||`.
+    "finetune" (FT) descends the loss on the retain set, "ascent" (GA) ascends the loss on the
+    forget set, "l1" (l1-sparse) is FT with the subgradient of `gamma_t ||theta||_1` over all
+    parameters, `gamma_t = strength (1 - e / E)` in epoch e of E. Prune first: the unlearning error
+    decreases with the number of trainable weights, as `||m * (theta_t - theta_0)||`.
 
     Args:
       params: Trained parameters: a tree of arrays.
@@ -117,20 +124,19 @@ def unlearn(
       optimizer: An optax transformation, such as `optax.sgd(0.01, 0.9)`.
       forget: Samples to forget: arrays with the samples along their first axis.
       retain: The rest of the training samples.
-      steps: Steps of training.
-      key: A key made by `jax.random.key`: the order of the samples.
-      strength: gamma of "l1"; it multiplies a sum over all parameters, so it depends on their
-        number.
-      batch_size: Samples a step.
+      steps: Number of training steps.
+      key: A key from `jax.random.key`, for the order of the samples.
+      strength: gamma of "l1"; it multiplies a sum over all parameters, so scale it by their number.
+      batch_size: Samples per step.
 
     Returns:
       Parameters that are zero off the masks; unchanged if `forget` is empty.
 
     Raises:
-      ValueError: If `retain` is empty (which "ascent" does not look at), `method` is none of the
-        three, or a mask does not fit.
-      TypeError: If `loss` cannot be called as `loss(params, batch)`, or `params` hold variables of
-        NNX that are not `nnx.Param`s.
+      ValueError: If `retain` is empty ("ascent" ignores it), `method` is not one of the three
+        names, or a mask does not fit.
+      TypeError: If `loss` cannot be called as `loss(params, batch)`, or `params` hold NNX variables
+        other than `nnx.Param`.
 
     Reference:
       Jia et al., Model Sparsity Can Simplify Machine Unlearning, 2023 (arXiv 2304.04934).
@@ -163,7 +169,7 @@ def unlearn(
 
 
 def _l1(strength, steps: int, samples: int, batch_size: int) -> optax.GradientTransformation:
-    """The subgradient of the l1 norm of everything, its weight falling by epoch."""
+    """Adds the subgradient of the l1 norm, with a strength that decreases each epoch."""
     per_epoch = max(samples // min(batch_size, samples), 1)
     epochs = -(-steps // per_epoch)
     decay = lambda count: strength * (1 - (count // per_epoch) / max(epochs, 1))  # noqa: E731
@@ -193,21 +199,21 @@ def fisher_forgetting(
     output: str | None = None,
     chunk: int = 64,
 ) -> PyTree:
-    r"""Fisher forgetting (FF): noise where the retained data do not hold a parameter.
+    r"""Fisher forgetting (FF): adds noise to parameters with little Fisher information on `retain`.
 
     `theta + sqrt(v) * N(0, 1)` with `v = alpha min(1 / (F + 1e-8), 1e3)`, averaged over the inputs
-    of each output unit, and `F = mean_x sum_c p_c(x) (d(-log p_c(x)) / d theta)^2`. The output
-    layer has the bound 1e2; it and vectors have ten times the variance.
+    of each output unit, and `F = mean_x sum_c p_c(x) (d(-log p_c(x)) / d theta)^2`. For the output
+    layer the bound is 1e2 instead of 1e3; the output layer and vectors have ten times the variance.
 
     Args:
       params: Trained parameters: a tree of arrays.
       masks: Boolean arrays and None, looked up by path; None is the dense network.
       logits: `logits(params, x)`.
-      retain: Retained inputs.
-      key: A key made by `jax.random.key`.
-      alpha: Size of the noise.
-      output: Regular expression of the paths of the output layer; None: there is none.
-      chunk: Samples whose gradients are in memory at once.
+      retain: Inputs of the retain set.
+      key: A key from `jax.random.key`.
+      alpha: Scale of the noise variance.
+      output: Regular expression for the paths of the output layer; None for no output layer.
+      chunk: Number of samples whose gradients are in memory at once.
 
     Returns:
       Parameters that are zero off the masks.
@@ -258,15 +264,15 @@ def fisher_diagonal(
     *,
     chunk: int = 64,
 ) -> PyTree:
-    r"""The diagonal of the Fisher information under the labels of the network itself.
+    r"""The diagonal of the Fisher information, with labels distributed as the network predicts.
 
-    `F = mean_x sum_c p_c(x) (d(-log p_c(x)) / d theta)^2`, each sample by itself.
+    `F = mean_x sum_c p_c(x) (d(-log p_c(x)) / d theta)^2`, from per-sample gradients.
 
     Args:
       params: A tree of arrays.
       logits: `logits(params, x)`.
       x: Inputs.
-      chunk: Samples whose gradients are in memory at once.
+      chunk: Number of samples whose gradients are in memory at once.
 
     Returns:
       A tree like `params`.
@@ -306,11 +312,11 @@ def influence_unlearning(
     damping: float = 1.0,
     samples: int = 1024,
 ) -> PyTree:
-    r"""Influence unlearning (IU): one Newton step away from the forget data.
+    r"""Influence unlearning (IU): one Newton step away from the forget set.
 
-    `theta + alpha H^-1 v` with `v = (n_f / N) (g_f - g_r)`, mean gradients g of both sets, and the
-    damped empirical Fisher `H = damping I + (1 / n) sum_i g_i g_i'` of n retained samples, solved
-    exactly: `H^-1 v = (v - G' (n damping I + G G')^-1 G v) / damping`.
+    `theta + alpha H^-1 v` with `v = (n_f / N) (g_f - g_r)`, g the mean gradients on both sets, and
+    the damped empirical Fisher `H = damping I + (1 / n) sum_i g_i g_i'` of n retained samples,
+    solved exactly: `H^-1 v = (v - G' (n damping I + G G')^-1 G v) / damping`.
 
     Args:
       params: Trained parameters: a tree of arrays.
@@ -319,8 +325,8 @@ def influence_unlearning(
       forget: Samples to forget: arrays with the samples along their first axis.
       retain: The rest of the training samples.
       alpha: Length of the step.
-      damping: What is added to the diagonal; 1 in the paper's code.
-      samples: n, at most: their gradients are in memory at once.
+      damping: Added to the diagonal; 1 in the authors' code.
+      samples: The largest n; the gradients of n samples are in memory at once.
 
     Returns:
       Parameters that are zero off the masks.
@@ -344,7 +350,7 @@ def influence_unlearning(
     check_count("samples", samples)
     n_f, n_r = rows_of("forget", forget), rows_of("retain", retain)
     if not damping > 0:
-        raise ValueError(f"damping={damping!r} must be positive.")
+        raise ValueError(f"influence_unlearning: damping={damping!r} must be positive.")
     params = apply_masks(params, masks)
     flat, unravel = ravel_pytree(params)
     wide = jnp.promote_types(flat.dtype, jnp.float32)

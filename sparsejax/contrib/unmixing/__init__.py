@@ -2,15 +2,7 @@
 
 from ._endmembers import channel_noise, clean_channels, fcls, pure_pixels, spa, vca
 from ._metrics import UnmixingErrors, hoyer_sparsity, spectral_angle, unmixing_errors
-from ._unmix import (
-    Unmixing,
-    irls_weights,
-    learn_guidance,
-    spatial_guidance,
-    unmix,
-    update_abundances,
-    update_endmembers,
-)
+from ._unmix import Unmixing, irls_weights, learn_guidance, spatial_guidance, unmix
 
 __all__ = [
     "Unmixing",
@@ -27,7 +19,5 @@ __all__ = [
     "spectral_angle",
     "unmix",
     "unmixing_errors",
-    "update_abundances",
-    "update_endmembers",
     "vca",
 ]

@@ -1,4 +1,4 @@
-"""Where unmixing starts: pure pixels by SPA or VCA, channels free of noise, FCLS abundances."""
+"""Initialisation of unmixing: pure pixels by SPA or VCA, channel noise, FCLS abundances."""
 
 import jax
 import jax.numpy as jnp
@@ -6,21 +6,22 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from ...solve._algebra import magnitude
-from ...solve._dictionary import finite
+from ..._arguments import finite_array
+from ..._arrays import magnitude
 
 
 def spa(pixels: ArrayLike, count: int) -> Int[Array, " count"]:
-    r"""Successive projection: the pixels that are the corners of what all pixels span.
+    r"""The successive projection algorithm (SPA): pixels at the vertices of the data simplex.
 
-    Takes the pixel of largest norm, projects all onto what is orthogonal to it, and again.
+    Repeatedly selects the pixel of largest norm and projects all pixels onto its orthogonal
+    complement.
 
     Args:
       pixels: Spectra in columns, (channels, pixels).
-      count: The number of endmembers.
+      count: Number of endmembers.
 
     Returns:
-      Indices of pixels, no two the same: where the pixels span too little, the lowest left.
+      Distinct indices of pixels; if the pixels span fewer dimensions, the lowest unused indices.
 
     Raises:
       ValueError: If there are fewer channels or pixels than endmembers, or values are not finite.
@@ -46,20 +47,20 @@ def spa(pixels: ArrayLike, count: int) -> Int[Array, " count"]:
     return lax.scan(take, (pixels, jnp.ones(pixels.shape[1], bool)), length=count)[1]
 
 
-def vca(key: PRNGKeyArray, pixels: ArrayLike, count: int) -> Int[Array, " count"]:
-    r"""Vertex component analysis: the extreme pixels along random orthogonal directions.
+def vca(pixels: ArrayLike, count: int, *, key: PRNGKeyArray) -> Int[Array, " count"]:
+    r"""Vertex component analysis (VCA): extreme pixels along random orthogonal directions.
 
-    Pixels are seen in the space of their `count` principal directions, divided by their part along
-    the mean; where the noise is strong (below 15 + 10 log10(count) dB), in `count - 1` directions
-    around the mean.
+    Pixels are projected onto their `count` principal directions and divided by their component
+    along the mean. If the signal-to-noise ratio is below 15 + 10 log10(count) dB, they are
+    projected onto `count - 1` principal directions around the mean instead.
 
     Args:
-      key: A random key.
       pixels: Spectra in columns, (channels, pixels).
-      count: The number of endmembers.
+      count: Number of endmembers.
+      key: A random key.
 
     Returns:
-      Indices of pixels, no two the same: where the pixels span too little, the lowest left.
+      Distinct indices of pixels; if the pixels span fewer dimensions, the lowest unused indices.
 
     Raises:
       ValueError: If there are fewer channels or pixels than endmembers, or values are not finite.
@@ -71,16 +72,16 @@ def vca(key: PRNGKeyArray, pixels: ArrayLike, count: int) -> Int[Array, " count"
       >>> import jax, jax.numpy as jnp
       >>> from sparsejax.contrib import unmixing
       >>> pixels = jnp.array([[1.0, 0.5, 0.0], [0.0, 0.5, 1.0]])
-      >>> sorted(unmixing.vca(jax.random.key(0), pixels, 2).tolist())
+      >>> sorted(unmixing.vca(pixels, 2, key=jax.random.key(0)).tolist())
       [0, 2]
     """
     pixels = _enough("vca", pixels, count)
     seen = jnp.where(_noisy(pixels, count), _around(pixels, count), _projective(pixels, count))
 
     def take(state, key):
-        found, place, free = state  # found: an orthonormal basis of what has been taken
+        found, place, free = state  # found: an orthonormal basis of the selected pixels
         direction = jax.random.normal(key, (count,), pixels.dtype)
-        for _ in range(2):  # twice is enough
+        for _ in range(2):  # orthogonalise twice against rounding
             direction = _unit(direction - found @ (found.T @ direction))
         best = jnp.argmax(jnp.where(free, jnp.abs(direction @ seen), -1))
         corner = seen[:, best]
@@ -93,7 +94,7 @@ def vca(key: PRNGKeyArray, pixels: ArrayLike, count: int) -> Int[Array, " count"
 
 
 def _noisy(pixels: Array, count: int) -> Array:
-    """Whether the ratio of signal to noise, in decibels, is below 15 + 10 log10(count)."""
+    """Whether the signal-to-noise ratio in decibels is below 15 + 10 log10(count)."""
     mean = jnp.mean(pixels, axis=1, keepdims=True)
     centred = pixels - mean
     power = jnp.mean(jnp.sum(pixels**2, axis=0))
@@ -103,7 +104,7 @@ def _noisy(pixels: Array, count: int) -> Array:
 
 
 def _around(pixels: Array, count: int) -> Array:
-    """In `count - 1` directions around the mean, and at the distance of the furthest pixel."""
+    """Projection onto `count - 1` directions around the mean, with a constant last coordinate."""
     centred = pixels - jnp.mean(pixels, axis=1, keepdims=True)
     seen = _top(centred, count - 1).T @ centred
     far = jnp.sqrt(jnp.max(jnp.sum(seen**2, axis=0)))
@@ -127,7 +128,7 @@ def _unit(x: Array) -> Array:
 
 
 def channel_noise(pixels: ArrayLike) -> Float[Array, " channels"]:
-    r"""The noise of each channel: what ridge regression on the other channels leaves.
+    r"""The noise of each channel: the residual of its ridge regression on the other channels.
 
     `std_l = 1 / sqrt((C + 1e-3 tr(C)/L I)^-1_ll)`, `C = Y Y^T / N`.
 
@@ -135,7 +136,7 @@ def channel_noise(pixels: ArrayLike) -> Float[Array, " channels"]:
       pixels: Spectra in columns, (channels, pixels).
 
     Returns:
-      A standard deviation for each channel.
+      One standard deviation per channel.
 
     Reference:
       Roger and Arnold, Reliably estimating the noise in AVIRIS hyperspectral images, 1996.
@@ -148,7 +149,7 @@ def channel_noise(pixels: ArrayLike) -> Float[Array, " channels"]:
       >>> int(unmixing.channel_noise(pixels).argmax())
       3
     """
-    pixels = finite("channel_noise", pixels, 2)
+    pixels = finite_array("channel_noise", pixels, 2)
     size, channels = magnitude(pixels), len(pixels)
     pixels = pixels / size
     covariance = pixels @ pixels.T / pixels.shape[1]
@@ -158,13 +159,13 @@ def channel_noise(pixels: ArrayLike) -> Float[Array, " channels"]:
 
 
 def clean_channels(pixels: ArrayLike) -> Bool[Array, " channels"]:
-    r"""Which channels are usable: `1 / std` at least half the median one.
+    r"""Selects channels whose precision `1 / std` is at least half the median precision.
 
     Args:
       pixels: Spectra in columns, (channels, pixels).
 
     Returns:
-      A boolean for each channel, of `channel_noise`.
+      One boolean per channel, from `channel_noise`.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -180,14 +181,14 @@ def clean_channels(pixels: ArrayLike) -> Bool[Array, " channels"]:
 
 
 def pure_pixels(pixels: ArrayLike, count: int) -> Int[Array, " count"]:
-    r"""SPA that outlier channels do not mislead: on clean channels, in their leading directions.
+    r"""SPA robust to outlier channels: on the leading directions of the clean channels.
 
     Args:
       pixels: Spectra in columns, (channels, pixels).
-      count: The number of endmembers.
+      count: Number of endmembers.
 
     Returns:
-      Indices of pixels, for `pixels[:, indices]` with all channels.
+      Indices of pixels; `pixels[:, indices]` are spectra with all channels.
 
     Raises:
       ValueError: If there are fewer channels or pixels than endmembers, or values are not finite.
@@ -214,22 +215,22 @@ def fcls(
     weight: ArrayLike = 15.0,
     steps: int = 500,
 ) -> Float[Array, "k pixels"]:
-    r"""Fully constrained least squares: abundances >= 0 whose sum is (softly) one.
+    r"""Fully constrained least squares (FCLS): abundances >= 0 with a soft sum-to-one constraint.
 
-    Minimises `||Y - M A||^2 + weight^2 ||1 - 1^T A||^2` over `A >= 0` by multiplicative updates
-    from `1 / k`, which never increase it.
+    Minimises `||Y - M A||^2 + weight^2 ||1 - 1^T A||^2` over `A >= 0` by a fixed number of monotone
+    multiplicative updates, initialised at `1 / k`.
 
     Args:
       pixels: Spectra in columns, (channels, pixels); negative values count as 0.
-      endmembers: Their spectra in columns, (channels, k); negative values count as 0.
-      weight: Of the sum. The larger it is, the more updates the shares take to settle.
-      steps: The number of updates.
+      endmembers: Endmember spectra in columns, (channels, k); negative values count as 0.
+      weight: Weight of the sum-to-one constraint; larger values slow convergence.
+      steps: Number of updates.
 
     Returns:
       Abundances (k, pixels).
 
     Raises:
-      ValueError: If the two differ in channels, are empty or not finite.
+      ValueError: If the two differ in their channels, are empty or not finite.
 
     Reference:
       Heinz and Chang, Fully constrained least squares linear spectral mixture analysis, 2001.
@@ -241,11 +242,11 @@ def fcls(
       Array([[0.25],
              [0.75]], dtype=float32)
     """
-    pixels, endmembers = finite("fcls", pixels, 2), finite("fcls", endmembers, 2)
+    pixels, endmembers = finite_array("fcls", pixels, 2), finite_array("fcls", endmembers, 2)
     if len(pixels) != len(endmembers):
         raise ValueError(
-            f"fcls: pixels {pixels.shape} and endmembers {endmembers.shape} must have the same "
-            "channels, in rows."
+            "fcls: pixels and endmembers must have the same number of channels in rows, got "
+            f"{pixels.shape} and {endmembers.shape}."
         )
     weight = jnp.asarray(weight, pixels.dtype)
     size = magnitude(pixels, endmembers, weight)
@@ -258,12 +259,11 @@ def fcls(
 
 
 def _enough(caller: str, pixels: ArrayLike, count: int) -> Array:
-    """The pixels as floats of size 1, of which no square overflows or vanishes."""
+    """The pixels as floats, scaled so that no square overflows or underflows."""
     if jnp.ndim(pixels) != 2 or not 1 <= count <= min(jnp.shape(pixels)):
         raise ValueError(
-            f"{caller}: {count} endmembers cannot be chosen from shape {jnp.shape(pixels)}; "
-            "it must be (channels, pixels) with at least as many of both, such as "
-            "image.reshape(height * width, channels).T."
+            f"{caller}: pixels must have shape (channels, pixels) with at least count={count} of "
+            f"both, got {jnp.shape(pixels)}; for example image.reshape(height * width, channels).T."
         )
-    pixels = finite(caller, pixels, 2)
+    pixels = finite_array(caller, pixels, 2)
     return pixels / magnitude(pixels)

@@ -1,4 +1,4 @@
-"""How well spectra and their abundances have been found, and how sparse a vector is."""
+"""Errors of spectra and abundances, and a sparsity index of vectors."""
 
 from typing import NamedTuple
 
@@ -13,8 +13,8 @@ class UnmixingErrors(NamedTuple):
 
     Attributes:
       order: `estimate[:, order]` are the endmembers in the order of the true ones.
-      angles: Spectral angles in radians, one for each true endmember.
-      rmse: Root mean squared errors of their abundances.
+      angles: Spectral angles in radians, one per true endmember.
+      rmse: Root mean squared errors of their abundances, one per true endmember.
     """
 
     order: Int[np.ndarray, " k"]
@@ -25,17 +25,17 @@ class UnmixingErrors(NamedTuple):
 def spectral_angle(
     a: Float[ArrayLike, "channels ..."], b: Float[ArrayLike, "channels ..."]
 ) -> Float[Array, "..."]:
-    r"""SAD, the angle between spectra, `arccos(<a, b> / (|a| |b|))` in radians.
+    r"""Spectral angle distance (SAD), `arccos(<a, b> / (|a| |b|))` in radians.
 
-    Computed from the lengths of the sum and the difference of the directions, which is exact for
-    small angles too.
+    Computed from the norms of the sum and the difference of the unit vectors, which is accurate for
+    small angles.
 
     Args:
       a: Spectra along the first axis.
-      b: Spectra of a shape that broadcasts with that of a.
+      b: Spectra of a shape that broadcasts with a.
 
     Returns:
-      Angles in [0, pi]; pi / 2 with a spectrum of zeros.
+      Angles in [0, pi]; pi / 2 if a spectrum is zero.
 
     Reference:
       Kruse et al., The Spectral Image Processing System, 1993.
@@ -60,22 +60,22 @@ def unmixing_errors(
     true_endmembers: Float[ArrayLike, "channels k"],
     true_abundances: Float[ArrayLike, "k pixels"],
 ) -> UnmixingErrors:
-    r"""SAD and RMSE of an unmixing whose endmembers come in any order.
+    r"""SAD and RMSE of an unmixing, with endmembers matched to the true ones.
 
-    The order is that of the smallest sum of spectral angles (the Hungarian method). Leave channels
-    that are known to be outliers out of the spectra.
+    The matching minimises the sum of spectral angles (the Hungarian method). Exclude known outlier
+    channels from both sets of spectra.
 
     Args:
       endmembers: Estimated spectra in columns, (channels, k).
-      abundances: Estimated shares, (k, pixels).
-      true_endmembers: (channels, k).
-      true_abundances: (k, pixels).
+      abundances: Estimated abundances, (k, pixels).
+      true_endmembers: True spectra, (channels, k).
+      true_abundances: True abundances, (k, pixels).
 
     Returns:
-      An `UnmixingErrors`; papers quote the means.
+      An `UnmixingErrors`; papers report the means.
 
     Raises:
-      ValueError: If the shapes differ: as many endmembers, channels and pixels are compared.
+      ValueError: If the shapes of the estimates and the true values differ.
 
     Reference:
       Kuhn, The Hungarian method for the assignment problem, 1955.
@@ -93,9 +93,8 @@ def unmixing_errors(
     given, true = np.shape(abundances), np.shape(true_abundances)
     if m.ndim != 2 or m.shape != t.shape or given != true or given[:1] != m.shape[1:]:
         raise ValueError(
-            f"unmixing_errors: endmembers {m.shape} and abundances {given} are compared with "
-            f"{t.shape} and {true}; (channels, k) and (k, pixels) of the same k are needed on both "
-            "sides."
+            "unmixing_errors: endmembers (channels, k) and abundances (k, pixels) of the same k "
+            f"are needed on both sides, got {m.shape} and {given}, true {t.shape} and {true}."
         )
     angles = np.asarray(spectral_angle(t[:, :, None], m[:, None, :]))
     _, order = linear_sum_assignment(angles)
@@ -112,7 +111,7 @@ def hoyer_sparsity(x: Float[ArrayLike, "..."], axis: int = -1) -> Float[Array, "
       axis: The axis of the vectors.
 
     Returns:
-      1 for a single non-zero entry, 0 for entries of one size, for zeros, and for n = 1.
+      1 for a single non-zero entry; 0 for entries of equal modulus, for zeros, and for n = 1.
 
     Reference:
       Hoyer, Non-negative Matrix Factorization with Sparseness Constraints, 2004
@@ -129,7 +128,7 @@ def hoyer_sparsity(x: Float[ArrayLike, "..."], axis: int = -1) -> Float[Array, "
     if root == 1:
         return jnp.zeros(jnp.sum(x, axis=axis).shape, x.dtype)
     largest = jnp.max(jnp.abs(x), axis=axis, keepdims=True)
-    unit = jnp.abs(x) / jnp.where(largest > 0, largest, 1)  # no overflow of squares
+    unit = jnp.abs(x) / jnp.where(largest > 0, largest, 1)  # avoids overflow of squares
     one, two = jnp.sum(unit, axis=axis), jnp.sqrt(jnp.sum(unit**2, axis=axis))
     sparsity = (root - one / jnp.where(two > 0, two, 1)) / (root - 1)
     return jnp.where(two > 0, jnp.clip(sparsity, 0, 1), 0)

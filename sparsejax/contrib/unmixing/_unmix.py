@@ -1,4 +1,4 @@
-"""Non-negative factors of spectra: robust to bad channels, as sparse as each pixel is pure."""
+"""Robust non-negative factorisation of spectra with per-pixel sparsity."""
 
 from typing import NamedTuple
 
@@ -6,11 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
-from ...prox._check import known
-from ...solve._dictionary import finite
-from ...solve._duality import check_number
+from ..._arguments import check_strength, finite_array, known
+from ..._solution import code, finish
+from ...solve import Solution
 from ._endmembers import fcls, pure_pixels
 from ._metrics import hoyer_sparsity
 
@@ -18,25 +18,19 @@ FLOOR = 1e-9  # of abundances inside powers, and of denominators
 
 
 class Unmixing(NamedTuple):
-    """Endmembers and their abundances.
+    """Endmembers and their abundances, the `value` of `unmix`.
 
     Attributes:
       endmembers: Spectra in columns, (channels, k), >= 0.
-      abundances: Shares (k, pixels), >= 0, of a sum near 1.
+      abundances: Abundances (k, pixels), >= 0, with a sum near 1.
       guidance: h (pixels,): the penalty of a pixel is `sum_k a_k^(1 - h)`.
-      channel_weights: The weight of each channel; small for outliers.
-      objective: After each step, (max_steps,); after the last step its last value.
-      steps: Steps taken.
-      converged: Whether the objective had come to rest.
+      channel_weights: Weight of each channel; small for outlier channels.
     """
 
     endmembers: Float[Array, "channels k"]
     abundances: Float[Array, "k pixels"]
     guidance: Float[Array, " pixels"]
     channel_weights: Float[Array, " channels"]
-    objective: Float[Array, " max_steps"]
-    steps: Int[Array, ""]
-    converged: Bool[Array, ""]
 
 
 def unmix(
@@ -46,50 +40,56 @@ def unmix(
     *,
     robust: bool = True,
     guidance: Float[Array, " pixels"] | None = None,
-    start: Float[Array, "channels k"] | None = None,
-    max_steps: int = 300,
-    tolerance: ArrayLike = 1e-6,
+    w0: Float[Array, "channels k"] | None = None,
+    tol: ArrayLike = 1e-5,
+    max_steps: int = 5000,
     sum_weight: ArrayLike = 1.0,
     largest_guidance: ArrayLike = 0.8,
     warm_up: int = 30,
     every: int = 10,
     floor: ArrayLike = 1e-8,
-) -> Unmixing:
-    r"""Finds the spectra of which pixels are mixed, and in which shares.
+    throw: bool = True,
+) -> Solution:
+    r"""Estimates endmember spectra and the abundances of each pixel.
 
     Minimises `sum_l ||(Y - M A)_l||_2 + strength sum_n sum_k A_kn^(1 - h_n)` over M, A >= 0 by
-    multiplicative updates. The norm of a whole channel is not squared, so that a bad channel counts
-    little. h is learned on the way from how sparse a pixel's abundances are: nearly pure pixels get
-    a penalty near l_0, mixed ones near l_1. The sum of the abundances is held near one.
+    multiplicative updates. The norm of a channel is not squared, so that outlier channels have
+    little influence. The guidance h is learned from the sparsity of each pixel's abundances: nearly
+    pure pixels get a penalty near l_0, mixed pixels near l_1. A soft constraint keeps the sum of
+    the abundances near one.
 
     With `robust=False` the data term is `||Y - M A||^2 / 2`: then `strength=0` is plain NMF, and
     `guidance=jnp.full(n, 0.5)` is l_1/2-NMF. May be jitted and mapped over images.
 
     Args:
       pixels: Spectra in columns, (channels, pixels), in [0, 1]; negative values count as 0.
-      count: The number k of endmembers.
-      strength: Of the penalty; for the robust norm in proportion to 1 / sqrt(pixels), the default
-        is for 900.
-      robust: Whether channels are weighted.
-      guidance: h in [0, 1) for each pixel, fixed; by default it is learned. `spatial_guidance`
-        makes one from an image.
-      start: Endmembers to start from, by default the pixels of `pure_pixels`.
-      max_steps: The largest number of steps.
-      tolerance: Stop when the objective changes by less than this share, unless h has moved.
-      sum_weight: How strongly abundances sum to one; 0 for not at all.
-      largest_guidance: h stays below: 1 would make the penalty a count.
-      warm_up: Steps before h is first learned. Random abundances would freeze into wrong supports.
+      count: Number k of endmembers.
+      strength: Strength of the penalty. With the robust norm it scales as 1 / sqrt(pixels); the
+        default suits 900 pixels.
+      robust: Whether to use the robust norm.
+      guidance: Fixed h in [0, 1) per pixel, such as `spatial_guidance`; learned by default.
+      w0: Initial endmembers (channels, k); the pixels selected by `pure_pixels` by default.
+      tol: Converged when the relative change of the objective in a step is below `tol` and h was
+        not updated.
+      max_steps: Maximum number of steps.
+      sum_weight: Weight of the sum-to-one constraint; 0 disables it.
+      largest_guidance: Upper bound of h, below 1: h = 1 would make the penalty a count.
+      warm_up: Steps before h is first learned; abundances that are still random would fix wrong
+        supports.
       every: Steps between two updates of h.
-      floor: Channels with a smaller residual norm are weighted as if it were this. Without any
-        noise a channel may be fitted exactly long before the others and then hold them up: there
-        something like 0.01 helps.
+      floor: Lower bound of the residual norms in the channel weights. In noise-free data some
+        channels may be fitted exactly long before the others and then dominate the weights; use
+        `floor=0.01`.
+      throw: Whether to raise if the tolerance is not reached (outside jit).
 
     Returns:
-      An `Unmixing`.
+      A `Solution` whose `value` is an `Unmixing`. `stats` holds `n_iter` and `objective`, the
+      objective after each step (max_steps,), with the last value repeated after convergence.
 
     Raises:
-      ValueError: If the pixels are not of shape (channels, pixels), fewer than endmembers, not
-        finite or far from [0, 1], or guidance or start do not fit.
+      RuntimeError: If `throw` and the tolerance is not reached.
+      ValueError: If `pixels` does not have shape (channels, pixels), has fewer channels or pixels
+        than endmembers, is not finite or far from [0, 1], or guidance or w0 has the wrong shape.
 
     Reference:
       Zhu et al., Effective Spectral Unmixing via Robust Representation and Learning-based
@@ -100,24 +100,23 @@ def unmix(
       >>> from sparsejax.contrib import unmixing
       >>> spectra = jnp.array([[1.0, 0.1], [0.5, 0.5], [0.1, 1.0]])
       >>> share = jnp.linspace(0.0, 1.0, 100)
-      >>> shares = jnp.stack([share, 1 - share])
-      >>> fit = unmixing.unmix(spectra @ shares, 2, floor=0.01)
-      >>> errors = unmixing.unmixing_errors(*fit[:2], spectra, shares)
+      >>> abundances = jnp.stack([share, 1 - share])
+      >>> fit = unmixing.unmix(spectra @ abundances, 2, floor=0.01).value
+      >>> errors = unmixing.unmixing_errors(*fit[:2], spectra, abundances)
       >>> bool(errors.angles.max() < 0.1), bool(errors.rmse.max() < 0.06)
       (True, True)
     """
     y = jnp.asarray(pixels)
     if y.ndim != 2 or not 1 <= count <= min(y.shape):
         raise ValueError(
-            f"unmix: {count} endmembers cannot be found in an array of shape {y.shape}; it must be "
-            "(channels, pixels), such as image.reshape(height * width, channels).T."
+            f"unmix: pixels must have shape (channels, pixels) with at least count={count} of "
+            f"both, got {y.shape}; for example image.reshape(height * width, channels).T."
         )
-    y = jnp.maximum(finite("unmix", y, 2), 0)
-    numbers = {"strength": strength, "sum_weight": sum_weight, "tolerance": tolerance}
-    for name, x in numbers.items():
-        check_number(name, x, (), y.dtype)
-    _check(y, count, guidance, start, max_steps, every)
-    m = jnp.maximum(y[:, pure_pixels(y, count)] if start is None else start, FLOOR)
+    y = jnp.maximum(finite_array("unmix", y, 2), 0)
+    for name, x in {"strength": strength, "sum_weight": sum_weight, "tol": tol}.items():
+        check_strength(name, x, (), y.dtype)
+    _check(y, count, guidance, w0, max_steps, every)
+    m = jnp.maximum(y[:, pure_pixels(y, count)] if w0 is None else w0, FLOOR)
     a = jnp.maximum(fcls(y, m), FLOOR)
     h = jnp.zeros(y.shape[1], y.dtype) if guidance is None else guidance
     strength = jnp.asarray(strength, y.dtype)
@@ -131,30 +130,32 @@ def unmix(
         h = jnp.where(moved, learn_guidance(state.h, a, largest_guidance), state.h)
         new = _objective(y, m, a, h, strength, robust)
         old = state.history[jnp.maximum(state.t - 1, 0)]
-        rest = ~moved & (state.t > 0) & (jnp.abs(old - new) < tolerance * jnp.abs(old))
-        rest &= jnp.array(not learned) | (state.t > warm_up)
+        done = ~moved & (state.t > 0) & (jnp.abs(old - new) < tol * jnp.abs(old))
+        done &= jnp.array(not learned) | (state.t > warm_up)
         history = jnp.where(jnp.arange(max_steps) >= state.t, new, state.history)
-        return _State(m, a, h, history, state.t + 1, rest)
+        return _State(m, a, h, history, state.t + 1, done)
 
     begin = _State(
         m, a, h, jnp.zeros(max_steps, y.dtype), jnp.zeros((), jnp.int32), jnp.array(False)
     )
-    end = lax.while_loop(lambda s: (s.t < max_steps) & ~s.rest, step, begin)
-    u = _weights(y, end.m, end.a, robust, floor)
-    return Unmixing(end.m, end.a, end.h, u, end.history, end.t, end.rest)
+    end = lax.while_loop(lambda s: (s.t < max_steps) & ~s.done, step, begin)
+    value = Unmixing(end.m, end.a, end.h, _weights(y, end.m, end.a, robust, floor))
+    result = code(jnp.isfinite(end.history[-1]), end.done)
+    stats = {"n_iter": end.t, "objective": end.history}
+    return finish("unmix", Solution(value, result, stats), throw)
 
 
-def _check(y: Array, count: int, guidance, start, max_steps: int, every: int) -> None:
+def _check(y: Array, count: int, guidance, w0, max_steps: int, every: int) -> None:
     if max_steps < 1 or every < 1:
         raise ValueError(f"unmix: max_steps and every must be >= 1, got {max_steps} and {every}.")
-    for name, x, shape in (("guidance", guidance, y.shape[1:]), ("start", start, (len(y), count))):
+    for name, x, shape in (("guidance", guidance, y.shape[1:]), ("w0", w0, (len(y), count))):
         if x is not None and jnp.shape(x) != shape:
             raise ValueError(f"unmix: {name} must have shape {shape}, got {jnp.shape(x)}.")
     h = np.asarray(guidance) if guidance is not None and known(guidance) else np.zeros(1)
     if not ((h >= 0) & (h < 1)).all():
         raise ValueError("unmix: guidance must be in [0, 1): at 1 the penalty would be a count.")
     largest = float(np.max(np.asarray(y))) if known(y) else 0.0
-    if largest and not 1e-3 <= largest <= 1e3:  # the strength, the floors and the sum have units
+    if largest and not 1e-3 <= largest <= 1e3:  # strength, floors and sum depend on the units
         raise ValueError(f"unmix: pixels must be in [0, 1], got {largest:.3g}; divide by that.")
 
 
@@ -164,24 +165,24 @@ class _State(NamedTuple):
     h: Array
     history: Array
     t: Array
-    rest: Array
+    done: Array
 
 
 def irls_weights(
     residual: Float[Array, "..."], axis: int | tuple[int, ...] = -1, floor: ArrayLike = 1e-8
 ) -> Float[Array, "..."]:
-    r"""Weights that make a sum of norms a sum of squares, `u = 1 / max(||r||_2, floor)`.
+    r"""Weights of iteratively reweighted least squares (IRLS), `u = 1 / max(||r||_2, floor)`.
 
-    `||r|| <= u ||r||^2 / 2 + 1 / (2 u)` with equality at the r of the weights, so that a step that
-    lowers the weighted squares lowers the norms (iteratively reweighted least squares).
+    `||r|| <= u ||r||^2 / 2 + 1 / (2 u)`, with equality at the residual that defines the weights, so
+    that decreasing the weighted squares decreases the sum of norms.
 
     Args:
       residual: Residuals.
       axis: The axes of one norm.
-      floor: Residuals below count as this.
+      floor: Lower bound of the norms.
 
     Returns:
-      A weight for each norm.
+      One weight per norm.
 
     Reference:
       Nie et al., Efficient and Robust Feature Selection via Joint l2,1-Norms Minimization, 2010.
@@ -210,31 +211,8 @@ def update_abundances(
 ) -> Float[Array, "k pixels"]:
     r"""One multiplicative update of the abundances, which never increases the weighted objective.
 
-    `A <- A * (M^T U Y + d^2) / (M^T U M A + d^2 1 1^T A + strength (1 - h) A^(-h))`, where U holds
-    the weights and `d^2 = sum_weight^2 mean(u)`.
-
-    Args:
-      pixels: (channels, pixels).
-      endmembers: (channels, k).
-      abundances: (k, pixels).
-      weights: u of each channel.
-      guidance: h of each pixel.
-      strength: Of the penalty.
-      sum_weight: How strongly abundances sum to one.
-
-    Returns:
-      New abundances; what was 0 stays.
-
-    Reference:
-      Zhu et al., 2014 (arXiv 1409.0685); Lee and Seung, 2001.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> from sparsejax.contrib import unmixing
-      >>> unmixing.update_abundances(
-      ...     jnp.array([[2.0]]), jnp.ones((1, 1)), jnp.ones((1, 1)), jnp.ones(1), jnp.zeros(1), 0.0
-      ... ).tolist()
-      [[2.0]]
+    `A <- A * (M^T U Y + d^2) / (M^T U M A + d^2 1 1^T A + strength (1 - h) A^(-h))`, where U is the
+    diagonal matrix of the channel weights and `d^2 = sum_weight^2 mean(u)`. Zeros are kept.
     """
     delta = jnp.asarray(sum_weight, pixels.dtype) ** 2 * jnp.mean(weights)
     weighted = endmembers * weights[:, None]
@@ -251,25 +229,8 @@ def update_endmembers(
 ) -> Float[Array, "channels k"]:
     r"""One multiplicative update of the endmembers, `M <- M * (Y A^T) / (M A A^T)`.
 
-    Weights of channels would cancel: every channel has its own row of M.
-
-    Args:
-      pixels: (channels, pixels).
-      endmembers: (channels, k).
-      abundances: (k, pixels).
-
-    Returns:
-      New endmembers; what was 0 stays.
-
-    Reference:
-      Lee and Seung, Algorithms for Non-negative Matrix Factorization, 2001.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> from sparsejax.contrib import unmixing
-      >>> one = jnp.ones((1, 1))
-      >>> unmixing.update_endmembers(2 * one, one, one).tolist()
-      [[2.0]]
+    Channel weights would cancel, since every channel has its own row of M (Lee and Seung,
+    Algorithms for Non-negative Matrix Factorization, 2001). Zeros are kept.
     """
     return (
         endmembers
@@ -283,17 +244,17 @@ def learn_guidance(
     abundances: Float[Array, "k pixels"],
     largest: ArrayLike = 0.8,
 ) -> Float[Array, " pixels"]:
-    r"""Moves the guidance half way to the sparsity of each pixel's abundances.
+    r"""Averages the guidance with the Hoyer sparsity of each pixel's abundances.
 
     `h <- clip(h / 2 + hoyer(a) / 2, 0, largest)`.
 
     Args:
       guidance: h (pixels,).
-      abundances: (k, pixels).
-      largest: The upper bound.
+      abundances: Abundances (k, pixels).
+      largest: Upper bound of h.
 
     Returns:
-      The new guidance.
+      The new guidance (pixels,).
 
     Example:
       >>> import jax.numpy as jnp
@@ -307,17 +268,17 @@ def learn_guidance(
 def spatial_guidance(
     image: Float[Array, "h w channels"], width: ArrayLike = 0.1, largest: ArrayLike = 0.8
 ) -> Float[Array, " pixels"]:
-    r"""Guidance from the data: pixels like their eight neighbours are taken for pure.
+    r"""Guidance from the image: pixels similar to their eight neighbours are considered pure.
 
     `h_n` is the mean over neighbours j of `exp(-||y_n - y_j||^2 / (channels width^2))`.
 
     Args:
       image: A spectral image (h, w, channels).
-      width: Root mean squared difference of spectra that still counts as alike.
-      largest: The upper bound.
+      width: Bandwidth, a root mean squared difference of spectra.
+      largest: Upper bound of h.
 
     Returns:
-      h for the pixels in the order of `image.reshape(h * w, channels)`.
+      h (pixels,), in the order of `image.reshape(h * w, channels)`.
 
     Reference:
       Zhu et al., Spectral Unmixing via Data-guided Sparsity, 2014 (arXiv 1403.3155).

@@ -1,8 +1,8 @@
-"""Reduce over active units, produce active units, or both: three functions, several forms."""
+"""Products that reduce over active units, produce active units, or both."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +10,12 @@ import numpy as np
 from jaxtyping import Array, Float, Shaped
 
 from ...select import ActiveSet
-from .._choose import attempt, names_of, without_hardware
+from .._table import attempt, platform_of, requested
 from ._dense import spread, take_units
 
 Implementation = str | Sequence[str] | None
 
 
-@without_hardware
 def active_reduce(
     v: Shaped[Array | np.ndarray, "..."],
     w: Shaped[Array | np.ndarray, "..."],
@@ -26,19 +25,20 @@ def active_reduce(
     gathered: bool = False,
     implementation: Implementation = None,
 ) -> Float[Array, "t d"]:
-    r"""A product that contracts over the active units only.
+    r"""A product that contracts only over the active units.
 
     `y = sum_{j < count} scale_j v[index_j] w[index_j]`, accumulated in float32.
 
     Args:
       v: `(T, n, g)`, or `(T, n)` for units of one neuron; with `gathered` `(T, K, g)`, as
         `active_expand` gives it.
-      w: `(n, g, d)` or `(n, d)`; see `sj.formats.unit_major`. A Flax kernel `(in, out)` is one.
+      w: `(n, g, d)` or `(n, d)`; see `sj.formats.unit_major`. A Flax kernel `(in, out)` has this
+        form.
       s: One set for all tokens, or one per token.
       scale: `(T, K)`, a factor per token and active unit.
-      gathered: Whether v is by place in the list.
+      gathered: Whether v is indexed by list position.
       implementation: "xla", "dense", "pallas_tpu", "pallas_gpu", or names to
-        try in turn; None chooses.
+        try in turn; None selects one.
 
     Returns:
       `(T, d)` in the dtype of v.
@@ -52,11 +52,11 @@ def active_reduce(
     Example:
       >>> import jax.numpy as jnp, sparsejax as sj
       >>> v, w = jnp.array([[0.0, 2.0, 0.0, 1.0]]), jnp.ones((4, 3))
-      >>> s = sj.select.select_nonzero(v, capacity=2)
+      >>> s = sj.select.NonZero().set(v, 2, union=True)
       >>> sj.kernels.active_reduce(v, w, s).tolist()
       [[3.0, 3.0, 3.0]]
     """
-    names = names_of("active_reduce", implementation)
+    names = _names("active_reduce", implementation, v)
     v, w = _units("active_reduce", v, 2), _units("active_reduce", w, 1)
     length = s.capacity if gathered else w.shape[0]
     if v.shape[1:] != (length, w.shape[1]):
@@ -70,7 +70,6 @@ def active_reduce(
     return _reduced(v if gathered else take_units(v, s), w, s, scale, names).astype(v.dtype)
 
 
-@without_hardware
 def active_expand(
     x: Shaped[Array | np.ndarray, "..."],
     w: Shaped[Array | np.ndarray, "..."],
@@ -80,7 +79,7 @@ def active_expand(
     activation: Callable[[Array], Array] | None = None,
     implementation: Implementation = None,
 ) -> Float[Array, "t k g"]:
-    r"""A product that produces the active units only.
+    r"""A product that computes only the active units.
 
     `h_j = scale_j activation(x w[index_j]^T)`, accumulated in float32; zero from `count` on.
 
@@ -90,22 +89,22 @@ def active_expand(
       s: One set for all tokens, or one per token.
       scale: `(T, K)`, a factor per token and active unit.
       activation: An elementwise function.
-      implementation: As in `active_reduce`.
+      implementation: As for `active_reduce`.
 
     Returns:
-      `(T, K, g)` in the dtype of x, by place in the list.
+      `(T, K, g)` in the dtype of x, by list position.
 
     Raises:
       ValueError: If the shapes do not match.
 
     Example:
       >>> import jax.numpy as jnp, sparsejax as sj
-      >>> s = sj.select.select_topk(jnp.array([0.0, 9.0, 1.0]), 2)
+      >>> s = sj.select.TopK(2).set(jnp.array([0.0, 9.0, 1.0]))
       >>> w = jnp.arange(6.0).reshape(3, 2)
       >>> sj.kernels.active_expand(jnp.ones((1, 2)), w, s)[..., 0].tolist()
       [[5.0, 9.0]]
     """
-    names = names_of("active_expand", implementation)
+    names = _names("active_expand", implementation, x)
     x, w = jnp.asarray(x), _units("active_expand", w, 1)
     _check_input("active_expand", x, w)
     _check_set("active_expand", s, x.shape[0])
@@ -114,7 +113,6 @@ def active_expand(
     return (h if scale is None else h * scale[..., None]).astype(x.dtype)
 
 
-@without_hardware
 def active_ffn(
     x: Shaped[Array | np.ndarray, "..."],
     w_up: Shaped[Array | np.ndarray, "..."],
@@ -127,11 +125,11 @@ def active_ffn(
     scale: Shaped[Array | np.ndarray, "..."] | None = None,
     implementation: Implementation = None,
 ) -> Float[Array, "t d"]:
-    r"""A feed-forward network of the active units only.
+    r"""A feed-forward network restricted to the active units.
 
     `y = sum_j scale_j h_j w_down[index_j]` with `h_j = activation(x w_up[index_j]^T)`; with
     `w_gate` `h_j = activation(x w_gate[index_j]^T) (x w_up[index_j]^T)`; with `gate_values`, which
-    are already activated and by place in the list, `h_j = gate_values_j (x w_up[index_j]^T)`.
+    are already activated and by list position, `h_j = gate_values_j (x w_up[index_j]^T)`.
 
     Args:
       x: `(T, d)`.
@@ -141,9 +139,9 @@ def active_ffn(
       activation: An elementwise function.
       w_gate: The same shape.
       gate_values: `(T, K, g)`, or `(T, K)`.
-      scale: `(T, K)`, a factor per token and active unit; zero for a unit of the union that a
-        token does not use.
-      implementation: As in `active_reduce`.
+      scale: `(T, K)`, a factor per token and active unit; zero for units of the union that a token
+        does not use.
+      implementation: As for `active_reduce`.
 
     Returns:
       `(T, d)` in the dtype of x.
@@ -157,21 +155,21 @@ def active_ffn(
     Example:
       >>> import jax.numpy as jnp, sparsejax as sj
       >>> x, w = jnp.ones((1, 2)), jnp.arange(6.0).reshape(3, 2)
-      >>> s = sj.select.select_topk((x @ w.T)[0], 1)
+      >>> s = sj.select.TopK(1).set((x @ w.T)[0])
       >>> sj.kernels.active_ffn(x, w, w, s).tolist()
       [[36.0, 45.0]]
     """
     if w_gate is not None and gate_values is not None:
-        raise ValueError("active_ffn: give w_gate or gate_values, not both.")
-    names = names_of("active_ffn", implementation)
+        raise ValueError("active_ffn: pass w_gate or gate_values, not both.")
+    names = _names("active_ffn", implementation, x)
     x = jnp.asarray(x)
     up, down = _units("active_ffn", w_up, 1), _units("active_ffn", w_down, 1)
     gate = None if w_gate is None else _units("active_ffn", w_gate, 1)
     for name, w in (("w_up", up), ("w_down", down), ("w_gate", gate)):
         if w is not None and w.shape != up.shape:
             raise ValueError(
-                f"active_ffn: {name} of shape {w.shape} and w_up of shape {up.shape} differ; all "
-                "count units first, as sj.formats.unit_major(kernel, axis) gives them."
+                f"active_ffn: {name} of shape {w.shape} and w_up of shape {up.shape} differ; units "
+                "come first in all of them, as returned by sj.formats.unit_major(kernel, axis)."
             )
     _check_input("active_ffn", x, up)
     _check_set("active_ffn", s, x.shape[0])
@@ -181,8 +179,8 @@ def active_ffn(
         made = (x.shape[0], s.capacity, up.shape[1])
         if gate_values.shape != made:
             raise ValueError(
-                f"active_ffn: gate_values of shape {gate_values.shape} must be {made}, by place in "
-                "the list, as active_expand gives them."
+                f"active_ffn: gate_values of shape {gate_values.shape} must be {made}, by list "
+                "position, as returned by active_expand."
             )
         h = _produced(x, up, s, None, names) * gate_values
     elif gate is not None:
@@ -193,8 +191,8 @@ def active_ffn(
 
 
 def _reduced(h, w, s: ActiveSet, scale, names) -> Float[Array, "t d"]:
-    """The sum over places of h, which is made exactly zero in unused ones."""
-    # Before the factor is taken: what stands in unused places may not be finite.
+    """The sum over list positions of h, which is exactly zero at unused positions."""
+    # Before the factor is applied: values at unused positions may be non-finite.
     h = jnp.where(s.used[..., None], h.astype(jnp.promote_types(h.dtype, jnp.float32)), 0)
     return _reduce(h if scale is None else h * scale[..., None], w, s, names)
 
@@ -203,7 +201,7 @@ def _produced(x, w, s: ActiveSet, activation, names) -> Float[Array, "t k g"]:
     u: Any = _expand(x, w, s, names)
     if activation is None:
         return u
-    # Not every function is 0 at 0, and what is finite at 0 may have no finite derivative there.
+    # Not every function is 0 at 0, or has a finite derivative there.
     safe = jnp.where(s.used[..., None], u, 1)
     return jnp.where(s.used[..., None], activation(safe), 0)
 
@@ -256,12 +254,28 @@ def _no_gradient(s: ActiveSet) -> ActiveSet:
     return jax.tree.map(lambda leaf: np.zeros(leaf.shape, jax.dtypes.float0), s)
 
 
-def _attempt(names, operation: str, *args: Any) -> Any:
-    return attempt(__package__, f"active_{operation}", names, operation, *args)
+class _Names(NamedTuple):
+    """The names to try, and the target platform."""
+
+    names: tuple[str, ...]
+    platform: str
+
+
+def _names(function: str, implementation: Implementation, x: Any) -> _Names:
+    platform = platform_of(x)
+    operation = "active_reduce" if function == "active_ffn" else function
+    names = requested(operation, ActiveSet, implementation, platform, function)
+    return _Names(names, platform)
+
+
+def _attempt(names: _Names, operation: str, *args: Any) -> Any:
+    chosen, platform = names
+    call = lambda i: i.product(*args)  # noqa: E731
+    return attempt(f"active_{operation}", ActiveSet, chosen, call, platform)
 
 
 def _units(what: str, w: Any, lead: int) -> Float[Array, "..."]:
-    """With the axis of neurons within a unit, where it was left out."""
+    """Adds the axis of neurons within a unit if it was omitted."""
     w = jnp.asarray(w)
     _check_floats(what, w)
     if w.ndim == 2:
@@ -272,21 +286,21 @@ def _units(what: str, w: Any, lead: int) -> Float[Array, "..."]:
 
 
 def _scale(what: str, scale: Any, s: ActiveSet, tokens: int) -> Any:
-    """The factors, 1 in unused places: what stands there may not be finite."""
+    """The factors, 1 at unused positions, where values may be non-finite."""
     if scale is None:
         return None
     scale = jnp.asarray(scale)
     if scale.shape != (tokens, s.capacity):
         raise ValueError(
             f"{what}: scale of shape {scale.shape} must be {(tokens, s.capacity)}, a factor per "
-            "token and place in the list."
+            "token and list position."
         )
     return jnp.where(s.used, scale, jnp.ones((), scale.dtype))
 
 
 def _check_floats(what: str, w: Any) -> None:
     if not jnp.issubdtype(w.dtype, jnp.floating):
-        raise TypeError(f"{what} multiplies floats, got {w.dtype} of shape {w.shape}.")
+        raise TypeError(f"{what}: w must hold floats, got {w.dtype} of shape {w.shape}.")
 
 
 def _check_input(what: str, x: Any, w: Any) -> None:
@@ -294,7 +308,7 @@ def _check_input(what: str, x: Any, w: Any) -> None:
     if x.ndim != 2 or x.shape[1] != w.shape[2]:
         raise ValueError(
             f"{what}: x of shape {x.shape} must be (T, {w.shape[2]}) for w of shape {w.shape}; "
-            "units come first in w, as sj.formats.unit_major(kernel, axis=1) gives them."
+            "units come first in w, as returned by sj.formats.unit_major(kernel, axis=1)."
         )
 
 

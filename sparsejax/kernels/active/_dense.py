@@ -1,4 +1,4 @@
-"""The same through all units: what the active set has to beat."""
+"""The same products over all units: the dense baseline."""
 
 from collections.abc import Callable
 from functools import partial
@@ -13,12 +13,12 @@ from ...select import ActiveSet
 
 
 def reduce(h: Float[Array, "t k g"], w: Float[Array, "n g d"], s: ActiveSet) -> Float[Array, "t d"]:
-    """`sum_j h_j w[index_j]`, zeros for what is not active."""
+    """`sum_j h_j w[index_j]`, with zeros for inactive units."""
     return contract(spread(h, s, w.shape[0]), w)
 
 
 def expand(x: Float[Array, "t d"], w: Float[Array, "n g d"], s: ActiveSet) -> Float[Array, "t k g"]:
-    """`x w[index_j]^T`, of all units computed those that are active."""
+    """`x w[index_j]^T`: computes all units and selects the active ones."""
     return jnp.where(s.used[..., None], take_units(produce(x, w), s), 0)
 
 
@@ -40,11 +40,11 @@ def _dot(a, b, axis: int):
 
 
 def spread(h: Float[Array, "t k g"], s: ActiveSet, units: int) -> Float[Array, "t n g"]:
-    """Values of a list in the places of their units, zero at the others."""
+    """List values scattered to the positions of their units, zero elsewhere."""
     if s.index.ndim == 2:
         one: Callable[..., Any] = partial(spread, units=units)
         return jax.vmap(lambda h, s: one(h[None], s)[0])(h, s)
-    # Where each unit stands in the list, from 1: gathering from there beats scattering rows.
+    # The list position of each unit, from 1: gathering is faster than scattering rows.
     index = jnp.where(s.used, s.index, units)
     order = jnp.arange(1, s.capacity + 1, dtype=jnp.int32)
     place = jnp.zeros(units, jnp.int32).at[index].set(order, mode="drop")
@@ -52,7 +52,7 @@ def spread(h: Float[Array, "t k g"], s: ActiveSet, units: int) -> Float[Array, "
 
 
 def take_units(v: Float[Array, "t n g"], s: ActiveSet) -> Float[Array, "t k g"]:
-    """The values of the units of a list; those of unit 0 in unused places."""
+    """The values of the units of a list; unused positions hold those of unit 0."""
     if s.index.ndim == 1:
         return v.at[:, s.index].get(mode="promise_in_bounds")
     return jnp.take_along_axis(v, s.index[..., None], axis=1)

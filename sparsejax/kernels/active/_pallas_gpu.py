@@ -1,4 +1,4 @@
-"""Active units on Hopper: lists of units are walked as lists of blocks, one set for all tokens."""
+"""Active units on Hopper: lists of units processed as lists of blocks, one set for all tokens."""
 
 from typing import Any
 
@@ -49,13 +49,13 @@ def expand(x: Float[Array, "t d"], w: Float[Array, "n g d"], s: ActiveSet) -> Fl
 
 
 def check(w: Any, s: ActiveSet) -> tuple[int, int]:
-    """Neurons of a unit and columns of a tile; raises where the tensor cores do not take them."""
+    """Neurons of a unit and columns of a tile; raises if the tensor cores do not support them."""
     promoted(w)
     if s.index.ndim != 1:
-        raise NotImplementedError("a set of each token")
+        raise NotImplementedError("one set per token is not supported")
     if w.shape[1] not in SIDES or w.shape[2] % DEPTH:
         raise NotImplementedError(
             f"units of {w.shape[1]} neurons over {w.shape[2]} features: {SIDES} neurons, and "
-            f"features in multiples of {DEPTH}, are needed"
+            f"features in multiples of {DEPTH}, are required"
         )
     return w.shape[1], 128 if w.shape[2] % 128 == 0 else 64

@@ -1,4 +1,4 @@
-"""Active units on TPU: the list is prefetched and steers the copies of the rows it names."""
+"""Active units on TPU: the prefetched list determines the rows to copy."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from ...select import ActiveSet
 from ..matmul._tiles import divisor, padded_rows, row_tile
 
 LANES = 128
-WIDTHS = (2048, 1024, 512, 256, 128)  # features of a tile
+WIDTHS = (2048, 1024, 512, 256, 128)  # features per tile
 
 
 def reduce(h: Float[Array, "t k g"], w: Float[Array, "n g d"], s: ActiveSet) -> Float[Array, "t d"]:
@@ -65,26 +65,26 @@ def expand(x: Float[Array, "t d"], w: Float[Array, "n g d"], s: ActiveSet) -> Fl
 
 
 def check(w: Any, s: ActiveSet) -> int:
-    """Features of a tile; raises where the hardware cannot tile the rows."""
+    """Features per tile; raises if the hardware cannot tile the rows."""
     if s.index.ndim != 1:
-        raise NotImplementedError("a set of each token")
+        raise NotImplementedError("one set per token is not supported")
     width = divisor(w.shape[2], WIDTHS)
     if width is None:
-        raise NotImplementedError(f"{w.shape[2]} features: a multiple of {LANES} is needed")
+        raise NotImplementedError(f"{w.shape[2]} features: a multiple of {LANES} is required")
     if w.dtype == jnp.float64:
         raise NotImplementedError("float64")
     return width
 
 
 def _by_place(h, dtype) -> Float[Array, "k t g"]:
-    """The places first, and rows enough for a tile."""
+    """List positions first, padded to the rows of a tile."""
     tile = row_tile(h.shape[0], dtype, 256)
     h = jnp.pad(h, ((0, -h.shape[0] % tile), (0, 0), (0, 0)))
     return h.astype(dtype).transpose(1, 0, 2)
 
 
 def _unit(j, index, count):
-    """The unit of a place; of unused ones the last used, whose copy is not made again."""
+    """The unit of a list position; unused ones repeat the last unit, to avoid another copy."""
     return index[jnp.maximum(jnp.minimum(j, count[0] - 1), 0)]
 
 

@@ -1,7 +1,7 @@
-"""The truth: the rows of the active units are gathered and multiplied.
+"""The reference: gathers and multiplies the rows of the active units.
 
-Shapes are static, counts are not: a list is cut to the shortest of a few lengths that holds what is
-active, and where a quarter of the units may be, all of them are multiplied.
+Shapes are static, counts are not: a list is truncated to the shortest of a few lengths that holds
+the active units. Beyond a quarter of the units, all of them are multiplied.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ BUCKETS = (1 / 16, 1 / 8, 1 / 4)
 
 def reduce(h: Float[Array, "t k g"], w: Float[Array, "n g d"], s: ActiveSet) -> Float[Array, "t d"]:
     """`sum_j h_j w[index_j]`."""
-    # Unused places name an active unit: weights of the others may not be finite.
+    # Unused positions refer to an active unit: weights of other units may be non-finite.
     index = jnp.where(s.used, s.index, s.index[..., :1])
     if s.index.ndim == 2:
         return _by_token(lambda h, index: _dense.contract(h[None], _rows(w, index))[0], h, index)
@@ -56,12 +56,12 @@ def _rows(w, index) -> Float[Array, "k g d"]:
 
 
 def _by_token(f: Callable[..., Any], *arrays: Any) -> Any:
-    """A token after the other: all gathered rows at once would be T times the active weights."""
+    """One token at a time: gathering all rows at once would take T times the active weights."""
     return jax.vmap(f)(*arrays) if arrays[0].shape[0] == 1 else lax.map(lambda a: f(*a), arrays)
 
 
 def _bucketed(cut: Callable[[int | None], Any], units: int, s: ActiveSet) -> Any:
-    """`cut(length)` for the shortest length that holds the set; `cut(None)` takes all units."""
+    """`cut(length)` for the shortest length that holds the set; `cut(None)` uses all units."""
     lengths: list[int | None] = [
         length for f in BUCKETS if 0 < (length := int(f * units)) < s.capacity
     ]

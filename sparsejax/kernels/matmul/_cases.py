@@ -1,4 +1,4 @@
-"""One table of cases for tests, benchmarks and tuning."""
+"""The common table of cases for tests, benchmarks and tuning."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ from ...formats import BlockArray, NMArray, SparseArray
 class Case:
     """A product: the shape of x, the shape of W, and how W is compressed.
 
-    `fill` says how the stored blocks are spread: evenly over the block columns, at random, not at
-    all, or at random with the first block row and column empty.
+    `fill` is the placement of the stored blocks: evenly over the block columns, at random, none, or
+    at random with an empty first block row and column.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Case:
         return stored
 
 
-# Small enough to be compared with float64, odd enough to find what is wrong.
+# Small enough to compare with float64, irregular enough to reveal errors.
 SMALL = (
     Case("2:4", (5,), 16, 12, nm=(2, 4)),
     Case("1:4, batch axes", (2, 3), 16, 8, nm=(1, 4)),
@@ -79,7 +79,7 @@ SMALL = (
     Case("no rows, blocks", (0,), 16, 8, block=(4, 4), density=0.5),
 )
 
-# The least that the tiles of TPU and GPU kernels divide.
+# The smallest sizes that the tiles of TPU and GPU kernels divide.
 TILED = (
     Case("blocks 128", (5,), 384, 256, block=(128, 128), density=0.5),
     Case("blocks 128, holes", (2, 20), 384, 384, block=(128, 128), fill="holes", density=0.5),
@@ -109,7 +109,7 @@ def block_benchmarks(blocks: tuple[int, ...] = (16, 32, 64, 128)) -> Iterator[Ca
 
 
 def nm_benchmarks() -> Iterator[Case]:
-    """N:M products of side 2048, every column its own pattern or sharing one."""
+    """N:M products of side 2048, with one pattern per column or shared patterns."""
     for n, m, share in ((2, 4, 1), (1, 4, 1), (1, 8, 1), (2, 4, 128), (1, 4, 128)):
         for rows in ROWS:
             yield Case(f"{n}:{m} share {share}", (rows,), 2048, 2048, nm=(n, m), share=share)

@@ -1,10 +1,10 @@
 """2:4 products by NVIDIA's library cuSPARSELt, for many rows of x: an optional extra.
 
-What it needs is compiled when first asked for, with the C++ compiler at hand, and kept in the
-user's cache directory: two calls through `jax.ffi`, one that compresses W (where W is the same in
-a loop, XLA moves it out) and one that multiplies, by the fastest algorithm that the library finds.
-It rounds sums to the dtype of x. Nothing runs here before `probe` has compared small products with
-XLA's. Not yet measured on hardware.
+The binding is compiled at first use by the installed C++ compiler and kept in the user's cache
+directory: two calls through `jax.ffi`, one that compresses W (XLA hoists it out of a loop if W is
+constant) and one that multiplies, by the fastest algorithm that the library finds. It rounds sums
+to the dtype of x. It is enabled only after `probe` has compared small products with those of XLA.
+Not yet measured on hardware.
 """
 
 import os
@@ -19,13 +19,14 @@ from jaxtyping import Array, Float, UInt8
 
 from ...formats import NMArray, SparseArray, TensorCoreArray
 from .. import _compile
+from .._table import Implementation
 from ._finish import How, finish
 from ._tiles import padded_rows, promoted
-from ._two_four import failure, require_probed, sampled, transposed  # noqa: F401
+from ._two_four import failure, require_probed
 
 SOURCE = pathlib.Path(__file__).with_name("cusparselt.cc")
 NAMES = {"sparsejax_compress": "SparsejaxCompress", "sparsejax_multiply": "SparsejaxMultiply"}
-SIDE = 16  # divides rows of x, rows and columns of W
+SIDE = 16  # divisor of the rows of x and of both sides of W
 PROBES = ((64, 128, 64), (48, 512, 256))
 TOOLKIT = "/usr/local/cuda"
 
@@ -38,14 +39,14 @@ def product(x: Float[Array, "m k"], w: SparseArray, bias: Any, how: How) -> Floa
 
 
 def explain(rows: int, w: SparseArray) -> str:
-    """What would run, after a probe of the device."""
+    """A description of the product, after a probe of the device."""
     check(w, rows)
     require(promoted(w))
     return "cuSPARSELt"
 
 
 def check(w: Any, rows: int = 1) -> None:
-    """Raises where the library does not take W."""
+    """Raises if the library does not support W."""
     promoted(w)
     if not rows:
         raise NotImplementedError("x has no rows")
@@ -53,7 +54,7 @@ def check(w: Any, rows: int = 1) -> None:
     if not (two_of_four or isinstance(w, TensorCoreArray)):
         raise NotImplementedError("cuSPARSELt multiplies 2:4 matrices")
     if not w.size or any(side % SIDE for side in w.shape[-2:]):
-        raise NotImplementedError(f"{w}: cuSPARSELt needs multiples of {SIDE}")
+        raise NotImplementedError(f"{w}: cuSPARSELt requires multiples of {SIDE}")
 
 
 def multiply(x: Float[Array, "m k"], w: SparseArray, bias: Any, how: How) -> Float[Array, "m n"]:
@@ -64,9 +65,9 @@ def multiply(x: Float[Array, "m k"], w: SparseArray, bias: Any, how: How) -> Flo
 
 
 def compressed(w: SparseArray) -> UInt8[Array, " bytes"]:
-    """W as the library keeps it."""
+    """W in the format of the library."""
     dense = w.todense().T
-    # 9/16 of the dense bytes, and room for what the library aligns.
+    # 9/16 of the dense bytes, plus alignment.
     room = dense.size * dense.dtype.itemsize * 5 // 8 + 2**16
     return _call("sparsejax_compress", (room,), jnp.uint8)(dense)
 
@@ -84,18 +85,18 @@ def _call(name: str, shape: tuple[int, ...], dtype: Any) -> Any:
 
 
 def require(dtype: Any) -> None:
-    """Raises unless small products on this device have been found right."""
+    """Raises unless small products on this device passed a self-test."""
     require_probed("cuSPARSELt", "a GPU", on_gpu, probe, dtype)
 
 
 def on_gpu(device: Any) -> bool:
-    """Whether the library knows such a device."""
+    """Whether the library supports the device."""
     return device.platform == "gpu"
 
 
 @cache
 def probe(dtype: str) -> str | None:
-    """What is wrong with the library or small products, once in a process; None if nothing."""
+    """The reason for a failed self-test, once per process; None if it passed."""
     try:
         register()
     except NotImplementedError as error:
@@ -105,19 +106,19 @@ def probe(dtype: str) -> str | None:
 
 @cache
 def register() -> None:
-    """Makes the calls known to XLA; raises NotImplementedError if something is missing."""
+    """Registers the calls with XLA; raises NotImplementedError if a file is missing."""
     library, runtime = find("libcusparseLt.so*"), find("libcudart.so*")
     _compile.register(SOURCE, options(headers(), (library, runtime)), NAMES, "CUDA")
 
 
 def headers() -> tuple[pathlib.Path, ...]:
-    """The folders of the library's headers and CUDA's, of which a wheel may lack a part."""
+    """The folders of the headers of the library and of CUDA; a wheel may lack some of them."""
     common = find("crt/host_defines.h").parent.parent
     return find("cusparseLt.h").parent, common, find("cuda_runtime_api.h").parent
 
 
 def options(folders: Iterable[pathlib.Path], libraries: Iterable[pathlib.Path]) -> list[str]:
-    """What the compiler is told."""
+    """The compiler options."""
     paths = [f"-Wl,-rpath,{file.parent}" for file in libraries]
     return ["-O2", *(f"-I{folder}" for folder in folders), *map(str, libraries), *paths]
 
@@ -136,3 +137,6 @@ def find(pattern: str) -> pathlib.Path:
     raise NotImplementedError(
         f'{pattern} is in no wheel and not below CUDA_HOME; pip install "sparsejax[cusparselt]"'
     )
+
+
+IMPLEMENTATION = Implementation(product, explain=explain)

@@ -1,4 +1,4 @@
-"""What comes after the sum: bias, activation, rounding."""
+"""The epilogue of a product: bias, activation, rounding."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-# Activations that a kernel applies before it writes, in operations that every compiler knows; any
-# other is applied to what it wrote.
+# Activations that kernels fuse, in operations that every compiler supports; others are applied to
+# the result.
 FUSED = {
     jax.nn.relu: lambda y: jnp.maximum(y, 0),
     jax.nn.silu: lambda y: y / (1 + jnp.exp(-y)),
@@ -21,11 +21,19 @@ FUSED = {
 
 @dataclass(frozen=True)
 class How:
-    """How a product is rounded: `dtype` None keeps the dtype of the sum."""
+    """How a product is computed and rounded.
+
+    Args:
+      precision: As for `jax.lax.dot_general`.
+      activation: Elementwise function applied to the sum and bias.
+      dtype: Dtype of the result; None keeps that of the sum.
+      platform: The target platform.
+    """
 
     precision: Any = None
     activation: Callable[[Array], Array] | None = None
     dtype: DTypeLike | None = None
+    platform: str = "cpu"
 
 
 def finish(y: Float[Array, "..."], bias: Any, how: How) -> Float[Array, "..."]:

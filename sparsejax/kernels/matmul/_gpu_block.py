@@ -1,4 +1,4 @@
-"""Block-sparse products for Hopper: a thread block walks the list of one block column."""
+"""Block-sparse products for Hopper: each thread block processes the list of one block column."""
 
 from typing import Any
 
@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from ...formats import BlockArray
 from .. import _mosaic
+from .._table import Implementation
 from .._walk import DEPTH, SIDES, layout, spec, stages, tiles_of, walk
 from ._finish import How
 from ._tiles import padded_rows, promoted
@@ -25,7 +26,7 @@ def product(x: Shaped[Array, "m k"], w: BlockArray, bias: Any, how: How) -> Floa
 
 
 def transposed(dy: Shaped[Array, "m n"], w: BlockArray, how: How) -> Float[Array, "m k"]:
-    """`dy W^T` through the lists by block row; the blocks are read as they are stored."""
+    """`dy W^T` through the lists by block row; the blocks are read as stored."""
     check(w)
     lists = w.index_t, w.slot_t, w.count_t
     return _lists_product(dy, w, *lists, None, how, transposed=True)
@@ -91,7 +92,7 @@ def explain(rows: int, w: BlockArray) -> str:
 
 
 def check(w: BlockArray) -> None:
-    """Raises where the tensor cores have no instruction for the blocks."""
+    """Raises if the tensor cores have no instruction for the blocks."""
     if not w.values.size or not w.index_t.size:
         raise NotImplementedError("no block is stored")
     if any(side not in SIDES for side in w.block):
@@ -123,7 +124,7 @@ def _lists_product(
     return walk(
         x,
         w.values.reshape(-1, w.block[1]),
-        # Longest first, so that no long one is left over.
+        # Longest first, for load balance.
         (jnp.argsort(-count).astype(jnp.int32), index.reshape(-1), slot.reshape(-1), count),
         columns=(lists, bn),
         depth=depth,
@@ -135,3 +136,6 @@ def _lists_product(
         bias=bias,
         how=how,
     )
+
+
+IMPLEMENTATION = Implementation(product, transposed, sampled, explain)

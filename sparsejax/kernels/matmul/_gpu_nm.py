@@ -1,10 +1,10 @@
-"""N:M products for GPU, for few rows of x: the time is that of reading W, so less of it is read.
+"""N:M products for GPU, for few rows of x: bound by reading the stored values of W.
 
 `y^T = sum_r W_r^T x_r^T` over the m positions r of a group, with `x_r = x[:, r::m]` and
-`W_r = sum_s where(index_s == r, values_s, 0)`, which is expanded in registers, put into shared
-memory and multiplied there. Transposed, the few rows of x are the short side of the instruction.
-On an H200 the expansion takes longer than reading W: slower than cuBLAS in nearly all cells of
-benchmarks/results/hopper.md, therefore run by name only.
+`W_r = sum_s where(index_s == r, values_s, 0)`, which is expanded in registers, written to shared
+memory and multiplied there. The product is transposed, so that the few rows of x are the short side
+of the instruction. On an H200 the expansion takes longer than reading W: slower than cuBLAS in
+nearly all cells of benchmarks/results/hopper.md, so it runs by name only.
 """
 
 from typing import Any
@@ -18,15 +18,16 @@ from jaxtyping import Array, Float
 
 from ...formats import NMArray
 from .. import _mosaic
+from .._table import Implementation
 from .._walk import SHARED, layout, spec, stages
 from ._finish import How, finish
 from ._tiles import divisor, padded_rows, position_planes, promoted, row_tile
 
 WIDTH = 64  # columns of W in a tile
 DEPTH = 64  # groups in a step
-ROWS = (128, 64, 32, 16)  # of x in a tile, at most: as many as shared memory has room for
-SLOTS = 64  # n m: selects for each step
-RESIDENT = 2  # thread blocks that share a multiprocessor, so that one loads while others expand
+ROWS = (128, 64, 32, 16)  # rows of x per tile: the most that fit into shared memory
+SLOTS = 64  # maximum n m: selects per step
+RESIDENT = 2  # thread blocks per multiprocessor, so that one loads while the other expands
 
 
 def product(x: Float[Array, "m k"], w: NMArray, bias: Any, how: How) -> Float[Array, "m n"]:
@@ -51,7 +52,7 @@ def product(x: Float[Array, "m k"], w: NMArray, bias: Any, how: How) -> Float[Ar
                     for s in range(n):
                         at = chosen[s] if len(chosen) > 1 else _slot(chosen[0], s, bits)
                         dense = jnp.where(at == r, values[s], dense)
-                    # The product before the last has read the buffer that is written now.
+                    # The product before the last has finished reading the buffer written now.
                     plgpu.wgmma_wait(1)
                     expanded[r % 2] = dense
                     plgpu.commit_smem()
@@ -96,16 +97,6 @@ def product(x: Float[Array, "m k"], w: NMArray, bias: Any, how: How) -> Float[Ar
     return finish(y.sum(0).T[:rows], bias, how)
 
 
-def transposed(dy: Any, w: NMArray, how: How) -> Any:
-    """The groups lie along the output of this product: a dense product is what remains."""
-    raise NotImplementedError("the transposed N:M product is dense")
-
-
-def sampled(x: Any, dy: Any, w: NMArray, how: How) -> Any:
-    """Nothing is saved: every entry of `x^T dy` is in reach of some slot."""
-    raise NotImplementedError("the sampled N:M product is dense")
-
-
 def explain(rows: int, w: NMArray) -> str:
     """The kernel and its tiles."""
     check(w)
@@ -114,11 +105,11 @@ def explain(rows: int, w: NMArray) -> str:
 
 
 def check(w: NMArray) -> None:
-    """Raises where tiles do not divide the planes."""
+    """Raises if tiles do not divide the planes."""
     groups, columns = w.values.shape[-2:]
     if groups % DEPTH or columns % WIDTH:
         raise NotImplementedError(
-            f"{groups} groups and {columns} columns: multiples of {DEPTH} and {WIDTH} are needed"
+            f"{groups} groups and {columns} columns: multiples of {DEPTH} and {WIDTH} are required"
         )
     if w.n * w.m > SLOTS:
         raise NotImplementedError(f"{w.n}:{w.m} takes {w.n * w.m} selects, more than {SLOTS}")
@@ -131,12 +122,12 @@ def _rows(rows: int, w: NMArray) -> int:
 
 
 def _parts(groups: int) -> int:
-    """Into how many parts the groups are cut, whose sums are added up at the end."""
+    """Number of parts into which the groups are split; their sums are added at the end."""
     return divisor(groups // DEPTH, (4, 2, 1)) or 1
 
 
 def _bytes(w: NMArray, tile: int) -> tuple[int, int]:
-    """Shared memory for each step, and for what is expanded and the sum."""
+    """Shared memory per step, and for the expanded tile and the sum."""
     code = w.code.dtype.itemsize * (w.n if w.code.ndim == w.values.ndim else 1)
     step = DEPTH * (2 * w.m * tile + WIDTH * (2 * w.n + code))
     return step, 4 * WIDTH * (DEPTH + tile)
@@ -144,3 +135,6 @@ def _bytes(w: NMArray, tile: int) -> tuple[int, int]:
 
 def _slot(code: Any, s: int, bits: int) -> Any:
     return (code >> (s * bits)) & (2**bits - 1)
+
+
+IMPLEMENTATION = Implementation(product, explain=explain)

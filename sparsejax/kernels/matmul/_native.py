@@ -1,8 +1,8 @@
-"""Products on a CPU in C++, compiled when first asked for: blocks, and N:M of any pattern.
+"""Products on a CPU in C++, compiled at first use: blocks, and N:M of any pattern.
 
-What it needs beyond XLA is a C++ compiler; the compiled file is kept in the user's cache directory.
-Sums are float32. The gradients of block products are here, too; those of N:M products are dense,
-and second derivatives are XLA's. Over several devices every one of them multiplies all rows.
+Requires a C++ compiler; the compiled file is kept in the user's cache directory. Sums are float32.
+Gradients of block products are included; those of N:M products are dense, and second derivatives
+are computed by XLA. With several devices, each of them multiplies all rows.
 """
 
 import os
@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Shaped
 from ...formats import BlockArray, NMArray
 from .. import _tuning
 from .._compile import register
-from . import _xla
+from .._table import Implementation, get
 from ._finish import How, finish
 
 SOURCE = pathlib.Path(__file__).with_name("native.cc")
@@ -29,8 +29,8 @@ CALLS = {
     "sparsejax_block_sampled": "SparsejaxBlockSampled",
     "sparsejax_nm_product": "SparsejaxGroupedProduct",
 }
-SIDE = 16  # entries of the longest vector, which divides blocks
-LONGEST = 128  # entries of a group that are unpacked together
+SIDE = 16  # entries of the longest vector; block sides are multiples of it
+LONGEST = 128  # maximum group length, unpacked together
 
 
 def product(x: Shaped[Array, "m k"], w: Any, bias: Any, how: How) -> Float[Array, "m n"]:
@@ -38,7 +38,7 @@ def product(x: Shaped[Array, "m k"], w: Any, bias: Any, how: How) -> Float[Array
     require(w, x.dtype, 1)
     if not w.values.size:
         return finish(jnp.zeros((x.shape[0], w.shape[1])), bias, how)
-    y = _differentiable(_product, partial(_xla.product, bias=None, how=How(how.precision)))
+    y = _differentiable(_product, partial(_truth(w).product, bias=None, how=How(how.precision)))
     return finish(y(x.astype(jnp.float32), w.astype(jnp.float32)), bias, how)
 
 
@@ -47,52 +47,50 @@ def transposed(dy: Shaped[Array, "m n"], w: Any, how: How) -> Float[Array, "m k"
     require_blocks(w, dy.dtype, 0)
     if not w.values.size:
         return finish(jnp.zeros((dy.shape[0], w.shape[0])), None, how)
-    dx = _differentiable(_transposed, partial(_xla.transposed, how=How(how.precision)))
+    dx = _differentiable(_transposed, partial(_truth(w).transposed, how=How(how.precision)))
     return finish(dx(dy.astype(jnp.float32), w.astype(jnp.float32)), None, how)
 
 
 def sampled(
     x: Shaped[Array, "m k"], dy: Shaped[Array, "m n"], w: Any, how: How
 ) -> Float[Array, "..."]:
-    """`x^T dy` where W stores something."""
+    """`x^T dy` at the stored positions of W."""
     require_blocks(w, jnp.result_type(x, dy), 1)
     if not w.values.size:
         return jnp.zeros(w.values.shape)
-    values = _differentiable(_sampled, partial(_xla.sampled, how=How(how.precision)))
+    values = _differentiable(_sampled, partial(_truth(w).sampled, how=How(how.precision)))
     return values(x.astype(jnp.float32), dy.astype(jnp.float32), w)
 
 
 def explain(rows: int, w: Any) -> str:
-    """What would run."""
+    """A description of the product."""
     del rows
     require(w, w.dtype, 1)
     return "C++"
 
 
 def require_blocks(w: Any, dtype: Any, side: int) -> None:
-    """The same as `require`, for what N:M has no code for."""
+    """As `require`, for products without N:M code."""
     if not isinstance(w, BlockArray):
         raise NotImplementedError("gradients of N:M products are dense")
     require(w, dtype, side)
 
 
 def require(w: Any, dtype: Any, side: int) -> None:
-    """Raises where there is no code for W, whose blocks become vectors along `side`."""
-    if jax.default_backend() != "cpu":
-        raise NotImplementedError(f"C++ runs on a CPU, not on a {jax.default_backend()}")
+    """Raises if W is not supported; its blocks become vectors along `side`."""
     if jnp.promote_types(dtype, w.dtype).itemsize > 4:
         raise NotImplementedError(f"sums are float32, not {jnp.promote_types(dtype, w.dtype)}")
     if isinstance(w, BlockArray):
         if w.block[side] % SIDE:
             raise NotImplementedError(
                 f"{w}: {'columns' if side else 'rows'} of blocks must be multiples of {SIDE} here; "
-                "'xla' takes any"
+                "'xla' has no such limit"
             )
     elif not isinstance(w, NMArray):
         raise NotImplementedError(f"multiplies NMArray and BlockArray, not {type(w).__name__}")
     elif w.m > LONGEST:
         raise NotImplementedError(
-            f"{w}: groups must have at most {LONGEST} entries here; 'xla' takes any"
+            f"{w}: groups must have at most {LONGEST} entries here; 'xla' has no such limit"
         )
     if why := compiled(os.environ.get("CXX"), _tuning.path()):
         raise NotImplementedError(why)
@@ -100,9 +98,9 @@ def require(w: Any, dtype: Any, side: int) -> None:
 
 @cache
 def compiled(compiler: str | None, path: pathlib.Path) -> str | None:
-    """Compiles for this very processor, once; what is wrong, None if nothing."""
-    del compiler, path  # another one may do
-    options = ["-O3", "-march=native"]  # with less, tiles leave the registers
+    """Compiles for this processor, once; returns the error, or None."""
+    del compiler, path  # cache keys: another compiler may succeed
+    options = ["-O3", "-march=native"]  # otherwise tiles spill from the registers
     try:
         register(SOURCE, options, CALLS, "cpu", about=_processor())
     except NotImplementedError as error:
@@ -110,7 +108,7 @@ def compiled(compiler: str | None, path: pathlib.Path) -> str | None:
 
 
 def _processor() -> str:
-    """What a compiled file must not be shared beyond."""
+    """The cache key of the processor: compiled files are valid only for it."""
     try:
         lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
         return next(line for line in lines if line.startswith(("flags", "Features")))
@@ -121,7 +119,7 @@ def _processor() -> str:
 def _product(x: Array, w: Any) -> Array:
     if isinstance(w, BlockArray):
         return _call("sparsejax_block_product", w.shape[1], x, w.values, w.index, w.count)
-    # Shorter than a vector, shared positions are of no use.
+    # Sharing positions over less than a vector has no benefit.
     code = w.code if w.share >= SIDE else jnp.repeat(w.code, w.share, axis=-1)
     width = (w.m - 1).bit_length()
     return _call("sparsejax_nm_product", w.shape[1], x, w.values, code, length=w.m, width=width)
@@ -138,8 +136,13 @@ def _sampled(x: Array, dy: Array, w: BlockArray) -> Array:
     return call(x, dy, w.index, w.count)
 
 
+def _truth(w: Any) -> Any:
+    """XLA's form, whose derivatives are used."""
+    return get("matmul", type(w), "xla", "cpu")
+
+
 def _differentiable(native: Callable[..., Array], truth: Callable[..., Any]) -> Any:
-    """The same function with the derivatives of what XLA computes: those of second order."""
+    """The same function with the derivatives of the XLA form, for second order."""
     call = jax.custom_jvp(native)
 
     @call.defjvp
@@ -150,7 +153,7 @@ def _differentiable(native: Callable[..., Array], truth: Callable[..., Any]) -> 
 
 
 def _call(name: str, columns: int, x: Array, *w: Array, **attributes: int) -> Array:
-    """One call for all rows, also where x is mapped over: rows of one product lie together."""
+    """One call for all rows, also if x is mapped over: rows of one product are contiguous."""
 
     def call(x, *w):
         out = jax.ShapeDtypeStruct((x.shape[0], columns), jnp.float32)
@@ -169,3 +172,6 @@ def _call(name: str, columns: int, x: Array, *w: Array, **attributes: int) -> Ar
         return y.reshape(size, x.shape[1], columns), True
 
     return rows(x, *w)
+
+
+IMPLEMENTATION = Implementation(product, transposed, sampled, explain)

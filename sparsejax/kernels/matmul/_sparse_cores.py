@@ -1,13 +1,13 @@
 """2:4 products on the sparse tensor cores of Hopper, for many rows of x.
 
-The sparse operand of the instruction `wgmma.mma_async.sp` is the left one, so what is computed is
-`y^T = W^T x^T`: tiles of W^T hold the stored values, and words beside them say which two of every
-four rows of W those are. y itself is written, not its transpose.
+The sparse operand of the instruction `wgmma.mma_async.sp` is the left one, so the kernel computes
+`y^T = W^T x^T`: tiles of W^T hold the stored values, and metadata words encode which two of every
+four rows of W are stored. The kernel writes y, not its transpose.
 
 The words are checked without a GPU against the tables of the PTX ISA (a model of the instruction
 reads them lane by lane and multiplies), everything around the instruction in the interpreter. On an
-H200 results agree with cuBLAS, at 1.5 to 1.6 times its speed (benchmarks/results/hopper.md).
-Nothing runs here before `probe` has compared small products with XLA's on this process's GPU.
+H200 results agree with cuBLAS, at 1.5 to 1.6 times its speed (benchmarks/results/hopper.md). It is
+enabled only after `probe` has compared small products with those of XLA on the GPU of this process.
 """
 
 import importlib
@@ -23,17 +23,18 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float
 
 from ...formats import NMArray, SparseArray, TensorCoreArray
-from ...formats._tensor_core import PART, STEP, WORDS, misfit
 from .. import _mosaic
+from .._table import Implementation
 from .._walk import layout, spec, stages
 from ._finish import How, finish_inside
 from ._tiles import padded_rows, promoted, row_tile
-from ._two_four import failure, require_probed, sampled, transposed  # noqa: F401
+from ._two_four import failure, require_probed
 
-WIDTHS = (256, 128, 64)  # columns of W in a tile, for two, two and one warpgroups
-ROWS = 128  # of x in a tile, at most
-BUSY = 120  # tiles that keep a GPU busy
-BAND = 8  # tiles of rows that are gone through together
+STEP, PART, WORDS = TensorCoreArray.step, TensorCoreArray.part, TensorCoreArray.words
+WIDTHS = (256, 128, 64)  # columns of W per tile, for two, two and one warpgroups
+ROWS = 128  # maximum rows of x per tile
+BUSY = 120  # tiles that occupy a GPU
+BAND = 8  # row tiles processed together
 
 # Rows of x, rows and columns of W: a single tile; few rows; several tiles in every direction, an
 # incomplete one, pairs, and more steps than buffers.
@@ -57,13 +58,13 @@ def explain(rows: int, w: SparseArray) -> str:
 
 
 def check(w: Any, rows: int = 1) -> None:
-    """Raises where the instruction does not take W or tiles do not divide it."""
+    """Raises if the instruction does not support W or tiles do not divide it."""
     promoted(w)
     if not rows:
         raise NotImplementedError("x has no rows")
     if not isinstance(w, NMArray | TensorCoreArray):
         raise NotImplementedError("sparse tensor cores multiply 2:4 matrices")
-    if isinstance(w, NMArray) and (why := misfit(w)):
+    if isinstance(w, NMArray) and (why := TensorCoreArray.misfit(w)):
         raise NotImplementedError(why)
 
 
@@ -85,7 +86,7 @@ def multiply(
     tiling = layout(64, dtype)
 
     def body(values, metadata, x, bias, y, out):
-        # Neighbours in time are neighbours in y, so that they find x and W in the cache.
+        # Consecutive tiles are neighbours in y, so that x and W stay in the cache.
         i, j = plgpu.planar_snake(lax.axis_index("tile"), (high_tiles, wide_tiles), 0, BAND)
         i = i * pair + lax.axis_index("pair") if pair > 1 else i
         group = lax.axis_index("wg")
@@ -112,8 +113,8 @@ def multiply(
             values = values.at[pl.ds(group * high, high)]
             metadata = metadata.at[pl.ds(group * (high // PART), high // PART)]
             total = instruction.wgmma(total, values, x, metadata, tiling)
-            # The words of the next step go to the registers from which this one's may still be
-            # read; the tensor cores are busy with the other warpgroup meanwhile.
+            # The words of the next step are loaded into registers that this step may still read;
+            # meanwhile the tensor cores run the other warpgroup.
             plgpu.wgmma_wait(0)
             return total
 
@@ -155,7 +156,7 @@ def multiply(
 
 
 def require(dtype: Any) -> None:
-    """Raises unless small products on this device have been found right."""
+    """Raises unless small products on this device passed a self-test."""
     require_probed("sparse tensor cores", "a Hopper GPU", on_hopper, probe, dtype)
 
 
@@ -166,7 +167,7 @@ def on_hopper(device: Any) -> bool:
 
 @cache
 def probe(dtype: str) -> str | None:
-    """What is wrong with small products on this device, once in a process; None if nothing."""
+    """The reason for a failed self-test on this device, once per process; None if it passed."""
 
     def product(x, w, bias, how):
         return multiply(x, TensorCoreArray.fromnm(w), bias, how=how)
@@ -179,15 +180,18 @@ def _instruction() -> Any:
         return importlib.import_module("sparsejax.kernels._sparse_wgmma")
     except (ImportError, AttributeError) as error:
         raise NotImplementedError(
-            f"sparse tensor cores: JAX {jax.__version__} lacks what they need: {error}"
+            f"sparse tensor cores are not supported by JAX {jax.__version__}: {error}"
         ) from error
 
 
 def _tiles(rows: int, columns: int) -> tuple[int, int, int, int]:
-    """Columns of W in a tile, warpgroups, rows of x in a tile, and tiles that share those of W."""
+    """Columns of W per tile, warpgroups, rows of x per tile, and tiles that share those of W."""
     tile = row_tile(rows, jnp.bfloat16, ROWS, least=16)
     across = -(-rows // tile)
-    # The widest tiles of which there are enough for all multiprocessors.
+    # The widest tiles that still occupy all multiprocessors.
     fits = (w for w in WIDTHS if columns % w == 0 and columns // w * across >= BUSY)
     width = next(fits, PART)
     return width, 2 if width > 64 else 1, tile, 2 if across > 1 and width > 64 else 1
+
+
+IMPLEMENTATION = Implementation(product, explain=explain)

@@ -1,4 +1,4 @@
-"""Sizes of tiles, and what goes into them, that kernels for all hardware share."""
+"""Tile sizes and contents, shared by the kernels for all hardware."""
 
 from typing import Any
 
@@ -9,22 +9,22 @@ from ...formats import NMArray
 
 
 def row_tile(rows: int, dtype: Any, most: int, least: int | None = None) -> int:
-    """Rows of x in a tile: all of them, rounded up to what the hardware needs, or `most`."""
+    """Rows of x per tile: all of them, rounded up as the hardware requires, or `most`."""
     least = 32 // jnp.dtype(dtype).itemsize if least is None else least
     return min(most, max(least, _round_up(rows, least)))
 
 
 def padded_rows(x: Shaped[Array, "m k"], tile: int) -> Shaped[Array, "rows k"]:
-    """Zero rows after the last, so that tiles divide them."""
+    """Pads with zero rows to a multiple of the tile."""
     missing = -x.shape[0] % tile
     return jnp.pad(x, ((0, missing), (0, 0))) if missing else x
 
 
 def promoted(*arrays: Any) -> Any:
-    """The common dtype; raises if the tensor cores do not take it."""
+    """The common dtype; raises if the tensor cores do not support it."""
     dtype = jnp.result_type(*(a.dtype for a in arrays))
     if dtype not in (jnp.bfloat16, jnp.float16):
-        raise NotImplementedError(f"{dtype}: the tensor cores take bfloat16 and float16")
+        raise NotImplementedError(f"{dtype}: the tensor cores support bfloat16 and float16")
     return dtype
 
 

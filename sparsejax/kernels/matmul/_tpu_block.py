@@ -1,7 +1,7 @@
-"""Block-sparse products for TPU: the lists of blocks are prefetched and steer the copies.
+"""Block-sparse products for TPU: the prefetched lists of blocks determine the copies.
 
-A grid step multiplies one tile of x with one stored block. The steps of a list that hold no block
-ask for the copy of the step before, which is not made again, and add nothing.
+A grid step multiplies one tile of x with one stored block. Steps without a block repeat the copy of
+the previous step, which is not executed again, and add nothing.
 """
 
 from functools import partial
@@ -15,13 +15,14 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int, Shaped
 
 from ...formats import BlockArray
+from .._table import Implementation
 from ._finish import How, finish_inside
 from ._tiles import padded_rows, row_tile
 
 LANES = 128
-# Indices that fit into scalar memory, of about 1 MB, beside what the compiler keeps there.
+# Indices that fit into scalar memory (about 1 MB), minus the share of the compiler.
 SCALARS = 2**17
-ROWS = 512  # of x in a tile, at most
+ROWS = 512  # maximum rows of x per tile
 
 
 def product(x: Shaped[Array, "m k"], w: BlockArray, bias: Any, how: How) -> Float[Array, "m n"]:
@@ -81,7 +82,7 @@ def explain(rows: int, w: BlockArray) -> str:
 
 
 def check(w: BlockArray) -> None:
-    """Raises where the hardware cannot tile the blocks."""
+    """Raises if the hardware cannot tile the blocks."""
     if not w.values.size or not w.index_t.size:
         raise NotImplementedError("no block is stored")
     if any(side % LANES for side in w.block):
@@ -177,9 +178,12 @@ def _dot(a, b, contracted, precision: Any):
 
 
 def _last(slot, count):
-    """The slot, or the last one that holds a block: the same copy is not made twice."""
+    """The slot, or the last one that holds a block, so that the copy is not repeated."""
     return jnp.maximum(jnp.minimum(slot, count - 1), 0)
 
 
 def _order(*semantics: Any) -> Any:
     return pltpu.CompilerParams(dimension_semantics=semantics)
+
+
+IMPLEMENTATION = Implementation(product, transposed, sampled, explain)

@@ -1,4 +1,4 @@
-"""N:M products for TPU: only what is stored is read, and expanded on the chip.
+"""N:M products for TPU: reads only stored values and expands them on the chip.
 
 `x W = sum_r x_r W_r` over the m positions r of a group, with `x_r = x[:, r::m]` and
 `W_r = sum_s where(index_s == r, values_s, 0)`: selects and products, no shuffles. x is permuted
@@ -16,12 +16,13 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
 from ...formats import NMArray
+from .._table import Implementation
 from ._finish import How, finish_inside
 from ._tiles import divisor, padded_rows, position_planes, row_tile
 
 TILES = (512, 256, 128)
 ROWS = 256
-SLOTS = 64  # n m: selects and products for each tile
+SLOTS = 64  # maximum n m: selects and products per tile
 
 
 def product(x: Float[Array, "m k"], w: NMArray, bias: Any, how: How) -> Float[Array, "m n"]:
@@ -54,16 +55,6 @@ def product(x: Float[Array, "m k"], w: NMArray, bias: Any, how: How) -> Float[Ar
     return kernel(planes, w.values.astype(dtype), code, bias)[:rows]
 
 
-def transposed(dy: Float[Array, "m n"], w: NMArray, how: How) -> Float[Array, "m k"]:
-    """The groups lie along the output of this product: a dense product is what remains."""
-    raise NotImplementedError("the transposed N:M product is dense")
-
-
-def sampled(x, dy, w: NMArray, how: How) -> Float[Array, "n g columns"]:
-    """Nothing is saved: every entry of `x^T dy` is in reach of some slot."""
-    raise NotImplementedError("the sampled N:M product is dense")
-
-
 def explain(rows: int, w: NMArray) -> str:
     """The kernel and its tiles."""
     depth, width = check(w)
@@ -71,7 +62,7 @@ def explain(rows: int, w: NMArray) -> str:
 
 
 def check(w: NMArray) -> tuple[int, int]:
-    """Groups and columns of a tile; raises where the hardware cannot tile the planes."""
+    """Groups and columns per tile; raises if the hardware cannot tile the planes."""
     n, groups, columns = w.values.shape
     depth, width = divisor(groups, TILES), divisor(columns, TILES)
     if depth is None or width is None:
@@ -110,3 +101,6 @@ def _step(x, values, code, bias, y, total, *, n: int, m: int, how: How):
     @pl.when(pl.program_id(2) == pl.num_programs(2) - 1)
     def _():
         y[...] = finish_inside(total[...], bias[...], how).astype(y.dtype)
+
+
+IMPLEMENTATION = Implementation(product, explain=explain)

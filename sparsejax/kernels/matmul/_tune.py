@@ -1,4 +1,4 @@
-"""Measures the implementations of a product and keeps which is fastest."""
+"""Measures the implementations of a product and stores the fastest."""
 
 import warnings
 from functools import partial
@@ -8,28 +8,23 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Shaped
 
+from ..._arguments import known
 from ...formats import SparseArray
-from ...formats._array import is_concrete
 from .. import _tuning
-from ._api import TWO_FOUR, case_of, matmul
-
-CANDIDATES = {
-    "cpu": ("native", "xla", "dense"),
-    "gpu": (*TWO_FOUR, "pallas_gpu", "xla", "dense"),
-    "tpu": ("pallas_tpu", "xla", "dense"),
-}
+from .._table import names, platform_of, runs_on
+from ._api import matmul
+from ._order import case_of
 
 
 def tune(x: Shaped[Array, "..."], w: Any) -> dict[str, float]:
-    """Times every implementation of `matmul(x, w)` that can run here, and keeps the times.
+    """Times every implementation of `matmul(x, w)` that runs here, and stores the times.
 
-    From then on `matmul` with `implementation=None` takes the fastest for products of the same
-    shapes, pattern (n, m and share, or sizes of blocks and slots) and dtypes; jitted functions
-    that were traced before keep what they have. On a CPU the first call compiles "native", about
-    ten seconds, where there is a C++ compiler. The times are kept by kind of device and version
-    of JAX in a JSON file: `SPARSEJAX_CACHE` names it, or it is `sparsejax/tuning.json` in
-    `XDG_CACHE_HOME`, or in `~/.cache`. An implementation whose result is not that of "dense" is
-    left out with a warning.
+    Afterwards `matmul` with `implementation=None` uses the fastest for products of the same shapes,
+    pattern (n, m and share, or sizes of blocks and slots) and dtypes; already-traced functions keep
+    their implementation. On a CPU the first call compiles "native" if a C++ compiler is installed,
+    which takes about ten seconds. The times are stored by device kind and JAX version in a JSON
+    file: `SPARSEJAX_CACHE`, or `sparsejax/tuning.json` in `XDG_CACHE_HOME` or `~/.cache`. An
+    implementation whose result differs from that of "dense" is excluded with a warning.
 
     Args:
       x: As for `matmul`, `(..., K)`; the time of some implementations depends on its zeros.
@@ -52,12 +47,16 @@ def tune(x: Shaped[Array, "..."], w: Any) -> dict[str, float]:
             f"tune(w) must be an NMArray or BlockArray, got {type(w).__name__}; a dense matrix has "
             "one implementation."
         )
-    if not is_concrete(*jax.tree.leaves((x, w))):
-        raise TypeError("tune(x, w) measures, so x and w must be arrays: call it outside jit.")
+    if not known(*jax.tree.leaves((x, w))):
+        raise TypeError(
+            "tune(x, w): x and w must be concrete arrays to be timed, got tracers; call tune "
+            "outside jit."
+        )
     x = jnp.asarray(x)
-    names = CANDIDATES.get(jax.default_backend(), ("xla", "dense"))
     calls = {
-        name: partial(jax.jit(partial(matmul, implementation=(name,))), x, w) for name in names
+        name: partial(jax.jit(partial(matmul, implementation=(name,))), x, w)
+        for name in names("matmul", type(w))
+        if runs_on("matmul", type(w), name, platform_of(x, w))
     }
     want = calls["dense"]()
     seconds = _tuning.measure({n: call for n, call in calls.items() if _right(n, call, want)})
@@ -66,12 +65,12 @@ def tune(x: Shaped[Array, "..."], w: Any) -> dict[str, float]:
 
 
 def _right(name: str, call: Any, want: Array) -> bool:
-    """Whether an implementation runs and gives what dense gives; compiles it."""
+    """Whether an implementation compiles, runs and agrees with dense."""
     try:
         got = jax.block_until_ready(call())
     except NotImplementedError:
         return False
-    except Exception as error:  # whatever a compiler or driver raises
+    except Exception as error:  # compilers and drivers may raise any exception
         warnings.warn(f"tune: {name} fails: {str(error)[:200]}", stacklevel=3)
         return False
     got, want = (a.astype(jnp.promote_types(a.dtype, jnp.float32)) for a in (got, want))

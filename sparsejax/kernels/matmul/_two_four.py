@@ -1,4 +1,4 @@
-"""What products on 2:4 hardware share: a probe before use, and dense gradients."""
+"""A self-test of products on 2:4 hardware before they are used."""
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -8,20 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...formats import NMArray, SparseArray
+from ...formats import NMArray
 from ._finish import How
 
 Product = Callable[[Any, NMArray, Any, How], Any]
-
-
-def transposed(dy: Any, w: SparseArray, how: How) -> Any:
-    """The groups lie along the output of this product: a dense product is what remains."""
-    raise NotImplementedError("the transposed 2:4 product is dense")
-
-
-def sampled(x: Any, dy: Any, w: SparseArray, how: How) -> Any:
-    """Nothing is saved: every entry of `x^T dy` is in reach of some slot."""
-    raise NotImplementedError("the sampled 2:4 product is dense")
 
 
 def require_probed(
@@ -31,7 +21,7 @@ def require_probed(
     probe: Callable[[str], str | None],
     dtype: Any,
 ) -> None:
-    """Raises unless the device is of the kind that is needed and its probe finds nothing wrong."""
+    """Raises unless the device is of the required kind and passes its probe."""
     device = jax.devices()[0]
     if not has(device):
         raise NotImplementedError(f"{what}: {device.device_kind} is not {hardware}")
@@ -42,15 +32,15 @@ def require_probed(
 def failure(
     what: str, product: Product, sizes: Iterable[tuple[int, int, int]], dtype: str
 ) -> str | None:
-    """What is wrong with small 2:4 products, with a bias and an activation; None if nothing.
+    """The error of small 2:4 products with a bias and an activation; None if they are correct.
 
-    In a thread of its own, where nothing is being traced.
+    Runs in a separate thread, in which nothing is traced.
 
     Args:
-      what: Stands first in what is said.
+      what: Prefix of the message.
       product: `(x, w, bias, how)` to `(m, n)`.
       sizes: Rows of x, rows and columns of W.
-      dtype: Of x and W.
+      dtype: Dtype of x and W.
     """
     with ThreadPoolExecutor(1) as thread:
         found = thread.submit(_failure, product, sizes, dtype).result()
@@ -63,13 +53,13 @@ def _failure(product: Product, sizes: Iterable[tuple[int, int, int]], dtype: str
             error = _error(product, rows, k, columns, dtype)
             if not error < 1e-2:
                 return f"of {rows}x{k}x{columns} in {dtype} is wrong by {error:.1e}"
-    except Exception as error:  # whatever a compiler or driver raises
+    except Exception as error:  # compilers and drivers may raise any exception
         return f"fails: {type(error).__name__}: {str(error)[:200]}"
     return None
 
 
 def _error(product: Product, rows: int, k: int, columns: int, dtype: str) -> float:
-    """The difference to XLA's result, relative to its size."""
+    """The relative difference from the result of XLA."""
     rng = np.random.default_rng(0)
     x, w = (jnp.asarray(rng.normal(size=s), dtype) for s in ((rows, k), (k, columns)))
     bias = jnp.asarray(rng.normal(size=columns), jnp.float32)

@@ -1,8 +1,8 @@
 """Block-sparse products in XLA: batched over block columns, or a scan over them.
 
 Both gather the block rows of x that a block column needs, and multiply them with its blocks as one
-dense matrix. Batched, one gather makes all of them, which is fast while they fit in the cache;
-scanned, only one column's are alive.
+dense matrix. The batched form gathers all of them at once, which is fast while they fit in the
+cache; the scan holds only those of one column.
 """
 
 from collections.abc import Callable
@@ -14,11 +14,11 @@ from jaxtyping import Array, Float, Shaped
 
 from ...formats import BlockArray
 
-# Bytes of gathered x up to which the batched form is the faster one, for blocks of at least 32
-# rows and for smaller ones, whose gather is slower. Measured with a last-level cache of 32 MB, see
+# Bytes of gathered x up to which the batched form is faster, for blocks of at least 32 rows and for
+# smaller ones, whose gather is slower. Measured with a last-level cache of 32 MB, see
 # benchmarks/results/matmul-cpu.md.
 BATCHED_BYTES = {32: 16 * 2**20, 1: 4 * 2**20}
-# Columns of a block from which transposing it first pays.
+# Columns of a block from which transposing it first is faster.
 TRANSPOSED_COLUMNS = 32
 # Rows of x from which the batched form sums over slots within rows of a block.
 INTERLEAVED_ROWS = 512
@@ -27,7 +27,7 @@ DENSE_FILL, DENSE_ROWS = 0.6, 512
 
 
 def product(x: Shaped[Array, "m k"], w: BlockArray, **dot: Any) -> Float[Array, "m n"]:
-    """`x W` by the form that the shapes suggest."""
+    """`x W` in the form selected by the shapes."""
     if not w.values.size:
         return jnp.zeros((x.shape[0], w.shape[1]), dot["preferred_element_type"])
     return form(x.shape[0], w)(x, w, **dot)
@@ -40,7 +40,7 @@ def form(rows: int, w: BlockArray) -> Callable[..., Array]:
 
 
 def _choose(rows: int, lists: tuple[int, ...], others: int, width: int) -> str:
-    """The form for lists of blocks `width` wide, out of `others` that a full list would have."""
+    """The form for lists of blocks `width` wide, given `others`, the length of a full list."""
     count, slots = lists
     if rows >= DENSE_ROWS and slots > DENSE_FILL * others:
         return "decompressed"
@@ -57,7 +57,7 @@ def batched(x: Shaped[Array, "m k"], w: BlockArray, **dot: Any) -> Float[Array, 
     """One gather of x, one product batched over block columns."""
     columns, _, bk, bn = w.values.shape
     gathered = _rows(x, w.index, bk)
-    # The order of the sum decides the layout of both copies that XLA makes.
+    # The order of the sum determines the layout of both copies made by XLA.
     summed = ((3, 2), (2, 1)) if x.shape[0] >= INTERLEAVED_ROWS else ((2, 3), (1, 2))
     y = lax.dot_general(gathered, w.values, (summed, ((1,), (0,))), **dot)
     return y.transpose(1, 0, 2).reshape(x.shape[0], columns * bn)
@@ -142,9 +142,9 @@ def _sampled_scanned(rows, by_column, index, **dot: Any) -> Float[Array, "nb lbk
 
 
 def _rows(x, index, width: int) -> Shaped[Array, "m lists slots width"]:
-    """The blocks of x that each list names."""
+    """The blocks of x referenced by each list."""
     blocks = x.reshape(x.shape[0], x.shape[1] // width, width)
-    # One list of indices: XLA gathers it faster than a table.
+    # One flat list of indices: XLA gathers it faster than a table.
     flat = blocks.at[:, index.reshape(-1)].get(mode="promise_in_bounds")
     return flat.reshape(x.shape[0], *index.shape, width)
 

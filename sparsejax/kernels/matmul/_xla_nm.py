@@ -10,18 +10,18 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from ...formats import NMArray
 
-# Columns that must share a pattern before gathering x pays.
+# Columns that must share a pattern for gathering x to be faster.
 GATHERED_SHARE = 32
-# Entries of a group up to which each is compared with what a slot selects.
+# Group length up to which each entry is compared with the index of a slot.
 SELECTED_GROUP = 128
 # Bytes of gathered x up to which one batched product beats a scan over tiles.
 BATCHED_BYTES = 2**20
-# Rows of x from which a pattern with half of its entries is no faster than dense.
+# Rows of x from which a half-dense pattern is not faster than dense.
 DENSE_ROWS = 64
 
 
 def product(x: Shaped[Array, "m k"], w: NMArray, **dot: Any) -> Float[Array, "m n"]:
-    """`x W` by the form that the shapes suggest."""
+    """`x W` in the form selected by the shapes."""
     return form(x.shape[0], w)(x, w, **dot)
 
 
@@ -46,7 +46,7 @@ def decompressed(x: Shaped[Array, "m k"], w: NMArray, **dot: Any) -> Float[Array
 
 
 def selected(x: Shaped[Array, "m k"], w: NMArray, **dot: Any) -> Float[Array, "m n"]:
-    """Each stored value times the entry of x it selects: reads only what is stored."""
+    """Each stored value times the selected entry of x; reads only stored values."""
     dtype = dot["preferred_element_type"]
     x = _padded(x, w).reshape(x.shape[0], -1, w.m).astype(dtype)
     index = jnp.repeat(w.index, w.share, axis=-1)
@@ -83,7 +83,7 @@ def scanned(x: Shaped[Array, "m k"], w: NMArray, **dot: Any) -> Float[Array, "m 
 
 
 def transposed(dy: Shaped[Array, "m n"], w: NMArray, **dot: Any) -> Float[Array, "m k"]:
-    """`dy W^T`: the groups lie along the output of this product, so W is decompressed."""
+    """`dy W^T`: the groups are along the output of this product, so W is decompressed."""
     return lax.dot_general(dy, w.todense(), (((1,), (1,)), ((), ())), **dot)
 
 

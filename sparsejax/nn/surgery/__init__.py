@@ -1,17 +1,14 @@
-"""Networks cut to size: channels permuted, masked and removed."""
+"""Surgery on networks: permuting, masking and removing channels."""
 
-from ._graph import ChannelGraph, channel_graph, permute_channels
-from ._nodes import compact, edges_from_nodes, node_masks
+from ._channels import mask_channels, permute_channels, remove_channels
+from ._graph import ChannelGraph, channel_graph
 from ._rearrange import Rearranged, rearrange
-from ._remove import remove_channels
 
 __all__ = [
     "ChannelGraph",
     "Rearranged",
     "channel_graph",
-    "compact",
-    "edges_from_nodes",
-    "node_masks",
+    "mask_channels",
     "permute_channels",
     "rearrange",
     "remove_channels",

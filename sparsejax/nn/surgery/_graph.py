@@ -1,29 +1,38 @@
-"""Channels that must move together, and trees whose channels are put in another order."""
+"""The graph of axes that carry the same channels."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
-import numpy as np
-from flax import nnx
 from jaxtyping import PyTree
 
-from ..._tree import map_named, named_leaves, pure
+from ..._frameworks import kernel_orders
+from ..._tree import is_array, is_kernel, named_leaves, natural_order, pure
 
 KINDS = ("input", "dense", "depthwise", "same", "add", "concat", "flatten", "flatten_first")
 
 
 class Segment(NamedTuple):
-    """A stretch of an axis: the channels that `source` makes, each `each` entries long."""
+    """A segment of an axis: the channels produced by `source`, each `each` entries long."""
 
     source: str
     size: int
     each: int = 1
 
 
+class Kernel(NamedTuple):
+    """The kernel of a layer: its path, the axis of its inputs, and that of its outputs.
+
+    A bias, scale or shift of the layer has its channels along the same axis as the outputs.
+    """
+
+    path: str
+    inputs: int
+    outputs: int
+
+
 class Axis(NamedTuple):
-    """The segments of an axis, and how positions were flattened into it, if they were."""
+    """The segments of an axis, and how positions were flattened into it, if at all."""
 
     segments: tuple[Segment, ...]
     flat: str = ""
@@ -31,15 +40,16 @@ class Axis(NamedTuple):
 
 @dataclass(frozen=True)
 class ChannelGraph:
-    """Which axes carry the same channels, from `channel_graph`.
+    """The axes that carry the same channels, from `channel_graph`.
 
     Args:
-      sets: By the first layer that makes them, the layers that make one set of channels; only the
-        sets that may be permuted.
+      sets: By their first producer, the layers that produce one set of channels; only permutable
+        sets.
       sizes: Number of channels of each set.
-      reads: By layer, the axis its kernel contracts.
-      makes: By layer, its output axis, which its biases and norms have, too.
-      sources: The set of each layer that makes channels; None where they are fixed.
+      reads: By layer, the axis contracted by its kernel.
+      makes: By layer, its output axis, shared by its biases and norms.
+      sources: The set of each layer that produces channels; None if they are fixed.
+      kernels: The kernel of each layer that has a kernel.
     """
 
     sets: dict[str, tuple[str, ...]]
@@ -47,33 +57,48 @@ class ChannelGraph:
     reads: dict[str, tuple[Segment, ...]]
     makes: dict[str, tuple[Segment, ...]]
     sources: dict[str, str | None]
+    kernels: dict[str, Kernel]
+
+    def touched(self, segments: Sequence[Segment], sets: Mapping[str, Any]) -> bool:
+        """Whether an axis has channels of some of the sets."""
+        return any(self.sources[s.source] in sets for s in segments)
 
 
-def channel_graph(model: PyTree, layers: Sequence[tuple[str, str, Sequence[str]]]) -> ChannelGraph:
-    r"""Finds the channels of a network that can be permuted without changing what it computes.
+def channel_graph(
+    model: PyTree,
+    layers: Sequence[tuple[str, str, Sequence[str]]] | None = None,
+    layout: str | Mapping[str, str] | None = None,
+) -> ChannelGraph:
+    r"""Finds the channels of a network that can be permuted, masked or removed.
 
-    The layers are given in order as `(path, kind, inputs)`, inputs being paths of earlier ones:
+    The layers are given in order as `(path, kind, inputs)`, where inputs are paths of earlier
+    layers:
 
-    - "input": the network's input, whose channels stay where they are;
-    - "dense": a linear layer or a full convolution, kernel `(..., in, out)`;
-    - "depthwise": a convolution of each channel by itself, kernel `(..., 1, channels)`;
-    - "same": norms, biases, activations, pooling, anything that acts on each channel alike;
-    - "add": the sum of its inputs; "concat": the channels of its inputs one after the other;
-    - "flatten": positions and channels in one axis, channels fastest (images channel last);
-      "flatten_first" where positions are fastest.
+    - "input": the network's input, whose channels are fixed; - "dense": a linear layer or a full
+    convolution, kernel `(..., in, out)`; - "depthwise": a convolution of each channel separately,
+    kernel `(..., 1, channels)`; - "same": norms, biases, activations, pooling, and other
+    channel-wise operations; - "add": the sum of its inputs; "concat": the channels of its inputs in
+    sequence; - "flatten": positions and channels in one axis, channels fastest (images channel
+    last);
+      "flatten_first" if positions are fastest.
 
-    What no layer reads is an output, whose channels stay. Channels that a grouped convolution
-    reads or makes stay, too.
+    A layer that no other layer reads is an output; its channels are fixed. Channels that a grouped
+    convolution reads or produces are fixed, too.
 
     Args:
-      model: An NNX module or a tree of parameters, in which `path/kernel` is found.
-      layers: As above; `model.channel_layers()` of a `sj.models.MobileNet`.
+      model: An NNX or Equinox module or a tree of parameters, in which `path/kernel` or
+        `path/weight` is found.
+      layers: As above; `model.channel_layers()` of a `sj.models.MobileNet`. None: a sequence of the
+        kernels in the order of their names (`layer_2` before `layer_10`).
+      layout: "in_out" or "out_in", for all kernels or by regular expressions over paths, as for
+        `sj.plan`; None uses that of the framework.
 
     Returns:
       A `ChannelGraph`.
 
     Raises:
-      ValueError: If a kind or an input is unknown, a kernel is missing, or sizes do not match.
+      ValueError: If a kind or an input is unknown, a kernel is missing, sizes do not match, or the
+        layout of a kernel is unknown.
 
     Reference:
       Xu et al., SparseByteNN, 2023 (arXiv 2310.19509).
@@ -85,8 +110,11 @@ def channel_graph(model: PyTree, layers: Sequence[tuple[str, str, Sequence[str]]
       >>> sj.nn.surgery.channel_graph(params, layers).sets
       {'a': ('a',)}
     """
-    shapes = {name: tuple(leaf.shape) for name, leaf in named_leaves(pure(model)).items()}
-    tracer = _Tracer(shapes)
+    leaves = {name: leaf for name, leaf in named_leaves(pure(model)).items() if is_array(leaf)}
+    orders = kernel_orders(model, layout)
+    if layers is None:
+        layers = _chain([name for name, leaf in leaves.items() if is_kernel(name, leaf)])
+    tracer = _Tracer({name: tuple(leaf.shape) for name, leaf in leaves.items()}, orders)
     for name, kind, inputs in layers:
         tracer.add(name, kind, tuple(inputs))
     read = {source for _, _, inputs in layers for source in inputs}
@@ -96,90 +124,20 @@ def channel_graph(model: PyTree, layers: Sequence[tuple[str, str, Sequence[str]]
     return tracer.graph()
 
 
-def permute_channels(
-    tree: PyTree, graph: ChannelGraph, permutations: Mapping[str, np.ndarray]
-) -> PyTree:
-    r"""The same network with the channels of some sets in another order.
-
-    Works on a module, on its parameters, and on every tree with the same paths: batch statistics,
-    averaged weights, moments of an optimizer (`opt_state[0].mu`). Inverse permutations
-    (`jnp.argsort`) give the first tree back.
-
-    Args:
-      tree: An NNX module or a tree.
-      graph: From `channel_graph`.
-      permutations: By set, which channel comes at each place; sets left out stay.
-
-    Returns:
-      A tree or module of the same kind.
-
-    Raises:
-      ValueError: If a permutation is none of its set, or a leaf does not have the channels.
-
-    Example:
-      >>> import jax.numpy as jnp, numpy as np, sparsejax as sj
-      >>> params = {"a": {"kernel": jnp.eye(2)}, "b": {"kernel": jnp.eye(2)}}
-      >>> layers = [("x", "input", ()), ("a", "dense", ("x",)), ("b", "dense", ("a",))]
-      >>> graph = sj.nn.surgery.channel_graph(params, layers)
-      >>> swapped = sj.nn.surgery.permute_channels(params, graph, {"a": np.array([1, 0])})
-      >>> (swapped["a"]["kernel"] @ swapped["b"]["kernel"]).tolist()
-      [[1.0, 0.0], [0.0, 1.0]]
-    """
-    _check_permutations(graph, permutations)
-    if isinstance(tree, nnx.Module):
-        graphdef, state = nnx.split(tree)
-        return nnx.merge(graphdef, permute_channels(state, graph, permutations))
-
-    def at(name, leaf):
-        layer, _, last = name.rpartition("/")
-        if layer not in graph.makes or not getattr(leaf, "ndim", 0):
-            return leaf
-        leaf = _take(name, leaf, -1, graph.makes[layer], graph, permutations)
-        if last == "kernel" and layer in graph.reads:
-            leaf = _take(name, leaf, -2, graph.reads[layer], graph, permutations)
-        return leaf
-
-    return map_named(at, tree)
-
-
-def _take(name, leaf, axis: int, segments, graph: ChannelGraph, permutations):
-    if all(graph.sources[s.source] not in permutations for s in segments):
-        return leaf
-    parts, start = [], 0
-    for source, size, each in segments:
-        order = permutations.get(graph.sources[source], np.arange(size))
-        order = np.asarray(order)[:, None] * each + np.arange(each)
-        parts.append(start + order.ravel())
-        start += size * each
-    if leaf.shape[axis] != start:
-        raise ValueError(
-            f"permute_channels: axis {axis} of {name} of shape {leaf.shape} should have {start} "
-            "channels; is this tree of the network that the graph was made from?"
-        )
-    # On the host nothing is compiled.
-    take = np.take if isinstance(leaf, np.ndarray) else jnp.take
-    return take(leaf, np.concatenate(parts), axis=axis)
-
-
-def _check_permutations(graph: ChannelGraph, permutations: Mapping[str, Any]) -> None:
-    for name, order in permutations.items():
-        if name not in graph.sets:
-            raise ValueError(
-                f"permute_channels: {name} is no set that may be permuted; there are "
-                f"{', '.join(graph.sets) or 'none'}."
-            )
-        if not np.array_equal(np.sort(np.asarray(order)), np.arange(graph.sizes[name])):
-            raise ValueError(
-                f"permute_channels: the permutation of {name} must hold each of 0 to "
-                f"{graph.sizes[name] - 1} once."
-            )
+def _chain(kernels: Sequence[str]) -> list[tuple[str, str, tuple[str, ...]]]:
+    """A sequence of layers."""
+    layers: list[tuple[str, str, tuple[str, ...]]] = [("the input", "input", ())]
+    for name in sorted(kernels, key=natural_order):
+        layers.append((name.rpartition("/")[0], "dense", (layers[-1][0],)))
+    return layers
 
 
 class _Tracer:
-    """Follows axes from layer to layer; sets of channels are joined as they meet."""
+    """Follows axes from layer to layer and merges the sets of channels that are added."""
 
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]]):
-        self.shapes = shapes
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], orders: Mapping[str, str | None]):
+        self.shapes, self.orders = shapes, orders
+        self.kernels: dict[str, Kernel] = {}
         self.axes: dict[str, Axis | None] = {}  # None: channels of the input
         self.reads: dict[str, tuple[Segment, ...]] = {}
         self.parent: dict[str, str] = {}
@@ -199,7 +157,7 @@ class _Tracer:
         self.axes[name] = None if kind == "input" else getattr(self, f"_{kind}")(name, *axes)
 
     def _dense(self, name: str, axis: Axis | None) -> Axis:
-        *window, inputs, outputs = self._kernel(name)
+        window, inputs, outputs = self._kernel(name)
         made = Axis((Segment(name, outputs),))
         self.parent[name], self.sizes[name] = name, outputs
         if axis is None:
@@ -213,14 +171,14 @@ class _Tracer:
         return made
 
     def _depthwise(self, name: str, axis: Axis | None) -> Axis | None:
-        outputs = self._kernel(name)[-1]
+        *_, outputs = self._kernel(name)
         if axis is None:
             return None
         times, rest = divmod(outputs, _length(axis))
         if rest or not times:
             raise ValueError(
-                f"channel_graph: {name}/kernel of shape {self._kernel(name)} is no convolution of "
-                f"each of {_length(axis)} channels."
+                f"channel_graph: {name} with {outputs} outputs is not a depthwise convolution of "
+                f"{_length(axis)} channels."
             )
         return Axis(tuple(s._replace(each=s.each * times) for s in axis.segments))
 
@@ -245,7 +203,7 @@ class _Tracer:
         if any(axis is None or axis.flat for axis in axes):
             raise ValueError(
                 f"channel_graph: {name} concatenates the input or a flattened axis, whose "
-                "number of channels is not known; put a layer between."
+                "number of channels is unknown; insert a layer in between."
             )
         return Axis(tuple(s for axis in axes if axis is not None for s in axis.segments))
 
@@ -255,14 +213,25 @@ class _Tracer:
     def _flatten_first(self, name: str, axis: Axis | None) -> Axis | None:
         return None if axis is None else axis._replace(flat="first")
 
-    def _kernel(self, name: str) -> tuple[int, ...]:
-        shape = self.shapes.get(f"{name}/kernel", ())
-        if len(shape) < 2:
+    def _kernel(self, name: str) -> tuple[bool, int, int]:
+        """Whether the kernel of a layer has a window, its inputs (of a group) and its outputs."""
+        paths = ("/".join(filter(None, (name, last))) for last in ("kernel", "weight"))
+        path = next((path for path in paths if len(self.shapes.get(path, ())) >= 2), None)
+        if path is None:
             raise ValueError(
-                f"channel_graph: there is no kernel {name}/kernel with two axes or more among "
-                f"{', '.join(self.shapes)}; a compressed network is rearranged before compressing."
+                f"channel_graph: no kernel {name}/kernel with two axes or more among "
+                f"{', '.join(self.shapes)}; rearrange a network before compressing it."
             )
-        return shape
+        axes = {"in_out": (-2, -1), "out_in": (1, 0)}.get(self.orders.get(path) or "")
+        shape = self.shapes[path]
+        if axes is None:
+            raise ValueError(
+                f"channel_graph: {path} of shape {shape} in a plain tree may be (in, out) or (out, "
+                'in); pass channel_graph(model, layers, layout="out_in") for PyTorch and '
+                'safetensors, layout="in_out" for Flax.'
+            )
+        self.kernels[name] = Kernel(path, *axes)
+        return len(shape) > 2, shape[axes[0]], shape[axes[1]]
 
     def _resolve(self, name: str, axis: Axis, size: int) -> tuple[Segment, ...]:
         """The segments of an axis of this size, positions included."""
@@ -270,7 +239,7 @@ class _Tracer:
         if rest or (positions != 1 and not axis.flat):
             raise ValueError(
                 f"channel_graph: {name} has {size} channels and reads {_length(axis)}; if "
-                'positions were flattened in between, say so by a layer of the kind "flatten".'
+                'positions were flattened in between, add a layer of the kind "flatten".'
             )
         if axis.flat == "first":
             return tuple(s._replace(each=s.each * positions) for s in axis.segments)
@@ -300,6 +269,7 @@ class _Tracer:
             self.reads,
             {name: axis.segments for name, axis in self.axes.items() if axis and not axis.flat},
             {name: root if root in sets else None for name, root in sources.items()},
+            self.kernels,
         )
 
 

@@ -1,4 +1,4 @@
-"""Channels of a whole network put in an order in which groups lose less."""
+"""Reordering of the channels of a network for group pruning."""
 
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -10,13 +10,13 @@ from jaxtyping import PyTree
 
 from ..._tree import named_leaves, pure
 from ...masks import Plan, magnitude
-from ...masks._plan import check_plan
 from ...patterns import Block
-from ._graph import ChannelGraph, permute_channels
+from ._channels import permute_channels
+from ._graph import ChannelGraph, Kernel
 
 
 class Rearranged(NamedTuple):
-    """A network in another order of channels, the permutations, and the kept fraction of |W|."""
+    """A network with permuted channels, the permutations, and the kept fraction of |W|."""
 
     model: Any
     permutations: dict[str, np.ndarray]
@@ -33,27 +33,27 @@ def rearrange(
 ) -> Rearranged:
     r"""Reorders the channels of a network so that pruning in groups keeps more magnitude.
 
-    The function of the network stays, up to rounding: where a layer makes its channels in another
-    order, whoever reads them reads in that order, through norms, convolutions by channel, residual
+    The function of the network is unchanged up to rounding: a permutation of the channels of a
+    layer is applied to all layers that read them, through norms, depthwise convolutions, residual
     sums, concatenations and flattening. For each set of coupled channels
 
-    - "l1" sorts them by `sum |W[..., c]|` over all layers that make them, strongest first;
-    - "greedy" also tries groups grown channel by channel from the strongest one that is left, the
-      next being the one with which the largest entries of the sum of |W| over the group, as many
-      as the plan keeps, sum to most;
+    - "l1" sorts them by `sum |W[..., c]|` over all layers that produce them, in descending order;
+    - "greedy" also tries groups grown from the strongest remaining channel; the next channel is the
+    one that maximises the sum of the largest entries of the sum of |W| over the group, as many as
+    the plan keeps;
 
-    and takes an order only if it raises what the plan keeps, `sum |W| mask / sum |W|`. Rearrange
-    before the optimizer is made, or call `permute_channels` on its moments, too.
+    and uses an order only if it increases the kept fraction, `sum |W| mask / sum |W|`. Rearrange
+    before constructing the optimizer, or call `permute_channels` on its moments, too.
 
     Args:
       model: An NNX module or a tree of parameters; it is not changed.
       graph: From `channel_graph`.
-      plan: What will be pruned, such as `sj.plan(model, {r"project/kernel$": sj.Block((1, 16),
+      plan: The plan to prune by, such as `sj.plan(model, {r"project/kernel$": sj.Block((1, 16),
         0.5)})`.
       method: "l1" or "greedy".
 
     Returns:
-      A `Rearranged`, of a model of the same kind; `after >= before`.
+      A `Rearranged` with a model of the same kind; `after >= before`.
 
     Raises:
       ValueError: If no leaf of the model is planned, or the method is unknown.
@@ -67,15 +67,16 @@ def rearrange(
       >>> params = {"a": {"kernel": jnp.array([[9.0, 1.0, 9.0, 1.0]])},
       ...           "b": {"kernel": jnp.ones((4, 2))}}
       >>> layers = [("x", "input", ()), ("a", "dense", ("x",)), ("b", "dense", ("a",))]
-      >>> graph = sj.nn.surgery.channel_graph(params, layers)
-      >>> found = sj.nn.surgery.rearrange(params, graph, sj.plan(params, {"a": sj.Block((1, 2), 0.5)}))
+      >>> graph = surgery.channel_graph(params, layers)
+      >>> plan = sj.plan(params, {"a": sj.Block((1, 2), 0.5)})
+      >>> found = surgery.rearrange(params, graph, plan)
       >>> found.permutations["a"].tolist(), found.before, found.after
       ([0, 2, 1, 3], 0.5, 0.9)
     """
-    check_plan("surgery.rearrange", plan)
+    Plan.require("surgery.rearrange", plan)
     if method not in ("l1", "greedy"):
         raise ValueError(f'rearrange(method={method!r}) must be "l1" or "greedy".')
-    # Sorting and gathering go on on the host: no shape is compiled twice.
+    # Sort and gather on the host, so that nothing is compiled.
     params = jax.tree.map(np.asarray, pure(model))
     best = before = _kept(params, plan)
     permutations: dict[str, np.ndarray] = {}
@@ -109,23 +110,24 @@ def _candidates(name: str, params: PyTree, graph: ChannelGraph, plan: Plan, meth
     yield order
     if method == "greedy":
         leaves = named_leaves(params)
-        made = [f"{layer}/kernel" for layer in graph.sets[name] if f"{layer}/kernel" in plan]
-        blocks = [plan[leaf] for leaf in made if isinstance(plan[leaf].pattern, Block)]
+        made = [graph.kernels[layer] for layer in graph.sets[name]]
+        blocks = [k for k in made if k.path in plan and isinstance(plan[k.path].pattern, Block)]
         if blocks:
-            n = max(leaf.pattern.shape[1] for leaf in blocks)  # pyright: ignore
-            sizes = [np.abs(leaves[x.name]).reshape(-1, graph.sizes[name]) for x in blocks]
-            yield _grown(sizes, [1 - x.sparsity for x in blocks], order, n)
+            planned = [plan[kernel.path] for kernel in blocks]
+            n = max(leaf.pattern.shape[1] for leaf in planned)  # pyright: ignore
+            sizes = [_by_output(leaves[k.path], k) for k in blocks]
+            yield _grown(sizes, [1 - x.sparsity for x in planned], order, n)
 
 
 def _strength(name: str, params: PyTree, graph: ChannelGraph) -> np.ndarray:
-    """The sum of |W| over the kernels with this output channel, those by channel included."""
+    """The sum of |W| over the kernels with this output channel, depthwise ones included."""
     total = np.zeros(graph.sizes[name])
     leaves = named_leaves(params)
     for layer, segments in graph.makes.items():
-        kernel = leaves.get(f"{layer}/kernel")
-        if kernel is None:
+        kernel = graph.kernels.get(layer)
+        if kernel is None or kernel.path not in leaves:
             continue
-        column = np.abs(np.asarray(kernel, np.float64)).reshape(-1, kernel.shape[-1]).sum(0)
+        column = _by_output(np.asarray(leaves[kernel.path], np.float64), kernel).sum(0)
         start = 0
         for source, size, each in segments:
             if graph.sources[source] == name:
@@ -134,8 +136,13 @@ def _strength(name: str, params: PyTree, graph: ChannelGraph) -> np.ndarray:
     return total
 
 
+def _by_output(w: np.ndarray, kernel: Kernel) -> np.ndarray:
+    """|W| with one column for each output."""
+    return np.abs(np.moveaxis(w, kernel.outputs, -1)).reshape(-1, w.shape[kernel.outputs])
+
+
 def _grown(sizes: list[np.ndarray], rates: list[float], order: np.ndarray, n: int) -> np.ndarray:
-    """Groups of n channels, each grown from the strongest channel that is left."""
+    """Groups of n channels, each grown from the strongest remaining channel."""
     left, grown = list(order), []
     while left:
         group = [left.pop(0)]

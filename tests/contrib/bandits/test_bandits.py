@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from sparsejax.contrib import bandits
+from sparsejax.solve import Result
 
 KEY = jax.random.key(0)
 
@@ -19,8 +20,8 @@ def problem(seed, d=5, s=2, a=60, eps=0.2):
     rng = np.random.default_rng(seed)
     theta = np.zeros(d)
     theta[rng.choice(d, s, replace=False)] = unit(rng, s)
-    Phi = unit(rng, a, d)
-    return Phi, Phi @ theta + eps * rng.choice([-1, 1], a)
+    X = unit(rng, a, d)
+    return X, X @ theta + eps * rng.choice([-1, 1], a)
 
 
 @pytest.mark.parametrize("s, h", [(1, 0.3), (2, 0.1), (2, 0.3), (3, 0.3), (4, 0.5)])
@@ -52,9 +53,9 @@ def test_sparse_net_covers_sphere_and_ball_without_repeats():
             bandits.sphere_net(s, h)
 
 
-def plain(Phi, reward, cand, tol):
-    """The algorithm as it is told: host loop, matrix of all values."""
-    V = cand @ Phi.T
+def plain(X, reward, cand, tol):
+    """The algorithm of the paper as a loop on the host, with the matrix of all values."""
+    V = cand @ X.T
     alive, asked = np.ones(len(cand), bool), []
     while alive.any():
         i = int(np.argmax(np.where(alive, V.max(1), -np.inf)))
@@ -70,22 +71,24 @@ def test_elimination_keeps_its_guarantee_and_is_the_plain_loop():
     with jax.enable_x64(True):
         net, eliminate = (
             bandits.sparse_net(5, 2, 0.2),
-            jax.jit(lambda Phi, r, net: bandits.parameter_elimination(Phi, r, net, 0.2, 0.2)),
+            jax.jit(lambda X, r, net: bandits.parameter_elimination(X, r, net, 0.2, 0.2)),
         )
         for seed in range(8):
-            Phi, reward = problem(seed)
-            found = eliminate(Phi, reward, net)
-            assert found.ok and reward.max() - reward[found.action] <= 0.8 + 1e-9
+            X, reward = problem(seed)
+            solution = eliminate(X, reward, net)
+            found, left = solution.value, int(solution.stats["n_candidates"])
+            assert solution.result == Result.SUCCESSFUL
+            assert reward.max() - reward[found.action] <= 0.8 + 1e-9
             tol = 0.4 + 8 * 2.2e-16 * 5
-            expected = plain(Phi, reward, net, tol)
-            assert (int(found.action), int(found.queries), int(found.alive), True) == expected
-            every = bandits.exhaustive_bandit(Phi, reward, net)
-            assert reward.max() - every.value <= 0.8 + 1e-9
+            expected = plain(X, reward, net, tol)
+            assert (int(found.action), int(found.queries), left, True) == expected
+            every = bandits.exhaustive_bandit(X, reward, net)
+            assert reward.max() - every.reward <= 0.8 + 1e-9
             assert found.queries <= every.queries <= 60
 
 
 def test_a_function_is_called_once_for_each_action():
-    Phi, reward = problem(1)
+    X, reward = problem(1)
     calls = []
 
     def ask(a):
@@ -93,43 +96,60 @@ def test_a_function_is_called_once_for_each_action():
         return reward[a]
 
     net = bandits.sparse_net(5, 2, 0.2)
-    found = bandits.parameter_elimination(Phi, ask, net, 0.01, 0.1)
-    assert len(calls) == len(set(calls)) == int(found.queries)
-    same = bandits.parameter_elimination(Phi, reward, net, 0.01, 0.1)
-    assert int(found.action) == int(same.action) and bool(found.ok) == bool(same.ok)
+    found = bandits.parameter_elimination(X, ask, net, 0.01, 0.1, throw=False)
+    assert len(calls) == len(set(calls)) == int(found.value.queries)
+    same = bandits.parameter_elimination(X, reward, net, 0.01, 0.1, throw=False)
+    assert int(found.value.action) == int(same.value.action) and found.result == same.result
 
 
-def test_wrong_eps_is_told():
-    Phi, reward = problem(0)
+def test_too_small_eps_is_reported():
+    X, reward = problem(0)
     net = bandits.sparse_net(5, 2, 0.2)
-    wrong = bandits.parameter_elimination(Phi, reward + 10, net, 0.01, 0.1)
-    assert not wrong.ok and wrong.alive == 0
-    short = bandits.parameter_elimination(Phi, reward + 10, net, 0.01, 0.1, max_queries=1)
-    assert not short.ok and short.queries == 1
-    assert short.value == pytest.approx(reward[short.action] + 10, rel=1e-5)
+    arguments = (X, reward + 10, net, 0.01, 0.1)
+    wrong = bandits.parameter_elimination(*arguments, throw=False)
+    assert wrong.result == Result.INFEASIBLE and wrong.stats["n_candidates"] == 0
+    with pytest.raises(RuntimeError, match="no candidate agrees"):
+        bandits.parameter_elimination(*arguments)
+    short = bandits.parameter_elimination(*arguments, max_queries=1, throw=False)
+    assert short.result != Result.SUCCESSFUL and short.value.queries == 1
+    assert short.value.reward == pytest.approx(reward[short.value.action] + 10, rel=1e-5)
+
+
+def test_queries_run_out():
+    arguments = (jnp.eye(3), jnp.array([1.0, 0.0, 0.1]), bandits.sparse_net(3, 1, 0.1), 0.1, 0.1)
+    short = bandits.parameter_elimination(*arguments, max_queries=1, throw=False)
+    assert short.result == Result.MAX_STEPS and short.value.queries == 1
+    assert short.stats["n_iter"] == 1 and short.stats["n_candidates"] > 0
+    with pytest.raises(RuntimeError, match="tolerance was not reached"):
+        bandits.parameter_elimination(*arguments, max_queries=1)
 
 
 def test_smallest_problems():
     one = bandits.parameter_elimination(jnp.ones((1, 1)), jnp.ones(1), np.ones((1, 1)), 0.0, 0.0)
-    assert int(one.action) == 0 and one.ok
+    assert int(one.value.action) == 0 and one.result == Result.SUCCESSFUL
     zero = bandits.parameter_elimination(
         jnp.eye(3), jnp.zeros(3), bandits.sparse_net(3, 0, 1.0), 0.1, 0.0
     )
-    assert zero.ok and zero.queries == 1
+    assert zero.result == Result.SUCCESSFUL and zero.value.queries == 1
     for y in (jnp.zeros(3), jnp.ones(3)):
-        assert jnp.isfinite(bandits.lasso_bandit(KEY, jnp.eye(3), y, 1, 3).theta).all()
-    assert not bandits.lasso_bandit(KEY, jnp.eye(3), jnp.zeros(3), 1).theta.any()
-    assert bandits.g_optimal(jnp.ones((1, 1))).tolist() == [1.0]
+        assert jnp.isfinite(bandits.lasso_bandit(jnp.eye(3), y, 1, 3, key=KEY).value.theta).all()
+    assert not bandits.lasso_bandit(jnp.eye(3), jnp.zeros(3), 1, key=KEY).value.theta.any()
+    assert bandits.g_optimal(jnp.ones((1, 1))).value.tolist() == [1.0]
 
 
-def test_design_meets_kiefer_and_wolfowitz():
-    Phi = unit(np.random.default_rng(0), 80, 5)
-    p = np.asarray(bandits.g_optimal(Phi, 3000))
+def test_design_satisfies_kiefer_and_wolfowitz():
+    X = unit(np.random.default_rng(0), 80, 5)
+    p = np.asarray(bandits.g_optimal(X, max_steps=3000).value)
     np.testing.assert_allclose(p.sum(), 1, rtol=1e-5)
-    leverage = np.einsum("ad,de,ae->a", Phi, np.linalg.inv((Phi.T * p) @ Phi), Phi)
+    leverage = np.einsum("ad,de,ae->a", X, np.linalg.inv((X.T * p) @ X), X)
     assert leverage.max() <= 1.011 * 5
-    flat = np.concatenate([Phi, 0 * Phi], 1)
-    assert np.isfinite(bandits.g_optimal(flat, 500)).all()
+    flat = np.concatenate([X, 0 * X], 1)
+    assert np.isfinite(bandits.g_optimal(flat, max_steps=500, throw=False).value).all()
+    with pytest.raises(RuntimeError, match="g_optimal: the tolerance was not reached"):
+        bandits.g_optimal(X, max_steps=2)
+    short = bandits.g_optimal(X, max_steps=2, throw=False)
+    assert short.result == Result.MAX_STEPS and short.stats["n_iter"] == 2
+    assert bandits.ols_bandit(X, X[:, 0], max_steps=2, throw=False).result == Result.MAX_STEPS
 
 
 def test_baselines_find_a_linear_reward():
@@ -138,25 +158,25 @@ def test_baselines_find_a_linear_reward():
     theta = np.zeros(50)
     theta[[3, 17]] = 0.8, -0.6
     noise = 0.05 * rng.choice([-1, 1], 200)
-    fit = bandits.lasso_bandit(KEY, signs, signs @ theta + noise, 2, 80, eps=0.05)
+    fit = bandits.lasso_bandit(signs, signs @ theta + noise, 2, 80, eps=0.05, key=KEY).value
     assert set(np.flatnonzero(fit.theta)) == {3, 17} and len(fit.queried) == 80
     assert np.abs(signs @ (fit.theta - theta)).max() <= 2 * 4 * 0.05
-    dense = bandits.ols_bandit(signs, signs @ theta + noise)
+    dense = bandits.ols_bandit(signs, signs @ theta + noise).value
     assert np.abs(signs @ (dense.theta - theta)).max() <= 0.05 * (1 + 50**0.5)
 
 
-def test_mistakes_are_told():
-    Phi, reward = problem(0)
+def test_invalid_arguments_raise():
+    X, reward = problem(0)
     net = bandits.sparse_net(5, 1, 0.5)
     call = bandits.parameter_elimination
     for arguments, text in (
-        ((Phi, reward[:3], net, 0.1, 0.1), "shape"),
-        ((Phi, reward, net[:, :2], 0.1, 0.1), "columns"),
-        ((Phi, reward, net, -0.1, 0.1), "eps"), ((Phi, reward, net, 0.1, np.nan), "h must"),
-        ((Phi * np.nan, reward, net, 0.1, 0.1), "NaN"),
-        ((Phi, reward * np.inf, net, 0.1, 0.1), "NaN"),
+        ((X, reward[:3], net, 0.1, 0.1), "shape"),
+        ((X, reward, net[:, :2], 0.1, 0.1), "columns"),
+        ((X, reward, net, -0.1, 0.1), "eps"), ((X, reward, net, 0.1, np.nan), "h must"),
+        ((X * np.nan, reward, net, 0.1, 0.1), "NaN"),
+        ((X, reward * np.inf, net, 0.1, 0.1), "NaN"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=text):
             call(*arguments)
     with pytest.raises(ValueError, match="s must be"):
-        bandits.lasso_bandit(KEY, Phi, reward, 6)
+        bandits.lasso_bandit(X, reward, 6, key=KEY)

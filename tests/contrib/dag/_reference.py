@@ -3,7 +3,9 @@
 import numpy as np
 
 
-def reference(x, lam, kind, path, shifts, max_steps, rate=3e-4, tol=1e-6, every=1000, floor=0.01):
+def reference(
+    x, strength, kind, path, shifts, max_steps, rate=3e-4, tol=1e-6, every=1000, floor=0.01
+):
     x = x - x.mean(0)
     n, d = x.shape
     cov, eye = x.T @ x / n, np.eye(d)
@@ -20,7 +22,7 @@ def reference(x, lam, kind, path, shifts, max_steps, rate=3e-4, tol=1e-6, every=
 
     def objective(w, sigma, mu, s):
         q = np.diag((eye - w).T @ cov @ (eye - w))
-        score = (q / sigma).sum() / 2 + lam * np.abs(w).sum()
+        score = (q / sigma).sum() / 2 + strength * np.abs(w).sum()
         score += 0 if kind == "fixed" else sigma.sum() / 2
         return mu * score + d * np.log(s) - np.linalg.slogdet(s * eye - w * w)[1]
 
@@ -39,7 +41,7 @@ def reference(x, lam, kind, path, shifts, max_steps, rate=3e-4, tol=1e-6, every=
                 w = w - lr * step
                 sigma = rescale(w)
                 inverse = np.linalg.inv(s * eye - w * w)
-            grad = mu * (-cov @ (eye - w) / sigma + lam * np.sign(w)) + 2 * w * inverse.T
+            grad = mu * (-cov @ (eye - w) / sigma + strength * np.sign(w)) + 2 * w * inverse.T
             m, v = 0.99 * m + 0.01 * grad, 0.999 * v + 0.001 * grad**2
             step = m / (1 - 0.99**t) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
             w = w - lr * step

@@ -97,7 +97,7 @@ def test_counts_by_hand():
     assert shd(empty, truth) == 3 and sid(empty, empty) == 0
 
 
-def test_bad_graphs_are_told():
+def test_invalid_graphs_raise():
     with pytest.raises(ValueError, match="square"):
         shd(np.zeros((2, 3)), np.zeros((2, 3)))
     with pytest.raises(ValueError, match="cycle"):

@@ -9,6 +9,8 @@ import pytest
 from scipy.stats import norm
 
 from sparsejax.contrib import private
+from sparsejax.contrib.private._moments import nldp_message
+from sparsejax.solve import Result
 
 KEY = jax.random.key(5)
 
@@ -71,7 +73,7 @@ def test_no_pair_of_records_exceeds_the_sensitivities(d, clip):
     x = jnp.concatenate([wild, corners, bad])
     y = jnp.where(jnp.arange(len(x)) % 2, 50.0, -50.0)
     x, y = jnp.concatenate([x, x]), jnp.concatenate([y, -y])
-    send = jax.jit(jax.vmap(lambda x, y: private.nldp_message(KEY, x, y, noiseless(how))))
+    send = jax.jit(jax.vmap(lambda x, y: nldp_message(x, y, noiseless(how), key=KEY)))
     for sent, sigma in zip(send(x, y), (how.second_sigma, how.cross_sigma)):
         sent = np.asarray(sent, np.float64)
         assert np.isfinite(sent).all()
@@ -84,13 +86,11 @@ def test_the_claimed_epsilon_survives_an_audit_and_a_smaller_noise_does_not():
     """Likelihood ratios of two extreme users, over both messages."""
     how = private.moment_mechanism(2, 100, 2.0, 1e-3, radius=1.0, bound_x=1.0, bound_y=1.0)
     users = (jnp.array([1.0, 0.0]), 1.0), (jnp.array([0.0, 1.0]), 1.0)
-    plain = [private.nldp_message(KEY, *u, noiseless(how)) for u in users]
+    plain = [nldp_message(*u, noiseless(how), key=KEY) for u in users]
 
     def epsilon(how, n=200_000):
         send = jax.jit(
-            jax.vmap(
-                lambda key, x, y: private.nldp_message(key, x, y, how), in_axes=(0, None, None)
-            )
+            jax.vmap(lambda key, x, y: nldp_message(x, y, how, key=key), in_axes=(0, None, None))
         )
         scores = []
         for i, user in enumerate(users):
@@ -109,7 +109,7 @@ def test_audit_of_the_half_sphere_reaches_its_epsilon():
     """Pure: between v and -v at full length the bound is attained, and never passed."""
     v, epsilon = jnp.array([3.0, 0.0]), 1.0
     said = jax.jit(
-        jax.vmap(lambda k, v: private.l2_randomizer(k, v, 3.0, epsilon), in_axes=(0, None))
+        jax.vmap(lambda k, v: private.l2_randomizer(v, 3.0, epsilon, key=k), in_axes=(0, None))
     )
     one, other = (
         said(jax.random.split(jax.random.key(i), 100_000), s * v) for i, s in ((0, 1), (1, -1))
@@ -126,18 +126,18 @@ def test_audit_of_the_half_sphere_reaches_its_epsilon():
 def test_half_sphere_has_the_published_radius_and_the_right_mean(d, radius):
     v = jnp.zeros(d).at[0].set(1.2)
     keys = jax.random.split(KEY, 20_000 if d <= 10 else 200)
-    said = jax.jit(jax.vmap(lambda k: private.l2_randomizer(k, v, 3.0, 1.0)))(keys)
+    said = jax.jit(jax.vmap(lambda k: private.l2_randomizer(v, 3.0, 1.0, key=k)))(keys)
     np.testing.assert_allclose(np.linalg.norm(said, axis=1), radius, rtol=1e-5)
     error = np.abs(said.mean(0) - v).max()
     assert error < 5 * radius / (d * len(keys)) ** 0.5
-    zero = jax.jit(jax.vmap(lambda k: private.l2_randomizer(k, 0 * v, 3.0, 1.0)))(keys)
+    zero = jax.jit(jax.vmap(lambda k: private.l2_randomizer(0 * v, 3.0, 1.0, key=k)))(keys)
     assert np.abs(zero.mean(0)).max() < 5 * radius / (d * len(keys)) ** 0.5
 
 
 def test_users_and_messages_have_noise_of_their_own():
     how = private.moment_mechanism(3, 100, 1.0, 1e-6, bound_y=1.0)
     keys = jax.random.split(KEY, 5000)
-    second, cross = jax.vmap(lambda k: private.nldp_message(k, jnp.zeros(3), 0.0, how))(keys)
+    second, cross = jax.vmap(lambda k: nldp_message(jnp.zeros(3), 0.0, how, key=k))(keys)
     np.testing.assert_allclose(second.std(0), how.second_sigma, rtol=0.05)
     np.testing.assert_allclose(cross.std(0), how.cross_sigma, rtol=0.05)
     both = np.corrcoef(np.concatenate([second, cross], 1).T) - np.eye(9)
@@ -150,34 +150,40 @@ def test_without_noise_it_is_thresholded_least_squares():
     X = rng.normal(size=(2500, 4)).clip(-2, 2)
     y = (X @ [0.5, 0.0, -0.4, 0.0] + 0.1 * rng.normal(size=2500)).clip(-2, 2)
     options = {"epsilon": 1e7, "delta": 1e-6, "radius": 9.0, "bound_x": 2.0, "bound_y": 2.0}
-    ours = private.nldp_regression(KEY, X, y, strength=0.05, **options)
+    found = private.nldp_regression(X, y, key=KEY, strength=0.05, **options)
+    ours = found.value
     exact = np.linalg.solve(X.T @ X, X.T @ y)
     np.testing.assert_allclose(ours.raw, exact, atol=0.01)
     expected = np.sign(exact) * np.maximum(np.abs(exact) - 0.05, 0)
     np.testing.assert_allclose(private.soft_thresholded_ols(X, y, 0.05), expected, atol=1e-5)
-    assert ours.ok and (ours.coefficients[jnp.array([1, 3])] == 0).all()
-    split = private.nldp_regression(KEY, X, y, strength=0.05, split="users", **options)
-    np.testing.assert_allclose(split.raw, exact, atol=0.1)
+    assert found.converged and (ours.coefficients[jnp.array([1, 3])] == 0).all()
+    split = private.nldp_regression(X, y, key=KEY, strength=0.05, split="users", **options)
+    np.testing.assert_allclose(split.value.raw, exact, atol=0.1)
     public = private.nldp_regression(
-        KEY, X, y, strength=0.05, public=X[:50] * 0 + X[50:100], **options
+        X, y, key=KEY, strength=0.05, public=X[:50] * 0 + X[50:100], **options
     )
-    assert public.ok and public.coefficients.shape == (4,)
+    assert public.converged and public.value.coefficients.shape == (4,)
 
 
-def test_too_few_users_are_told_and_floors_work():
+def test_too_few_users_are_reported_and_floors_work():
     X, y = jax.random.normal(KEY, (50, 5)), jnp.zeros(50)
-    loud = {"epsilon": 1.0, "delta": 1e-6, "out_of_range": "clip"}
-    fit = private.nldp_regression(KEY, X, y, **loud)
-    assert not fit.ok and not fit.coefficients.any()
-    fit = private.nldp_regression(KEY, X, y, eig_floor=1.0, **loud)
-    assert not fit.ok and jnp.isfinite(fit.raw).all() and fit.raw.any()
+    loud = {"key": KEY, "epsilon": 1.0, "delta": 1e-6, "out_of_range": "clip"}
+    found = private.nldp_regression(X, y, throw=False, **loud)
+    assert found.result == Result.INDEFINITE and not found.value.coefficients.any()
+    with pytest.raises(RuntimeError, match="nldp_regression: a matrix is not positive definite"):
+        private.nldp_regression(X, y, **loud)
+    traced = jax.jit(lambda y: private.nldp_regression(X, y, **loud).result)(y)
+    assert traced == Result.INDEFINITE
+    found = private.nldp_regression(X, y, eig_floor=1.0, **loud)
+    raw = found.value.raw
+    assert found.result == Result.INDEFINITE and jnp.isfinite(raw).all() and raw.any()
     for n, d in ((1, 1), (1, 3)):
-        fit = private.nldp_regression(KEY, X[:n, :d], y[:n], **loud)
-        assert jnp.isfinite(fit.coefficients).all()
+        found = private.nldp_regression(X[:n, :d], y[:n], throw=False, **loud)
+        assert jnp.isfinite(found.value.coefficients).all()
         iht = private.ldp_iht(
-            KEY, X[:n, :d], y[:n], k=1, epsilon=1.0, bound_x=1.0, bound_y=1.0, rounds=1,
+            X[:n, :d], y[:n], key=KEY, k=1, epsilon=1.0, bound_x=1.0, bound_y=1.0, rounds=1,
             out_of_range="clip",
-        )  # fmt: skip
+        ).value  # fmt: skip
         assert jnp.isfinite(iht.coefficients).all() and jnp.sum(iht.coefficients != 0) <= 1
 
 
@@ -186,14 +192,16 @@ def test_private_thresholding_with_much_budget_is_plain_thresholding():
     rng = np.random.default_rng(2)
     X = rng.uniform(-1, 1, size=(400_000, 4))
     y = X @ np.array([0.0, 0.6, 0.0, 0.0])
-    fit = private.ldp_iht(
-        KEY, X, y, k=1, epsilon=20.0, bound_x=1.0, bound_y=1.0, rounds=4, step=2.0
+    found = private.ldp_iht(
+        X, y, key=KEY, k=1, epsilon=20.0, bound_x=1.0, bound_y=1.0, rounds=4, step=2.0
     )
+    fit = found.value
+    assert found.converged and found.stats["n_iter"] == 4
     theta, groups = np.zeros(4), np.split(np.arange(400_000), 4)
-    for group, found in zip(groups, fit.history):
+    for group, iterate in zip(groups, fit.history):
         theta = theta - 2.0 * (X[group].T @ (X[group] @ theta - y[group])) / len(group)
         theta *= np.abs(theta) == np.abs(theta).max()
-        np.testing.assert_allclose(found, theta, atol=0.15)
+        np.testing.assert_allclose(iterate, theta, atol=0.15)
     assert fit.radius == 2 * (1 + 1) and fit.spent == private.PrivacySpent(20.0, 0.0)
 
 
@@ -218,19 +226,18 @@ def test_data_beyond_the_bounds_are_refused_unless_clipping_is_asked_for():
     for solver, options in ((private.nldp_regression, bounds), (private.ldp_iht, iht)):
         for rows, text in (((far, y), "radius|bound_x"), ((X, loud), "bound_y")):
             with pytest.raises(ValueError, match=text):
-                solver(KEY, *rows, **options)
+                solver(*rows, key=KEY, **options)
         with pytest.raises(ValueError, match="out_of_range"):
-            solver(KEY, X, y, out_of_range="keep", **options)
-    clipped = private.ldp_iht(KEY, far, loud, out_of_range="clip", **iht).coefficients
-    np.testing.assert_array_equal(
-        clipped, private.ldp_iht(KEY, X, jnp.clip(loud, -1, 1), **iht).coefficients
-    )
+            solver(X, y, key=KEY, out_of_range="keep", **options)
+    clipped = private.ldp_iht(far, loud, key=KEY, out_of_range="clip", **iht).value
+    same = private.ldp_iht(X, jnp.clip(loud, -1, 1), key=KEY, **iht).value
+    np.testing.assert_array_equal(clipped.coefficients, same.coefficients)
     how = private.moment_mechanism(3, 20, 1.0, 1e-6, radius=2.0, bound_x=1.0, bound_y=1.0)
     with pytest.raises(ValueError, match="radius"):
-        private.nldp_message(KEY, far[7], 1.0, how)
-    private.nldp_message(KEY, far[7], 1.0, how, out_of_range="clip")
+        nldp_message(far[7], 1.0, how, key=KEY)
+    nldp_message(far[7], 1.0, how, key=KEY, out_of_range="clip")
     long = how._replace(clip="entries", second_sigma=None)  # only entries count
-    private.nldp_message(KEY, X[0], 1.0, long._replace(radius=0.1))
+    nldp_message(X[0], 1.0, long._replace(radius=0.1), key=KEY)
 
 
 def test_noise_fits_what_is_clipped_and_is_a_number():
@@ -242,19 +249,20 @@ def test_noise_fits_what_is_clipped_and_is_a_number():
     for size in (1e-25, 1e25):  # noise of 1e-50 or 1e50 is 0 or infinite in float32
         how = private.moment_mechanism(2, 9, 1.0, 1e-6, radius=size, bound_x=size, bound_y=size)
         with pytest.raises(ValueError, match="rescale"):
-            private.nldp_message(KEY, jnp.zeros(2), 0.0, how)
+            nldp_message(jnp.zeros(2), 0.0, how, key=KEY)
         with pytest.raises(ValueError, match="rescale"):
-            private.l2_randomizer(KEY, jnp.zeros(2), size**2, 1.0)
+            private.l2_randomizer(jnp.zeros(2), size**2, 1.0, key=KEY)
 
 
 def test_what_would_break_the_promise_is_refused():
     X, y = jnp.ones((20, 3)), jnp.ones(20)
 
     def call(X=X, y=y, **options):
-        return private.nldp_regression(KEY, X, y, **({"epsilon": 1.0, "delta": 1e-6} | options))
+        options = {"epsilon": 1.0, "delta": 1e-6} | options
+        return private.nldp_regression(X, y, key=KEY, **options)
 
     iht = lambda X=X, y=y, **o: private.ldp_iht(  # noqa: E731
-        KEY, X, y, **({"k": 1, "epsilon": 1.0, "bound_x": 1.0, "bound_y": 1.0} | o)
+        X, y, key=KEY, **({"k": 1, "epsilon": 1.0, "bound_x": 1.0, "bound_y": 1.0} | o)
     )
     for f in (call, iht):
         for bad in (jnp.nan, jnp.inf):
@@ -283,13 +291,13 @@ def test_what_would_break_the_promise_is_refused():
             iht(**options)
     for v in ([3.0, 4.0], [jnp.nan, 0.0], [jnp.inf, 0.0]):
         with pytest.raises(ValueError, match="clip it first"):
-            private.l2_randomizer(KEY, jnp.array(v), 1.0, 1.0)
-    long = jax.jit(lambda v: private.l2_randomizer(KEY, v, 1.0, 1.0))(jnp.array([3.0, 4.0]))
-    same = private.l2_randomizer(KEY, jnp.array([0.6, 0.8]), 1.0, 1.0)
+            private.l2_randomizer(jnp.array(v), 1.0, 1.0, key=KEY)
+    long = jax.jit(lambda v: private.l2_randomizer(v, 1.0, 1.0, key=KEY))(jnp.array([3.0, 4.0]))
+    same = private.l2_randomizer(jnp.array([0.6, 0.8]), 1.0, 1.0, key=KEY)
     np.testing.assert_allclose(long, same, rtol=1e-4)
     users = private.moment_mechanism(3, 20, 1.0, 1e-6, split="users")
     with pytest.raises(ValueError, match="one message"):
-        private.nldp_message(KEY, X[0], 1.0, users)
+        nldp_message(X[0], 1.0, users, key=KEY)
     with pytest.raises(ValueError, match="classic"):
         private.gaussian_sigma(1.0, 2.0, 1e-6, method="classic")
     with pytest.raises(ValueError, match="scores"):

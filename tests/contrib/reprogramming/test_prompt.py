@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from sparsejax.contrib import reprogramming
+from sparsejax.contrib.reprogramming._prompt import random_mapping
 from tests._problem import DATA, same
 
 KEY = jax.random.key(3)
@@ -106,16 +107,16 @@ def test_a_probe_reaches_the_optimum():
 
 def test_few_shots():
     y = np.array([0] * 10 + [1] * 3 + [2] * 7)
-    rows = reprogramming.few_shot(KEY, y, 5)
+    rows = reprogramming.few_shot(y, 5, key=KEY)
     assert np.bincount(y[rows]).tolist() == [5, 3, 5] and len(set(rows)) == 13
 
 
 def test_what_is_refused():
     with pytest.raises(ValueError, match="cannot be mapped"):
-        reprogramming.random_mapping(KEY, 3, 4)
+        random_mapping(3, 4, key=KEY)
     with pytest.raises(ValueError, match="no border"):
         reprogramming.visual_prompt(network, X, Y, size=(2, 2), classes=2, key=KEY)
-    with pytest.raises(ValueError, match="labels go up to 1"):
+    with pytest.raises(ValueError, match="labels must be from 0 to .*, got 0 to 1"):
         reprogramming.visual_prompt(network, X, Y, size=(4, 5), classes=1, key=KEY)
     with pytest.raises(ValueError, match="do not fit"):
         reprogramming.prompt_images(X, jnp.zeros((1, 5, 2)))

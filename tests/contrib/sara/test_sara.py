@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import sparsejax as sj
 from sparsejax.contrib import sara
 
 X = jax.random.normal(jax.random.key(5), (64, 8))
@@ -53,7 +52,7 @@ def by_hand(params, steps, theta, rate, decay, progressive=None, strength=0.0):
 def test_against_a_masked_dense_run(progressive, strength, least):
     params = params_of()
     state = sara.sara(
-        loss_fn, params, jax.random.key(3), theta=0.4, steps=16, progressive_step=progressive,
+        params, loss_fn, key=jax.random.key(3), theta=0.4, steps=16, progressive_step=progressive,
         learning_rate=0.02, weight_decay=0.1, rank_strength=strength, rank_min_dim=least, chunk=5,
     )  # fmt: skip
     expected, masks = by_hand(params, 16, 0.4, 0.02, 0.1, progressive, strength)
@@ -66,21 +65,21 @@ def test_against_a_masked_dense_run(progressive, strength, least):
         )
     # What is saved is enough: the pre-trained parameters and (indices, values).
     if progressive is None:
-        again = sj.formats.write_back(params, state.values, state.indices)
+        again = sara.write_back(params, state.values, state.indices)
         jax.tree.map(np.testing.assert_array_equal, again, state.params)
 
 
 def test_resumes_to_the_same_result_and_leaves_the_callers_arrays_alone():
     params = params_of()
     kwargs = {"theta": 0.4, "learning_rate": 0.02, "progressive_step": 6, "rank_min_dim": 4}
-    whole = sara.sara(loss_fn, params, jax.random.key(3), steps=12, **kwargs)
+    whole = sara.sara(params, loss_fn, key=jax.random.key(3), steps=12, **kwargs)
     seen = []
     half = sara.sara(
-        loss_fn, params, jax.random.key(3), steps=5, chunk=2,
+        params, loss_fn, key=jax.random.key(3), steps=5, chunk=2,
         callback=lambda step, loss: seen.append((step, loss)), **kwargs,
     )  # fmt: skip
     assert [step for step, _ in seen] == [2, 4, 5] and all(np.isfinite(x) for _, x in seen)
-    rest = sara.sara(loss_fn, params, jax.random.key(3), steps=12, state=half, **kwargs)
+    rest = sara.sara(params, loss_fn, key=jax.random.key(3), steps=12, state=half, **kwargs)
     jax.tree.map(np.testing.assert_array_equal, rest.params, whole.params)
     # Nothing that was passed in was donated.
     jax.block_until_ready((params, half))
@@ -91,7 +90,7 @@ def test_resumes_to_the_same_result_and_leaves_the_callers_arrays_alone():
 
 def test_a_fraction_selects_that_many():
     params = params_of()
-    state = sara.sara(loss_fn, params, jax.random.key(3), fraction=0.2, steps=0)
+    state = sara.sara(params, loss_fn, key=jax.random.key(3), fraction=0.2, steps=0)
     size = sum(at.size for at in jax.tree.leaves(state.indices))
     assert size == int(0.2 * 54)
 
@@ -99,24 +98,24 @@ def test_a_fraction_selects_that_many():
 def test_mistakes():
     params, key = params_of(), jax.random.key(0)
     with pytest.raises(ValueError, match="no weight is below"):
-        sara.sara(loss_fn, params, key, theta=0.0, steps=1)
+        sara.sara(params, loss_fn, key=key, theta=0.0, steps=1)
     with pytest.raises(ValueError, match="not both"):
-        sara.sara(loss_fn, params, key, theta=0.1, fraction=0.1)
-    with pytest.raises(TypeError, match=r"loss_fn\(params, key\)"):
-        sara.sara(lambda params: 0.0, params, key)
+        sara.sara(params, loss_fn, key=key, theta=0.1, fraction=0.1)
+    with pytest.raises(TypeError, match=r"loss\(params, key\)"):
+        sara.sara(params, lambda params: 0.0, key=key)
     with pytest.raises(ValueError, match="chunk=0"):  # would never end
-        sara.sara(loss_fn, params, key, chunk=0)
+        sara.sara(params, loss_fn, key=key, chunk=0)
 
 
-def test_only_the_same_run_goes_on():
+def test_only_the_same_run_continues():
     params, key = params_of(), jax.random.key(3)
-    state = sara.sara(loss_fn, params, key, fraction=0.2, steps=1)
-    again = sara.sara(loss_fn, params, key, fraction=0.2, steps=1, state=state)
+    state = sara.sara(params, loss_fn, key=key, fraction=0.2, steps=1)
+    again = sara.sara(params, loss_fn, key=key, fraction=0.2, steps=1, state=state)
     assert again.step == 1
     with pytest.raises(ValueError, match="state trains 10 weights and fraction selects 27"):
-        sara.sara(loss_fn, params, key, fraction=0.5, steps=1, state=state)
+        sara.sara(params, loss_fn, key=key, fraction=0.5, steps=1, state=state)
     with pytest.raises(ValueError, match="has made 1 steps and steps=0"):
-        sara.sara(loss_fn, params, key, fraction=0.2, steps=0, state=state)
+        sara.sara(params, loss_fn, key=key, fraction=0.2, steps=0, state=state)
     with pytest.raises(ValueError, match="a has shape"):
         other = {**params, "a": params["a"][:4]}
-        sara.sara(loss_fn, other, key, fraction=0.2, steps=1, state=state)
+        sara.sara(other, loss_fn, key=key, fraction=0.2, steps=1, state=state)

@@ -146,6 +146,6 @@ def test_mistakes():
         search.score_prune(PARAMS, mixed_loss, PLAN, DATA, key=KEY, prune=SCORES)
     with pytest.raises(ValueError, match="give both, or neither"):
         search.dass(PARAMS, jnp.zeros(2), mixed_loss, PLAN, DATA, None, key=KEY, prune=SCORES)
-    together = sj.plan(PARAMS, sj.Unstructured(0.5), allocate=sj.masks.global_)
+    together = sj.plan(PARAMS, sj.Unstructured(0.5), allocate=sj.masks.joint)
     with pytest.raises(ValueError, match="compared within a leaf"):
         search.score_prune(PARAMS, loss, together, DATA, key=KEY, prune=SCORES)

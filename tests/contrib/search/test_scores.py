@@ -69,6 +69,6 @@ def test_mistakes():
     plan = sj.plan(PARAMS, sj.Unstructured(0.5))
     with pytest.raises(ValueError, match="a/kernel of shape .* needs scores and has none"):
         search.apply_scores(PARAMS, {"b": {"kernel": S}}, plan)
-    together = sj.plan(PARAMS, sj.Unstructured(0.5), allocate=sj.masks.global_)
+    together = sj.plan(PARAMS, sj.Unstructured(0.5), allocate=sj.masks.joint)
     with pytest.raises(ValueError, match="compared within a leaf"):
         search.apply_scores(PARAMS, search.scaled_scores(PARAMS, plan), together)

@@ -39,8 +39,8 @@ def masked(tree):
     return sj.masks.apply_masks(tree, MASKS)
 
 
-def close(a, b, **tolerance):
-    jax.tree.map(partial(np.testing.assert_allclose, **tolerance), a, b)
+def close(a, b, **tol):
+    jax.tree.map(partial(np.testing.assert_allclose, **tol), a, b)
 
 
 @pytest.mark.parametrize("method, sign", [("finetune", -1), ("ascent", 1)])

@@ -10,6 +10,8 @@ import pytest
 from scipy.optimize import minimize, nnls
 
 from sparsejax.contrib import unmixing
+from sparsejax.contrib.unmixing._unmix import update_abundances, update_endmembers
+from sparsejax.solve import Result
 from tests.contrib.unmixing._scene import scene
 
 
@@ -38,17 +40,17 @@ def test_updates_do_not_increase_the_objective(double, robust):
     for _ in range(40):
         u = unmixing.irls_weights(y - m @ a) if robust else jnp.ones(9)
         path.append(objective(m, a))
-        a = unmixing.update_abundances(y, m, a, u, h, strength)
+        a = update_abundances(y, m, a, u, h, strength)
         path.append(objective(m, a))
-        m = unmixing.update_endmembers(y, m, a)
+        m = update_endmembers(y, m, a)
     assert np.all(np.diff(path) <= 1e-6) and path[-1] < 0.9 * path[0]
 
 
 def test_abundances_are_the_minimiser_of_the_surrogate(double):
-    """What the update minimises, by SciPy: a quadratic with diagonal curvature for each entry."""
+    """The surrogate is a quadratic with diagonal curvature for each entry, minimised by SciPy."""
     y, m, a, h = factors(1, pixels=4)
     u = unmixing.irls_weights(y - m @ a)
-    new = unmixing.update_abundances(y, m, a, u, h * 0, 0.0, 0.0)
+    new = update_abundances(y, m, a, u, h * 0, 0.0, 0.0)
     y, m, a, u = map(np.asarray, (y, m, a, u))
     push = (m * u[:, None]).T @ m @ a
     gradient = push - (m * u[:, None]).T @ y
@@ -63,16 +65,16 @@ def test_channel_weights_would_cancel_in_the_endmembers(double):
     y, m, a, _ = factors(2)
     u = jnp.linspace(0.1, 9, 9)[:, None]
     weighted = m * ((u * y) @ a.T) / ((u * (m @ a)) @ a.T)
-    np.testing.assert_allclose(unmixing.update_endmembers(y, m, a), weighted, rtol=1e-12)
+    np.testing.assert_allclose(update_endmembers(y, m, a), weighted, rtol=1e-12)
 
 
 def test_copies_of_the_pixels_with_a_strength_of_one_over_root(double):
     y, m, a, h = factors(3)
     u = unmixing.irls_weights(y - m @ a)
-    once = unmixing.update_abundances(y, m, a, u, h, 0.08, 1.0)
+    once = update_abundances(y, m, a, u, h, 0.08, 1.0)
     many = [jnp.tile(x, (1, 4)) for x in (y, a)]
     u4 = unmixing.irls_weights(many[0] - m @ many[1])
-    four = unmixing.update_abundances(many[0], m, many[1], u4, jnp.tile(h, 4), 0.04, 1.0)
+    four = update_abundances(many[0], m, many[1], u4, jnp.tile(h, 4), 0.04, 1.0)
     np.testing.assert_allclose(four[:, :40], once, rtol=1e-10)
 
 
@@ -95,12 +97,14 @@ def test_pure_pixels_are_found():
     y = jnp.asarray(spectra @ shares, jnp.float32)
     assert sorted(unmixing.spa(y, 4).tolist()) == corners
     assert sorted(unmixing.pure_pixels(y, 4).tolist()) == corners
-    several = jax.vmap(lambda key: unmixing.vca(key, y, 4))(jax.random.split(jax.random.key(0), 5))
+    several = jax.vmap(lambda key: unmixing.vca(y, 4, key=key))(
+        jax.random.split(jax.random.key(0), 5)
+    )
     assert np.sort(several, 1).tolist() == [corners] * 5
     noisy = y + 0.05 * jax.random.normal(jax.random.key(1), y.shape)
-    found = unmixing.vca(jax.random.key(0), noisy, 4)  # the other projection, around the mean
+    found = unmixing.vca(noisy, 4, key=jax.random.key(0))  # the other projection, around the mean
     assert (shares[:, np.asarray(found)].max(0) > 0.6).all()
-    # Ruined channels mislead SPA on all channels.
+    # Outlier channels mislead SPA on all channels.
     y = y.at[7].set(jax.random.uniform(jax.random.key(2), (200,), maxval=9.0))
     assert not unmixing.clean_channels(y)[7] and unmixing.clean_channels(y).sum() >= 17
     assert sorted(unmixing.spa(y, 4).tolist()) != corners
@@ -156,18 +160,27 @@ def test_sparsity_of_hoyer_and_guidance():
     np.testing.assert_allclose(h[2, 2], 5 / 8, atol=1e-6)
 
 
-def test_fits_hold_together_at_the_edges():
+def test_edge_cases_and_results():
     y, _, _, _ = factors(8)
     y = y.astype(jnp.float32)
-    one = unmixing.unmix(y, 1, max_steps=40)
+    short = functools.partial(unmixing.unmix, max_steps=40, tol=1e-6, throw=False)
+    one = short(y, 1).value
     assert (one.guidance == 0).all() and jnp.isfinite(one.endmembers).all()
-    dark = unmixing.unmix(y.at[:, 0].set(-1.0), 3, max_steps=40)
+    dark = short(y.at[:, 0].set(-1.0), 3).value
     assert jnp.isfinite(dark.abundances).all() and dark.abundances.min() >= 0
-    fixed = unmixing.unmix(y, 3, guidance=jnp.full(40, 0.5), max_steps=40)
-    assert (fixed.guidance == 0.5).all() and fixed.steps == 40
-    rest = unmixing.unmix(y, 3, 0.0, robust=False, tolerance=1e-2)
-    assert rest.converged and rest.steps < 300
-    assert (rest.objective[int(rest.steps) :] == rest.objective[-1]).all()
+    fixed = short(y, 3, guidance=jnp.full(40, 0.5))
+    assert (fixed.value.guidance == 0.5).all() and fixed.stats["n_iter"] == 40
+    assert fixed.result == Result.MAX_STEPS
+    with pytest.raises(RuntimeError, match="unmix: the tolerance was not reached"):
+        short(y, 3, throw=True)
+    done = unmixing.unmix(y, 3, 0.0, robust=False, tol=1e-2)
+    steps, objective = done.stats["n_iter"], done.stats["objective"]
+    assert done.result == Result.SUCCESSFUL and steps < 300
+    assert (objective[int(steps) :] == objective[-1]).all()
+    again = unmixing.unmix(y, 3, 0.0, robust=False, tol=1e-2, w0=done.value.endmembers)
+    assert again.stats["objective"][-1] < objective[0]
+    nan = jax.jit(lambda y: unmixing.unmix(y, 3, throw=False).result)(y.at[0, 0].set(jnp.nan))
+    assert nan == Result.NONFINITE
     with pytest.raises(ValueError, match="channels, pixels"):
         unmixing.unmix(y, 41)
     with pytest.raises(ValueError, match="spa"):
@@ -175,18 +188,19 @@ def test_fits_hold_together_at_the_edges():
 
 
 def test_bad_channels_do_not_mislead():
-    """Of twelve scenes with 12 of 120 channels ruined, and of as many without."""
+    """Twelve scenes with 12 of 120 outlier channels, and twelve without."""
     compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 3})
+    limits = {"tol": 1e-6, "max_steps": 300}
     runs = {
-        "nmf": compiled(jax.vmap(lambda y: unmixing.unmix(y, 4, 0.0, robust=False))),
-        "robust": compiled(jax.vmap(lambda y: unmixing.unmix(y, 4))),
+        "nmf": compiled(jax.vmap(lambda y: unmixing.unmix(y, 4, 0.0, robust=False, **limits))),
+        "robust": compiled(jax.vmap(lambda y: unmixing.unmix(y, 4, **limits))),
     }
     mean = {}
     for outliers in (0.0, 1.5):
         scenes = [scene(seed, outliers) for seed in range(12)]
         pixels = jnp.stack([pixels for pixels, *_ in scenes])
         for name, run in runs.items():
-            fits = run(pixels)
+            fits = run(pixels).value
             errors = [
                 unmixing.unmixing_errors(m[good], a, spectra[good], shares)
                 for m, a, (_, spectra, shares, good) in zip(

@@ -1,0 +1,95 @@
+"""Checks of the data and the strengths of regression problems."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+
+from .._tree import is_array
+from ._numbers import known
+
+
+def matrix_and_target(X: Any, y: Any, ndim: int, call: str) -> tuple[Array, Array]:
+    """X (n, p) and y (n,) or (n, q) as floats of one dtype; rejects NaN unless traced."""
+    for name, x in (("X", X), ("y", y)):
+        if not is_array(x):
+            raise TypeError(
+                f"{name} must be an array, got a {type(x).__name__}; as in {call}. "
+                f"Of a SciPy sparse matrix pass {name}.toarray()."
+            )
+    if len(X.shape) != 2 or 0 in X.shape:
+        raise ValueError(f"X must be a matrix (n, p), not empty, got {X.shape}; as in {call}.")
+    if 0 in y.shape or len(y.shape) != ndim or y.shape[0] != X.shape[0]:
+        shape = f"({X.shape[0]},)" if ndim == 1 else f"({X.shape[0]}, q)"
+        raise ValueError(f"y must have the shape {shape} of X's rows, got {y.shape}; as in {call}.")
+    dtype = jnp.promote_types(jnp.result_type(X, y), jnp.float32)
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        raise TypeError(f"X and y must be real, got {dtype}; use solve.proximal_gradient.")
+    for name, x in (("X", X), ("y", y)):
+        if known(x) and not np.isfinite(np.asarray(x)).all():
+            raise ValueError(f"{name} holds NaN or infinity; drop or impute those rows first.")
+    return jnp.asarray(X, dtype), jnp.asarray(y, dtype)
+
+
+def near_one(**arrays: Any) -> None:
+    """Validates data of problems that are not scale invariant and cannot be rescaled internally."""
+    if not all(map(known, arrays.values())):
+        return
+    sizes = {name: float(np.max(np.abs(x))) for name, x in arrays.items()}
+    for a, x in sizes.items():
+        for b, y in sizes.items():
+            limits = jnp.finfo(arrays[a].dtype)
+            most = float(limits.max) / arrays[a].size
+            if x * y and not float(limits.tiny / limits.eps) <= x * y <= most:
+                raise ValueError(
+                    f"{a} * {b}, of sizes {x:.3g} and {y:.3g}, is out of the range of "
+                    f"{limits.dtype}; rescale the data, and all arguments in their units."
+                )
+
+
+def check_strength(name: str, x: Any, shape: tuple[int, ...], dtype: Any = jnp.float64) -> None:
+    """A number >= 0 (or an array of them) of the dtype; validated if concrete."""
+    if x is None or isinstance(x, str):
+        raise TypeError(f"{name} must be a number, got {x!r}; 0.1 for example.")
+    if np.shape(x) != shape:
+        many = (
+            "" if shape else f"; for several jax.vmap over {name}, or solve.lasso_path for a path"
+        )
+        raise ValueError(f"{name} must have shape {shape}, got {np.shape(x)}{many}.")
+    if known(x) and (np.any(np.isnan(np.asarray(x))) or np.any(np.asarray(x) < 0)):
+        raise ValueError(f"{name} must be >= 0, got {x}.")
+    if known(x):
+        limits, numbers = jnp.finfo(dtype), np.asarray(x, np.float64)
+        lost = (numbers < float(limits.tiny)) & (numbers > 0)
+        if np.any(lost | (numbers > float(limits.max)) & np.isfinite(numbers)):
+            raise ValueError(f"{name}={x} is out of the range of {limits.dtype}; rescale X and y.")
+
+
+def check_weights(weights: Any, p: int) -> None:
+    """Raises unless concrete weights are positive."""
+    check_strength("weights", weights, (p,))
+    if known(weights) and np.any(np.asarray(weights) == 0):
+        raise ValueError(
+            "weights must be > 0, infinite ones force a zero: the duality gap of a feature "
+            "without penalty is not finite. Project it out of X and y first, or use "
+            "solve.proximal_gradient(smooth, prox.l1(strength * weights), w0)."
+        )
+
+
+def finite_array(caller: str, x: ArrayLike, ndim: int) -> Array:
+    """A non-empty array of floats, without NaN or infinity unless traced."""
+    x = jnp.asarray(x)
+    if x.ndim != ndim or 0 in x.shape:
+        raise ValueError(f"{caller} needs arrays of {ndim} axes, not empty, got shape {x.shape}.")
+    if known(x) and not np.isfinite(np.asarray(x)).all():
+        raise ValueError(f"{caller}: an array of shape {x.shape} holds NaN or infinity.")
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def path_strengths(largest: ArrayLike, count: int, eps: float) -> Float[Array, " k"]:
+    """A geometric sequence from the largest strength down to eps times it."""
+    if count < 1 or not 0 < eps <= 1:
+        raise ValueError(f"n_lams must be >= 1 and eps in (0, 1], got {count} and {eps}.")
+    return jnp.asarray(largest) * eps ** (jnp.arange(count) / max(count - 1, 1))

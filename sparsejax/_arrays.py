@@ -1,0 +1,67 @@
+"""Dtypes, units and norms of arrays of numbers."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, PyTree
+
+
+def real_dtype(tree: PyTree) -> Any:
+    """The dtype of real scalars to combine with the arrays of a tree."""
+    leaves = jax.tree.leaves(tree)
+    return jnp.finfo(jnp.result_type(*leaves)).dtype if leaves else jnp.dtype(jnp.float32)
+
+
+def out_dtype(v: ArrayLike) -> Any:
+    """The result dtype for v: its own, float32 for integers."""
+    dtype = jnp.result_type(v)
+    return dtype if jnp.issubdtype(dtype, jnp.inexact) else jnp.promote_types(dtype, jnp.float32)
+
+
+def magnitude(*arrays: Array) -> Float[Array, ""]:
+    """The approximate largest modulus, 1 for zeros: a power of two, so that division is exact.
+
+    Products of two of them and of their inverses stay in the float range: XLA divides by products.
+    """
+    largest = jnp.stack([jnp.max(jnp.abs(x), initial=0) for x in arrays]).max()
+    limits = jnp.finfo(largest.dtype)
+    far = 2.0 ** (limits.maxexp // 2 - 4)
+    inside = lax.stop_gradient(jnp.clip(largest, 1 / far, far))
+    # The quotient of a float and its mantissa is exact; jnp.exp2 is not.
+    return jnp.where(largest > 0, inside / jnp.frexp(inside)[0], 1)
+
+
+class Units(NamedTuple):
+    """The scales of X and y that `balanced` divided by; both are powers of two."""
+
+    X: Float[Array, ""]
+    y: Float[Array, ""]
+
+    def outside(self, w: Array) -> Array:
+        """Coefficients in the original units."""
+        return w * self.y / self.X
+
+    def inside(self, w: Array) -> Array:
+        """Coefficients in the units of the balanced problem."""
+        return w * self.X / self.y
+
+    def objective(self, value: Array) -> Array:
+        """An objective value or gap in the original units."""
+        return value * self.y * self.y
+
+
+def largest_eigenvalue(dictionary: Array) -> Array:
+    """`||D||_2^2`, exactly: power iteration underestimates it, which would make steps too large.
+
+    1 for a matrix of zeros, NaN outside the float range.
+    """
+    size = magnitude(dictionary)
+    nothing = ~jnp.any(dictionary)
+    dictionary = dictionary / size
+    wide = dictionary.shape[1] > dictionary.shape[0]
+    gram = dictionary @ dictionary.T if wide else dictionary.T @ dictionary
+    top = jnp.linalg.eigvalsh(lax.stop_gradient(gram))[-1] * size * size
+    return jnp.where(nothing, 1, jnp.where((top > 0) & jnp.isfinite(top), top, jnp.nan))

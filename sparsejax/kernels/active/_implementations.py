@@ -1,0 +1,60 @@
+"""The table of products with active units. Each is loaded at first use."""
+
+from ...select import ActiveSet
+from .._table import Implementation, implement
+
+
+@implement("active_reduce", ActiveSet, "pallas_tpu", platforms=("tpu",))
+def _() -> Implementation:
+    from ._pallas_tpu import reduce
+
+    return Implementation(reduce)
+
+
+@implement("active_expand", ActiveSet, "pallas_tpu", platforms=("tpu",))
+def _() -> Implementation:
+    from ._pallas_tpu import expand
+
+    return Implementation(expand)
+
+
+@implement("active_reduce", ActiveSet, "pallas_gpu", platforms=("gpu",))
+def _() -> Implementation:
+    from ._pallas_gpu import reduce
+
+    return Implementation(reduce)
+
+
+@implement("active_expand", ActiveSet, "pallas_gpu", platforms=("gpu",))
+def _() -> Implementation:
+    from ._pallas_gpu import expand
+
+    return Implementation(expand)
+
+
+@implement("active_reduce", ActiveSet, "xla")
+def _() -> Implementation:
+    from ._xla import reduce
+
+    return Implementation(reduce)
+
+
+@implement("active_expand", ActiveSet, "xla")
+def _() -> Implementation:
+    from ._xla import expand
+
+    return Implementation(expand)
+
+
+@implement("active_reduce", ActiveSet, "dense")
+def _() -> Implementation:
+    from ._dense import reduce
+
+    return Implementation(reduce)
+
+
+@implement("active_expand", ActiveSet, "dense")
+def _() -> Implementation:
+    from ._dense import expand
+
+    return Implementation(expand)
