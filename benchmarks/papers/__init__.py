@@ -1,0 +1,1 @@
+"""What papers claim, repeated at a small size on real data."""
