@@ -5,16 +5,23 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: quickstart test test-slow lint notebooks bench clean
+.PHONY: quickstart test test-slow test-notebooks docs lint notebooks bench clean
 
 quickstart: $(STAMP)  ## train sparse networks on real data and show the result
 	$(BIN)/python -m sparsejax
 
-test: lint  ## lint, type check, floors, tests, doctests and notebooks
-	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu and not tpu and not aot" --durations=15
+test: lint  ## lint, type check, floors, tests and doctests
+	$(BIN)/python -m pytest -n 2 -m "not slow and not notebook and not gpu and not tpu and not aot" --durations=15
 
 test-slow: $(STAMP)  ## the tests that take minutes
 	$(BIN)/python -m pytest -n 2 -m slow
+
+test-notebooks: $(STAMP)  ## run every notebook from the top
+	$(BIN)/python -m pytest -n 2 -m notebook tests/test_notebooks.py
+
+docs: $(STAMP)  ## the documentation, in docs/_build
+	$(BIN)/pip install --quiet --editable ".[docs]"
+	$(BIN)/python -m sphinx -q -b html docs docs/_build
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
@@ -26,11 +33,12 @@ notebooks: $(STAMP)  ## run the notebooks anew and keep their outputs
 	$(BIN)/python notebooks/run.py
 
 bench: $(STAMP)  ## every benchmark: tables of ratios, kept in benchmarks/results
-	$(BIN)/pip install --quiet ".[bench]"
-	for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
+	$(BIN)/pip install --quiet --editable ".[bench]"
+	for file in benchmarks/speed/[!_]*.py benchmarks/papers/[!_]*.py; do \
+	  $(BIN)/python -m benchmarks $$(basename $$file .py) || exit 1; done
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .import_linter_cache .jax_cache
+	rm -rf $(VENV) docs/_build docs/api docs/gallery docs/jupyter_execute .pytest_cache .ruff_cache .import_linter_cache .jax_cache
 
 # A stamp for another Python version means another interpreter: start over.
 $(STAMP): pyproject.toml
