@@ -11,6 +11,7 @@ from ._combine import (
 from ._concave import capped_l1, cel0, firm, mcp, scad
 from ._counts import group_hard_k, hard_k, nm
 from ._elementwise import (
+    berhu,
     box,
     elastic_net,
     huber,
@@ -48,6 +49,7 @@ from ._total_variation import fused_lasso, total_variation
 __all__ = [
     "Penalty",
     "affine",
+    "berhu",
     "box",
     "capped_l1",
     "cel0",

@@ -111,6 +111,29 @@ class Huber(Elementwise):
 
 
 @register
+class BerHu(Elementwise):
+    """`strength * |x|`, quadratic beyond delta, see `berhu`."""
+
+    strength: Leaf
+    delta: Leaf
+
+    def _cost(self, b: Array) -> Array:
+        beyond = relu(b - self.delta)
+        return self.strength * (b + beyond**2 / (2 * self.delta))
+
+    def _shrink(self, b: Array, t: Array) -> Array:
+        m = t * self.strength
+        return jnp.where(b <= self.delta + m, relu(b - m), b * (self.delta / (self.delta + m)))
+
+    def _slope(self, b: Array) -> Array:
+        return self.strength * jnp.maximum(b / self.delta, 1)
+
+    def _conjugate_value(self, y: Array) -> Array:
+        b, s = jnp.abs(y), self.strength
+        return jnp.sum(jnp.where(b > s, self.delta / 2 * (b - s) * (b + s) / s, 0))
+
+
+@register
 class Box(Indicator):
     """The indicator of `lower <= x <= upper`, see `box`."""
 
@@ -275,6 +298,38 @@ def huber(strength: ArrayLike, delta: ArrayLike = 1.0) -> Penalty:
     """
     call = "prox.huber(0.1, delta=1.0)"
     return Huber(
+        checked_number("strength", strength, call),
+        checked_number("delta", delta, call, positive=True),
+    )
+
+
+def berhu(strength: ArrayLike, delta: ArrayLike = 1.0) -> Penalty:
+    r"""The l1 norm near 0, quadratic beyond delta: a reversed Huber function.
+
+    `f(x) = strength * |x|` for `|x| <= delta`, `strength * (x^2 + delta^2) / (2 delta)` beyond. It
+    sets small entries to 0 like `l1` and shrinks large ones like `ridge`.
+
+    Args:
+      strength: >= 0.
+      delta: > 0, the end of the linear part.
+
+    Returns:
+      A convex elementwise penalty.
+
+    Raises:
+      ValueError: If the strength is negative or delta is not positive.
+
+    Reference:
+      Owen, A Robust Hybrid of Lasso and Ridge Regression, 2007.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sparsejax import prox
+      >>> prox.berhu(1.0, delta=1.0).prox(jnp.array([0.5, 1.5, -4.0])).tolist()
+      [0.0, 0.5, -2.0]
+    """
+    call = "prox.berhu(0.1, delta=1.0)"
+    return BerHu(
         checked_number("strength", strength, call),
         checked_number("delta", delta, call, positive=True),
     )

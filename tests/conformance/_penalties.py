@@ -49,6 +49,7 @@ CASES = [
     convex("l1", prox.l1(0.7 * np.linspace(0, 2, 12).astype(np.float32))),
     convex("ridge", prox.ridge(0.7)),
     convex("elastic_net", prox.elastic_net(0.7, 0.3)),
+    convex("berhu", prox.berhu(0.7, 0.5)),
     convex("huber", prox.huber(0.7, 0.5)),
     convex("box", prox.box(-0.5, 1.0), indicator=True, complex=False),
     convex("box", prox.box(-0.5, 0.5), indicator=True, complex=False),
