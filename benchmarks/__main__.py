@@ -24,7 +24,7 @@ def found() -> dict[str, pathlib.Path]:
     return {path.stem: path for path in files}
 
 
-def told() -> str:
+def listing() -> str:
     """All names with the first line of each docstring; nothing is imported."""
     lines, files = [], found()
     width = max(map(len, files))
@@ -57,12 +57,12 @@ def options(name: str, main: Callable[..., None], given: list[str]) -> argparse.
 
 def run() -> None:
     if not sys.argv[1:] or sys.argv[1] in ("-h", "--help"):
-        print(told() if not sys.argv[1:] else f"{__doc__}\n{told()}")
+        print(listing() if not sys.argv[1:] else f"{__doc__}\n{listing()}")
         return
     name, *given = sys.argv[1:]
     files = found()
     if name not in files:
-        sys.exit(f"{name!r} is no benchmark; there are:\n{told()}")
+        sys.exit(f"{name!r} is no benchmark; there are:\n{listing()}")
     # Some set the environment before they import JAX, therefore nothing here does.
     main = importlib.import_module(f"benchmarks.{files[name].parent.name}.{name}").main
     main(**vars(options(name, main, given)))

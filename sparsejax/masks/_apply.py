@@ -35,7 +35,7 @@ def apply_masks(params: PyTree, masks: PyTree) -> PyTree:
       [1.0, 0.0]
     """
     zero_off = lambda w, m: jnp.where(m, w, jnp.zeros_like(w))  # noqa: E731
-    return map_params(params, lambda params: _map_masked(zero_off, params, masks))
+    return map_params(params, lambda params: _map_masked("apply_masks", zero_off, params, masks))
 
 
 def straight_through(
@@ -100,7 +100,7 @@ def straight_through(
     def straight(params):
         plan = masks if isinstance(masks, Plan) else None
         now = plan.masks(magnitude(jax.lax.stop_gradient(params))) if plan else masks
-        return _map_masked(see, params, now)
+        return _map_masked("straight_through", see, params, now)
 
     return map_params(params, straight)
 
@@ -134,9 +134,9 @@ def _pulled_backward(residuals, g):
 _pulled.defvjp(_pulled_forward, _pulled_backward)
 
 
-def _map_masked(f, params: PyTree, masks: PyTree) -> PyTree:
-    by_name = named_masks("apply_masks", masks)
-    check_masks("apply_masks", params, by_name)
+def _map_masked(what: str, f, params: PyTree, masks: PyTree) -> PyTree:
+    by_name = named_masks(what, masks)
+    check_masks(what, params, by_name)
 
     def one(name: str, w: Any, mask: Shaped[Array, "..."] | None):
         return w if mask is None else f(w, mask)

@@ -7,6 +7,7 @@ from jaxtyping import Array, Float
 
 
 def join(x: Float[Array, "..."], axes: tuple[int, ...], how: str) -> Float[Array, "..."]:
+    """The scores of units from those of their entries, at least float32 if summed."""
     if how == "max":
         return jnp.max(x, axes)
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
@@ -16,5 +17,6 @@ def join(x: Float[Array, "..."], axes: tuple[int, ...], how: str) -> Float[Array
 
 
 def check_pool(pattern: Any) -> None:
+    """Raises unless `pool_by` of a pattern is a way of pooling."""
     if pattern.pool_by not in ("mean", "max", "l2", "sum"):
         raise ValueError(f'pool_by={pattern.pool_by!r} must be "mean", "max", "l2" or "sum".')

@@ -19,7 +19,7 @@ from .._arguments import (
 )
 from .._tree import map_named, named_leaves
 from ..masks import Plan, apply_masks, magnitude
-from ._progress import Progress, check_progress, check_shapes, run_steps
+from ._progress import Progress, appended, check_progress, check_shapes, run_steps
 
 Rewind = Literal["weights", "learning_rate", "none"]
 
@@ -100,28 +100,25 @@ def iterative_prune(
     check_key("key", key)
     arguments = check_progress(
         "iterative_prune", resume, callback,
-        {"plan": plan, "key": key, "rounds": rounds, "rewind": rewind, "rewind_step": rewind_step},
+        plan=plan, key=key, rounds=rounds, rewind=rewind, rewind_step=rewind_step,
     )  # fmt: skip
     # `start` and `stop` are passed only if they are not 0.
     later = {} if rewind_step == 0 or rewind == "none" else {"start": rewind_step}
 
-    def record(params, masks, step, before):
+    def record(params, masks, step, extra):
         now = {"sparsity": zero_fraction(masks), "score": _score(evaluate, params)}
-        extra = {name: (*before.get(name, ()), value) for name, value in now.items()}
-        kept = {"origin": before["origin"], "arguments": arguments}
-        return Progress(params, masks, step, kept | extra)
+        return Progress(params, masks, step, appended(extra, now))
 
     def advance(done):
         masks = prune_remaining(
             plan, (score or magnitude)(done.params), done.masks, (done.step + 1) / rounds
         )
-        own = done.params if (origin := done.extra["origin"]) is None else origin
-        start, key_of_round = apply_masks(own, masks), jax.random.fold_in(key, done.step + 1)
+        start = apply_masks(_rewound(done), masks)
+        key_of_round = jax.random.fold_in(key, done.step + 1)
         found = returned_params("train", start, train(start, masks, key_of_round, **later), masks)
         return record(found, masks, done.step + 1, done.extra)
 
-    done = resume
-    if done is None:
+    if resume is None:
         masks, first, origin = plan.full_masks(params), jax.random.fold_in(key, 0), None
         if rewind == "weights":
             origin = params
@@ -131,16 +128,20 @@ def iterative_prune(
                 )
         if not trained:
             params = returned_params("train", params, train(params, masks, first))
-        done = record(params, masks, 0, {"origin": origin})
+        done = record(params, masks, 0, {"arguments": arguments, "origin": origin})
         if callback is not None:
             callback(done)
     else:
+        done = resume
         check_masks_at("iterative_prune", done, params, plan, rounds)
     return run_steps("iterative_prune", done, advance, rounds, callback=callback, progress=progress)
 
 
 def ticket(progress: Progress) -> PyTree:
     """The lottery ticket of `iterative_prune`: the parameters it rewinds to, under its masks.
+
+    Raises:
+      ValueError: If the progress is that of another recipe.
 
     Example:
       >>> import jax, jax.numpy as jnp, sparsejax as sj
@@ -151,8 +152,15 @@ def ticket(progress: Progress) -> PyTree:
       >>> sj.recipes.ticket(found)["kernel"].tolist()
       [[1.0, -1.0], [0.0, 0.0]]
     """
+    if "origin" not in progress.extra:
+        raise ValueError("ticket: progress must come from sj.recipes.iterative_prune.")
+    return apply_masks(_rewound(progress), progress.masks)
+
+
+def _rewound(progress: Progress) -> PyTree:
+    """The parameters that the next round starts from, before masking."""
     origin = progress.extra["origin"]
-    return apply_masks(progress.params if origin is None else origin, progress.masks)
+    return progress.params if origin is None else origin
 
 
 def prune_remaining(plan: Plan, scores: PyTree, masks: PyTree, progress: float) -> PyTree:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Array, Key, PyTree
 from rich.progress import track
 
 from .._arguments import check_callable, check_resume
@@ -18,9 +18,9 @@ from ..masks import Plan
 @jax.tree_util.register_static
 @dataclass(frozen=True)
 class Arguments:
-    """The arguments of a run as text, by name; static, so that a `Progress` holds numbers only."""
+    """The arguments of a run by name; static, so that the leaves of a `Progress` are numbers."""
 
-    items: tuple[tuple[str, str], ...]
+    items: tuple[tuple[str, Any], ...]
 
 
 class Progress(NamedTuple):
@@ -62,13 +62,29 @@ def run_steps(
     return done
 
 
+def appended(extra: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """The records with one more value in the history of each name of `now`."""
+    return {**extra} | {name: (*extra.get(name, ()), value) for name, value in now.items()}
+
+
 def check_progress(
     what: str,
     resume: Progress | None,
     callback: Callable[[Progress], Any] | None,
-    arguments: Mapping[str, Any],
+    *,
+    plan: Plan | None = None,
+    key: Key[Array, ""] | None = None,
+    **arguments: Any,
 ) -> Arguments:
-    """The arguments as text, compared with those of the run that is resumed.
+    """The arguments of a run, compared with those of the run that is resumed.
+
+    Args:
+      what: Name of the recipe.
+      resume: As passed by the user.
+      callback: As passed by the user.
+      plan: The plan; patterns are compared by value.
+      key: The random key.
+      **arguments: Other arguments that a resumed run must share; hashable values.
 
     Raises:
       TypeError: If `resume` is not a `Progress` or the callback takes no argument.
@@ -76,18 +92,21 @@ def check_progress(
     """
     if callback is not None:
         check_callable("callback", callback, "progress")
-    now = {name: _text(value) for name, value in arguments.items()}
-    if resume is None:
-        return Arguments(tuple(now.items()))
-    check_resume("resume", resume, Progress)
-    before = dict(resume.extra["arguments"].items) if "arguments" in resume.extra else {}
-    for name in {**before, **now}:
-        if before.get(name) != now.get(name):
-            raise ValueError(
-                f"{what}: resume began with {name}={before.get(name)} and cannot continue with "
-                f"{name}={now.get(name)}; resume with the original arguments."
-            )
-    return Arguments(tuple(now.items()))
+    if plan is not None:
+        leaves = tuple((x.name, x.shape, x.pattern, x.layout.contraction) for x in plan.leaves)
+        arguments |= {"plan": leaves, "joint": plan.joint}
+    if key is not None:
+        arguments["key"] = tuple(np.asarray(jax.random.key_data(key)).tolist())
+    if resume is not None:
+        check_resume("resume", resume, Progress)
+        before = dict(resume.extra.get("arguments", Arguments(())).items)
+        for name, value in arguments.items():
+            if before.get(name) != value:
+                raise ValueError(
+                    f"{what}: resume began with {name}={before.get(name)!r} and cannot continue "
+                    f"with {name}={value!r}; resume with the original arguments."
+                )
+    return Arguments(tuple(arguments.items()))
 
 
 def check_shapes(what: str, resume: Progress, params: PyTree) -> None:
@@ -104,12 +123,3 @@ def check_shapes(what: str, resume: Progress, params: PyTree) -> None:
 
 def _shape(leaves: Mapping[str, Any], name: str) -> tuple[int, ...] | None:
     return tuple(jnp.shape(leaves[name])) if name in leaves else None
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, Plan):
-        leaves = ", ".join(f"{x.name}{list(x.shape)}: {x.pattern}" for x in value.leaves)
-        return leaves + (", compared across leaves" if value.joint else "")
-    if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
-        return f"key {np.asarray(jax.random.key_data(value)).tolist()}"
-    return repr(value)

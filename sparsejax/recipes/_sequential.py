@@ -67,9 +67,8 @@ def sequential_sparsegpt(
     """
     Plan.require("sequential_sparsegpt", plan)
     arguments = check_progress(
-        "sequential_sparsegpt", resume, callback,
-        {"plan": plan, "block": block, "damping": damping},
-    )  # fmt: skip
+        "sequential_sparsegpt", resume, callback, plan=plan, block=block, damping=damping
+    )
     batches = list(batches)
     names = _in_order(list(input_grams(model, batches[:1], call)), plan)
     model = nnx.clone(model)
@@ -88,7 +87,8 @@ def sequential_sparsegpt(
     if resume is None:
         done = Progress(params, map_named(lambda *_: None, params), 0, {"arguments": arguments})
     else:
-        check_shapes("sequential_sparsegpt", done := resume, params)
+        done = resume
+        check_shapes("sequential_sparsegpt", done, params)
     return run_steps(
         "sequential_sparsegpt", done, advance, len(names), callback=callback, progress=progress
     )

@@ -18,7 +18,7 @@ from .._arguments import (
 from ..masks import Plan, apply_masks, magnitude
 from ._average import greedy_soup, uniform_soup
 from ._iterative import check_masks_at, prune_remaining, zero_fraction
-from ._progress import Progress, check_progress, run_steps
+from ._progress import Progress, appended, check_progress, run_steps
 
 
 def sparse_model_soup(
@@ -95,10 +95,10 @@ def sparse_model_soup(
     _check(train, evaluate, recalibrate, phases, copies, settings, soup, parallel)
     check_params("sparse_model_soup", params)
     check_key("key", key)
+    # Settings may be any objects, which need not compare; their number is that of the copies.
     arguments = check_progress(
         "sparse_model_soup", resume, callback,
-        {"plan": plan, "key": key, "phases": phases, "copies": copies, "settings": settings,
-         "soup": soup},
+        plan=plan, key=key, phases=phases, copies=copies, soup=soup,
     )  # fmt: skip
     finish = (lambda p: p) if recalibrate is None else recalibrate
 
@@ -126,18 +126,14 @@ def sparse_model_soup(
             "soup_score": score(averaged) if scores else None,
             "chosen": chosen,
         }
-        extra = {name: (*done.extra[name], value) for name, value in now.items()}
-        return Progress(
-            averaged, masks, k, {"candidates": candidates, "arguments": arguments} | extra
-        )
+        extra = appended(done.extra, now) | {"candidates": candidates}
+        return Progress(averaged, masks, k, extra)
 
     if resume is None:
-        columns: dict[str, Any] = dict.fromkeys(
-            ("sparsity", "candidate_scores", "soup_score", "chosen"), ()
-        )
-        done = Progress(params, plan.full_masks(params), 0, columns)
+        done = Progress(params, plan.full_masks(params), 0, {"arguments": arguments})
     else:
-        check_masks_at("sparse_model_soup", done := resume, params, plan, phases)
+        done = resume
+        check_masks_at("sparse_model_soup", done, params, plan, phases)
     return run_steps(
         "sparse_model_soup", done, advance, phases, callback=callback, progress=progress
     )

@@ -23,7 +23,7 @@ from .._tree import map_named, named_leaves
 from ..masks import Plan, apply_masks, magnitude, plan as make_plan
 from ..patterns import NM, Unstructured
 from ._iterative import zero_fraction
-from ._progress import Progress, check_progress, check_shapes, run_steps
+from ._progress import Progress, appended, check_progress, check_shapes, run_steps
 
 
 def nested_masks(scores: PyTree, plan: Plan, sparsities: Sequence[float]) -> list[PyTree]:
@@ -149,8 +149,9 @@ def sparsity_sweep(
     check_params("sparsity_sweep", params)
     arguments = check_progress(
         "sparsity_sweep", resume, callback,
-        {"sparsities": tuple(map(float, sparsities)), "rules": rules, "patterns": patterns,
-         "joint": joint, "seeds": seeds, "key": key},
+        key=key, sparsities=tuple(map(float, sparsities)), joint=joint, seeds=seeds,
+        rules=None if rules is None else tuple(rules.items()),
+        patterns=None if patterns is None else tuple(patterns),
     )  # fmt: skip
     points = _points(params, sparsities, rules, patterns, joint, score or magnitude)
 
@@ -162,14 +163,13 @@ def sparsity_sweep(
             "scores": tuple(_one(start, masks, finetune, evaluate, key, i) for i in range(seeds)),
             "leaf_sparsity": {n: zero_fraction(m) for n, m in named_leaves(masks).items()},
         }
-        extra = {name: (*done.extra[name], value) for name, value in now.items()}
-        return Progress(start, masks, done.step + 1, {"arguments": arguments} | extra)
+        return Progress(start, masks, done.step + 1, appended(done.extra, now))
 
     if resume is None:
-        columns: dict[str, Any] = dict.fromkeys(("sparsity", "scores", "leaf_sparsity"), ())
-        done = Progress(params, None, 0, columns)
+        done = Progress(params, None, 0, {"arguments": arguments})
     else:
-        check_shapes("sparsity_sweep", done := resume, params)
+        done = resume
+        check_shapes("sparsity_sweep", done, params)
     return run_steps(
         "sparsity_sweep", done, advance, len(points), callback=callback, progress=progress
     )

@@ -141,6 +141,7 @@ def _fits(leaf: Any) -> str:
 
 
 def change(dense: int, sparse: int) -> str:
+    """`dense → sparse`, once if they are equal; empty if there is nothing."""
     if not dense:
         return ""
     return short(dense) if dense == sparse else f"{short(dense)} → {short(sparse)}"

@@ -303,8 +303,25 @@ def test_only_the_same_run_is_resumed(together):
     with pytest.raises(ValueError, match="layer_0/bias has shape"):
         wide = jax.tree.map(lambda x: x[:2], PARAMS)
         recipes.iterative_prune(wide, keep, plan(**options), key=KEY, rounds=2, resume=done)
+    with pytest.raises(ValueError, match="ticket: progress must come from"):
+        recipes.ticket(recipes.Progress(PARAMS, done.masks, 2, {}))
     with pytest.raises(ValueError, match="after 1 of 2 steps.*belong to different runs"):
         run(plan(**options), rounds=2, resume=done._replace(step=1))
+
+
+def test_plans_are_compared_by_value():
+    """Printed arrays of labels are abridged: two of them may look alike."""
+    params = {"kernel": jax.random.normal(KEY, (50, 40))}
+    labels = np.arange(2000).reshape(50, 40) % 7
+    other = labels.copy()
+    other[25, [20, 21]] = other[25, [21, 20]]
+    keep = lambda params, masks, key: sj.masks.apply_masks(params, masks)  # noqa: E731
+    plan_of = lambda labels: sj.plan(params, sj.Groups(labels, 0.5))  # noqa: E731
+    run = partial(recipes.iterative_prune, params, keep, key=KEY, rounds=1)
+    done = run(plan_of(labels))
+    assert same(run(plan_of(labels.copy()), resume=done), done)
+    with pytest.raises(ValueError, match="began with plan="):
+        run(plan_of(other), resume=done)
 
 
 def test_counts_fractions_keys_and_results_of_another_type():
