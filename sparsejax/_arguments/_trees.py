@@ -94,8 +94,7 @@ def check_params(what: str, params: PyTree) -> None:
         if other or isinstance(x, nnx.Module):
             raise TypeError(
                 f"{what}: params holds {name_of(path) or 'a module'}, a {type(x).__name__} and "
-                "not an "
-                "nnx.Param, which would be trained as a weight. Split the model: "
+                "not an nnx.Param, which would be trained as a weight. Split the model: "
                 "graphdef, params, rest = nnx.as_pure(nnx.split(model, nnx.Param, ...)); and in "
                 "the loss model = nnx.merge(graphdef, params, rest)."
             )

@@ -122,8 +122,7 @@ def _loaded(file: pathlib.Path) -> dict[str, Any]:
     except (OSError, ValueError, TypeError, AttributeError) as error:
         warnings.warn(
             f"{file} is not a table of measurements and is ignored ({error}); delete it or run "
-            "`tune` "
-            "again.",
+            "`tune` again.",
             stacklevel=2,
         )
         return {}

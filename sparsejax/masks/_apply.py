@@ -98,8 +98,9 @@ def straight_through(
         return jnp.where(mask, w, _pruned(w, jnp.asarray(pruned_scale, wide), full))
 
     def straight(params):
-        plan = masks if isinstance(masks, Plan) else None
-        now = plan.masks(magnitude(jax.lax.stop_gradient(params))) if plan else masks
+        now = masks
+        if isinstance(masks, Plan):
+            now = masks.masks(magnitude(jax.lax.stop_gradient(params)))
         return _map_masked("straight_through", see, params, now)
 
     return map_params(params, straight)

@@ -25,8 +25,7 @@ def redistributed(allocate: Allocation, chosen: Mapping[str, PlannedLeaf]) -> di
         raise ValueError(
             f"plan: the allocation zeroes {requested:,.0f} entries where the patterns require "
             f"{exact:,.0f}; an allocation must keep the total, as sj.masks.erk does. Pass "
-            "patterns of "
-            "the intended sparsity."
+            "patterns of the intended sparsity."
         )
     kept = _largest_remainder(
         {name: units[name] * (1 - sparsities[name]) for name in free},

@@ -139,8 +139,7 @@ def _checked(probabilities, labels) -> tuple[jax.Array, jax.Array]:
         if first < 0 or last >= p.shape[1]:
             raise ValueError(
                 f"labels must be in 0 to {p.shape[1] - 1} for probabilities of {p.shape[1]} "
-                "classes, got "
-                f"{first} to {last}."
+                f"classes, got {first} to {last}."
             )
     if known(p):
         low, high = float(np.asarray(p).min()), float(np.asarray(p).max())

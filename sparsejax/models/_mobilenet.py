@@ -297,8 +297,7 @@ def cache_aware_width(cache_bytes: int, strip: int = 16, dtype: DTypeLike | None
     if strip < 1 or cache_bytes < strip * itemsize:
         raise ValueError(
             f"cache_aware_width(cache_bytes={cache_bytes}, strip={strip}): the cache must hold at "
-            "least "
-            f"one channel of a strip, as in cache_aware_width(32 * 1024, 16)."
+            f"least one channel of a strip, as in cache_aware_width(32 * 1024, 16)."
         )
     return cache_bytes // (strip * itemsize)
 

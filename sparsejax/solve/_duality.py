@@ -62,8 +62,7 @@ def default_tol(tol: float | None, dtype: Any) -> float:
     if single and tol < 5e-6:
         raise ValueError(
             f"tol={tol} is below the resolution of float32 (5e-6 of the objective at 0); pass X "
-            "and y "
-            "in float64 under jax.enable_x64(True)."
+            "and y in float64 under jax.enable_x64(True)."
         )
     return tol
 
