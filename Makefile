@@ -13,7 +13,7 @@ quickstart: $(STAMP)  ## train sparse networks on real data and show the result
 test: lint  ## lint, type check, floors, tests and doctests
 	$(BIN)/python -m pytest -n 2 -m "not slow and not notebook and not gpu and not tpu and not aot" --durations=15
 
-test-slow: $(STAMP)  ## the tests that take minutes
+test-slow: $(STAMP)  ## the other tests: whole tables, and what takes long
 	$(BIN)/python -m pytest -n 2 -m slow
 
 test-notebooks: $(STAMP)  ## run every notebook from the top

@@ -14,6 +14,7 @@ os.environ["XLA_FLAGS"] = " ".join(
         # Tests compile far more than they compute. The newer emitters of fusions take longer, and
         # there is another way only before JAX 0.11.
         "--xla_backend_optimization_level=0",
+        "--xla_cpu_parallel_codegen_split_count=1",
         "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters",
     ]
 )
@@ -37,8 +38,12 @@ from jaxtyping import install_import_hook  # noqa: E402
 install_import_hook("sparsejax", "beartype.beartype")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Notebooks take longest and so come first: no worker is left with one at the end."""
+    """Notebooks take longest and so come first; examples of single subjects are slow tests."""
+    for item in items:
+        if item.nodeid.startswith("sparsejax/contrib/"):
+            item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: "test_notebooks" not in item.nodeid)
 
 
@@ -49,11 +54,13 @@ def pytest_collection_finish():
 
 
 @pytest.fixture(scope="module", autouse=True)
-def nothing_compiled_stays():
-    """Each module frees what it compiled: all of it together is more than a process may map."""
+def what_is_compiled_fits():
+    """Free what was compiled before it is more than a process may map (65530 areas in Linux)."""
     yield
-    jax.clear_caches()
-    gc.collect()
+    maps = pathlib.Path("/proc/self/maps")
+    if not maps.exists() or maps.read_bytes().count(b"\n") > 30_000:
+        jax.clear_caches()
+        gc.collect()
 
 
 def pytest_unconfigure():

@@ -206,6 +206,7 @@ def test_selector():
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_penalty():
     v = jnp.array([3.0, -1.0])
     found = solve.proximal_gradient(lambda w: jnp.sum((w - v) ** 2) / 2, Quartic(0.5), v)

@@ -88,6 +88,7 @@ def check(model, plan, masks, run):
     assert sum(isinstance(x, sj.formats.Matrix) for x in compressed) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frame", FRAMES)
 def test_trees(frame):
     make, run = FRAMES[frame]

@@ -182,6 +182,7 @@ def test_functions_observe_the_inputs_of_their_kernels():
     assert sj.nn.observe("w", X) is X
 
 
+@pytest.mark.slow
 def test_the_kernels_of_a_mobilenet_have_grams():
     net = sj.models.mobilenet_v1(3, 10, width=0.25, rngs=nnx.Rngs(0))
     images = jax.random.normal(jax.random.key(1), (1, 3, 32, 32))

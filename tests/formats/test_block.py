@@ -22,6 +22,7 @@ def blocks_of(stored, seed=0):
 patterns = hnp.arrays(bool, GRID, elements=st.booleans())
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(patterns)
 def test_round_trip_lists_and_transpose(stored):
@@ -98,6 +99,7 @@ def test_numbers():
     assert repr(packed) == "BlockArray(blocks=2x3, slots=1, shape=(8, 9), dtype=float32)"
 
 
+@pytest.mark.slow
 def test_stacks_vmaps_scans_and_traces_abstractly():
     patterns = np.random.default_rng(0).random((3, *GRID)) < 0.5
     w = jnp.stack([blocks_of(stored, i) for i, stored in enumerate(patterns)])

@@ -49,6 +49,7 @@ def test_products_and_gradients(name, rows):
                 np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_sums_of_any_two():
     x = jax.random.normal(KEYS[4], (3, 8))
     for name, w in SUMS.items():
@@ -62,6 +63,7 @@ def test_sums_of_any_two():
         assert all(np.any(g) or not g.size for g in floats(grads.trainable)), name
 
 
+@pytest.mark.slow
 def test_stacked_vmapped_and_jitted():
     a, b = jax.random.normal(KEYS[2], (3, 8, 2)), jax.random.normal(KEYS[3], (3, 2, 6))
     ws = jax.random.normal(KEYS[0], (3, 8, 6))
@@ -114,6 +116,7 @@ def test_save_and_load(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, back, tree)
 
 
+@pytest.mark.slow
 def test_mistakes():
     with pytest.raises(ValueError, match=r"LowRank.*\(4, 2\).*\(3, 5\)"):
         LowRank(jnp.ones((4, 2)), jnp.ones((3, 5)))

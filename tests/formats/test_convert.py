@@ -23,6 +23,7 @@ def block_array():
     return BlockArray.fromdense(jnp.asarray(w, jnp.float32), 2, slots=3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("export", [to_bcoo, to_bcsr, to_scipy])
 def test_round_trips(export):
     for w, back in ((nm_array(), dict(nm=(2, 4))), (block_array(), dict(block=2))):
@@ -89,6 +90,7 @@ RULES = {
 }
 
 
+@pytest.mark.slow
 def test_compress_a_tree():
     tree = params()
     plan = sj.plan(tree, RULES)
@@ -114,6 +116,7 @@ def test_compress_with_masks_of_its_own():
         sj.compress(tree, sj.plan(tree, sj.NM(2, 4)), {"kernel": jnp.ones((4, 2), bool)})
 
 
+@pytest.mark.slow
 def test_compress_the_parameters_of_a_module():
     params = nnx.to_pure_dict(nnx.state(nnx.Linear(8, 4, rngs=nnx.Rngs(0)), nnx.Param))
     stages = sj.patterns.nm_stages("stepwise", 1, 4)

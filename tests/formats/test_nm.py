@@ -30,6 +30,7 @@ def few_floats(shape):
     return hnp.arrays(np.float32, shape, elements=st.sampled_from(values))
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(few_floats((9, 3)), st.sampled_from(PATTERNS))
 def test_keeps_the_largest_and_the_lowest_of_ties(w, nm):
@@ -121,6 +122,7 @@ def test_numbers():
     assert repr(jax.tree.map(lambda _: None, packed)) == "NMArray(...)"
 
 
+@pytest.mark.slow
 def test_stacks_jits_vmaps_scans_and_traces_abstractly():
     w = jnp.asarray(np.random.default_rng(0).normal(size=(3, 6, 4)), jnp.float32)
     stack = NMArray.fromdense(w, 2, 4)
@@ -171,6 +173,7 @@ def test_not_a_matrix_of_floats():
         NMArray.fromdense(jnp.ones(8), 2, 4)
 
 
+@pytest.mark.slow
 def test_a_mask_that_is_known_is_checked_where_the_matrix_is_traced():
     w = jnp.arange(1.0, 17.0).reshape(8, 2)
     mask = w % 4 < 2

@@ -33,6 +33,7 @@ def assert_same(got, want):
         assert a.dtype == b.dtype and (np.asarray(a) == np.asarray(b)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_safetensors_round_trip(tmp_path, dtype):
     want = tree(dtype)

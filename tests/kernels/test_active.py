@@ -127,6 +127,7 @@ def test_ffn_and_its_gradients(name, form):
         assert_close(got, want, 1e-4)
 
 
+@pytest.mark.slow
 def test_second_derivatives():
     s, x, (w, *_), mask = make("one of 3, units of 2", tokens=1, d=2)
     mask = jnp.asarray(mask[..., None], jnp.float32)
@@ -153,6 +154,7 @@ def test_every_bucket_gives_the_same(count):
     assert count or (np.asarray(y) == 0).all()
 
 
+@pytest.mark.slow
 def test_vmap_over_sets_is_a_set_per_token():
     s, x, (up, down, _), _ = make("by token")
     together = active_ffn(x, up, down, s)
@@ -160,6 +162,7 @@ def test_vmap_over_sets_is_a_set_per_token():
     assert_close(jax.vmap(one)(x, s), together)
 
 
+@pytest.mark.slow
 def test_builders():
     score = jnp.array([[0.0, 3.0, 1.0, 3.0, jnp.nan], [5.0, 0.0, 5.0, 5.0, 1.0]])
     top = sj.select.TopK(2).set(score)
@@ -239,6 +242,7 @@ def test_what_is_not_finite_in_unused_places_changes_nothing(implementation, val
     assert (h[:, unused] == 0).all() and jnp.isfinite(h).all()
 
 
+@pytest.mark.slow
 def test_weights_that_are_not_finite_are_not_met_where_inactive():
     used = np.isin(np.arange(40), [5, 17])
     s = sj.select.ActiveSet.from_mask(jnp.asarray(used)[None], 8, union=True)
@@ -271,6 +275,7 @@ HARDWARE = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, platform, dtype, size, d", HARDWARE)
 def test_kernels(name, platform, dtype, size, d):
     rng = np.random.default_rng(0)

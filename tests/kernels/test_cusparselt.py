@@ -55,6 +55,7 @@ def on_the_host(compiled, monkeypatch):
 product = partial(sj.matmul, implementation="cusparselt")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(5, 16, 32), (16, 64, 16), (40, 48, 80)])
 def test_the_product(on_the_host, shape):
     x, w = case(*shape)
@@ -68,6 +69,7 @@ def test_the_product(on_the_host, shape):
     assert sj.kernels.explain(x, w, "cusparselt") == "cusparselt: cuSPARSELt"
 
 
+@pytest.mark.slow
 def test_gradients_stacks_and_the_other_format(on_the_host):
     x, w = case(3, 128, 64)
     packed = TensorCoreArray.fromnm(w)
@@ -89,6 +91,7 @@ def test_what_fails_in_the_library_is_raised(compiled):
         jax.block_until_ready(call(dense))
 
 
+@pytest.mark.slow
 def test_not_chosen_when_the_probe_fails(on_the_host, monkeypatch):
     monkeypatch.setattr(_cusparselt, "multiplied", lambda x, packed, columns: x[:, :1] * packed[0])
     x, w = case(5, 16, 16)

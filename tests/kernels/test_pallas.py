@@ -228,6 +228,7 @@ def test_compiles_for_the_h200(case):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_hardware_that_is_not_there_is_told_or_passed_over(name):
     x, w = TILED[0].make(jnp.bfloat16)

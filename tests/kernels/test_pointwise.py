@@ -37,6 +37,7 @@ def test_pointwise_is_the_convolution(b, size):
                                atol=1e-5)  # fmt: skip
 
 
+@pytest.mark.slow
 def test_gradients_are_those_of_the_convolution():
     w, x = masked((6, 8), sj.Block((1, 4), 0.5)), jax.random.normal(KEY, (2, 6, 3, 5))
     stored = sj.formats.BlockArray.fromdense(w, (1, 4))
@@ -52,6 +53,7 @@ def test_gradients_are_those_of_the_convolution():
     np.testing.assert_allclose(found[1].values, stored.take(expected[1]), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("window", "strides", "padding"), [((3, 3), (1, 1), "SAME"), ((3, 2), (2, 1), "VALID")]
 )
@@ -65,6 +67,7 @@ def test_group_conv_is_the_convolution(window, strides, padding):
     np.testing.assert_allclose(y, convolution(x, params["kernel"], strides, padding), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_group_conv_against_scipy():
     pattern = sj.Block((9, 2), 0.5, axis=(2, 0, 1))
     kernel = masked((3, 3, 3, 4), pattern)

@@ -57,6 +57,7 @@ def test_the_model_of_the_instruction_multiplies_what_was_packed(shape):
     np.testing.assert_allclose(got.T, x @ in_double(w), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_unused_slots_and_shared_patterns_are_packed_validly():
     # The model asserts that no pair of indices is one of the invalid.
     rng = np.random.default_rng(0)
@@ -174,6 +175,7 @@ def as_if_on_hopper(monkeypatch):
     jax.clear_caches()
 
 
+@pytest.mark.slow
 def test_the_probe_runs_the_kernel_itself_while_something_is_traced(as_if_on_hopper):
     x, w = case(100, 128, 64)
     with pytest.raises(NotImplementedError, match="Only interpret mode is supported on CPU"):

@@ -80,6 +80,7 @@ def test_leaves_without_a_mask_pass_and_mistakes_are_named():
         sj.masks.straight_through(W, M, pruned_gradient="half")
 
 
+@pytest.mark.slow
 def test_straight_through_has_all_derivatives():
     w, m = jnp.array([1.0, 2.0]), jnp.array([True, False])
 

@@ -56,6 +56,7 @@ def synflow_by_hand(params, rounds, density):
     return masks
 
 
+@pytest.mark.slow
 def test_synflow_keeps_all_layers_alive_where_one_round_does_not():
     params = network([20, 30, 30, 5])
     plan = sj.plan(params, sj.Unstructured(0.98), allocate=sj.masks.joint)
@@ -104,6 +105,7 @@ def test_fisher_takes_the_second_moments_of_adam():
     np.testing.assert_allclose(scores["kernel"], [[0.1 * 4.0, 4.0 * 0.1]], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_learned_threshold_has_the_gradients_of_its_paper():
     w = jax.random.normal(jax.random.key(0), (5, 4))
     s, g = jnp.array(-0.5), jax.random.normal(jax.random.key(1), (5, 4))

@@ -47,6 +47,7 @@ def test_reliability_ece_and_mce_against_a_loop(bins):
     )
 
 
+@pytest.mark.slow
 def test_bins_are_closed_on_the_right():
     p = np.array([[0.5, 0.5], [1.0, 0.0]], np.float32)
     curve = metrics.reliability(p, np.array([0, 0]), bins=4)

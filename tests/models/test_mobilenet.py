@@ -35,6 +35,7 @@ def count(make):
     return sum(int(np.prod(leaf.shape)) for leaf in leaves.values())
 
 
+@pytest.mark.slow
 def test_sizes_are_those_of_the_papers():
     # Keras: MobileNet 4,231,976 and MobileNetV2 3,504,872 trainable parameters, 1000 classes.
     v1 = count(lambda: sj.models.mobilenet_v1(3, 1000, rngs=nnx.Rngs(0)))
@@ -71,6 +72,7 @@ def reference(model, x):
     return y.mean((1, 2)) @ value(model.classifier.kernel) + value(model.classifier.bias)
 
 
+@pytest.mark.slow
 def test_agrees_with_the_channel_last_network(images):
     model = small_v2()
     model.train()
@@ -82,6 +84,7 @@ def test_agrees_with_the_channel_last_network(images):
     )
 
 
+@pytest.mark.slow
 def test_compressed_network_computes_the_masked_one(images):
     model = small_v2()
     model.eval()
@@ -103,6 +106,7 @@ def test_cache_aware_network_is_narrower_inside():
         sj.models.cache_aware_width(16, 16)
 
 
+@pytest.mark.slow
 def test_flops_of_the_compressed_network(images):
     """2 nnz per pixel of a 1x1 convolution."""
     model = small_v2()

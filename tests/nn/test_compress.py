@@ -62,6 +62,7 @@ RULES = {
 }
 
 
+@pytest.mark.slow
 def test_every_layer():
     model = Block(nnx.Rngs(0))
     plan = sj.plan(model, RULES)
@@ -99,6 +100,7 @@ def test_fine_tuning_a_compressed_model():
     assert losses[-1] < 0.5 * losses[0]
 
 
+@pytest.mark.slow
 def test_layers_stacked_by_vmap():
     @nnx.vmap(in_axes=0, out_axes=0)
     def make(rngs):
@@ -147,6 +149,7 @@ def test_what_cannot_be_compressed_is_dense_and_right(layer, pattern):
     np.testing.assert_allclose(fast(x), masked(layer, plan)(x), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_masks_from_training():
     model = two_layers()
     plan = sj.plan(model, {"layers/0/kernel": sj.NM(2, 4)})
@@ -196,6 +199,7 @@ def test_tied_kernels_stay_tied():
     np.testing.assert_allclose(fast(x), x @ kernel @ kernel, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_what_is_compressed_is_not_compressed_again():
     model = nnx.Sequential(nnx.Linear(8, 8, rngs=nnx.Rngs(0)), nnx.Linear(8, 4, rngs=nnx.Rngs(0)))
     rules = {"layers/0/kernel$": sj.NM(2, 4)}

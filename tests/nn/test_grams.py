@@ -20,6 +20,7 @@ class Model(nnx.Module):
         return self.mix(y.reshape(*y.shape[:-1], 2, 4))
 
 
+@pytest.mark.slow
 def test_of_every_linear_layer():
     model = Model(nnx.Rngs(0))
     batches = [jax.random.normal(jax.random.key(i), (2, 3, 6)) for i in range(3)]

@@ -18,6 +18,7 @@ def layer_of(pattern, **options):
     return sj.nn.SparseLinear(16, 12, pattern, rngs=nnx.Rngs(0), **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pattern", PATTERNS.values(), ids=PATTERNS)
 def test_forward_is_that_of_the_dense_matrix(pattern):
     layer = layer_of(pattern)
@@ -65,6 +66,7 @@ def test_training_moves_values_and_keeps_the_pattern(pattern):
         assert (after.values[~np.asarray(after.used)] == 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pattern", PATTERNS.values(), ids=PATTERNS)
 def test_stacked_layers_vmap_and_scan(pattern):
     @nnx.vmap(in_axes=0, out_axes=0)

@@ -31,6 +31,7 @@ def largest(scores, kept):
     return mask.reshape(scores.shape)
 
 
+@pytest.mark.slow
 def test_movement():
     params = params_of()
     plan = sj.plan(params, sj.Unstructured(0.6))
@@ -89,6 +90,7 @@ def test_soft_movement_keeps_to_no_pattern_and_starts_dense():
         sj.optim.soft_movement(sj.plan(params, sj.Unstructured(0.5)), 0.5)
 
 
+@pytest.mark.slow
 def test_top_kast():
     params = params_of()
     forward, backward = (sj.plan(params, sj.Unstructured(x)) for x in (0.8, 0.5))
@@ -254,6 +256,7 @@ def test_a_switch_to_dense_resets_every_moment():
     assert all(bool(jnp.all(m == 1)) for m in jax.tree.leaves(trace))
 
 
+@pytest.mark.slow
 def test_keys_and_counters_beside_the_parameters():
     params = {"kernel": jnp.arange(12.0).reshape(4, 3), "key": jax.random.key(0), "n": jnp.array(3)}
     plan = sj.plan(params, {"kernel": sj.Unstructured(0.5)})

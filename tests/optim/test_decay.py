@@ -84,6 +84,7 @@ def test_stages_start_where_the_paper_says():
         assert float(fraction(t)) == pytest.approx(stage / 5)
 
 
+@pytest.mark.slow
 def test_sdgf_tightens_the_pattern_over_the_run():
     params = {"kernel": jax.random.normal(jax.random.key(0), (16, 4))}
     plan = sj.plan(params, sj.patterns.nm_stages("stepwise", 1, 8))

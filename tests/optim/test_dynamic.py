@@ -49,6 +49,7 @@ def rigl_by_hand(w, mask, steps, every, end, alpha, rate, momentum):
         yield w, mask, m
 
 
+@pytest.mark.slow
 def test_rigl_equals_the_paper_step_by_step():
     params = params_of()
     tx = sj.optim.rigl(optax.sgd(0.1, 0.9), plan_of(), key=jax.random.key(0), end=13, every=3)
@@ -102,6 +103,7 @@ def test_invariants_under_any_optimizer(make, optimizer):
                     np.testing.assert_array_equal(np.asarray(moment)[new], 0)
 
 
+@pytest.mark.slow
 def test_set_grows_uniformly_among_the_inactive():
     params = params_of()
     grown = np.zeros(SHAPE)
@@ -136,6 +138,7 @@ def test_a_zero_gradient_still_grows_by_index():
         assert int(sj.get_masks(state)["kernel"].sum()) == 30
 
 
+@pytest.mark.slow
 def test_blocks_and_stacked_layers_move_as_units():
     params = {"kernel": jax.random.normal(jax.random.key(0), (3, 8, 8))}
     plan = sj.plan(params, {"kernel": sj.Block((2, 2), 0.5, stacked=1)})
@@ -161,6 +164,7 @@ def test_bad_input():
         sj.optim.sparse_evolution(optax.sgd(0.1), together, key=jax.random.key(0), end=9)
 
 
+@pytest.mark.slow
 def test_no_fraction_changes_the_sparsity():
     params = {"kernel": jax.random.normal(jax.random.key(0), (8, 8))}
     plan = sj.plan(params, sj.Unstructured(0.75))
@@ -177,6 +181,7 @@ def test_no_fraction_changes_the_sparsity():
         )
 
 
+@pytest.mark.slow
 def test_half_way_the_cosine_drops_the_number_of_the_formula():
     """0.3 / 2 of 20 is 3, and in float32 a little less."""
     params = {"kernel": jax.random.normal(jax.random.key(0), (40, 1))}

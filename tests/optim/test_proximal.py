@@ -147,6 +147,7 @@ def test_bad_input():
         tx.update(params, tx.init(params))
 
 
+@pytest.mark.slow
 def test_add_penalty_is_the_gradient_of_loss_plus_penalty():
     params = {"a": {"scale": jnp.array([1.0, -0.5, 0.0])}, "b": {"scale": jnp.array([2.0])}}
     grads = jax.tree.map(jnp.ones_like, params)

@@ -196,6 +196,7 @@ def test_view_keeps_dense_weights_and_moves_batch_statistics():
     np.testing.assert_allclose(sj.masks.straight_through(model, plan)(x), masked(x), rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wide, narrow", [(jnp.float32, jnp.bfloat16), (jnp.bfloat16, jnp.float32)])
 def test_zeros_are_exact_whatever_the_dtype_of_the_updates(wide, narrow):
     params = {"kernel": jax.random.normal(jax.random.key(0), (8, 8), wide)}

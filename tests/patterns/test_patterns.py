@@ -170,6 +170,7 @@ def test_jit_vmap_and_dtypes(pattern, dtype):
     np.testing.assert_array_equal(both[0], eager)
 
 
+@pytest.mark.slow
 def test_masks_agree_between_float32_and_float64():
     with jax.enable_x64(True):
         x = jnp.abs(jnp.asarray(RNG.normal(size=(40, 8))))
@@ -178,6 +179,7 @@ def test_masks_agree_between_float32_and_float64():
             np.testing.assert_array_equal(sj.masks.topk(x, pattern, jnp.float64(1.0)), expected)
 
 
+@pytest.mark.slow
 def test_stages_follow_the_fraction():
     stages = sj.patterns.nm_stages("geometric", 1, 8, stages=3)
     assert [(p.n, p.m) for p in stages.patterns] == [(4, 32), (2, 16), (1, 8)]
@@ -318,5 +320,6 @@ def test_filter_groups_take_kernels():
         sj.patterns.filter_groups((4,), 2)
 
 
+@pytest.mark.slow
 def test_one_number_makes_square_blocks():
     assert sj.Block(4, 0.5) == sj.Block((4, 4), 0.5)

@@ -73,6 +73,7 @@ def test_conjugate_values_certify_the_operator(penalty):
             assert prox.fenchel_young_gap(penalty, 0.8 * v + 0.05 * x, x, step) > 1e-4
 
 
+@pytest.mark.slow
 def test_moreau_envelope_has_the_right_derivatives():
     """Of first and second order, in the point, the strength and the smoothing."""
     with jax.enable_x64(True):
@@ -112,6 +113,7 @@ def test_masked_leaves_the_rest_alone():
     same(out["kernel"], prox.l1(1.0).prox(X))
 
 
+@pytest.mark.slow
 def test_separable_sum_and_nested():
     tree = {"a": {"kernel": X, "bias": X[0]}, "b": X[1]}
     every = prox.separable_sum(prox.l1(0.5))
@@ -136,6 +138,7 @@ def test_separable_sum_and_nested():
     assert jnp.min(jax.vmap(objective)(sparse)) >= objective(u) - 1e-5
 
 
+@pytest.mark.slow
 def test_bare_operators_at_their_thresholds():
     x = jnp.array([-2.0, -1.0, 0.0, 1.0, 2.0, 5.0])
     assert prox.soft_threshold(x, 1.0).tolist() == [-1, 0, 0, 0, 1, 4]
@@ -163,6 +166,7 @@ def test_at_the_threshold_zero_wins(penalty, threshold):
     assert at(threshold * (1 + 2e-6)) > 0
 
 
+@pytest.mark.slow
 def test_infinities():
     inf = jnp.array([jnp.inf, -jnp.inf, 1.0])
     for penalty in (
@@ -263,6 +267,7 @@ def test_errors_name_what_is_wrong(make, error, message):
         make()
 
 
+@pytest.mark.slow
 def test_traced_numbers_are_not_checked():
     """Where nothing is known nothing is refused."""
     out = jax.jit(lambda s: prox.scad(s, 3.7 + s).prox(jnp.ones(2)))(0.5)

@@ -15,6 +15,7 @@ def same(a, b):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-6, atol=1e-7), a, b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make",
     [
@@ -45,6 +46,7 @@ def test_axes_labels_and_trees_mean_the_same(make):
         jax.jit(lambda labels: make(groups=labels).prox(X))(COLUMNS)
 
 
+@pytest.mark.slow
 def test_group_lasso_weights():
     """By default the root of the size; 0 leaves a group alone; scalars mean all."""
     labels = np.array([0, 0, 0, 1])
@@ -74,6 +76,7 @@ def test_index_lists():
     assert prox.group_lasso(0.5, groups=[0, 1, 0]).partition.num_groups == 2
 
 
+@pytest.mark.slow
 def test_huge_and_tiny_groups_side_by_side():
     x = np.array([[1e30, 1e-20], [-1e30, 1e-20], [1e-30, 0]], np.float32)
     u = prox.group_lasso(1e-22, axis=0, weights=1.0).prox(x)
@@ -227,6 +230,7 @@ def test_subdiff_distance_is_said_to_be_missing():
         prox.slope(jnp.ones(6)).subdiff_distance(X, X)
 
 
+@pytest.mark.slow
 def test_norms_of_constants():
     """XLA folds what is known at compile time, in another order of operations."""
     with jax.enable_x64(True):

@@ -246,6 +246,7 @@ def test_total_variation_by_its_dual(scale, m):
     np.testing.assert_allclose(single.mean(1), w.mean(1), atol=1e-5 * scale)
 
 
+@pytest.mark.slow
 def test_total_variation_of_short_and_long_sequences():
     penalty = prox.total_variation(1.0)
     assert penalty.prox(jnp.zeros((2, 0))).shape == (2, 0)
@@ -262,6 +263,7 @@ def subsets(n, k):
     return [list(s) for r in range(k + 1) for s in itertools.combinations(range(n), r)]
 
 
+@pytest.mark.slow
 def test_hard_counts_by_enumeration():
     """Best over all supports of at most k; of ties the one of lowest indices."""
     rng = np.random.default_rng(9)
@@ -349,6 +351,7 @@ def test_sparse_group_lasso_by_its_optimality_conditions():
         assert np.all(np.abs(w[v == 0]) <= a + 1e-12)
 
 
+@pytest.mark.slow
 def test_planes_by_the_variational_inequality():
     """`<x - p, z - p> <= 0` for every z in the set."""
     rng = np.random.default_rng(14)
@@ -373,6 +376,7 @@ def test_planes_by_the_variational_inequality():
     np.testing.assert_allclose(dependent.prox(x), simple.prox(x), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(5, 3), (3, 5), (2, 4, 4)])
 def test_singular_values(shape):
     x = np.random.default_rng(15).normal(size=shape)

@@ -67,6 +67,7 @@ def oracle(rounds, sparsity, together):
     return trained, as_tree()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("together", [True, False])
 def test_lottery_tickets_are_those_of_a_plain_loop(together):
     chosen = plan(allocate=sj.masks.joint if together else None)
@@ -84,6 +85,7 @@ def test_lottery_tickets_are_those_of_a_plain_loop(together):
     assert zeros == sum(leaf.zeros for leaf in chosen.leaves)
 
 
+@pytest.mark.slow
 def test_masks_are_nested_and_zeros_exact():
     seen = []
     recipes.iterative_prune(
@@ -108,6 +110,7 @@ def test_leaves_of_different_sparsity_are_each_geometric():
     assert int(masks["layer_1"]["kernel"].sum()) == 32
 
 
+@pytest.mark.slow
 def test_rewinding_to_a_step():
     found = recipes.iterative_prune(PARAMS, stepwise, plan(), key=KEY, rounds=1, rewind_step=5)
     full = plan().full_masks(PARAMS)
@@ -157,6 +160,7 @@ def test_a_trained_network_is_not_trained_first():
     assert len(calls) == 2 and len(found.extra["sparsity"]) == 3
 
 
+@pytest.mark.slow
 def test_training_under_masks_is_that_of_a_plain_loop():
     masks = plan().masks(sj.masks.magnitude(PARAMS))
     found = train(PARAMS, masks, KEY)

@@ -35,6 +35,7 @@ def by_hand(model):
     return first["kernel"], last["kernel"]
 
 
+@pytest.mark.slow
 def test_each_layer_sees_the_pruned_ones_before_it_also_after_a_kill():
     model, seen = Network(), []
     run = partial(recipes.sequential_sparsegpt, model, [X], sj.plan(model, sj.NM(2, 4)))

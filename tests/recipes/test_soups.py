@@ -23,6 +23,7 @@ def with_decay(params, masks, key, decay):
     return recipes.train_masked(params, masks, loss, tx, DATA, steps=STEPS, key=key, batch_size=32)
 
 
+@pytest.mark.slow
 def test_one_copy_is_iterative_pruning_bit_for_bit():
     # The keys differ, so training must not use them here.
     fixed = lambda params, masks, key: train(params, masks, KEY)  # noqa: E731

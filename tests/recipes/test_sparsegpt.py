@@ -122,6 +122,7 @@ def test_wanda_prunes_the_same_number_of_inputs_of_each_output():
     np.testing.assert_allclose(again["kernel"], scores["kernel"], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_kernels_with_heads_are_seen_as_matrices():
     w = jax.random.normal(jax.random.key(0), (4, 8, 6))  # (heads, head_dim, out)
     x = jnp.asarray(inputs_of(32), jnp.float32)

@@ -13,6 +13,7 @@ KEY = jax.random.key(3)
 GRID = [0.0, 0.3, 0.55, 0.9, 0.999, 1.0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("together", [True, False])
 def test_masks_of_one_order_are_those_of_the_plan(together):
     allocate = sj.masks.joint if together else None

@@ -62,6 +62,7 @@ def test_training():
         reporting.plot_training(history, {"accuracy": [0.1, 0.2]})
 
 
+@pytest.mark.slow
 def test_reliability():
     p = jax.nn.softmax(3 * jax.random.normal(jax.random.key(0), (200, 4)))
     curve = metrics.reliability(p, jnp.arange(200) % 4)

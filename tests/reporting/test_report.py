@@ -42,6 +42,7 @@ def pruned():
     return model, masks, plan
 
 
+@pytest.mark.slow
 def test_the_counts(pruned):
     model, masks, plan = pruned
     found = report(model, masks, plan, example=jnp.zeros((2, 5), int))
@@ -244,6 +245,7 @@ def test_a_compressed_matrix_is_read_in_the_shape_of_its_kernel():
     assert not found.findings
 
 
+@pytest.mark.slow
 def test_compressed_models_count_as_their_masked_ones():
     class Attention(nnx.Module):
         def __init__(self, rngs):

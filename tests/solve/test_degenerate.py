@@ -122,6 +122,7 @@ def test_without_strength_it_is_least_squares_or_ridge(solver):
     assert part[4] == 0
 
 
+@pytest.mark.slow
 def test_strengths_that_cannot_be_seen_are_told_in_the_result():
     strengths = jnp.array([0.3, -0.3, jnp.nan])
     found = jax.vmap(lambda strength: solve.lasso(X, Y, strength).result)(strengths)
@@ -144,6 +145,7 @@ def test_gaps_are_told_for_what_is_not_allowed():
         solve.max_strength(X, Y, weights=jnp.zeros(5))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "choose", [unmixing.spa, unmixing.pure_pixels, lambda p, k: unmixing.vca(p, k, key=KEY)]
 )
@@ -155,6 +157,7 @@ def test_endmembers_are_found_in_any_units_and_are_distinct(choose):
     assert choose((MIXED * 100).astype(int), 3).shape == (3,)
 
 
+@pytest.mark.slow
 def test_shares_and_codes_of_integers_and_of_any_size():
     expected = unmixing.fcls(MIXED, SPECTRA, weight=0.0)
     for size in (1e-20, 1e20):
@@ -171,6 +174,7 @@ def test_shares_and_codes_of_integers_and_of_any_size():
     assert not lost.converged  # 1 / ||D||^2 is no number, and 0 no answer
 
 
+@pytest.mark.slow
 def test_descent_looks_at_moves_of_any_size():
     """Squares of 1e-20 vanish, and so did the length of a move."""
     for size in (1e-20, 1e20):
@@ -205,6 +209,7 @@ def test_elimination_goes_on_with_what_was_asked():
     assert found.value.queries == 1 and found.value.reward == -1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("features, rewards", [(1e-20, 1.0), (1e20, 1.0), (1.0, 1e-20)])
 def test_bandits_and_tasks_in_any_units(features, rewards):
     found = bandits.lasso_bandit(SIGNS * features, SIGNS[:, 1] * rewards, 1, key=KEY).value
@@ -288,6 +293,7 @@ def test_host_solvers_say_so_under_jit():
             jax.jit(f)(X, Y)
 
 
+@pytest.mark.slow
 def test_acyclicity_of_nothing_and_of_a_chain():
     assert dag.logdet_acyclicity(jnp.zeros((0, 0))) == 0
     assert dag.logdet_acyclicity(jnp.zeros((1, 1)), 0.7) == pytest.approx(0, abs=1e-6)
@@ -300,6 +306,7 @@ def test_acyclicity_of_nothing_and_of_a_chain():
     ]
 
 
+@pytest.mark.slow
 def test_what_newcomers_try_is_told():
     X, y = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32), jnp.ones(30)
     with pytest.raises(

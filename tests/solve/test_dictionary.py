@@ -32,6 +32,7 @@ def double():
         yield
 
 
+@pytest.mark.slow
 def test_l1_is_the_lasso_of_scikit_learn():
     signals, dictionary = problem()
     out = solve.sparse_code(signals, dictionary, prox.l1(0.3), max_steps=5000, tol=1e-12)
@@ -103,6 +104,7 @@ def test_learning_is_the_loop_written_out():
     np.testing.assert_allclose(fit.stats["usage"], (r != 0).mean(0), rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_maps_over_strengths_and_leaves_unused_atoms():
     signals, dictionary = problem()
     both = jax.vmap(lambda strength: solve.sparse_code(signals, dictionary, prox.cel0(strength)))(
@@ -119,6 +121,7 @@ def test_maps_over_strengths_and_leaves_unused_atoms():
         solve.sparse_code(signals.T, dictionary.T @ dictionary, prox.l1(0.1))
 
 
+@pytest.mark.slow
 def test_strengths_of_equal_activity():
     signals, dictionary = problem(batch=40)
 

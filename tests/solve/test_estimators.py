@@ -38,6 +38,7 @@ def test_the_quick_checks(estimator, check):
         check(estimator)
 
 
+@pytest.mark.slow
 def test_against_scikit_learn_on_diabetes():
     X, y = load_diabetes(return_X_y=True)
     pairs = {
@@ -58,6 +59,7 @@ def test_against_scikit_learn_on_diabetes():
         assert mine.score(X, y) == pytest.approx(other.score(X, y), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_several_targets_and_classes():
     X, y = load_diabetes(return_X_y=True)
     Y = np.stack([y, -y / 2 + 3], axis=1)
@@ -85,6 +87,7 @@ def test_cross_validation_finds_the_strength_that_scikit_learn_finds():
     np.testing.assert_allclose(mine[-1].mse_path_, other[-1].mse_path_, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_fit_that_is_cut_short_warns():
     X, y = load_diabetes(return_X_y=True)
     with pytest.warns(ConvergenceWarning, match="MultiTaskLasso did not reach tol"):

@@ -36,6 +36,7 @@ def problem(p=24, n=40):
     return quadratic(jnp.asarray(X.T), jnp.asarray(y), jnp.full(p, 0.05), jnp.asarray(0.0), active)
 
 
+@pytest.mark.slow
 def test_newton_on_the_support_finds_the_same_minimum():
     with jax.enable_x64(True):
         q = problem()
@@ -52,6 +53,7 @@ def test_a_support_without_room_goes_back_to_the_host():
         assert n == 1 and gap > 1e-12 and np.count_nonzero(w) > 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"l2": 0.5}, {"positive": True}, {"weights": True}])
 def test_host_and_fixed_shapes_agree_where_the_support_outgrows_n(options):
     rng = np.random.default_rng(2)
@@ -66,6 +68,7 @@ def test_host_and_fixed_shapes_agree_where_the_support_outgrows_n(options):
         assert host.stats["gap"] <= 1e-11 * float(y @ y) / 30
 
 
+@pytest.mark.slow
 def test_few_rounds_where_the_support_meets_the_rank():
     # 79 centred directions, 150 columns, mostly noise: near the end of the path the columns of the
     # support depend on each other.

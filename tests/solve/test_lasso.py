@@ -56,6 +56,7 @@ def test_options_against_scikit_learn():
     np.testing.assert_allclose(weighted, scaled, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_implicit_gradients_against_differences():
     X, y = data(n=30, p=10, seed=2)
     with jax.enable_x64(True):
@@ -74,6 +75,7 @@ def test_implicit_gradients_against_differences():
             np.testing.assert_allclose(jnp.vdot(grads[i], u), slope, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_jit_vmap_and_scan_agree_with_single_calls():
     problems = [data(n=25, p=15, seed=s) for s in range(3)]
     with jax.enable_x64(True):
@@ -92,6 +94,7 @@ def test_jit_vmap_and_scan_agree_with_single_calls():
                 np.testing.assert_allclose(row, single, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_degenerate_problems():
     one = solve.lasso(jnp.ones((1, 1)), jnp.array([2.0]), 0.5)
     np.testing.assert_allclose(one.value, [1.5], rtol=1e-5)
@@ -113,6 +116,7 @@ def test_degenerate_problems():
     assert solve.lasso(dead, y, 0.05).value[2] == 0
 
 
+@pytest.mark.slow
 def test_a_working_set_that_is_too_small_is_told():
     X, y = (jnp.asarray(a, jnp.float32) for a in data())
     found = solve.lasso(X, y, 0.01, working_set=3, throw=False)
@@ -140,6 +144,7 @@ def test_mistakes(change, match):
         solve.lasso(given.pop("X"), given.pop("y"), given.pop("strength"), **given)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", [False, True])
 def test_second_derivatives_against_differences(path):
     rng = np.random.default_rng(0)
@@ -162,6 +167,7 @@ def test_second_derivatives_against_differences(path):
     np.testing.assert_allclose(found, np.stack(want), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_path_is_compiled_once():
     X, y = 2 * jnp.eye(3), jnp.array([3.0, 2.0, 1.0])
     solve.lasso_path(X, y, n_strengths=4)

@@ -26,6 +26,7 @@ def arrays(*xs):
     return [jnp.asarray(x) for x in xs]
 
 
+@pytest.mark.slow
 def test_multitask_against_scikit_learn():
     X, Y = data(q=3)
     found = solve.multitask_lasso(*arrays(X, Y), 0.2, tol=1e-10)
@@ -35,6 +36,7 @@ def test_multitask_against_scikit_learn():
     assert (np.asarray(found.value) == 0).any()
 
 
+@pytest.mark.slow
 def test_one_target_or_groups_of_one_are_the_lasso():
     X, y = data()
     lasso = solve.lasso(*arrays(X, y), 0.1, tol=1e-11).value
@@ -45,6 +47,7 @@ def test_one_target_or_groups_of_one_are_the_lasso():
         np.testing.assert_allclose(found, lasso, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_group_lasso_meets_the_optimality_conditions():
     X, y = data(seed=1)
     labels, weights = np.array([0, 0, 0, 1, 1, 2, 2, 2, 2, 3, 3, 3]), np.array([1.0, 2, 0.5, 1.5])
@@ -67,6 +70,7 @@ def test_group_lasso_meets_the_optimality_conditions():
     assert 0 < zeros < 4
 
 
+@pytest.mark.slow
 def test_logistic_against_scikit_learn():
     X, y = data(n=60, seed=2)
     y, strength = np.sign(y), 0.03
@@ -85,6 +89,7 @@ def test_logistic_against_scikit_learn():
     assert primal - dual <= 1e-10 * np.log(2) + 1e-14
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("penalty", [prox.mcp(0.2, 3.0), prox.scad(0.2, 3.7), prox.l0(0.05)])
 def test_non_convex_penalties_on_an_orthogonal_design(penalty):
     # There the minimum is the proximal operator of the least squares solution.
@@ -94,6 +99,7 @@ def test_non_convex_penalties_on_an_orthogonal_design(penalty):
     np.testing.assert_allclose(found.value, penalty.prox(jnp.asarray(w), 1.0), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_mcp_leaves_large_coefficients_unbiased():
     X, y = data(n=80, seed=3)
     w = np.linalg.lstsq(X[:, :4], y, rcond=None)[0]
@@ -103,6 +109,7 @@ def test_mcp_leaves_large_coefficients_unbiased():
     assert np.abs(mcp[:4] - w)[large].max() < 0.2 * np.abs(lasso[:4] - w)[large].max()
 
 
+@pytest.mark.slow
 def test_gradients_against_differences():
     X, Y = data(n=30, p=6, q=2, seed=4)
     labels = np.array([0, 0, 1, 1, 2, 2])
@@ -135,6 +142,7 @@ def test_gradients_against_differences():
         np.testing.assert_allclose(dX[3, 1], numeric, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_vmap_over_strengths():
     X, Y = arrays(*data(q=2))
     strengths = jnp.array([0.05, 0.2, 5.0])
@@ -147,6 +155,7 @@ def test_vmap_over_strengths():
     assert (many[2] == 0).all()
 
 
+@pytest.mark.slow
 def test_degenerate_problems():
     one = jnp.ones((1, 1))
     assert float(solve.multitask_lasso(2 * one, 3 * one, 2.0).value[0, 0]) == pytest.approx(1.0)
@@ -164,6 +173,7 @@ def test_degenerate_problems():
     assert (solve.logistic_lasso(X, jnp.sign(y), 10.0).value == 0).all()
 
 
+@pytest.mark.slow
 def test_mistakes():
     X, y = arrays(*data())
     with pytest.raises(ValueError, match="classes -1 and 1"):

@@ -41,6 +41,7 @@ def test_lasso_against_scikit_learn(options):
     np.testing.assert_array_equal(np.asarray(found.value) == 0, expected == 0)
 
 
+@pytest.mark.slow
 def test_orthonormal_designs_have_closed_forms():
     rng = np.random.default_rng(1)
     Q = np.linalg.qr(rng.normal(size=(20, 8)))[0]
@@ -52,6 +53,7 @@ def test_orthonormal_designs_have_closed_forms():
             np.testing.assert_allclose(found.value, penalty.prox(jnp.asarray(Q.T @ y)), atol=1e-8)
 
 
+@pytest.mark.slow
 def test_gradients_through_the_fixed_point():
     X, y = data()
     with jax.enable_x64(True):
@@ -74,6 +76,7 @@ def test_gradients_through_the_fixed_point():
             np.testing.assert_allclose(jnp.vdot(dy, u), slope, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_pytrees_jit_and_vmap():
     X, y = (jnp.asarray(a, jnp.float32) for a in data())
     both = prox.separable_sum({"a": prox.l1(0.1), "b": prox.ridge(0.1)})
@@ -96,6 +99,7 @@ def test_pytrees_jit_and_vmap():
         np.testing.assert_allclose(row, one(strength), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_hard_thresholding_finds_the_best_subset():
     X, y = data(n=60, p=9, seed=3)
     best = min(
@@ -110,6 +114,7 @@ def test_hard_thresholding_finds_the_best_subset():
     np.testing.assert_allclose(residual, best[0], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_failures_are_told():
     X, y = (jnp.asarray(a, jnp.float32) for a in data())
     smooth = least_squares(X, y)

@@ -124,6 +124,7 @@ def test_queries_run_out():
         bandits.parameter_elimination(*arguments, max_queries=1)
 
 
+@pytest.mark.slow
 def test_smallest_problems():
     one = bandits.parameter_elimination(jnp.ones((1, 1)), jnp.ones(1), np.ones((1, 1)), 0.0, 0.0)
     assert int(one.value.action) == 0 and one.result == Result.SUCCESSFUL
@@ -137,6 +138,7 @@ def test_smallest_problems():
     assert bandits.g_optimal(jnp.ones((1, 1))).value.tolist() == [1.0]
 
 
+@pytest.mark.slow
 def test_design_satisfies_kiefer_and_wolfowitz():
     X = unit(np.random.default_rng(0), 80, 5)
     p = np.asarray(bandits.g_optimal(X, max_steps=3000).value)
@@ -152,6 +154,7 @@ def test_design_satisfies_kiefer_and_wolfowitz():
     assert bandits.ols_bandit(X, X[:, 0], max_steps=2, throw=False).result == Result.MAX_STEPS
 
 
+@pytest.mark.slow
 def test_baselines_find_a_linear_reward():
     rng = np.random.default_rng(0)
     signs = rng.choice([-1.0, 1.0], (200, 50))

@@ -25,6 +25,7 @@ def double():
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["equal", "unequal", "fixed"])
 def test_iterates_are_those_of_the_reference(kind):
     _, samples = make(0)
@@ -62,6 +63,7 @@ def test_steps_that_leave_the_domain(rate):
     np.testing.assert_allclose(found.stats["learning_rate"], rates)
 
 
+@pytest.mark.slow
 def test_the_tolerance_ends_a_stage_at_a_check():
     _, samples = make(1)
     args = {**PATH, "max_steps": (5000, 5000, 5000)}
@@ -77,6 +79,7 @@ def test_the_tolerance_ends_a_stage_at_a_check():
     assert found.result == Result.MAX_STEPS
 
 
+@pytest.mark.slow
 def test_failures_raise_outside_jit_and_are_returned_inside():
     _, samples = make(1)
     for solver in (dag.colide, dag.dagma):
@@ -99,6 +102,7 @@ def test_equivariance_to_the_last_bit(equal):
     np.testing.assert_array_equal(again.scale, c * fit.scale)
 
 
+@pytest.mark.slow
 def test_jit_vmap_covariance_and_samples_are_unchanged():
     pairs = [make(seed) for seed in (4, 5)]
     samples = jnp.stack([x for _, x in pairs])
@@ -117,6 +121,7 @@ def test_jit_vmap_covariance_and_samples_are_unchanged():
     np.testing.assert_array_equal(one.weights, [[0.0]])
 
 
+@pytest.mark.slow
 def test_float32_finds_the_same_graph():
     _, samples = make(6, n=1000)
     steps = {**SHORT, "max_steps": (3000, 3000, 6000)}
@@ -126,6 +131,7 @@ def test_float32_finds_the_same_graph():
     np.testing.assert_array_equal(narrow.weights != 0, wide.weights != 0)
 
 
+@pytest.mark.slow
 def test_logdet_and_its_derivatives():
     w = 0.3 * jax.random.normal(jax.random.key(0), (5, 5))
     matrix = 1.2 * np.eye(5) - np.asarray(w) ** 2
@@ -150,6 +156,7 @@ def test_characterisations_vanish_for_acyclic_graphs_only(h):
     assert h(cycle) > 1e-3
 
 
+@pytest.mark.slow
 def test_m_matrices_and_cycles_against_enumeration():
     rng = np.random.default_rng(0)
     for _ in range(30):
@@ -163,6 +170,7 @@ def test_m_matrices_and_cycles_against_enumeration():
         np.testing.assert_array_equal(cut, remove_edges(w, 0.3))
 
 
+@pytest.mark.slow
 def test_random_graphs():
     keys = jax.random.split(jax.random.key(0), 50)
     graphs = jax.vmap(lambda k: dag.erdos_renyi_dag(12, 24, key=k))(keys)
@@ -191,6 +199,7 @@ def test_samples_have_the_covariance_of_the_model():
     np.testing.assert_allclose(z.std(0), scale, rtol=0.02)
 
 
+@pytest.mark.slow
 def test_invalid_input_raises():
     with pytest.raises(ValueError, match="samples in rows"):
         dag.colide(jnp.ones(3))

@@ -52,6 +52,7 @@ def kernels_of(model, rule):
     return sum(leaf.kept for leaf in plan.leaves), plan
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("conv", [False, True])
 def test_layers_cost_what_the_dense_one_does(conv):
     rngs = nnx.Rngs(0)

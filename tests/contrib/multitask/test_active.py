@@ -64,6 +64,7 @@ def test_design_value_is_least_at_the_l1_shares():
     assert jnp.isinf(multitask.design_value(W, w, np.eye(8)[0]))
 
 
+@pytest.mark.slow
 def test_relevance_is_the_lasso_and_tends_to_basis_pursuit():
     W, w = heads()
     nu = multitask.task_relevance(W, w, strength=1e-4)

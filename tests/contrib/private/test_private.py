@@ -82,6 +82,7 @@ def test_no_pair_of_records_exceeds_the_sensitivities(d, clip):
         assert 0.55 * claimed <= apart <= claimed  # covered, and nearly attained
 
 
+@pytest.mark.slow
 def test_the_claimed_epsilon_survives_an_audit_and_a_smaller_noise_does_not():
     """Likelihood ratios of two extreme users, over both messages."""
     how = private.moment_mechanism(2, 100, 2.0, 1e-3, radius=1.0, bound_x=1.0, bound_y=1.0)
@@ -134,6 +135,7 @@ def test_half_sphere_has_the_published_radius_and_the_right_mean(d, radius):
     assert np.abs(zero.mean(0)).max() < 5 * radius / (d * len(keys)) ** 0.5
 
 
+@pytest.mark.slow
 def test_users_and_messages_have_noise_of_their_own():
     how = private.moment_mechanism(3, 100, 1.0, 1e-6, bound_y=1.0)
     keys = jax.random.split(KEY, 5000)
@@ -145,6 +147,7 @@ def test_users_and_messages_have_noise_of_their_own():
     assert np.abs(np.corrcoef(second[:-1, 0], second[1:, 0])[0, 1]) < 0.08
 
 
+@pytest.mark.slow
 def test_without_noise_it_is_thresholded_least_squares():
     rng = np.random.default_rng(0)
     X = rng.normal(size=(2500, 4)).clip(-2, 2)
@@ -165,6 +168,7 @@ def test_without_noise_it_is_thresholded_least_squares():
     assert public.converged and public.value.coefficients.shape == (4,)
 
 
+@pytest.mark.slow
 def test_too_few_users_are_reported_and_floors_work():
     X, y = jax.random.normal(KEY, (50, 5)), jnp.zeros(50)
     loud = {"key": KEY, "epsilon": 1.0, "delta": 1e-6, "out_of_range": "clip"}
@@ -187,6 +191,7 @@ def test_too_few_users_are_reported_and_floors_work():
         assert jnp.isfinite(iht.coefficients).all() and jnp.sum(iht.coefficients != 0) <= 1
 
 
+@pytest.mark.slow
 def test_private_thresholding_with_much_budget_is_plain_thresholding():
     """Against a NumPy loop on the same groups; the randomiser's noise averages out."""
     rng = np.random.default_rng(2)
@@ -218,6 +223,7 @@ def test_clipping_is_total(x):
     )
 
 
+@pytest.mark.slow
 def test_data_beyond_the_bounds_are_refused_unless_clipping_is_asked_for():
     X, y = jnp.ones((20, 3)), jnp.ones(20)
     bounds = {"epsilon": 1.0, "delta": 1e-6, "radius": 2.0, "bound_x": 1.0, "bound_y": 1.0}
@@ -254,6 +260,7 @@ def test_noise_fits_what_is_clipped_and_is_a_number():
             private.l2_randomizer(jnp.zeros(2), size**2, 1.0, key=KEY)
 
 
+@pytest.mark.slow
 def test_what_would_break_the_promise_is_refused():
     X, y = jnp.ones((20, 3)), jnp.ones(20)
 

@@ -41,6 +41,7 @@ def test_parts_are_those_of_least_squares():
     assert not found.live[found.reference].any() and found.live[others].all()
 
 
+@pytest.mark.slow
 def test_fit_is_the_minimiser_over_both_blocks():
     """Against a smooth solver on the joint problem, reference columns without penalty."""
     X, rng = walk(), np.random.default_rng(1)
@@ -90,6 +91,7 @@ def test_coefficients_keep_the_bound_as_often_as_proved(k, blocks):
     assert 0 < bad / trials <= k / (blocks + 1)
 
 
+@pytest.mark.slow
 def test_condition_of_1e8_is_no_obstacle():
     rng = np.random.default_rng(0)
     X = rng.normal(size=(60, 1)) + 1e-8 * rng.normal(size=(60, 40))
@@ -102,6 +104,7 @@ def test_condition_of_1e8_is_no_obstacle():
     )
 
 
+@pytest.mark.slow
 def test_intercept_is_the_fit_of_centred_data():
     X = walk() + 5
     y = X[:, 2] + 100
@@ -113,6 +116,7 @@ def test_intercept_is_the_fit_of_centred_data():
     np.testing.assert_allclose(ones.prediction, 7)
 
 
+@pytest.mark.slow
 def test_vmap_over_keys_is_a_loop():
     X = jnp.asarray(walk())
     y = X[:, 2] + 1.0
@@ -134,6 +138,7 @@ def test_smallest_data(shape, m):
     np.testing.assert_allclose(X @ fit.coefficients, fit.prediction, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_columns_of_zeros_duplicates_and_nothing_to_fit():
     X = walk()
     X[:, 4] = 0

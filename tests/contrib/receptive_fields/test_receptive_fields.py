@@ -14,6 +14,7 @@ def double():
         yield
 
 
+@pytest.mark.slow
 def test_whitening_and_patches():
     rng = np.random.default_rng(4)
     image = jnp.asarray(rng.normal(size=(64, 48)).cumsum(0).cumsum(1))
@@ -35,6 +36,7 @@ def test_whitening_and_patches():
         receptive_fields.sample_patches(jnp.ones((8, 8)), 1, 9, key=jax.random.key(0))
 
 
+@pytest.mark.slow
 def test_tuning_of_gratings_and_blobs():
     size, angles = 12, jnp.arange(16) * jnp.pi / 16
     y, x = np.divmod(np.arange(size**2), size)

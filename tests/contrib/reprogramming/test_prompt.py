@@ -36,6 +36,7 @@ def greedy(table):
     return mapping
 
 
+@pytest.mark.slow
 def test_mapping_by_frequency_is_a_plain_greedy_loop():
     rng = np.random.default_rng(0)
     for sources, targets, n in ((7, 3, 40), (5, 5, 12), (4, 1, 3), (6, 4, 2)):
@@ -56,6 +57,7 @@ def test_the_border():
     np.testing.assert_allclose(reprogramming.prompt_images(X, delta), expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_training_is_a_plain_loop_with_the_mapping_of_each_epoch():
     found = learn(epochs=3, optimizer=optax.sgd(0.5))
     delta = jnp.zeros((4, 5, 2))
@@ -92,6 +94,7 @@ def test_a_run_that_was_killed_resumes_to_the_same_result():
     assert same(learn(epochs=4, resume=seen[1]), whole)
 
 
+@pytest.mark.slow
 def test_a_probe_reaches_the_optimum():
     sklearn = pytest.importorskip("sklearn.linear_model")
     decay = 0.1  # a strongly convex problem, so that the optimum is reached

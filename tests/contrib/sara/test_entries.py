@@ -23,6 +23,7 @@ def loss(params, x):
     return jnp.sum((hidden @ params["b"]["kernel"]) ** 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_tap_write_back_and_dense_gradients_agree(dtype):
     params, masks, indices = setup(dtype)
@@ -69,6 +70,7 @@ def test_the_tapped_forward_copies_nothing():
     assert "scatter" not in text and "gather" in text
 
 
+@pytest.mark.slow
 def test_below_threshold():
     params = {"a": jnp.array([0.5, -0.1, 0.2]), "b": jnp.array([0.1, 3.0])}
     masks = sara.below_threshold(params, 0.2)

@@ -47,6 +47,7 @@ def by_hand(params, steps, theta, rate, decay, progressive=None, strength=0.0):
     return p, masks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strength, least", [(0.0, 64), (0.1, 4)])
 @pytest.mark.parametrize("progressive", [None, 7])
 def test_against_a_masked_dense_run(progressive, strength, least):
@@ -69,6 +70,7 @@ def test_against_a_masked_dense_run(progressive, strength, least):
         jax.tree.map(np.testing.assert_array_equal, again, state.params)
 
 
+@pytest.mark.slow
 def test_resumes_to_the_same_result_and_leaves_the_callers_arrays_alone():
     params = params_of()
     kwargs = {"theta": 0.4, "learning_rate": 0.02, "progressive_step": 6, "rank_min_dim": 4}
@@ -107,6 +109,7 @@ def test_mistakes():
         sara.sara(params, loss_fn, key=key, chunk=0)
 
 
+@pytest.mark.slow
 def test_only_the_same_run_continues():
     params, key = params_of(), jax.random.key(3)
     state = sara.sara(params, loss_fn, key=key, fraction=0.2, steps=1)

@@ -27,6 +27,7 @@ def test_a_cell_is_its_sum():
         cell(a, b, alpha[:4])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stride", [1, 2])
 def test_operations_halve_and_see_what_they_should(stride):
     ops = search.darts_ops(4, stride, rngs=nnx.Rngs(0))
@@ -62,6 +63,7 @@ def test_genotype_takes_two_inputs_a_node():
         search.genotype(alpha[1:], names, nodes=3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [
     lambda rngs: nnx.Linear(4, 6, rngs=rngs), lambda rngs: nnx.Conv(4, 6, (3, 3), rngs=rngs),
 ])  # fmt: skip
@@ -105,6 +107,7 @@ def test_training_of_scores_alone_leaves_weights_alone():
     assert np.all(np.asarray(layer.scores[...] != scores))
 
 
+@pytest.mark.slow
 def test_operations_with_learned_masks():
     def conv(*args, **options):
         return search.Scored(nnx.Conv(*args, **options), sj.Unstructured(0.9))

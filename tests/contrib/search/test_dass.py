@@ -26,6 +26,7 @@ def mixed_loss(params, alpha, batch):
     return optax.softmax_cross_entropy_with_integer_labels(found, batch["y"]).mean()
 
 
+@pytest.mark.slow
 def test_second_order_is_the_derivative_through_the_step():
     """Against central differences of the validation loss after the step, in float64."""
     with jax.enable_x64(True):
@@ -55,6 +56,7 @@ def test_second_order_is_the_derivative_through_the_step():
         assert np.abs(gradients[0] - gradients[1]).max() > 0.01 * np.abs(gradients[0]).max()
 
 
+@pytest.mark.slow
 def test_alpha_sees_the_network_that_the_scores_prune():
     """First order, against the network with its smallest weights set to 0 by hand."""
     alpha, scores = jnp.array([0.3, -0.2]), search.scaled_scores(PARAMS, PLAN)
@@ -82,6 +84,7 @@ def test_first_order_leaves_the_step_out():
         search.bilevel_gradient(validation, validation, PARAMS, alpha, optax.sgd(0.1))
 
 
+@pytest.mark.slow
 def test_score_prune_learns_scores_and_then_weights():
     run = jax.jit(
         lambda key: search.score_prune(
@@ -100,6 +103,7 @@ def test_score_prune_learns_scores_and_then_weights():
     assert float(accuracy(found.params, TEST)) > 0.6
 
 
+@pytest.mark.slow
 def test_learned_scores_beat_the_magnitudes_they_start_from():
     weights = recipes.train_masked(
         PARAMS, None, loss, DENSE.optimizer, DATA, steps=100, key=KEY, batch_size=32
@@ -118,6 +122,7 @@ def test_learned_scores_beat_the_magnitudes_they_start_from():
     assert float(loss(learned.params, DATA)) < 0.8 * float(loss(magnitude, DATA))
 
 
+@pytest.mark.slow
 def test_dass_moves_alpha_in_every_stage_and_no_optimizer_but_its_own_does():
     alpha = jnp.zeros(2)
     options = dict(key=KEY, pretrain=DENSE, prune=SCORES, finetune=DENSE, batch_size=32)
@@ -134,6 +139,7 @@ def test_dass_moves_alpha_in_every_stage_and_no_optimizer_but_its_own_does():
     assert [x.shape for x in still.validation] == [(15,), (25,), (15,)]
 
 
+@pytest.mark.slow
 def test_dass_without_alpha_is_score_prune():
     options = dict(key=KEY, prune=SCORES, finetune=DENSE, batch_size=32)
     plain = search.score_prune(PARAMS, loss, PLAN, DATA, **options)

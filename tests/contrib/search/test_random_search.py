@@ -24,6 +24,7 @@ def first_loss(params, masks):
     return loss(params, DATA)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [None, 4])
 def test_the_winner_has_the_least_loss(batch_size):
     jitted = jax.jit(
@@ -48,6 +49,7 @@ def test_nan_ranks_last_and_the_first_of_equals_wins():
     assert np.isnan(losses).any() and int(found.index) == np.argmax(losses == 1)
 
 
+@pytest.mark.slow
 def test_the_comparison_is_paired():
     def start(key):
         return mlp(key)

@@ -43,6 +43,7 @@ def close(a, b, **tol):
     jax.tree.map(partial(np.testing.assert_allclose, **tol), a, b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method, sign", [("finetune", -1), ("ascent", 1)])
 def test_one_step_of_full_batches_by_hand(method, sign):
     found = run(method=method, optimizer=optax.sgd(0.1), steps=1)
@@ -63,6 +64,7 @@ def test_l1_adds_signs_that_fall_by_epoch():
     close(found, params, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_influence_against_a_dense_solve():
     found = unlearning.influence_unlearning(
         PARAMS, MASKS, loss, forget=FORGET, retain=RETAIN, damping=0.5, alpha=2.0
@@ -99,6 +101,7 @@ def test_fisher_noise_has_the_variance_said():
     assert float(found["output"].std()) == pytest.approx(1.0, rel=0.05)
 
 
+@pytest.mark.slow
 def test_masks_hold_and_nothing_to_forget_changes_nothing():
     empty = jax.tree.map(lambda x: x[:0], FORGET)
     none = unlearning.unlearn(
@@ -214,6 +217,7 @@ def test_labels_are_one_class_a_sample():
         inspect.unwrap(unlearning.forget_split)(np.arange(4), label="3")
 
 
+@pytest.mark.slow
 def test_ascent_does_not_look_at_what_is_retained():
     nothing = jax.tree.map(lambda x: x[:0], RETAIN)
     found = unlearning.unlearn(

@@ -88,6 +88,7 @@ def test_fcls_is_non_negative_least_squares_with_a_row_for_the_sum(double):
     np.testing.assert_allclose(unmixing.fcls(y, m).sum(0), 1, atol=0.02)
 
 
+@pytest.mark.slow
 def test_pure_pixels_are_found():
     rng = np.random.default_rng(5)
     spectra = rng.uniform(0, 1, (20, 4))
@@ -160,6 +161,7 @@ def test_sparsity_of_hoyer_and_guidance():
     np.testing.assert_allclose(h[2, 2], 5 / 8, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_edge_cases_and_results():
     y, _, _, _ = factors(8)
     y = y.astype(jnp.float32)
@@ -187,6 +189,7 @@ def test_edge_cases_and_results():
         unmixing.spa(y, 10)
 
 
+@pytest.mark.slow
 def test_bad_channels_do_not_mislead():
     """Twelve scenes with 12 of 120 outlier channels, and twelve without."""
     compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 3})

@@ -21,6 +21,7 @@ def tree_of(seed, dtype=jnp.float32):
     }
 
 
+@pytest.mark.slow
 def test_sparsity_is_pooled_and_by_layer():
     before = tree_of(0)
     after = jax.tree.map(lambda x: x, before)

@@ -52,6 +52,7 @@ def model():
 X = jax.random.normal(jax.random.key(1), (2, 5, 5, 2))
 
 
+@pytest.mark.slow
 def test_equals_the_model_with_dead_channels(model):
     keep = {"conv": np.arange(6) % 3 > 0, "second": np.array([True, False, True, True])}
     for norm, mask in ((model.norm, keep["conv"]), (model.middle, keep["second"])):
@@ -77,6 +78,7 @@ def test_what_a_shift_leaves_moves_to_the_next_bias(model):
         surgery.remove_channels(model, graph, {"conv": np.arange(6) > 0}, fold_bias=True)
 
 
+@pytest.mark.slow
 def test_mobilenet_without_some_channels_is_the_masked_one():
     net = sj.models.mobilenet_v2(
         1, 10, stem=(8, 1), stages=((1, 8, 1, 1), (3, 16, 2, 2)), head=32, rngs=nnx.Rngs(0)
@@ -94,6 +96,7 @@ def test_mobilenet_without_some_channels_is_the_masked_one():
     assert sizes[0] < 0.6 * sizes[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("framework", ["plain", "nnx", "equinox", "out_in"])
 def test_a_chain_of_layers(framework):
     widths, keys = (8, 12, 5, 4), jax.random.split(jax.random.key(0), 3)
@@ -141,6 +144,7 @@ def test_a_plain_tree_does_not_say_which_way_round_its_weights_are():
     assert surgery.channel_graph(params, layout="out_in").sizes == {"a": 4}
 
 
+@pytest.mark.slow
 def test_what_stands_beside_a_kernel_moves_with_it_or_is_refused():
     rngs = nnx.Rngs(0)
     model = nnx.Sequential(

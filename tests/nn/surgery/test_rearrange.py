@@ -36,6 +36,7 @@ def run(model, x):
     return model(x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["l1", "greedy"])
 def test_mobilenet_is_the_same_function_and_keeps_more(net, method):
     rules = {r"(expand|project|head)/kernel$": sj.Block((1, 4), 0.5)}
