@@ -18,6 +18,7 @@ from ._linear_layer import LinearLayer, linear_layer, patches, rows_of
 from ._taps import Choose, Kind, Recorder, check_found, outermost, run_recording, with_taps
 from .surgery import ChannelGraph
 from .surgery._channels import resized, sizes_of
+from .surgery._graph import group_counts, groups_of
 
 
 @functools.cache
@@ -168,3 +169,8 @@ def _(model: eqx.Module, call: Any, order: list[str]) -> Any:
 def _(model: eqx.Module, graph: ChannelGraph, sizes: Mapping[str, int], prefix: str = "") -> Any:
     inner = _map_modules(lambda path, node: resized(node, graph, sizes, path), model, prefix)
     return _copied(inner, type(model), **dict(sizes_of(prefix, vars(model), graph, sizes)))
+
+
+@group_counts.register
+def _(model: eqx.Module) -> dict[str, int]:
+    return groups_of(modules(model))

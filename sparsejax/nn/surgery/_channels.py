@@ -11,9 +11,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, PyTree, Shaped
 
-from ..._tree import map_named, named_leaves, pure
+from ..._tree import map_named, name_of, named_leaves, pure
 from .._frameworks import load_frameworks
-from ._graph import ChannelGraph, Segment
+from ._graph import GROUPS, ChannelGraph, Segment, is_module
 
 Keep = Mapping[str, Shaped[Array | np.ndarray, "..."]]  # a vector of booleans by set
 # Low-rank factors beside a kernel: the first has the input axis of the kernel, the second its
@@ -21,7 +21,6 @@ Keep = Mapping[str, Shaped[Array | np.ndarray, "..."]]  # a vector of booleans b
 _LOW_RANK = re.compile(r"lora_(a|b)(/weight|/kernel)?$", re.IGNORECASE)
 # Names of the size attributes of Flax and Equinox layers.
 _INPUTS, _OUTPUTS = ("in_features", "in_channels"), ("out_features", "out_channels", "num_features")
-_GROUPS = ("feature_group_count", "groups")
 
 
 def permute_channels(
@@ -163,8 +162,13 @@ def mask_channels(params: PyTree, graph: ChannelGraph, keep: Keep) -> PyTree:
 @functools.singledispatch
 def resized(model: Any, graph: ChannelGraph, sizes: Mapping[str, int], prefix: str = "") -> Any:
     """Updates the size attributes of layers after channels were removed, by framework."""
-    del graph, sizes, prefix
-    return model
+
+    def below(path: Any, node: Any) -> Any:
+        if not is_module(node, model):
+            return node
+        return resized(node, graph, sizes, "/".join(filter(None, (prefix, name_of(path)))))
+
+    return jax.tree.map_with_path(below, model, is_leaf=lambda x: is_module(x, model))
 
 
 @resized.register
@@ -183,7 +187,7 @@ def sizes_of(
     made, read = graph.makes.get(layer, ()), graph.reads.get(layer, ())
     sides = [(_INPUTS, read), (_OUTPUTS, made)]
     if layer in graph.kernels and all(s.source != layer for s in made):  # depthwise
-        sides.append((_INPUTS + _GROUPS, made))
+        sides.append((_INPUTS + GROUPS, made))
     for names, segments in sides:
         if not graph.touched(segments, sizes):
             continue

@@ -1,15 +1,23 @@
 """The graph of axes that carry the same channels."""
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import jax
+from flax import nnx
 from jaxtyping import PyTree
 
-from ..._frameworks import kernel_orders
-from ..._tree import is_array, is_kernel, named_leaves, natural_order, pure
+from ..._frameworks import kernel_order, kernel_orders
+from ..._tree import is_array, is_kernel, name_of, named_leaves, natural_order, pure
+from .._frameworks import load_frameworks
 
-KINDS = ("input", "dense", "depthwise", "same", "add", "concat", "flatten", "flatten_first")
+KINDS = (
+    "input", "dense", "grouped", "depthwise", "same", "add", "concat", "flatten", "flatten_first",
+)  # fmt: skip
+# Names of the attribute of Flax and Equinox layers with the number of groups.
+GROUPS = ("feature_group_count", "groups")
 
 
 class Segment(NamedTuple):
@@ -75,7 +83,8 @@ def channel_graph(
     layers:
 
     - "input": the network's input, whose channels are fixed; - "dense": a linear layer or a full
-    convolution, kernel `(..., in, out)`; - "depthwise": a convolution of each channel separately,
+    convolution, kernel `(..., in, out)`; - "grouped": a convolution in several groups of channels;
+    - "depthwise": a convolution of each channel separately,
     kernel `(..., 1, channels)`; - "same": norms, biases, activations, pooling, and other
     channel-wise operations; - "add": the sum of its inputs; "concat": the channels of its inputs in
     sequence; - "flatten": positions and channels in one axis, channels fastest (images channel
@@ -83,7 +92,8 @@ def channel_graph(
       "flatten_first" if positions are fastest.
 
     A layer that no other layer reads is an output; its channels are fixed. Channels that a grouped
-    convolution reads or produces are fixed, too.
+    convolution reads or produces are fixed, too: it is found by the attributes of a module or where
+    its kernel has a part of the channels; elsewhere declare it.
 
     Args:
       model: An NNX or Equinox module or a tree of parameters, in which `path/kernel` or
@@ -114,7 +124,9 @@ def channel_graph(
     orders = kernel_orders(model, layout)
     if layers is None:
         layers = _chain([name for name, leaf in leaves.items() if is_kernel(name, leaf)])
-    tracer = _Tracer({name: tuple(leaf.shape) for name, leaf in leaves.items()}, orders)
+    load_frameworks()
+    shapes = {name: tuple(leaf.shape) for name, leaf in leaves.items()}
+    tracer = _Tracer(shapes, orders, group_counts(model))
     for name, kind, inputs in layers:
         tracer.add(name, kind, tuple(inputs))
     read = {source for _, _, inputs in layers for source in inputs}
@@ -122,6 +134,33 @@ def channel_graph(
         if name not in read:
             tracer.freeze(tracer.axes[name])
     return tracer.graph()
+
+
+@functools.singledispatch
+def group_counts(model: Any) -> dict[str, int]:
+    """The number of groups of each convolution by path, by framework; none in plain trees."""
+    found = {}
+    for path, node in jax.tree.leaves_with_path(model, is_leaf=lambda x: is_module(x, model)):
+        if is_module(node, model):
+            counts = group_counts(node).items()
+            found |= {"/".join(filter(None, (name_of(path), p))): n for p, n in counts}
+    return found
+
+
+def is_module(node: Any, container: Any) -> bool:
+    """Whether a node inside a container is a module of a framework."""
+    return node is not container and kernel_order(node) is not None
+
+
+@group_counts.register
+def _(model: nnx.Module) -> dict[str, int]:
+    return groups_of(("/".join(map(str, path)), m) for path, m in nnx.iter_modules(model))
+
+
+def groups_of(modules: Iterable[tuple[str, Any]]) -> dict[str, int]:
+    """The number of groups of the modules that have it."""
+    about = {path: [vars(m)[n] for n in GROUPS if n in vars(m)] for path, m in modules}
+    return {path: found[0] for path, found in about.items() if found}
 
 
 def _chain(kernels: Sequence[str]) -> list[tuple[str, str, tuple[str, ...]]]:
@@ -135,8 +174,13 @@ def _chain(kernels: Sequence[str]) -> list[tuple[str, str, tuple[str, ...]]]:
 class _Tracer:
     """Follows axes from layer to layer and merges the sets of channels that are added."""
 
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]], orders: Mapping[str, str | None]):
-        self.shapes, self.orders = shapes, orders
+    def __init__(
+        self,
+        shapes: Mapping[str, tuple[int, ...]],
+        orders: Mapping[str, str | None],
+        groups: Mapping[str, int],
+    ):
+        self.shapes, self.orders, self.groups = shapes, orders, groups
         self.kernels: dict[str, Kernel] = {}
         self.axes: dict[str, Axis | None] = {}  # None: channels of the input
         self.reads: dict[str, tuple[Segment, ...]] = {}
@@ -160,15 +204,17 @@ class _Tracer:
         window, inputs, outputs = self._kernel(name)
         made = Axis((Segment(name, outputs),))
         self.parent[name], self.sizes[name] = name, outputs
-        if axis is None:
-            return made
-        length = _length(axis)
-        if window and inputs < length and length % inputs == 0:
-            self.freeze(axis)  # a grouped convolution
+        part = axis is not None and inputs < _length(axis) and _length(axis) % inputs == 0
+        if self.groups.get(name, 1) > 1 or (window and part):
+            self.freeze(axis)
             self.freeze(made)
-        else:
+        elif axis is not None:
             self.reads[name] = self._resolve(name, axis, inputs)
         return made
+
+    def _grouped(self, name: str, axis: Axis | None) -> Axis:
+        self.groups = {**self.groups, name: 2}  # more than one
+        return self._dense(name, axis)
 
     def _depthwise(self, name: str, axis: Axis | None) -> Axis | None:
         *_, outputs = self._kernel(name)

@@ -207,3 +207,33 @@ def test_mistakes(model):
     params = {"a": {"kernel": jnp.ones((2, 3))}, "b": {"kernel": jnp.ones((4, 1))}}
     with pytest.raises(ValueError, match="b has 4 channels and reads 3"):
         surgery.channel_graph(params)
+
+
+def test_channels_of_grouped_convolutions_and_of_depthwise_outputs_are_fixed():
+    """Cut unevenly, the groups would read other channels: silently another function."""
+    layers = [("x", "input", ()), ("a", "dense", ("x",)), ("b", "dense", ("a",))]
+    rngs = nnx.Rngs(0)
+    last = nnx.Conv(8, 6, (1, 1), rngs=rngs)
+    for first in (
+        nnx.Conv(4, 8, (3, 3), feature_group_count=2, rngs=rngs),
+        eqx.nn.Conv2d(4, 8, 3, groups=2, key=jax.random.key(0)),
+    ):
+        model = nnx.Dict(a=first, b=last) if isinstance(first, nnx.Module) else None
+        model = model or {"a": first, "b": eqx.nn.Conv2d(8, 6, 1, key=jax.random.key(1))}
+        assert surgery.channel_graph(model, layers).sets == {}
+    shapes = {"a": {"kernel": np.ones((3, 3, 2, 8))}, "b": {"kernel": np.ones((1, 1, 8, 6))}}
+    declared = [layers[0], ("a", "grouped", ("x",)), layers[2]]
+    assert surgery.channel_graph(shapes, layers).sets == {"a": ("a",)}
+    assert surgery.channel_graph(shapes, declared).sets == {}
+    outputs = [*layers, ("deep", "depthwise", ("a",))]
+    shapes["deep"] = {"kernel": np.ones((3, 3, 1, 8))}
+    assert surgery.channel_graph(shapes, outputs).sets == {}
+
+
+def test_modules_in_a_container_have_their_new_sizes():
+    keys = jax.random.split(jax.random.key(0))
+    model = {"a": eqx.nn.Linear(3, 4, key=keys[0]), "b": eqx.nn.Linear(4, 2, key=keys[1])}
+    keep = {"a": np.array([True, False, True, True])}
+    small = surgery.remove_channels(model, surgery.channel_graph(model), keep)
+    assert small["a"].out_features == small["b"].in_features == 3
+    assert small["b"](small["a"](jnp.ones(3))).shape == (2,)
