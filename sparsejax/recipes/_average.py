@@ -112,7 +112,8 @@ def soup_geometry(trees: Sequence[PyTree]) -> dict[str, float]:
       trees: Parameters of at least two members.
 
     Returns:
-      `distance_mean`, `distance_max`, `angle_mean`, `angle_max`, `centre_min`, `centre_max`.
+      `distance_min`, `distance_mean` and `distance_max` over the pairs; the same three of `angle`,
+      and of `centre`, the distance to the average.
 
     Raises:
       ValueError: If there are fewer than two members.
@@ -135,14 +136,9 @@ def soup_geometry(trees: Sequence[PyTree]) -> dict[str, float]:
     length = np.maximum(np.linalg.norm(flat, axis=1), 1e-30)
     cosine = np.sum(flat[i] * flat[j], axis=1) / (length[i] * length[j])
     angle = np.degrees(np.arccos(np.clip(cosine, -1, 1)))
-    return {
-        "distance_mean": float(distance.mean()),
-        "distance_max": float(distance.max()),
-        "angle_mean": float(angle.mean()),
-        "angle_max": float(angle.max()),
-        "centre_min": float(centre.min()),
-        "centre_max": float(centre.max()),
-    }
+    found = {"distance": distance, "angle": angle, "centre": centre}
+    kinds = {"min": np.min, "mean": np.mean, "max": np.max}
+    return {f"{name}_{kind}": float(f(x)) for name, x in found.items() for kind, f in kinds.items()}
 
 
 def _flat(tree: PyTree) -> np.ndarray:

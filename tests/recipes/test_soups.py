@@ -126,7 +126,9 @@ def test_geometry_against_numpy():
     flat = [np.concatenate([np.ravel(x) for x in jax.tree.leaves(t)]) for t in trees]
     found = recipes.soup_geometry(trees)
     distances = [np.linalg.norm(a - b) for a, b in itertools.combinations(flat, 2)]
-    assert found["distance_mean"] == pytest.approx(np.mean(distances), rel=1e-5)
+    for kind in ("min", "mean", "max"):
+        assert found[f"distance_{kind}"] == pytest.approx(getattr(np, kind)(distances), rel=1e-5)
+    assert found["angle_min"] < found["angle_mean"] < found["angle_max"] < 180
     centre = np.mean(flat, 0)
     assert found["centre_max"] == pytest.approx(
         max(np.linalg.norm(f - centre) for f in flat), rel=1e-5

@@ -3,6 +3,7 @@
 from ._entries import gather_values, indices_of, select_gradients, write_back
 from ._sara import SaRAState, sara
 from ._select import below_threshold
+from ._vlhi import vlhi
 
 __all__ = [
     "SaRAState",
@@ -11,5 +12,6 @@ __all__ = [
     "indices_of",
     "sara",
     "select_gradients",
+    "vlhi",
     "write_back",
 ]

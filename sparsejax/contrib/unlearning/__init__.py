@@ -1,5 +1,6 @@
 """Forgetting training data with sparse models."""
 
+from ._features import MembershipFeatures, membership_features
 from ._metrics import UnlearningReport, membership_attack, unlearning_report
 from ._unlearn import (
     fisher_diagonal,
@@ -10,12 +11,14 @@ from ._unlearn import (
 )
 
 __all__ = [
+    "MembershipFeatures",
     "UnlearningReport",
     "fisher_diagonal",
     "fisher_forgetting",
     "forget_split",
     "influence_unlearning",
     "membership_attack",
+    "membership_features",
     "unlearn",
     "unlearning_report",
 ]

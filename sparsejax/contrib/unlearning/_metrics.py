@@ -3,12 +3,12 @@
 import importlib
 from typing import Literal, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Float, Int
 
-_TOLERANCE = 0.02  # of sums of probabilities, for bfloat16
+from ._features import check_predictions
+
 Attack = Literal["threshold", "svc"]
 
 
@@ -72,7 +72,7 @@ def unlearning_report(
       UnlearningReport(unlearning=1.0, retain=1.0, test=0.0, membership=1.0)
     """
     parts = {"forget": forget, "retain": retain, "test": test}
-    found = {name: _checked(name, *part) for name, part in parts.items()}
+    found = {name: check_predictions(name, *part) for name, part in parts.items()}
     for name in ("retain", "test"):
         if not found[name][1].size:
             raise ValueError(f"unlearning_report: {name} is empty.")
@@ -90,9 +90,9 @@ def unlearning_report(
 
 
 def membership_attack(
-    members: Float[ArrayLike, " m"],
-    others: Float[ArrayLike, " n"],
-    targets: Float[ArrayLike, " t"],
+    members: Float[ArrayLike, "m *features"],
+    others: Float[ArrayLike, "n *features"],
+    targets: Float[ArrayLike, "t *features"],
     *,
     attack: Attack = "threshold",
 ) -> float:
@@ -100,11 +100,12 @@ def membership_attack(
 
     "threshold" classifies confidences at or above a threshold as members; the threshold has the
     best balanced accuracy on members and others (the lowest in case of ties). "svc" is
-    scikit-learn's support vector machine with an RBF kernel, C = 3 and gamma = 1, as in the paper
-    (extra `examples`), on at most 10,000 samples.
+    scikit-learn's support vector machine with an RBF kernel, C = 3 and gamma = 1 / features, as in
+    the paper (extra `examples`), on at most 10,000 samples; it takes one feature or several columns
+    (`membership_features`).
 
     Args:
-      members: Confidences in training samples.
+      members: Confidences in training samples, or other features of them.
       others: Confidences in samples outside the training set.
       targets: Confidences in the samples to classify.
       attack: "threshold" or "svc".
@@ -113,7 +114,8 @@ def membership_attack(
       A fraction; the goal is that of a retrained network.
 
     Raises:
-      ValueError: If an array is empty or not finite, or `attack` is not one of the two names.
+      ValueError: If an array is empty or not finite, `attack` is not one of the two names, or
+        "threshold" receives several columns.
       ImportError: If `attack="svc"` and scikit-learn is missing.
 
     Reference:
@@ -137,7 +139,12 @@ def membership_attack(
         if not np.isfinite(x).all():
             raise ValueError(f"membership_attack: {name} {x.shape} must be finite numbers.")
     if attack not in ("threshold", "svc"):
-        raise ValueError(f"attack={attack!r} must be 'threshold' or 'svc'.")
+        raise ValueError(f"membership_attack: attack={attack!r} must be 'threshold' or 'svc'.")
+    if attack == "threshold" and a.ndim > 1:
+        raise ValueError(
+            f"membership_attack: members {a.shape} must be one confidence for each sample for "
+            "attack='threshold'; pass attack='svc' for several columns."
+        )
     return float(np.mean(t < _threshold(a, b)) if attack == "threshold" else _svc(a, b, t))
 
 
@@ -157,37 +164,8 @@ def _svc(members: np.ndarray, others: np.ndarray, targets: np.ndarray) -> float:
             "attack='svc' needs scikit-learn: pip install 'sparsejax[examples]'."
         ) from error
     members, others = members[:5000], others[:5000]  # quadratic in the samples
-    x = np.concatenate([members, others])[:, None]
-    y = np.repeat([1, 0], [members.size, others.size])
-    machine = svm.SVC(C=3, gamma=1.0, kernel="rbf").fit(x, y)
-    return float(np.mean(machine.predict(targets[:, None]) == 0))
-
-
-def _checked(name: str, probabilities, labels) -> tuple[np.ndarray, np.ndarray]:
-    p, y = np.asarray(jnp.asarray(probabilities, jnp.float32)), np.asarray(labels)
-    if p.ndim != 2 or y.shape != p.shape[:1]:
-        raise ValueError(
-            f"{name}: probabilities must have shape (n, classes) and labels (n,), got {p.shape} "
-            f"and {y.shape}."
-        )
-    if y.size and not 0 <= y.min() <= y.max() < p.shape[1]:
-        raise ValueError(
-            f"{name}: labels go from {y.min()} to {y.max()} but the probabilities have "
-            f"{p.shape[1]} classes."
-        )
-    _check_rows(name, p)
-    return p, y
-
-
-def _check_rows(name: str, p: np.ndarray) -> None:
-    sums = p.sum(-1)
-    wrong = ~np.isfinite(p).all(-1) | (p < 0).any(-1) | ~(np.abs(sums - 1) <= _TOLERANCE)
-    if wrong.any():
-        i = int(np.argmax(wrong))
-        what = "contains values that are not finite"
-        if np.isfinite(p[i]).all():
-            what = "has negative entries" if (p[i] < 0).any() else f"has the sum {sums[i]:.4g}"
-        raise ValueError(
-            f"{name}: row {i} of the probabilities {p.shape} {what}, and {int(wrong.sum())} rows "
-            "are not distributions; for logits pass (jax.nn.softmax(logits), labels)."
-        )
+    columns = lambda x: x.reshape(len(x), -1)  # noqa: E731
+    x = columns(np.concatenate([members, others]))
+    y = np.repeat([1, 0], [len(members), len(others)])
+    machine = svm.SVC(C=3, gamma=1 / x.shape[1], kernel="rbf").fit(x, y)
+    return float(np.mean(machine.predict(columns(targets)) == 0))
