@@ -34,6 +34,25 @@ def magnitude(*arrays: Array) -> Float[Array, ""]:
     return jnp.where(largest > 0, inside / jnp.frexp(inside)[0], 1)
 
 
+def poison(*arrays: Array) -> Float[Array, ""]:
+    """NaN if an array holds NaN, else 0, with derivative 0: added to a value that would hide it."""
+    lost = [jnp.sum(jnp.where(jnp.isnan(x), jnp.abs(x), 0)) for x in map(jnp.asarray, arrays)]
+    return lax.stop_gradient(jnp.asarray(sum(lost, start=0.0)))
+
+
+@jax.custom_jvp
+def quotient(u: Array, r: Array) -> Array:
+    """`u / r`, whose derivative `(du - (u / r) dr) / r` does not form the square of a tiny r."""
+    return u / r
+
+
+@quotient.defjvp
+def _(primals, tangents):
+    (u, r), (du, dr) = primals, tangents
+    q = quotient(u, r)
+    return q, (du - q * dr) * quotient(jnp.ones_like(r), r)
+
+
 class Units(NamedTuple):
     """The scales of X and y that `balanced` divided by; both are powers of two."""
 

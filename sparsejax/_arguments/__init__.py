@@ -1,6 +1,8 @@
 """All checks of arguments: one function for each kind of argument."""
 
 from ._data import (
+    check_finite,
+    check_not_nan,
     check_strength,
     check_weights,
     finite_array,
@@ -35,6 +37,7 @@ from ._numbers import (
 from ._trees import (
     check_masks,
     check_params,
+    check_ranking,
     check_some,
     named_masks,
     require_params,
@@ -46,12 +49,15 @@ __all__ = [
     "as_number",
     "check_callable",
     "check_count",
+    "check_finite",
     "check_fraction",
     "check_key",
     "check_masks",
+    "check_not_nan",
     "check_number",
     "check_optimizer",
     "check_params",
+    "check_ranking",
     "check_resume",
     "check_schedule",
     "check_scheduled_fraction",

@@ -8,7 +8,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from .._tree import is_array
-from ._numbers import known
+from ._numbers import is_infinite_in, is_nan_in, known
 
 
 def matrix_and_target(X: Any, y: Any, ndim: int, call: str) -> tuple[Array, Array]:
@@ -86,6 +86,25 @@ def finite_array(caller: str, x: ArrayLike, ndim: int) -> Array:
     if known(x) and not np.isfinite(np.asarray(x)).all():
         raise ValueError(f"{caller}: an array of shape {x.shape} holds NaN or infinity.")
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def check_not_nan(caller: str, **arrays: Any) -> None:
+    """Raises if a concrete array holds NaN, of which every comparison is False."""
+    for name, x in arrays.items():
+        if is_nan_in(x):
+            what = f"{name} {np.shape(x)} holds" if np.ndim(x) else f"{name} must be a number, got"
+            raise ValueError(
+                f"{caller}: {what} NaN; jax.config.update('jax_debug_nans', True) finds its origin."
+            )
+
+
+def check_finite(caller: str, **arrays: Any) -> None:
+    """Raises if a concrete array holds NaN or infinity."""
+    check_not_nan(caller, **arrays)
+    for name, x in arrays.items():
+        if is_infinite_in(x):
+            what = f"{name} {np.shape(x)} holds infinity" if np.ndim(x) else f"{name}={x}"
+            raise ValueError(f"{caller}: {what} and must be finite.")
 
 
 def path_strengths(largest: ArrayLike, count: int, eps: float) -> Float[Array, " k"]:

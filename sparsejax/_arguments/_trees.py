@@ -19,6 +19,7 @@ from .._tree import (
     named_leaves,
     pure,
 )
+from ._numbers import is_nan_in
 
 # The message of optax for a transformation that needs the parameters.
 _NO_PARAMS = (
@@ -85,6 +86,25 @@ def check_some(what: str, names: list[str], masks: PyTree, params: PyTree) -> No
             f"{what}: the plan is of {', '.join(names)} but the parameters are "
             f"{', '.join(leaves)}; make it from these parameters."
         )
+
+
+def check_ranking(
+    what: str, scores: Mapping[str, Any], masks: Mapping[str, Any], *, joint: bool = False
+) -> None:
+    """Raises if NaN scores are kept where others are pruned: NaN ranks last, so they all tie.
+
+    Traced scores are not checked. `joint`: whether entries of all leaves compete.
+    """
+    lost = [name for name in masks if is_nan_in(scores[name])]
+    pruned = {name for name, mask in masks.items() if not bool(jnp.all(mask))} if lost else set()
+    for name in lost:
+        kept = int(jnp.sum(masks[name] & jnp.isnan(scores[name])))
+        if kept and (pruned if joint else name in pruned):
+            raise ValueError(
+                f"{what}: {kept} scores of {name or 'the array'} {jnp.shape(scores[name])} that "
+                "would be kept are NaN, in the order of their index; pass scores without NaN: "
+                "check the loss and the gradients."
+            )
 
 
 def check_params(what: str, params: PyTree) -> None:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import PyTree
 
-from .._arguments import check_count
+from .._arguments import check_count, known
 from .._tree import is_gap
 from ._apply import apply_masks
 from ._plan import Plan
@@ -32,7 +32,7 @@ def iterative(
       The tree of masks.
 
     Raises:
-      ValueError: If `rounds` is less than 1.
+      ValueError: If `rounds` is less than 1, or (outside of jit) scores of kept entries are NaN.
       TypeError: If `rounds` is not an integer.
 
     Reference:
@@ -51,7 +51,8 @@ def iterative(
     check_count("rounds", rounds)
     density = 1 - plan.sparsity
 
-    def one(r, masks):
+    def one(r, state):
+        masks, lost = state
         # Scores of pruned entries are 0, like those of some kept entries: NaN ranks below both.
         scores = jax.tree.map(
             lambda s, m: s if is_gap(m) else jnp.where(m, s, jnp.nan),
@@ -60,6 +61,11 @@ def iterative(
         )
         kept = jnp.asarray(density, jnp.float32) ** ((r + 1) / rounds)
         fraction = jnp.where(r + 1 == rounds, 1.0, (1 - kept) / max(plan.sparsity, 1e-9))
-        return plan.masks(scores, fraction)
+        new = plan.masks(scores, fraction)
+        kept = jax.tree.map(lambda m, s: jnp.any(m & jnp.isnan(s)), new, scores)
+        return new, lost | jnp.any(jnp.stack(jax.tree.leaves(kept)))
 
-    return lax.fori_loop(0, rounds, one, plan.full_masks(params))
+    masks, lost = lax.fori_loop(0, rounds, one, (plan.full_masks(params), jnp.array(False)))
+    if known(lost) and lost:
+        raise ValueError("iterative: score returned NaN for entries that would be kept.")
+    return masks

@@ -14,6 +14,7 @@ from jaxtyping import PyTree
 from rich.console import Console
 from rich.table import Table
 
+from .._arguments import check_not_nan, check_ranking
 from .._counts import kept_at
 from .._topk import topk_masks
 from .._tree import at_path, map_named, named_leaves
@@ -109,9 +110,10 @@ class Plan:
           Boolean arrays; None for leaves that are not planned.
 
         Raises:
-          ValueError: If a planned leaf has another shape than the plan was made for, or the tree
-            has leaves but no planned one.
+          ValueError: If a planned leaf has another shape than the plan was made for, the tree
+            has leaves but no planned one, or (outside of jit) NaN scores would be kept.
         """
+        check_not_nan("masks", fraction=fraction)
         planned, found = self._by_name(), named_leaves(scores)
         self._check_shapes(found)
         self._check_some(found)
@@ -125,7 +127,9 @@ class Plan:
             leaf = planned[name]
             return leaf.pattern.select(s, leaf.layout, leaf.zeros, fraction)
 
-        return map_named(mask, scores)
+        masks = map_named(mask, scores)
+        check_ranking("masks", found, named_leaves(masks), joint=self.joint)
+        return masks
 
     def full_masks(self, params: PyTree) -> PyTree:
         """Masks that keep everything: the start of training."""

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Key, PyTree
 
-from .._arguments import check_key
+from .._arguments import check_key, check_not_nan
 from .._tree import is_array, map_named, named_leaves
 
 
@@ -205,7 +205,7 @@ def update_mask(before: PyTree, after: PyTree, tol: ArrayLike = 0.0) -> PyTree:
       The tree of masks, for `sj.optim.subset` for example.
 
     Raises:
-      ValueError: If the trees have different leaves or shapes.
+      ValueError: If the trees have different leaves or shapes, or the tolerance is NaN.
 
     Reference:
       Mukherjee et al., 2025 (arXiv 2505.11711).
@@ -215,6 +215,7 @@ def update_mask(before: PyTree, after: PyTree, tol: ArrayLike = 0.0) -> PyTree:
       >>> sj.masks.update_mask(jnp.array([1.0, 2.0]), jnp.array([1.0, 2.5])).tolist()
       [False, True]
     """
+    check_not_nan("update_mask", tol=tol)
     old, new = named_leaves(before), named_leaves(after)
     if list(old) != list(new):
         other = sorted(set(old) ^ set(new))

@@ -5,6 +5,8 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
+from .._arguments import check_not_nan, check_ranking
+from .._arrays import poison
 from .._topk import topk_mask
 
 
@@ -22,6 +24,9 @@ def above(
     Returns:
       A mask, True where kept.
 
+    Raises:
+      ValueError: If (outside of jit) the threshold is NaN, or NaN scores would be kept.
+
     Reference:
       Jiang et al., Pruning-aware Sparse Regularization for Network Pruning, 2022 (arXiv
       2201.06776).
@@ -33,7 +38,10 @@ def above(
       >>> sj.masks.above(jnp.array([0.002, 0.001, 0.0])).tolist()
       [True, False, False]
     """
-    return (scores > threshold) | topk_mask(scores, min(at_least, scores.size))
+    kept = (scores > threshold) | topk_mask(scores, min(at_least, scores.size))
+    check_ranking("above", {"": scores}, {"": kept})
+    check_not_nan("above", threshold=threshold)
+    return kept
 
 
 def energy_threshold(scores: Float[Array, " n"], fraction: ArrayLike = 1e-4) -> Float[Array, ""]:
@@ -48,7 +56,7 @@ def energy_threshold(scores: Float[Array, " n"], fraction: ArrayLike = 1e-4) -> 
       fraction: Share of the energy to prune.
 
     Returns:
-      A threshold, for `sj.masks.above`.
+      A threshold, for `sj.masks.above`; NaN if a score is NaN.
 
     Reference:
       Jiang et al., 2022 (arXiv 2201.06776), the "OT" rule of its code.
@@ -63,4 +71,4 @@ def energy_threshold(scores: Float[Array, " n"], fraction: ArrayLike = 1e-4) -> 
     first = jnp.argmax(share > fraction)
     below = lax.dynamic_index_in_dim(rising, jnp.maximum(first - 1, 0), keepdims=False)
     middle = jnp.where(first > 0, (below + rising[first]) / 2, 0)
-    return jnp.where(jnp.max(scores) < 1e-3, 1.0, middle)
+    return jnp.where(jnp.max(scores) < 1e-3, 1.0, middle) + poison(scores)

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Shaped
 
+from .._arguments import check_not_nan, check_ranking
 from ..patterns import Pattern
 
 
@@ -23,7 +24,8 @@ def topk(
       A boolean array, True where kept.
 
     Raises:
-      ValueError: If the pattern does not fit the shape.
+      ValueError: If the pattern does not fit the shape, the fraction is not in [0, 1], or (outside
+        of jit) NaN scores would be kept.
       TypeError: If the scores are not floating point numbers.
 
     Example:
@@ -36,6 +38,9 @@ def topk(
     scores = jnp.asarray(scores)
     if not jnp.issubdtype(scores.dtype, jnp.floating):
         raise TypeError(f"scores of dtype {scores.dtype} and shape {scores.shape} must be floats.")
+    check_not_nan("topk", fraction=fraction)
     layout = pattern.layout(scores.shape)
     pattern.units(layout)
-    return pattern.select(scores, layout, pattern.zeros(layout), fraction)
+    mask = pattern.select(scores, layout, pattern.zeros(layout), fraction)
+    check_ranking("topk", {"": scores}, {"": mask})
+    return mask

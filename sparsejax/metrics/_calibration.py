@@ -143,7 +143,7 @@ def _checked(probabilities, labels) -> tuple[jax.Array, jax.Array]:
             )
     if known(p):
         low, high = float(np.asarray(p).min()), float(np.asarray(p).max())
-        if low < 0 or high > 1.001:
+        if not (low >= 0 and high <= 1.001):  # NaN is in neither range
             raise ValueError(
                 f"probabilities of shape {p.shape} lie in [{low:.3g}, {high:.3g}], not in [0, 1]; "
                 "pass jax.nn.softmax(logits)."

@@ -8,6 +8,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
+from .._arguments import check_finite, check_not_nan
 from .._tree import named_leaves, pure
 
 _GUARD = 1e-12  # tolerance for rounding in a drop of exactly eps
@@ -36,7 +37,7 @@ def essential_sparsity(
       interpolate: Whether to interpolate linearly to the crossing before the first violation.
 
     Returns:
-      A sparsity; 0 if the first point violates the bound.
+      A sparsity; 0 if the first point violates the bound, NaN if the dense score or eps is NaN.
 
     Raises:
       ValueError: If lengths differ, sparsities do not increase, or the dense score is missing.
@@ -56,6 +57,8 @@ def essential_sparsity(
             raise ValueError("essential_sparsity: pass dense=, or begin the sparsities with 0.")
         dense = float(y[0])
     floor = dense - eps * (abs(dense) if relative else 1.0)
+    if np.isnan(floor):
+        return float("nan")
     holds = y >= floor - _GUARD  # False for NaN
     last = len(s) - 1 if holds.all() else int(np.argmin(holds)) - 1
     if last < 0:
@@ -79,7 +82,7 @@ def knee(sparsities: ArrayLike | Sequence[float | int], scores: ArrayLike | Sequ
       An index of the grid, the first in case of ties; 0 if no point is above the chord.
 
     Raises:
-      ValueError: If lengths differ or sparsities do not increase.
+      ValueError: If lengths differ, sparsities do not increase, or scores are not finite.
 
     Reference:
       Satopaa et al., Finding a "Kneedle" in a Haystack, 2011.
@@ -90,6 +93,7 @@ def knee(sparsities: ArrayLike | Sequence[float | int], scores: ArrayLike | Sequ
       2
     """
     s, y = _curve(sparsities, scores)
+    check_finite("knee", scores=y)
     spread = y.max() - y.min()
     if len(s) < 3 or not spread > 0:
         return 0
@@ -132,6 +136,8 @@ def mask_similarity(
     shapes = [{name: jnp.shape(m) for name, m in x.items()} for x in (first, second)]
     if shapes[0] != shapes[1]:
         raise ValueError(f"mask_similarity: the masks differ in shape: {shapes[0]}, {shapes[1]}.")
+    for name in first:
+        check_not_nan("mask_similarity", a=first[name], b=second[name])
     pairs = [(np.asarray(m, bool), np.asarray(second[name], bool)) for name, m in first.items()]
     both = sum(int(np.sum(x & y)) for x, y in pairs)
     of_a, of_b = (sum(int(pair[i].sum()) for pair in pairs) for i in (0, 1))
@@ -160,6 +166,9 @@ def abrupt_change(counts: ArrayLike | Sequence[float | int], factor: float = 2.0
     Returns:
       An index of `counts`; -1 without a jump.
 
+    Raises:
+      ValueError: If counts or factor are not finite.
+
     Reference:
       Jaiswal et al., 2023 (arXiv 2306.03805), who show the jump; the detector is our own.
 
@@ -169,6 +178,7 @@ def abrupt_change(counts: ArrayLike | Sequence[float | int], factor: float = 2.0
       4
     """
     c = np.asarray(counts, np.float64).ravel()
+    check_finite("abrupt_change", counts=c, factor=factor)
     steps = np.diff(c)
     for t in range(1, len(steps)):
         if steps[t] > factor * max(steps[:t].max(), 0.01 * c[-1]):
@@ -183,6 +193,6 @@ def _curve(sparsities, scores) -> tuple[np.ndarray, np.ndarray]:
             f"sparsities of shape {s.shape} and scores of shape {y.shape} must be (S,) and (S,) "
             "or (S, seeds)."
         )
-    if np.any(np.diff(s) <= 0):
+    if not (np.isfinite(s).all() and np.all(np.diff(s) > 0)):
         raise ValueError(f"sparsities must increase, got {s.tolist()}.")
     return s, y if y.ndim == 1 else y.mean(axis=1)

@@ -9,6 +9,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, PyTree, Shaped
 
+from .._arguments import check_not_nan
 from .._masks import History, count, masks_by_name, row_counts, steps_of
 
 Masks = PyTree
@@ -175,7 +176,7 @@ def live_units(
       A boolean per unit.
 
     Raises:
-      ValueError: If the numbers of units disagree.
+      ValueError: If the numbers of units disagree, or (outside of jit) an array holds NaN.
 
     Reference:
       Refael et al., Learning k-Level Structured Sparse Neural Networks Using Group Envelope
@@ -188,6 +189,8 @@ def live_units(
       >>> live_units(kernel, outgoing=following).tolist()
       [False, False, True]
     """
+    given = {"incoming": incoming, "bias": bias, "outgoing": outgoing}
+    check_not_nan("live_units", **{name: x for name, x in given.items() if x is not None})
     live = _any_but(incoming, axis)
     if bias is not None:
         live = live | _same_units(live, bias != 0, "the bias")

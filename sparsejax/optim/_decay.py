@@ -115,7 +115,7 @@ def mask_decay_schedule(
         raise ValueError(f'kind={kind!r} must be "linear" or "exponential".')
     check_step("mask_decay_schedule", "begin", begin)
     check_step("mask_decay_schedule", "end", end)
-    if rate < 0 or (end is not None and end < begin):
+    if not rate >= 0 or (end is not None and end < begin):
         raise ValueError(f"rate={rate} must be >= 0 and end={end} not before begin={begin}.")
 
     def schedule(count):

@@ -20,7 +20,14 @@ from .._arguments import (
 from .._topk import topk_mask
 from .._tree import is_gap, map_named, named_leaves
 from ..masks import Masks, Plan, magnitude, random
-from ._pruning import at_step, masked_updates, next_step, reset_moments, zero_off
+from ._pruning import (
+    at_step,
+    masked_updates,
+    next_step,
+    reset_moments,
+    unless_nan,
+    zero_off,
+)
 
 # Maps parameters, gradients and a key to scores.
 Score = Callable[[PyTree, PyTree, Key[Array, ""]], PyTree]
@@ -206,8 +213,9 @@ def drop_and_grow(
         require_params(params)
         masks = state.masks.tree
 
+        swapped = at_step(fraction, state.count)
+
         def change():
-            swapped = at_step(fraction, state.count)
             source = jax.random.wrap_key_data(state.key, impl=jax.random.key_impl(key))
             now = jax.random.fold_in(source, state.count)
             scores = drop(params, updates, now), grow(params, updates, now)
@@ -225,6 +233,7 @@ def drop_and_grow(
             return zero_off(moves, params, masks), masks, new
 
         moves, masks_now, new = jax.lax.cond(when(state.count), change, descend)
+        moves = unless_nan("drop_and_grow", moves, masks_now, fraction=swapped)
         return moves, DynamicState(next_step(state.count), Masks(masks_now), state.key, new)
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -11,7 +11,7 @@ from .._arguments import check_scheduled_fraction, check_some, require_params
 from .._tree import is_gap, map_named
 from ..masks import Masks, Plan
 from ..patterns import Unstructured
-from ._pruning import at_step, masked_updates, next_step
+from ._pruning import at_step, masked_updates, next_step, unless_nan
 
 
 class MovementState(NamedTuple):
@@ -66,7 +66,7 @@ def movement(
     def choose(scores, count):
         return plan.masks(scores, at_step(schedule, count))
 
-    return _scored("movement", plan, choose, learning_rate, lambda score, count: 0.0)
+    return _scored("movement", plan, choose, learning_rate, lambda score, count: 0.0, schedule)
 
 
 def soft_movement(
@@ -121,10 +121,10 @@ def soft_movement(
         value = jax.nn.sigmoid(score)
         return at_step(strength, count) * value * (1 - value)
 
-    return _scored("soft_movement", plan, choose, learning_rate, pull)
+    return _scored("soft_movement", plan, choose, learning_rate, pull, threshold)
 
 
-def _scored(what: str, plan: Plan, choose, learning_rate, pull):
+def _scored(what: str, plan: Plan, choose, learning_rate, pull, limit):
     """Scores updated by `g w + pull(S)`, and the masks that `choose` derives from them."""
     planned = {leaf.name for leaf in plan.leaves}
 
@@ -154,7 +154,9 @@ def _scored(what: str, plan: Plan, choose, learning_rate, pull):
         masks = choose(scores, count)
         # Unplanned leaves are not masked: leaves without scores are gaps in both trees.
         new = MovementState(count, Masks(masks), scores)
-        return masked_updates(updates, state.masks.tree), new
+        numbers = {"learning_rate": rate, "threshold": at_step(limit, count)}
+        moves = masked_updates(updates, state.masks.tree)
+        return unless_nan(what, moves, masks, **numbers), new
 
     return optax.GradientTransformationExtraArgs(init, update)
 

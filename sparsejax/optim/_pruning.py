@@ -12,11 +12,13 @@ from jaxtyping import Array, Int, PyTree
 
 from .._arguments import (
     check_masks,
+    check_not_nan,
     check_schedule,
     check_scheduled_fraction,
     check_some,
     check_step,
     is_number,
+    known,
     named_masks,
     require_params,
 )
@@ -92,17 +94,18 @@ def prune(
     def update(updates, state, params=None, **extra):
         del extra
         require_params(params)
-        count = state.count
+        count, fraction = state.count, at_step(schedule, state.count)
         due = (count >= begin) & ((count - begin) % every == 0)
         if end is not None:
             due = (due & (count <= end)) | ((count == end) & (count >= begin))
 
         def new_masks():
             scores = (magnitude if score is None else score)(params)
-            return plan.masks(scores, at_step(schedule, count))
+            return plan.masks(scores, fraction)
 
         masks = jax.lax.cond(due, new_masks, lambda: state.masks.tree)
-        return zero_off(updates, params, masks), PruneState(next_step(count), Masks(masks))
+        moves = unless_nan("prune", zero_off(updates, params, masks), masks, schedule=fraction)
+        return moves, PruneState(next_step(count), Masks(masks))
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -213,10 +216,12 @@ def track_masks(
     def update(updates, state, params=None, **extra):
         del extra
         require_params(params)
-        return updates, state_at(
+        new = state_at(
             next_step(state.count),
             optax.apply_updates(params, updates),  # pyright: ignore[reportArgumentType]
         )
+        fraction = at_step(schedule, new.count)
+        return unless_nan("track_masks", updates, new.masks.tree, schedule=fraction), new
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -289,6 +294,22 @@ def masked_updates(updates: PyTree, masks: PyTree, off: float = 0.0) -> PyTree:
 
     def one(mask, u):
         return u if is_gap(mask) or is_gap(u) else jnp.where(mask, u, jnp.full_like(u, off))
+
+    return jax.tree.map(one, masks, updates, is_leaf=is_gap)
+
+
+def unless_nan(what: str, updates: PyTree, masks: PyTree, **numbers: Any) -> PyTree:
+    """The updates; NaN for masked leaves if a schedule returned NaN, with which masks are full.
+
+    Raises if the number is concrete.
+    """
+    check_not_nan(what, **numbers)
+    if known(*numbers.values()):
+        return updates
+    lost = jnp.any(jnp.stack([jnp.isnan(x) for x in numbers.values()]))
+
+    def one(mask, u):
+        return u if is_gap(mask) or is_gap(u) else jnp.where(lost, jnp.full_like(u, jnp.nan), u)
 
     return jax.tree.map(one, masks, updates, is_leaf=is_gap)
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+from .._arrays import poison
 from ._partition import Partition
 from ._penalty import Symmetric, largest_float
 
@@ -31,7 +32,7 @@ class Cells(Symmetric):
 
     def _value(self, x: Any) -> Array:
         vector, _, penalty = self._flat(x)
-        return jnp.sum(penalty._cost(jnp.abs(vector)))
+        return jnp.sum(penalty._cost(jnp.abs(vector))) + poison(vector)
 
     def _prox(self, x: Any, t: Array) -> Any:
         vector, back, penalty = self._flat(x)
@@ -81,7 +82,8 @@ def largest_sum(z: Array, k: Array, partition: Partition) -> Array:
     tied = partition.sum(tie.astype(z.dtype))
     left = jnp.clip(k - partition.sum(above.astype(z.dtype)), 0, tied)
     share = left / jnp.maximum(tied, 1)
-    return partition.sum(jnp.where(above, z, 0)) + share * partition.sum(jnp.where(tie, z, 0))
+    found = partition.sum(jnp.where(above, z, 0)) + share * partition.sum(jnp.where(tie, z, 0))
+    return found + poison(z)
 
 
 def _max(b: Array, partition: Partition) -> Array:

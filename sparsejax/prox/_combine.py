@@ -100,9 +100,9 @@ class Conjugate(_Wrapper):
 
     def _prox(self, x: PyTree, t: Array) -> PyTree:
         # Moreau's decomposition.
-        safe = jnp.where(t > 0, t, 1)
+        safe = jnp.where(t == 0, 1, t)
         inner = self.penalty.prox(jax.tree.map(lambda leaf: leaf / safe, x), 1 / safe)
-        return jax.tree.map(lambda leaf, u: jnp.where(t > 0, leaf - safe * u, leaf), x, inner)
+        return jax.tree.map(lambda leaf, u: jnp.where(t == 0, leaf, leaf - safe * u), x, inner)
 
     def _conjugate_value(self, y: PyTree) -> Array:
         return self.penalty.value(y)

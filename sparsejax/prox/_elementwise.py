@@ -5,6 +5,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from .._arguments import checked_number
+from .._arrays import poison
 from ._penalty import Elementwise, Indicator, Leaf, Penalty, register, relu
 
 
@@ -19,8 +20,9 @@ class L1(Elementwise):
 
     def _shrink(self, b: Array, t: Array) -> Array:
         # An infinite weight forces a zero, even for inf - inf and for a step of 0.
-        threshold = jnp.where(jnp.isinf(self.strength), jnp.inf, t * self.strength)
-        return jnp.where(b <= threshold, 0, b - threshold)
+        forced = jnp.isinf(self.strength)
+        threshold = t * jnp.where(forced, 0, self.strength)
+        return jnp.where(forced | (b <= threshold), 0, b - threshold)
 
     def _slope(self, b: Array) -> Array:
         return jnp.broadcast_to(self.strength, b.shape)
@@ -47,7 +49,7 @@ class L0(Elementwise):
         return jnp.where(b != 0, self.strength, 0)
 
     def _shrink(self, b: Array, t: Array) -> Array:
-        return jnp.where(b <= jnp.sqrt(2 * t * self.strength), 0, b)
+        return jnp.where(jnp.isinf(self.strength) | (b <= jnp.sqrt(2 * t * self.strength)), 0, b)
 
     def _slope(self, b: Array) -> Array:
         # Every slope is a subgradient at 0; elsewhere the slope is 0.
@@ -130,7 +132,7 @@ class BerHu(Elementwise):
 
     def _conjugate_value(self, y: Array) -> Array:
         b, s = jnp.abs(y), self.strength
-        return jnp.sum(jnp.where(b > s, self.delta / 2 * (b - s) * (b + s) / s, 0))
+        return jnp.sum(jnp.where(b <= s, 0, self.delta / 2 * (b - s) * (b + s) / s))
 
 
 @register
@@ -148,9 +150,8 @@ class Box(Indicator):
         return jnp.where((x < self.lower) | (x > self.upper), jnp.inf, 0)
 
     def _prox(self, x: Array, t: Array) -> Array:
-        del t
         inside = jnp.where(x < self.lower, self.lower, x)
-        return jnp.where(inside > self.upper, self.upper, inside)
+        return jnp.where(inside > self.upper, self.upper, inside) + self._unknown(t)
 
 
 def outside(b: Array, radius: Array) -> Array:
@@ -159,7 +160,7 @@ def outside(b: Array, radius: Array) -> Array:
     The tolerance is the root of eps, since the tested value is a difference of larger numbers.
     """
     slack = 1 + jnp.sqrt(jnp.finfo(b.dtype).eps)
-    return jnp.where(jnp.any(b > radius * slack), jnp.inf, 0).astype(b.dtype)
+    return jnp.where(jnp.any(b > radius * slack), jnp.inf, 0).astype(b.dtype) + poison(b)
 
 
 def l1(strength: ArrayLike) -> Penalty:

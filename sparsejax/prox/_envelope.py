@@ -9,6 +9,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree
 
 from .._arguments import checked_integer, checked_number
+from .._arrays import poison
 from ._cells import Cells, largest_sum
 from ._group import OnNorm
 from ._partition import Axes, Partition, fit, partition
@@ -34,7 +35,9 @@ class SEF(Cells):
         """
         vector, wide = self._widen(x)
         vector, back, flat = wide._flat(vector)
-        return back(flat._usage(jnp.abs(vector), jnp.asarray(step, jnp.abs(vector).dtype))[0])
+        b = jnp.abs(vector)
+        u = flat._usage(b, jnp.asarray(step, b.dtype))[0]
+        return back(jnp.where(jnp.isnan(b), b, u) + poison(jnp.asarray(step)))
 
     def _cost(self, b: Array) -> Array:
         u, _ = self._usage(b, jnp.zeros((), b.dtype))

@@ -9,6 +9,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
 from .._arguments import checked_number
+from .._arrays import poison
 from ._concave import mcp, scad
 from ._elementwise import l0, l1, outside
 from ._partition import Axes, Partition, fit, partition, ratio
@@ -46,14 +47,22 @@ class OnNorm(Penalty):
     def _value(self, x: PyTree) -> Array:
         r = self.partition.norms(x)
         if isinstance(self.penalty, Elementwise):
-            return jnp.sum(self._weights(r, x) * self.penalty._cost(r))
+            w = self._weights(r, x)
+            w = jnp.where((r == 0) & jnp.isinf(w), 0, w)  # an infinite weight forces a zero
+            return jnp.sum(w * self.penalty._cost(r)) + poison(r)
         return self.penalty.value(r)
 
     def _prox(self, x: PyTree, t: Array) -> PyTree:
         r = self.partition.norms(x)
-        steps = t * self._weights(r, x) if self.penalty.elementwise else t
-        factor = ratio(self.penalty.prox(r, steps), r)
-        return self.partition.map(lambda leaf, f: leaf * f, x, factor)
+        if self.penalty.elementwise:
+            w = self._weights(r, x)
+            forced = jnp.isinf(w)
+            # Near 0 the factor has a limit, and with it the derivative at 0.
+            r = jnp.where(r == 0, jnp.sqrt(jnp.finfo(r.dtype).tiny), r)
+            u = jnp.where(forced, 0, self.penalty.prox(r, t * jnp.where(forced, 0, w)))
+        else:
+            u = self.penalty.prox(r, t)
+        return self.partition.map(lambda leaf, f: leaf * f, x, ratio(u, r))
 
     def _conjugate_value(self, y: PyTree) -> Array:
         if self.weights is None and not self.by_size:
@@ -72,7 +81,8 @@ class OnNorm(Penalty):
         slope = self._weights(r, x) * self.penalty._slope(r)
         pull = self.partition.map(lambda leaf, f: leaf * f, x, ratio(slope, r))
         active = self.partition.norms(jax.tree.map(jnp.add, grad, pull))
-        return jnp.where(r > 0, active, relu(self.partition.norms(grad) - slope))
+        inside = jnp.where(r == 0, relu(self.partition.norms(grad) - slope), active)
+        return jnp.where(jnp.isnan(r), r, inside)
 
     def _weights(self, r: Array, x: PyTree) -> Array:
         if self.by_size:

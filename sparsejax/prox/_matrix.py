@@ -33,7 +33,7 @@ class OnSingularValues(Penalty):
         x, wide = self._widen(x)
         s = _singular_values(x)
         floor = lax.stop_gradient(s[..., :1]) * max(jnp.shape(x)[-2:]) * float(eps)
-        return wide.penalty.value(jnp.where(s > floor, s, 0))
+        return wide.penalty.value(jnp.where(s <= floor, 0, s))
 
     def _prox(self, x: Array, t: Array) -> Array:
         if x.ndim < 2:
@@ -113,8 +113,7 @@ def _singular_values(x: Array) -> Array:
 @_singular_values.defjvp
 def _singular_values_jvp(primals, tangents):
     (x,), (dx,) = primals, tangents
-    # No second derivative: it is infinite where singular values coincide.
-    u, s, vh = lax.stop_gradient(jnp.linalg.svd(x, full_matrices=False))
+    u, s, vh = jnp.linalg.svd(x, full_matrices=False)
     return s, jnp.real(jnp.einsum("...mi,...mn,...in->...i", jnp.conj(u), dx, jnp.conj(vh)))
 
 

@@ -6,6 +6,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
 from .._arguments import checked_number, known
+from .._arrays import quotient
 from ._cells import Cells, level
 from ._elementwise import outside
 from ._partition import Axes, Partition, fit, partition
@@ -88,10 +89,11 @@ class L1MinusL2(Symmetric):
             top = jnp.max(b, -1, keepdims=True)
             soft = relu(b - m)
             norm = Partition(axis=(-1,)).norms(soft)
-            stretch = 1 + self.alpha * m / jnp.where(norm > 0, norm, 1)
+            unit = quotient(soft, jnp.where(norm > 0, norm, 1))
             first = jnp.arange(b.shape[-1]) == jnp.argmax(b, -1, keepdims=True)
             single = jnp.where(first, relu(b + (self.alpha - 1) * m), 0)
-            return jnp.where(norm > 0, soft * stretch, jnp.where(top > 0, single, 0))
+            single = jnp.where(top > 0, single, 0)
+            return jnp.where(norm > 0, soft + self.alpha * m * unit, single)
 
         return along(self.axis, rows, b)
 

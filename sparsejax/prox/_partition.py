@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
 from .._arguments import known
+from .._arrays import quotient
 from .._tree import map_named, named_leaves
 from ._labels import GroupLabels
 from ._penalty import Leaf, register, static
@@ -147,7 +148,7 @@ def ratio(u: Array, r: Array) -> Array:
     """`u / r` for groups of norm r: 0 where r is 0, with gradient 0; 1 where both are infinite."""
     usable = (r > 0) & (r < jnp.inf)
     other = jnp.where(r == jnp.inf, jnp.where(u == jnp.inf, 1, 0), lax.stop_gradient(r))
-    return jnp.where(usable, jnp.where(usable, u, 0) / jnp.where(usable, r, 1), other)
+    return jnp.where(usable, quotient(jnp.where(usable, u, 0), jnp.where(usable, r, 1)), other)
 
 
 def fit(weights: ArrayLike | None, shape: tuple[int, ...]) -> Array:

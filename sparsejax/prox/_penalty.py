@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Inexact, PyTree
 
 from .. import _tree
-from .._arrays import out_dtype, real_dtype
+from .._arrays import out_dtype, poison, quotient, real_dtype
 
 # A number or an array. Not validated: inside JAX transformations leaves may be any object.
 Leaf = Any
@@ -159,13 +159,20 @@ class Symmetric(Penalty):
     """A penalty of the moduli. Subclasses define `_cost(b)` and `_shrink(b, t)` with `b = |x|`."""
 
     def _value(self, x: Array) -> Array:
-        return jnp.sum(self._cost(jnp.abs(x)))
+        return jnp.sum(self._cost(jnp.abs(x))) + poison(x)
 
     def _prox(self, x: Array, t: Array) -> Array:
         b, phase = polar(x)
         u = self._shrink(b, t)
         # Return +0.0, never -0.0.
-        return jnp.where(jnp.isnan(b), x, jnp.where(u == 0, u, phase * u))
+        return jnp.where(jnp.isnan(b), x, jnp.where(u == 0, u, phase * u)) + self._unknown(t)
+
+    def _unknown(self, t: Array) -> Array:
+        """NaN where the step or a parameter is NaN, with which a comparison would keep x."""
+        if not self.elementwise:
+            return poison(t, *_numbers(self))
+        lost = [jnp.where(jnp.isnan(n), n, 0) for n in (t, *_numbers(self))]
+        return lax.stop_gradient(jnp.asarray(sum(lost, start=0.0)))
 
     def _cost(self, b: Array) -> Array:
         raise NotImplementedError
@@ -188,7 +195,8 @@ class Elementwise(Symmetric):
     def _subdiff_distance(self, x: Array, grad: Array) -> Array:
         b, phase = polar(x)
         slope = self._slope(b)
-        return jnp.where(b > 0, jnp.abs(grad + phase * slope), relu(jnp.abs(grad) - slope))
+        inside = jnp.where(b == 0, relu(jnp.abs(grad) - slope), jnp.abs(grad + phase * slope))
+        return jnp.where(jnp.isnan(b), b, inside)
 
 
 class Indicator(Penalty):
@@ -201,17 +209,23 @@ class Indicator(Penalty):
         # One rounding of each entry to its own dtype, plus the rounding of the computation.
         slack = 4 * rounding + 32 * float(jnp.finfo(real_dtype(x)).eps)
         violation = jnp.max(wide._violation(x), initial=0.0)
-        return jnp.where(violation <= slack, 0.0, jnp.inf).astype(real_dtype(x))
+        value = jnp.where(violation <= slack, 0.0, jnp.inf).astype(real_dtype(x))
+        return value + poison(*jax.tree.leaves(x))
 
     def _violation(self, x: Any) -> Array:
         raise NotImplementedError
+
+    def _unknown(self, t: Array) -> Array:
+        """NaN if a parameter is NaN; the step has no effect."""
+        del t
+        return poison(*_numbers(self))
 
 
 def polar(x: Inexact[Array, "..."]) -> tuple[Array, Array]:
     """Modulus and phase. The phase of a real 0 is 1: a sign of 0 would hide the derivative."""
     if jnp.iscomplexobj(x):
         b = jnp.abs(x)
-        return b, x / jnp.where(b > 0, b, 1)
+        return b, quotient(x, jnp.where(b > 0, b, 1))
     phase = jnp.where(x < 0, jnp.ones((), x.dtype) * -1, jnp.ones((), x.dtype))
     return x * phase, phase
 
@@ -256,13 +270,20 @@ def largest_float(holds: Any, shape: tuple[int, ...], dtype: Any) -> Array:
 def implicit(residual: Any, root: Array, *args: Array) -> Array:
     """Attaches the derivatives of a root of `residual(root, *args)` that was found without them.
 
-    One Newton step from the root changes it by rounding only and carries the derivative.
+    A Newton step from the root changes it by rounding only and carries the derivative; a second
+    one carries the derivatives of second and third order.
     """
     root = lax.stop_gradient(root)
-    fixed = [lax.stop_gradient(arg) for arg in args]
-    _, slope = jax.jvp(lambda y: residual(y, *fixed), (root,), (jnp.ones_like(root),))
-    slope = lax.stop_gradient(slope)
-    return root - residual(root, *args) / jnp.where(slope > 0, slope, 1)
+    for _ in range(2):
+        _, slope = jax.jvp(lambda y: residual(y, *args), (root,), (jnp.ones_like(root),))
+        root = root - residual(root, *args) / jnp.where(slope > 0, slope, 1)
+    return root
+
+
+def _numbers(penalty: Penalty) -> list[Array]:
+    """The parameters of a penalty, without counts and labels."""
+    leaves = jax.tree.leaves(penalty)
+    return [n for n in leaves if jnp.issubdtype(jnp.result_type(n), jnp.floating)]
 
 
 def _cast(leaf: Any, dtype: Any) -> Any:

@@ -24,6 +24,10 @@ class _Scaled(Elementwise):
     def _scale(self) -> ArrayLike:
         raise NotImplementedError
 
+    def _rise(self, scale: Array) -> Array:
+        """The limit of `phi(u / own scale) - phi(u / scale)` for large u: 0 if phi is bounded."""
+        return jnp.zeros_like(scale)
+
     def _price(self) -> ArrayLike:
         return self.strength  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -38,31 +42,40 @@ class _Scaled(Elementwise):
         """`beta - y` at the larger root y, near `first`; arbitrary if no root exists."""
         raise NotImplementedError
 
-    def _jump(self, c: Array) -> Array:
+    def _jump(self, c: Array, rise: Array) -> Array:
         """The y > 0 with the objective of 0, `y^2 / 2 = c (phi(y) - y phi'(y))`, if it exists."""
-        return largest_float(lambda y: (y < _tiny(y)) | (_gain(self, y, c) >= 0), c.shape, c.dtype)
+        holds = lambda y: (y < _tiny(y)) | (_gain(self, y, c, rise) >= 0)  # noqa: E731
+        return largest_float(holds, c.shape, c.dtype)
+
+    def _wide(self, size: Array) -> Array:
+        """The scale, or one at which size / scale and c stay floats: only `_rise` differs."""
+        tiny = float(jnp.finfo(size.dtype).max) ** -0.4
+        return jnp.maximum(self._scale(), tiny * lax.stop_gradient(size))
 
     def _cost(self, b: Array) -> Array:
-        return jnp.asarray(self._price() * self._phi(b / self._scale()))
+        scale = self._wide(jnp.where(b < jnp.inf, b, 0))
+        return self._price() * (self._phi(b / scale) + self._rise(scale))
 
     def _slope(self, b: Array) -> Array:
-        return jnp.asarray(self._price() / self._scale() * self._derivatives(b / self._scale())[0])
+        scale = self._wide(jnp.where(b < jnp.inf, b, 0))
+        return self._price() / scale * self._derivatives(b / scale)[0]
 
     def _shrink(self, b: Array, t: Array) -> Array:
-        scale = self._scale()
+        scale = self._wide(jnp.sqrt(t * self._price()))
         beta, c = b / scale, t * (self._price() / scale) / scale
+        rise = lax.stop_gradient(self._rise(scale))
         if c.size < beta.size:
-            kept, pull = self._by_threshold(beta, c)
+            kept, pull = self._by_threshold(beta, c, rise)
         else:
-            kept, pull = self._by_objective(beta, c)
+            kept, pull = self._by_objective(beta, c, rise)
         u = jnp.where(kept, relu(b - scale * pull), 0)
-        return jnp.where((c == 0) | (b == jnp.inf), b, u)
+        return jnp.where((c == 0) | (beta == jnp.inf), b, u)
 
-    def _by_threshold(self, beta: Array, c: Array) -> tuple[Array, Array]:
+    def _by_threshold(self, beta: Array, c: Array, rise: Array) -> tuple[Array, Array]:
         """Whether the root beats 0, by one threshold for many entries, and the pull."""
         fixed = lax.stop_gradient(c)
         slope, bend = self._derivatives(jnp.zeros_like(fixed))
-        y = jnp.where(fixed * bend >= -1, 0, self._jump(fixed))
+        y = jnp.where(fixed * bend >= -1, 0, self._jump(fixed, rise))
         slope = jnp.where(y > 0, self._derivatives(jnp.where(y > 0, y, 1))[0], slope)
         pull = jnp.where(fixed > 0, fixed * slope, 0)
         threshold = lax.stop_gradient(y + pull)
@@ -71,12 +84,12 @@ class _Scaled(Elementwise):
         first = beta - lax.stop_gradient(pull) * threshold / beta
         return kept, _pull(self, beta, c, lax.stop_gradient(first))
 
-    def _by_objective(self, beta: Array, c: Array) -> tuple[Array, Array]:
+    def _by_objective(self, beta: Array, c: Array, rise: Array) -> tuple[Array, Array]:
         """The same if each entry has its own c."""
         pull = _pull(self, beta, c, lax.stop_gradient(beta))
         y = jnp.maximum(beta - pull, 0)
         # 0.5 (y - beta)^2 + c phi(y) < 0.5 beta^2, without the cancellation.
-        return (y > 0) & (c * self._phi(y) < y * (beta - y / 2)), pull
+        return (y > 0) & (c * (self._phi(y) + rise) < y * (beta - y / 2)), pull
 
 
 @jax.custom_jvp
@@ -97,9 +110,9 @@ def _pull_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
     return pull, rise
 
 
-def _gain(penalty: _Scaled, y: Array, c: Array) -> Array:
+def _gain(penalty: _Scaled, y: Array, c: Array, rise: Array) -> Array:
     """The objective at 0 minus that at a stationary point y."""
-    return c * (penalty._phi(y) - y * penalty._derivatives(y)[0]) - y * y / 2
+    return c * (penalty._phi(y) + rise - y * penalty._derivatives(y)[0]) - y * y / 2
 
 
 def _tiny(y: Array) -> Array:
@@ -145,6 +158,9 @@ class LogSum(_Scaled):
 
     def _scale(self) -> ArrayLike:
         return self.eps
+
+    def _rise(self, scale: Array) -> Array:
+        return jnp.log(scale) - jnp.log(self.eps)
 
     def _phi(self, y: Array) -> Array:
         return jnp.log1p(y)
@@ -212,13 +228,15 @@ class Geman(_Scaled):
         return self.eps
 
     def _phi(self, y: Array) -> Array:
-        return y / (1 + y)
+        bounded = jnp.where(y < jnp.inf, y, 1)
+        return jnp.where(y < jnp.inf, bounded / (1 + bounded), jnp.where(jnp.isnan(y), y, 1))
 
     def _derivatives(self, y: Array) -> tuple[Array, Array]:
         inverse = 1 / (1 + y)
         return inverse**2, -2 * inverse**3
 
-    def _jump(self, c: Array) -> Array:
+    def _jump(self, c: Array, rise: Array) -> Array:
+        del rise
         return jnp.sqrt(2 * c) - 1
 
     def _pull(self, beta: Array, c: Array, first: Array) -> Array:
@@ -265,6 +283,9 @@ class Concave(_Scaled):
 
     def _scale(self) -> ArrayLike:
         return 1.0
+
+    def _wide(self, size: Array) -> Array:
+        return jnp.ones_like(size)
 
     def _phi(self, y: Array) -> Array:
         # Its slope may be infinite at 0; keep that out of the gradient of the value.

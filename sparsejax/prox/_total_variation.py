@@ -56,7 +56,7 @@ def _denoise(x: Array, m: Array) -> Array:
     size = jax.ops.segment_sum(jnp.ones_like(x), piece, n)
     total = jax.ops.segment_sum(x - centre + m * up, piece, n)
     pieces = centre + total / jnp.maximum(size, 1)
-    return jnp.where(m > 0, pieces[piece], x)
+    return jnp.where(m == 0, x, pieces[piece])
 
 
 @jax.custom_jvp

@@ -74,7 +74,7 @@ def greedy_soup(
       The average, and the indices of its members, the best first.
 
     Raises:
-      ValueError: If `trees` is empty or shapes differ.
+      ValueError: If `trees` is empty, shapes differ, or all scores are NaN.
       TypeError: If `score` is not a function from parameters to a number.
 
     Reference:
@@ -92,7 +92,10 @@ def greedy_soup(
     if not trees:
         raise ValueError("greedy_soup: trees must have at least one member, got none.")
     number = lambda tree: as_number("score", score(tree))  # noqa: E731
-    scores = np.nan_to_num([number(tree) for tree in trees], nan=-np.inf)
+    found = np.array([number(tree) for tree in trees])
+    if np.isnan(found).all():
+        raise ValueError("greedy_soup: score returned NaN for every member; nothing can be ranked.")
+    scores = np.nan_to_num(found, nan=-np.inf)
     order = [int(i) for i in np.argsort(-scores, kind="stable")]
     chosen, soup, best = [order[0]], trees[order[0]], scores[order[0]]
     for i in order[1:]:

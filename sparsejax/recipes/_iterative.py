@@ -15,6 +15,7 @@ from .._arguments import (
     check_count,
     check_key,
     check_params,
+    check_ranking,
     returned_params,
 )
 from .._tree import map_named, named_leaves
@@ -179,6 +180,9 @@ def prune_remaining(plan: Plan, scores: PyTree, masks: PyTree, progress: float) 
     Returns:
       A tree like `scores` of boolean arrays, None for leaves that are not planned.
 
+    Raises:
+      ValueError: If NaN scores would be kept.
+
     Reference:
       Zimmer et al., Sparse Model Soups, 2023 (arXiv 2306.16788).
 
@@ -190,7 +194,9 @@ def prune_remaining(plan: Plan, scores: PyTree, masks: PyTree, progress: float) 
       >>> int(sj.recipes.prune_remaining(plan, scores, masks, 0.5)["kernel"].sum())
       8
     """
-    return _select(plan, scores, masks, float(progress))
+    found = _select(plan, scores, masks, float(progress))
+    check_ranking("prune_remaining", named_leaves(scores), named_leaves(found), joint=plan.joint)
+    return found
 
 
 @partial(jax.jit, static_argnums=(0, 3))  # one compilation per round, shared by runs and copies

@@ -16,6 +16,7 @@ from .._arguments import (
     check_count,
     check_key,
     check_params,
+    check_ranking,
     returned_params,
 )
 from .._topk import sortable
@@ -42,7 +43,8 @@ def nested_masks(scores: PyTree, plan: Plan, sparsities: Sequence[float]) -> lis
       One tree of masks for each sparsity.
 
     Raises:
-      ValueError: If a leaf has another pattern, or a sparsity is not in [0, 1].
+      ValueError: If a leaf has another pattern, a sparsity is not in [0, 1], or (outside of jit)
+        NaN scores would be kept.
 
     Reference:
       Jaiswal et al., The Emergence of Essential Sparsity, 2023 (arXiv 2306.03805).
@@ -74,6 +76,7 @@ def nested_masks(scores: PyTree, plan: Plan, sparsities: Sequence[float]) -> lis
     def at(sparsity):
         kept = lambda n: n - round(n * sparsity)  # noqa: E731
         cut = {name: rank < kept(sizes[name]) for name, rank in ranks.items()}
+        check_ranking("nested_masks", found, cut, joint=plan.joint)
         return map_named(lambda name, s: cut.get(name), scores)
 
     return [at(float(s)) for s in sparsities]

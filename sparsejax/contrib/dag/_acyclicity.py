@@ -7,6 +7,8 @@ from jax.scipy.linalg import expm, lu_factor, lu_solve
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Shaped
 
+from ..._arguments import check_not_nan
+
 
 @jax.custom_jvp
 def logdet_acyclicity(weights: Float[Array, "d d"], shift: ArrayLike = 1.0) -> Float[Array, ""]:
@@ -164,11 +166,14 @@ def threshold_to_dag(
     removing edges never creates a cycle. Among equal weights those of the lowest index are kept.
 
     Args:
-      weights: Weighted adjacency matrix (d, d); NaN counts as no edge.
+      weights: Weighted adjacency matrix (d, d). Under jit NaN counts as no edge.
       threshold: >= 0.
 
     Returns:
       The weights of an acyclic graph; weights that are kept are unchanged.
+
+    Raises:
+      ValueError: If (outside of jit) an argument holds NaN.
 
     Reference:
       Ng et al., On the Role of Sparsity and DAG Constraints for Learning Linear DAGs, 2020
@@ -180,6 +185,7 @@ def threshold_to_dag(
       >>> dag.threshold_to_dag(jnp.array([[0.0, 0.9], [0.4, 0.0]])).tolist()
       [[0.0, 0.8999999761581421], [0.0, 0.0]]
     """
+    check_not_nan("threshold_to_dag", weights=weights, threshold=threshold)
     size = jnp.where(jnp.abs(weights) > jnp.asarray(threshold, weights.dtype), jnp.abs(weights), 0)
     falling = jnp.argsort(-size.ravel(), stable=True)
     place = jnp.zeros_like(falling).at[falling].set(jnp.arange(size.size)).reshape(size.shape)

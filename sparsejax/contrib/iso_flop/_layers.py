@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from ..._arguments import check_finite, check_not_nan
+
 # Larger than the rounding error of 1 / (1 - s), smaller than any difference between integers.
 _SLACK = 1e-9
 
@@ -146,7 +148,7 @@ def match_flops(flops: Callable[[float], Any], budget: float | int, *, tol: floa
       The sparsity.
 
     Raises:
-      ValueError: If no sparsity meets the budget.
+      ValueError: If no sparsity meets the budget, or a number is NaN.
 
     Reference:
       Thangarasa et al., 2023 (arXiv 2303.11525).
@@ -157,9 +159,10 @@ def match_flops(flops: Callable[[float], Any], budget: float | int, *, tol: floa
       0.5
     """
     low, high = 0.0, 0.9999
+    check_finite("match_flops", budget=budget, tol=tol, **{"flops(0.0)": flops(low)})
     if flops(low) <= budget * (1 + tol):
         return low
-    if flops(high) > budget * (1 + tol):
+    if not flops(high) <= budget * (1 + tol):
         raise ValueError(
             f"match_flops: even at sparsity {high} the network costs {flops(high):g} FLOPs, above "
             f"the budget of {budget:g}; make it narrower."
@@ -167,6 +170,7 @@ def match_flops(flops: Callable[[float], Any], budget: float | int, *, tol: floa
     while high - low > 1e-12:
         middle = (low + high) / 2
         cost = flops(middle)
+        check_not_nan("match_flops", **{f"flops({middle})": cost})
         if abs(cost - budget) <= tol * budget:
             return middle
         low, high = (middle, high) if cost > budget else (low, middle)

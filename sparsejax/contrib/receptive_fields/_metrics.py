@@ -4,6 +4,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Shaped
 
+from ..._arrays import poison
+
 
 def active_units(codes: Shaped[Array, "... atoms"]) -> Float[Array, "..."]:
     r"""The number of nonzero coefficients of each sample.
@@ -12,7 +14,7 @@ def active_units(codes: Shaped[Array, "... atoms"]) -> Float[Array, "..."]:
       codes: Coefficients; the last axis indexes atoms.
 
     Returns:
-      A count per sample.
+      A count per sample; NaN if a coefficient is NaN.
 
     Example:
       >>> import jax.numpy as jnp
@@ -20,7 +22,8 @@ def active_units(codes: Shaped[Array, "... atoms"]) -> Float[Array, "..."]:
       >>> active_units(jnp.array([[0.0, 1.0], [2.0, -3.0]])).tolist()
       [1.0, 2.0]
     """
-    return jnp.sum((codes != 0).astype(jnp.float32), axis=-1)
+    counted = jnp.where(codes == codes, codes != 0, jnp.nan)
+    return jnp.sum(counted.astype(jnp.float32), axis=-1)
 
 
 def error_at_activity(
@@ -37,7 +40,8 @@ def error_at_activity(
       target: The number of active units at which methods are compared.
 
     Returns:
-      A scalar; NaN next to a run without active units or with error 0 (log of 0).
+      A scalar; NaN next to a run without active units or with error 0 (log of 0), and if the
+      target or an activity is NaN.
 
     Raises:
       ValueError: If the two differ in length or are empty.
@@ -56,7 +60,7 @@ def error_at_activity(
         )
     order = jnp.argsort(active)
     at = jnp.interp(jnp.log(target), jnp.log(active[order]), jnp.log(error[order]))
-    return jnp.exp(at)
+    return jnp.exp(at) + poison(active, jnp.asarray(target))
 
 
 def orientation_tuning(
@@ -134,6 +138,6 @@ def circular_variance(
     cosine = jnp.tensordot(jnp.cos(2 * angles), responses, 1)
     sine = jnp.tensordot(jnp.sin(2 * angles), responses, 1)
     # Dividing before squaring avoids underflow; the double where keeps the gradient at 0 finite.
-    safe = jnp.where(total > 0, total, 1)
+    safe = jnp.where(total <= 0, 1, total)
     squares = (cosine / safe) ** 2 + (sine / safe) ** 2
-    return 1 - jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0)
+    return 1 - jnp.where(squares <= 0, 0, jnp.sqrt(jnp.where(squares <= 0, 1, squares)))

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float, Int, PyTree
 
 from ..._tree import map_named, named_leaves
@@ -110,7 +111,8 @@ def select_gradients(params: PyTree, values: PyTree, indices: PyTree) -> PyTree:
     Unstructured backpropagation: the forward pass copies nothing, since the parameters already hold
     the values (call `write_back` after each step); the backward pass gathers from each dense
     gradient and frees it. `write_back` inside the loss would instead keep a second copy of the
-    network from the forward to the backward pass.
+    network from the forward to the backward pass. Derivatives of every order and mode are those of
+    `write_back`.
 
     Args:
       params: A tree of arrays that hold `values` at `indices`.
@@ -144,22 +146,24 @@ def select_gradients(params: PyTree, values: PyTree, indices: PyTree) -> PyTree:
     return map_named(one, params, named_leaves(values), at)
 
 
-@jax.custom_vjp
+@jax.custom_jvp
 def _tap(w: Float[Array, "..."], v: Float[Array, " k"], at: Int[Array, " k"]) -> Array:
     del v, at
     return w
 
 
-def _tap_forward(w, v, at):
-    return w, (at, v[:0])
+def _tap_jvp(primals, tangents):
+    """Moves w with v only: linear in v, so that the backward pass is a gather."""
+    (w, _, at), (_, moved, _) = primals, tangents
+    out = _tap(*primals)  # so that derivatives of this derivative see v too
+    if type(moved) is SymbolicZero:
+        return out, jnp.zeros_like(w)
+    still = jnp.zeros(w.size, w.dtype)
+    return out, still.at[at].set(moved.astype(w.dtype), mode="drop", **_SORTED).reshape(w.shape)
 
 
-def _tap_backward(residuals, g):
-    at, like = residuals
-    return None, g.reshape(-1).at[at].get(mode="fill", fill_value=0).astype(like.dtype), None
-
-
-_tap.defvjp(_tap_forward, _tap_backward)
+# Symbolic zeros: no dense tangent of w is formed.
+_tap.defjvp(_tap_jvp, symbolic_zeros=True)
 
 
 def _by_name(what: str, params: PyTree, indices: PyTree) -> dict[str, Any]:

@@ -101,7 +101,7 @@ def sara(
     Raises:
       TypeError: If `loss` does not take two arguments, `params` hold NNX variables other than
         `nnx.Param`, or `state` is not a `SaRAState`.
-      ValueError: If nothing is selected, theta and fraction are both given, `chunk` is less than
+      ValueError: If the loss is not finite, nothing is selected, theta and fraction are both given, `chunk` is less than
         1, or `state` comes from other parameters, another fraction or more steps.
 
     Reference:
@@ -149,6 +149,11 @@ def sara(
         if not owned:  # copy what the caller still holds: the buffers are donated
             held, owned = jax.tree.map(jnp.copy, held), True
         values, new, moments, mean = run(*held, state.indices, key, steps_now)
+        if not np.isfinite(float(mean)):
+            raise ValueError(
+                f"sara: the loss is {float(mean)} between steps {state.step} and "
+                f"{state.step + count}; lower learning_rate, or check the loss for NaN."
+            )
         state = SaRAState(state.step + count, new, state.indices, values, moments)
         if callback is not None:
             callback(state.step, float(mean))

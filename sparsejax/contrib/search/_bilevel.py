@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
 
@@ -62,7 +63,20 @@ def bilevel_gradient(
         if optimizer is None:
             return validation_loss(params, alpha)
         grads = jax.grad(train_loss)(params, alpha)
-        updates, _ = optimizer.update(grads, opt_state, params)  # pyright: ignore
+        step = lambda grads: optimizer.update(grads, opt_state, params)[0]  # noqa: E731  # pyright: ignore
+        updates = _with_value(step(jax.tree.map(_nonzero, grads)), step(grads))
         return validation_loss(optax.apply_updates(params, updates), alpha)
 
     return jax.value_and_grad(outer)(alpha)
+
+
+def _nonzero(g: Array) -> Array:
+    """A gradient without exact zeros, at which the root of a second moment has no derivative."""
+    tiny = float(jnp.finfo(g.dtype).tiny) ** 0.32  # neither its square nor 1 / cube leaves floats
+    return g + jnp.where(g == 0, jnp.asarray(tiny, g.dtype), jnp.zeros_like(g))
+
+
+def _with_value(tree: PyTree, value: PyTree) -> PyTree:
+    """The derivatives of a tree of updates with the values of another one."""
+    fix = lambda u, v: u + jax.lax.stop_gradient(v - u)  # noqa: E731
+    return jax.tree.map(fix, tree, value)

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from ..._arguments import check_not_nan
+
 
 class MixedOp(nnx.Module):
     r"""A weighted sum of operations, `sum_o weights_o * op_o(x)`.
@@ -117,7 +119,7 @@ def genotype(
       are the inputs of the cell.
 
     Raises:
-      ValueError: If the shape of alpha is not (edges, operations).
+      ValueError: If the shape of alpha is not (edges, operations), or alpha holds NaN.
 
     Reference:
       Liu, Simonyan and Yang, DARTS, 2018 (arXiv 1806.09055).
@@ -136,6 +138,7 @@ def genotype(
             f"genotype: alpha has shape {alpha.shape}; {nodes} nodes have {edges} edges, of "
             f"{len(op_names)} operations each."
         )
+    check_not_nan("genotype", alpha=alpha)
     weights = jax.nn.softmax(alpha, axis=-1)
     kept = [i for i, name in enumerate(op_names) if name != none]
     best = [[float(w[i]) for i in kept] for w in weights]

@@ -10,7 +10,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from ..._arguments import check_callable, check_count, check_key
+from ..._arguments import check_callable, check_count, check_key, known
 from ...masks import apply_masks
 
 
@@ -53,7 +53,7 @@ def random_search(
 
     Raises:
       TypeError: If a callable does not accept these arguments.
-      ValueError: If `candidates` is less than 1.
+      ValueError: If `candidates` is less than 1, or (outside of jit) all losses are NaN.
 
     Reference:
       Farahani, Random Search as a Baseline for Sparse Neural Network Architecture Search, 2024
@@ -84,6 +84,11 @@ def random_search(
         return jnp.asarray(loss(apply_masks(params, masks), masks))
 
     losses = jax.lax.map(score, keys, batch_size=batch_size)
+    if known(losses) and bool(jnp.all(jnp.isnan(losses))):
+        raise ValueError(
+            f"random_search: the losses of all {candidates} candidates are NaN; check "
+            "loss(masked_params, masks)."
+        )
     index = jnp.argmin(jnp.where(jnp.isnan(losses), jnp.inf, losses))
     # Drawing the winner again from its key avoids storing the masks of all candidates.
     return SearchResult(sample(keys[index]), index, losses)

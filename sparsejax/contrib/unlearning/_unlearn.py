@@ -16,9 +16,11 @@ from ... import prox
 from ..._arguments import (
     check_callable,
     check_count,
+    check_finite,
     check_fraction,
     check_key,
     check_params,
+    checked_number,
     rows_of,
 )
 from ..._tree import map_named, named_leaves
@@ -156,6 +158,7 @@ def unlearn(
     check_key("key", key)
     if method not in ("finetune", "ascent", "l1"):
         raise ValueError(f"method={method!r} must be 'finetune', 'ascent' or 'l1'.")
+    checked_number("strength", strength, 'unlearning.unlearn(..., "l1", strength=5e-4)')
     if all(jnp.shape(x)[:1] == (0,) for x in named_leaves(forget).values()):
         return apply_masks(params, masks)
     data = forget if method == "ascent" else retain
@@ -219,7 +222,8 @@ def fisher_forgetting(
       Parameters that are zero off the masks.
 
     Raises:
-      ValueError: If `retain` is empty or `output` matches no leaf.
+      ValueError: If `retain` is empty, `output` matches no leaf, or `alpha` is negative or not
+        finite.
 
     Reference:
       Golatkar et al., Eternal Sunshine of the Spotless Net, 2020 (arXiv 1911.04933); Jia et al.,
@@ -238,6 +242,8 @@ def fisher_forgetting(
     """
     check_callable("logits", logits, "params", "x")
     check_key("key", key)
+    alpha = checked_number("alpha", alpha, "unlearning.fisher_forgetting(..., alpha=1e-7)")
+    check_finite("fisher_forgetting", alpha=alpha)
     rows_of("retain", retain)
     if output is not None and not any(re.search(output, n) for n in named_leaves(params)):
         raise ValueError(f"output={output!r} matches none of {', '.join(named_leaves(params))}.")
@@ -332,7 +338,7 @@ def influence_unlearning(
       Parameters that are zero off the masks.
 
     Raises:
-      ValueError: If one of the sets is empty, or `damping` is not positive.
+      ValueError: If one of the sets is empty, `damping` is not positive, or `alpha` not finite.
 
     Reference:
       Koh and Liang, Understanding Black-box Predictions via Influence Functions, 2017 (arXiv
@@ -349,6 +355,7 @@ def influence_unlearning(
     check_callable("loss", loss, "params", "batch")
     check_count("samples", samples)
     n_f, n_r = rows_of("forget", forget), rows_of("retain", retain)
+    check_finite("influence_unlearning", alpha=alpha)
     if not damping > 0:
         raise ValueError(f"influence_unlearning: damping={damping!r} must be positive.")
     params = apply_masks(params, masks)

@@ -4,8 +4,11 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
+
+from ..._arguments import check_finite
 
 
 class UnmixingErrors(NamedTuple):
@@ -75,7 +78,8 @@ def unmixing_errors(
       An `UnmixingErrors`; papers report the means.
 
     Raises:
-      ValueError: If the shapes of the estimates and the true values differ.
+      ValueError: If the shapes of the estimates and the true values differ, or endmembers, which
+        could not be matched, are not finite.
 
     Reference:
       Kuhn, The Hungarian method for the assignment problem, 1955.
@@ -96,6 +100,7 @@ def unmixing_errors(
             "unmixing_errors: endmembers (channels, k) and abundances (k, pixels) of the same k "
             f"are needed on both sides, got {m.shape} and {given}, true {t.shape} and {true}."
         )
+    check_finite("unmixing_errors", endmembers=m, true_endmembers=t)
     angles = np.asarray(spectral_angle(t[:, :, None], m[:, None, :]))
     _, order = linear_sum_assignment(angles)
     gaps = np.asarray(abundances)[order] - np.asarray(true_abundances)
@@ -111,7 +116,8 @@ def hoyer_sparsity(x: Float[ArrayLike, "..."], axis: int = -1) -> Float[Array, "
       axis: The axis of the vectors.
 
     Returns:
-      1 for a single non-zero entry; 0 for entries of equal modulus, for zeros, and for n = 1.
+      1 for a single non-zero entry; 0 for entries of equal modulus, for zeros, and for n = 1; NaN
+      if an entry is not finite.
 
     Reference:
       Hoyer, Non-negative Matrix Factorization with Sparseness Constraints, 2004
@@ -126,9 +132,10 @@ def hoyer_sparsity(x: Float[ArrayLike, "..."], axis: int = -1) -> Float[Array, "
     x = jnp.asarray(x)
     root = x.shape[axis] ** 0.5
     if root == 1:
-        return jnp.zeros(jnp.sum(x, axis=axis).shape, x.dtype)
-    largest = jnp.max(jnp.abs(x), axis=axis, keepdims=True)
+        return jnp.sum(x - x, axis=axis)  # 0, or NaN
+    # Constant under differentiation, since the result does not depend on it.
+    largest = lax.stop_gradient(jnp.max(jnp.abs(x), axis=axis, keepdims=True))
     unit = jnp.abs(x) / jnp.where(largest > 0, largest, 1)  # avoids overflow of squares
     one, two = jnp.sum(unit, axis=axis), jnp.sqrt(jnp.sum(unit**2, axis=axis))
     sparsity = (root - one / jnp.where(two > 0, two, 1)) / (root - 1)
-    return jnp.where(two > 0, jnp.clip(sparsity, 0, 1), 0)
+    return jnp.where(two == 0, 0, jnp.clip(sparsity, 0, 1))

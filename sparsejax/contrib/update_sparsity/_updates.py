@@ -82,7 +82,7 @@ def update_rank(before: PyTree, after: PyTree) -> dict[str, float]:
       after: The same tree later.
 
     Returns:
-      Relative ranks by path, 0 where nothing changed.
+      Relative ranks by path, 0 where nothing changed, NaN where a difference is not finite.
 
     Raises:
       ValueError: If the trees have other leaves or shapes.
@@ -105,7 +105,8 @@ def update_rank(before: PyTree, after: PyTree) -> dict[str, float]:
             matrix = difference.reshape(-1, x.shape[-1])
             values = np.asarray(jnp.linalg.svdvals(matrix))
             limit = max(matrix.shape) * np.finfo(np.float32).eps * values.max()
-            ranks[name] = int(np.sum(values > limit)) / min(matrix.shape)
+            rank = int(np.sum(values > limit)) if np.isfinite(limit) else float("nan")
+            ranks[name] = rank / min(matrix.shape)
     return ranks
 
 
