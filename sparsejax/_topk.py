@@ -148,7 +148,7 @@ def _largest(digits: list[UInt[Array, "..."]], k: UInt[Array, ""]):
         return sum(_count(d >= cut, k.dtype) for d in digits)
 
     def set_bit(i, cut):
-        candidate = cut | (jnp.ones((), jnp.uint16) << (15 - i).astype(jnp.uint16))
+        candidate = cut | (jnp.ones((), jnp.uint16) << jnp.asarray(15 - i, jnp.uint16))
         return jnp.where(at_least(candidate) >= k, candidate, cut)
 
     cut = lax.fori_loop(0, 16, set_bit, jnp.zeros((), jnp.uint16))
@@ -168,7 +168,7 @@ def _lowest_indices(
         return sum(_count(m & (i < end), dtype) for m, i in zip(marked, indices))
 
     def set_bit(i, end):
-        candidate = end | (jnp.ones((), dtype) << (bits - 1 - i).astype(dtype))
+        candidate = end | (jnp.ones((), dtype) << jnp.asarray(bits - 1 - i, dtype))
         return jnp.where(below(candidate) <= k, candidate, end)
 
     bits = total.bit_length()

@@ -260,7 +260,7 @@ def largest_float(holds: Any, shape: tuple[int, ...], dtype: Any) -> Array:
     one = jnp.ones((), integer)
 
     def set_bit(i, found):
-        candidate = found | (one << (bits - 2 - i).astype(integer))
+        candidate = found | (one << jnp.asarray(bits - 2 - i, integer))
         return jnp.where(holds(lax.bitcast_convert_type(candidate, dtype)), candidate, found)
 
     found = lax.fori_loop(0, bits - 1, set_bit, jnp.zeros(shape, integer))

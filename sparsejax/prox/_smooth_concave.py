@@ -54,11 +54,11 @@ class _Scaled(Elementwise):
 
     def _cost(self, b: Array) -> Array:
         scale = self._wide(jnp.where(b < jnp.inf, b, 0))
-        return self._price() * (self._phi(b / scale) + self._rise(scale))
+        return jnp.asarray(self._price() * (self._phi(b / scale) + self._rise(scale)))
 
     def _slope(self, b: Array) -> Array:
         scale = self._wide(jnp.where(b < jnp.inf, b, 0))
-        return self._price() / scale * self._derivatives(b / scale)[0]
+        return jnp.asarray(self._price() / scale * self._derivatives(b / scale)[0])
 
     def _shrink(self, b: Array, t: Array) -> Array:
         scale = self._wide(jnp.sqrt(t * self._price()))

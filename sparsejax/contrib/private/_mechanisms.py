@@ -10,6 +10,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from ..._arguments import known
+from ._sampling import truthful
 
 # After clipping, rounding can leave a float32 norm this far above its bound.
 ROUNDING = 1 + 1e-5
@@ -83,7 +84,7 @@ def gaussian_sigma(
 
     Returns:
       sigma. The guarantee holds for real numbers: floating-point noise is not private to the last
-      bit.
+      bit, and its tails end, those of `jax.random.normal` at 5.4 sigma in float32.
 
     Raises:
       ValueError: If an argument is out of its range.
@@ -203,8 +204,10 @@ def l2_randomizer(v: ArrayLike, radius: float, epsilon: float, *, key: Array) ->
     `v` is rounded to `+-radius v / |v|` at random, without bias; the message is uniform on the half
     of a sphere around the rounded vector, or with probability `1 / (1 + exp(epsilon))` on the other
     half. The sphere has the radius `radius (e^epsilon + 1) / (e^epsilon - 1) sqrt(pi)
-    Gamma((d + 1) / 2) / Gamma(d / 2)`, so that the mean is v. The densities of the messages of any
-    two vectors differ by at most the factor `exp(epsilon)`.
+    Gamma((d + 1) / 2) / Gamma(d / 2)`, so that the mean is v. The probabilities of any message for
+    any two vectors differ by at most the factor `exp(epsilon)`. That holds for the floating-point
+    messages too, and for every epsilon: the decision is made in integers of 128 bits, with
+    `ceil(2^128 / (1 + exp(epsilon))) / 2^128` as the probability of the other half.
 
     Args:
       v: The vector (d,), of norm <= radius.
@@ -250,13 +253,16 @@ def l2_randomizer(v: ArrayLike, radius: float, epsilon: float, *, key: Array) ->
     first = jnp.zeros_like(v).at[0].set(1)
     direction = jnp.where(length > 0, v / jnp.where(length > 0, length, 1), first)
     positive = jax.random.bernoulli(sign_key, jnp.clip(0.5 + length / (2 * radius), 0, 1))
-    truthful = jax.random.bernoulli(half_key, 1 / (1 + math.exp(-epsilon)))
     z = jax.random.normal(sphere_key, v.shape, v.dtype)
+    z = jnp.where(jnp.any(z != 0), z, first)
     z = z / jnp.linalg.norm(z)
     sphere = sphere_radius(v.size, radius, epsilon)
     check_scale("the norm of a message", sphere, v.dtype)
-    same_side = jnp.vdot(z, direction) >= 0
-    z = jnp.where(same_side == (positive == truthful), z, -z)
+    # Exactly one of z and -z is on the side of v, also on its edge: then both are possible for
+    # every v, with odds of at most e^epsilon in floating point too.
+    along = jnp.vdot(z, direction)
+    same_side = jnp.where(along == 0, z[jnp.argmax(z != 0)] > 0, along > 0)
+    z = jnp.where(same_side == (positive == truthful(half_key, epsilon)), z, -z)
     return z * sphere
 
 

@@ -5,6 +5,9 @@ from typing import NamedTuple
 
 from ._mechanisms import ROUNDING, PrivacySpent, check_positive, gaussian_sigma
 
+# The tails of `normal`, which end at 9.4 standard deviations, hold less than this.
+LEAST_DELTA = 1e-15
+
 
 class MomentMechanism(NamedTuple):
     """Public parameters of the clipping and noise of each user's moments.
@@ -57,7 +60,7 @@ def moment_mechanism(
       features: Number of features d.
       users: Number of users n, for the default bounds.
       epsilon: The privacy level of each user.
-      delta: The probability of failure.
+      delta: The probability of failure, at least 1e-15.
       radius: Bound of |x|, `sqrt(d) + sqrt(2 log n)` by default, for covariates of variance 1.
         Choose this and the next two bounds without looking at the data.
       bound_x: Bound of the entries of x, `sqrt(2 log n)` by default.
@@ -87,6 +90,11 @@ def moment_mechanism(
     if features < 1 or users < 1:
         raise ValueError(
             f"moment_mechanism: features and users must be >= 1, got {features} and {users}."
+        )
+    if delta < LEAST_DELTA:
+        raise ValueError(
+            f"delta must be at least {LEAST_DELTA}, got {delta}: the tails of the noise end at 9.4 "
+            "sigma."
         )
     if not 0 < share < 1:
         raise ValueError(f"share must be between 0 and 1, got {share}.")

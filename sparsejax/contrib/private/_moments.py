@@ -24,6 +24,7 @@ from ._mechanisms import (
     clip_l2,
 )
 from ._moment_mechanism import MomentMechanism, moment_mechanism
+from ._sampling import normal
 
 CALL = "private.nldp_regression(X, y, key=key, epsilon=1.0, delta=1e-6)"
 CHUNK = 1024
@@ -83,13 +84,13 @@ def nldp_message(
     second, cross = empty, empty
     if part != "cross" and mechanism.second_sigma is not None:
         second = jnp.outer(clipped, clipped)[jnp.triu_indices(d)]
-        noise = jax.random.normal(second_key, second.shape, second.dtype)
+        noise = normal(second_key, second.shape, second.dtype)
         second = second + mechanism.second_sigma * noise
     if part != "second":
         start = jnp.asarray(x, clipped.dtype) if mechanism.clip == "entries" else clipped
         bounded = start if mechanism.clip == "l2" else clip_entries(start, mechanism.bound_x)
         cross = bounded * clip_entries(y, mechanism.bound_y).astype(clipped.dtype)
-        cross = cross + mechanism.cross_sigma * jax.random.normal(cross_key, (d,), cross.dtype)
+        cross = cross + mechanism.cross_sigma * normal(cross_key, (d,), cross.dtype)
     return second, cross
 
 
@@ -186,7 +187,8 @@ def nldp_regression(
       y: Targets (n,).
       key: A random key; it is split into one key per user.
       epsilon: The privacy level.
-      delta: The probability of failure.
+      delta: The probability of failure, at least 1e-15. The tails of the noise end at 9.4 sigma, so
+        that delta is covered down to `exp(-(9.4 - mu)^2 / 2)`, with mu of `spent`.
       public: Public covariates (m, d) of people outside X, without targets.
       strength: The threshold, `sqrt(2 log d)` times the noise of the raw coefficients by default.
       norm_bound: Bound of |theta|, for the default strength.

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from ..._tree import map_named, named_leaves
 
 # `indices_of` returns sorted indices; an index equal to the size of the array is padding.
-_SORTED = {"unique_indices": True, "indices_are_sorted": True}
+_SORTED: dict[str, Any] = {"unique_indices": True, "indices_are_sorted": True}
 
 
 def indices_of(masks: PyTree) -> PyTree:

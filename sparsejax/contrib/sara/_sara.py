@@ -101,8 +101,9 @@ def sara(
     Raises:
       TypeError: If `loss` does not take two arguments, `params` hold NNX variables other than
         `nnx.Param`, or `state` is not a `SaRAState`.
-      ValueError: If the loss is not finite, nothing is selected, theta and fraction are both given, `chunk` is less than
-        1, or `state` comes from other parameters, another fraction or more steps.
+      ValueError: If the loss is not finite, nothing is selected, theta and fraction are both given,
+        `chunk` is less than 1, or `state` comes from other parameters, another fraction or more
+        steps.
 
     Reference:
       Hu et al., SaRA: High-Efficient Diffusion Model Fine-tuning with Progressive Sparse Low-Rank

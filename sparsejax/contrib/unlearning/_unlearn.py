@@ -242,7 +242,7 @@ def fisher_forgetting(
     """
     check_callable("logits", logits, "params", "x")
     check_key("key", key)
-    alpha = checked_number("alpha", alpha, "unlearning.fisher_forgetting(..., alpha=1e-7)")
+    checked_number("alpha", alpha, "unlearning.fisher_forgetting(..., alpha=1e-7)")
     check_finite("fisher_forgetting", alpha=alpha)
     rows_of("retain", retain)
     if output is not None and not any(re.search(output, n) for n in named_leaves(params)):

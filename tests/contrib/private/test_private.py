@@ -1,6 +1,7 @@
 """Private regression: noise against dp-accounting, sensitivities by search, audits, bad input."""
 
 import math
+from decimal import Decimal
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from scipy.stats import norm
 
 from sparsejax.contrib import private
 from sparsejax.contrib.private._moments import nldp_message
+from sparsejax.contrib.private._sampling import below, from_words, lie_threshold, normal
 from sparsejax.solve import Result
 
 KEY = jax.random.key(5)
@@ -309,3 +311,41 @@ def test_what_would_break_the_promise_is_refused():
         private.gaussian_sigma(1.0, 2.0, 1e-6, method="classic")
     with pytest.raises(ValueError, match="scores"):
         private.privacy_audit(np.ones(2), np.ones(1))
+
+
+def test_rare_decisions_have_their_exact_probability():
+    """A float32 uniform never lies at epsilon 20, where the share of lies is 2.06e-9."""
+    for epsilon in (1e-9, 1.0, 20.0, 44.0, 80.0):
+        exact = 2**128 / (1 + Decimal(epsilon).exp())
+        assert 0 <= lie_threshold(epsilon) - exact < 2**128 * 1e-26 + 1
+    for epsilon in (100.0, 1e7, 1e300):  # never 0: the guarantee holds above float32's range too
+        assert lie_threshold(epsilon) == 1
+    cut = lie_threshold(20.0)
+    words = lambda n: jnp.array([n >> 32 * i & 0xFFFFFFFF for i in (3, 2, 1, 0)], jnp.uint32)  # noqa: E731
+    near = jnp.stack([words(n) for n in (0, cut - 1, cut, cut + 2**64, 2**128 - 1)])
+    assert below(near, cut).tolist() == [True, True, False, False, False]
+    bits = jax.random.bits(KEY, (200_000, 4), jnp.uint32)
+    assert jnp.mean(below(bits, lie_threshold(2.0))) == pytest.approx(
+        1 / (1 + math.exp(2)), rel=0.03
+    )
+
+
+def test_a_message_on_the_edge_of_the_half_sphere_has_one_side():
+    """Both orders of a vector orthogonal to v are reached with odds of at most e^epsilon."""
+    said = jax.jit(
+        jax.vmap(lambda k: private.l2_randomizer(jnp.array([0.0, 3.0]), 3.0, 9.0, key=k))
+    )
+    messages = said(jax.random.split(KEY, 5000))
+    assert jnp.isfinite(messages).all() and jnp.all(messages[:, 1] >= 0)
+
+
+def test_noise_has_its_tails():
+    z = normal(KEY, (1_000_001,), jnp.float32)
+    assert z.shape == (1_000_001,) and abs(z.mean()) < 0.004 and abs(z.std() - 1) < 0.003
+    for t in (1.0, 2.0, 3.0, 4.0):
+        expected = math.erfc(t / 2**0.5)
+        assert jnp.mean(jnp.abs(z) > t) == pytest.approx(expected, rel=5 / (1e6 * expected) ** 0.5)
+    far = from_words(jnp.array([[0, 0], [0, 1], [0, 0]], jnp.uint32), jnp.float32)
+    assert far.max() > 9.4 and jnp.isfinite(far).all()  # erfinv of a float32 uniform ends at 5.4
+    with pytest.raises(ValueError, match="1e-15"):
+        private.moment_mechanism(3, 20, 1.0, 1e-18)
