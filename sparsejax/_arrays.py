@@ -18,7 +18,7 @@ def real_dtype(tree: PyTree) -> Any:
 def out_dtype(v: ArrayLike) -> Any:
     """The result dtype for v: its own, float32 for integers."""
     dtype = jnp.result_type(v)
-    return dtype if jnp.issubdtype(dtype, jnp.inexact) else jnp.promote_types(dtype, jnp.float32)
+    return dtype if jnp.issubdtype(dtype, jnp.inexact) else jnp.dtype(jnp.float32)
 
 
 def magnitude(*arrays: Array) -> Float[Array, ""]:

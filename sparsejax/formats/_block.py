@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from .._arguments import known
@@ -108,7 +109,7 @@ class BlockArray(SparseArray):
     @property
     def used(self) -> Bool[Array, "... nb l"]:
         """Which slots hold a block, `(stacked..., nb, L)`."""
-        return jnp.arange(self.index.shape[-1]) < self.count[..., None]
+        return _filled(self.count, self.index.shape[-1])
 
     @property
     def T(self) -> "BlockArray":
@@ -192,9 +193,9 @@ def _lists(stored: Bool[Array, "kb nb"], slots: int, slots_t: int):
     index, count = _first(stored.T, slots)
     index_t, count_t = _first(stored, slots_t)
     rank = jnp.cumsum(stored, axis=0) - 1
-    position = jnp.arange(stored.shape[1]) * slots + rank
+    position = jnp.arange(stored.shape[1])[None] * slots + rank
     slot_t = jnp.take_along_axis(position, index_t, axis=1) if index_t.size else index_t
-    slot_t = jnp.where(jnp.arange(slots_t) < count_t[:, None], slot_t, 0).astype(jnp.int32)
+    slot_t = jnp.where(_filled(count_t, slots_t), slot_t, 0).astype(jnp.int32)
     return index, count, index_t, slot_t, count_t
 
 
@@ -202,7 +203,12 @@ def _first(stored: Bool[Array, "lists entries"], slots: int):
     """The indices of the first `slots` ones of each row, ascending, zero-padded; and the count."""
     count = stored.sum(1, dtype=jnp.int32)
     order = jnp.argsort(~stored, axis=1, stable=True)[:, :slots].astype(jnp.int32)
-    return jnp.where(jnp.arange(slots) < count[:, None], order, 0), count
+    return jnp.where(_filled(count, slots), order, 0), count
+
+
+def _filled(count: Int[Array, "..."], slots: int) -> Bool[Array, "... l"]:
+    """Which slots of each list are in use: the first `count`."""
+    return lax.broadcasted_iota(jnp.int32, (*count.shape, slots), count.ndim) < count[..., None]
 
 
 def _room(name: str, counts: np.ndarray, slots: int | None) -> int:
@@ -235,7 +241,7 @@ def _gather(w, index, count, block: tuple[int, int]) -> Shaped[Array, "... nb l 
     if not index.size:
         return jnp.zeros((*index.shape, *block), w.dtype)
     blocks = jnp.take_along_axis(tiles, index[..., None, None], axis=-3)
-    used = jnp.arange(index.shape[-1]) < count[..., None]
+    used = _filled(count, index.shape[-1])
     return jnp.where(used[..., None, None], blocks, jnp.zeros((), w.dtype))
 
 
@@ -243,7 +249,7 @@ def _gather(w, index, count, block: tuple[int, int]) -> Shaped[Array, "... nb l 
 def _scatter(values, index, count, rows: int) -> Float[Array, "k n"]:
     columns, slots, bk, bn = values.shape
     # Padding is written to an out-of-range row.
-    index = jnp.where(jnp.arange(slots) < count[:, None], index, rows)
+    index = jnp.where(_filled(count, slots), index, rows)
     blocks = jnp.zeros((columns, rows, bk, bn), values.dtype)
     blocks = blocks.at[jnp.arange(columns)[:, None], index].set(values, mode="drop")
     return blocks.transpose(1, 2, 0, 3).reshape(rows * bk, columns * bn)
@@ -253,14 +259,14 @@ def _transpose_values(values, slot_t, count_t) -> Float[Array, "kb lt bn bk"]:
     columns, slots, bk, bn = values.shape
     if not values.size or not slot_t.size:
         return jnp.zeros((*slot_t.shape, bn, bk), values.dtype)
-    used = jnp.arange(slot_t.shape[1]) < count_t[:, None]
+    used = _filled(count_t, slot_t.shape[1])
     blocks = values.reshape(columns * slots, bk, bn)[slot_t]
     return jnp.where(used[..., None, None], blocks, 0).swapaxes(-1, -2)
 
 
 def _slots_by_column(slot_t, count_t, index) -> Int[Array, "nb l"]:
     """Positions of blocks, listed by column, in the transposed values: inverse of `slot_t`."""
-    used = jnp.arange(slot_t.shape[1]) < count_t[:, None]
+    used = _filled(count_t, slot_t.shape[1])
     place = jnp.where(used, slot_t, index.size)
     own = jnp.arange(slot_t.size, dtype=jnp.int32).reshape(slot_t.shape)
     flat = jnp.zeros(index.size, jnp.int32).at[place].set(own, mode="drop")

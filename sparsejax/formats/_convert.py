@@ -146,7 +146,7 @@ def _coordinates(w: SparseArray):
 def _(w: NMArray):
     _, groups, columns = w.values.shape
     index = jnp.repeat(w.index.astype(jnp.int32), w.share, axis=-1)
-    rows = jnp.minimum(index + w.m * jnp.arange(groups)[:, None], w.shape[0])
+    rows = jnp.minimum(index + w.m * jnp.arange(groups)[None, :, None], w.shape[0])
     column = jnp.broadcast_to(jnp.arange(columns), rows.shape)
     return rows.ravel(), column.ravel()
 
@@ -154,7 +154,7 @@ def _(w: NMArray):
 @_coordinates.register
 def _(w: BlockArray):
     columns, _, bk, bn = w.values.shape
-    inner = jnp.arange(bk)[:, None], jnp.arange(bn)
+    inner = jnp.arange(bk)[None, None, :, None], jnp.arange(bn)[None, None, None]
     rows = w.index[..., None, None] * bk + inner[0]
     rows = jnp.where(w.used[..., None, None], rows, w.shape[0])
     column = jnp.arange(columns)[:, None, None, None] * bn + inner[1]

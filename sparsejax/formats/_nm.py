@@ -205,7 +205,7 @@ def _unpack(values, index, m: int, share: int) -> Float[Array, "... g m n"]:
     # Selects are several times faster than a one-hot sum or a scatter, and exact bit for bit.
     index = jnp.repeat(index, share, axis=-1)[..., None, :]
     values = values[..., None, :]
-    place = jnp.arange(m, dtype=index.dtype)[:, None]
+    place = jnp.arange(m, dtype=index.dtype).reshape(*(1,) * (index.ndim - 3), m, 1)
     dense = jnp.zeros((), values.dtype)
     for s in range(values.shape[-4]):
         dense = jnp.where(index[..., s, :, :, :] == place, values[..., s, :, :, :], dense)

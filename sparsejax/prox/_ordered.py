@@ -48,12 +48,16 @@ class Slope(Symmetric):
     axis: int | None = static(default=-1)
 
     def _cost(self, b: Array) -> Array:
-        return jnp.sum(along(self.axis, lambda rows: -jnp.sort(-rows) * self.strength, b))
+        return jnp.sum(along(self.axis, lambda rows: -jnp.sort(-rows) * self._each(rows), b))
+
+    def _each(self, rows: Array) -> Array:
+        """The strengths with as many axes as the rows."""
+        return lax.expand_dims(jnp.asarray(self.strength), range(rows.ndim - 1))
 
     def _shrink(self, b: Array, t: Array) -> Array:
         def rows(b):
             order = jnp.argsort(-b, axis=-1)
-            fitted = relu(isotonic(jnp.take_along_axis(b, order, -1) - t * self.strength))
+            fitted = relu(isotonic(jnp.take_along_axis(b, order, -1) - t * self._each(b)))
             return jnp.put_along_axis(jnp.zeros_like(b), order, fitted, -1, inplace=False)
 
         return along(self.axis, rows, b)
@@ -90,7 +94,8 @@ class L1MinusL2(Symmetric):
             soft = relu(b - m)
             norm = Partition(axis=(-1,)).norms(soft)
             unit = quotient(soft, jnp.where(norm > 0, norm, 1))
-            first = jnp.arange(b.shape[-1]) == jnp.argmax(b, -1, keepdims=True)
+            place = lax.broadcasted_iota(jnp.int32, b.shape, b.ndim - 1)
+            first = place == jnp.argmax(b, -1, keepdims=True).astype(jnp.int32)
             single = jnp.where(first, relu(b + (self.alpha - 1) * m), 0)
             single = jnp.where(top > 0, single, 0)
             return jnp.where(norm > 0, soft + self.alpha * m * unit, single)

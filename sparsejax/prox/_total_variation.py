@@ -144,7 +144,7 @@ def _advance(w: _Walk, y: Array, m: Array) -> _Walk:
     upward = jnp.stack([one, -m - y[jnp.minimum(w.i + 1, n - 1)]])
     at = jnp.where(drops, w.at + way, jnp.where(turns, w.right, left))
     return _Walk(
-        i=w.i + (pushes | (turns & last)),
+        i=w.i + (pushes | (turns & last)).astype(w.i.dtype),
         upper=turns | (w.upper & drops),
         at=at,
         line=jnp.where(drops, w.line + knot[1:], jnp.where(turns, downward, upward)),

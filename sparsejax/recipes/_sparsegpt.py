@@ -137,7 +137,8 @@ def _reconstruct(matrix, upper, mask, rows: _Rows | None, block: int):
     pad = -inputs % block
     matrix = jnp.pad(matrix, ((0, pad), (0, 0)))
     mask = jnp.pad(mask, ((0, pad), (0, 0)), constant_values=True)
-    upper = jnp.pad(upper, (0, pad)) + jnp.diag(jnp.arange(inputs + pad) >= inputs)
+    upper = jnp.pad(upper, (0, pad))
+    upper = upper + jnp.diag((jnp.arange(inputs + pad) >= inputs).astype(upper.dtype))
 
     def one_block(i, state):
         matrix, mask = state
@@ -178,7 +179,7 @@ def _sweep(rows: _Rows | None, part, mask, inner):
             mask = lax.cond(start, partial(_group, rows, j, inner), lambda _, m: m, part, mask)
         w = part[j]
         error = jnp.where(mask[j], 0, w) / inner[j, j]
-        part = part - inner[j][:, None] * error
+        part = part - jnp.outer(inner[j], error)
         return part, mask, errors.at[j].set(error)
 
     return lax.fori_loop(0, part.shape[0], row, (part, mask, jnp.zeros_like(part)))

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Int
 
 from .._arguments import is_int
 from .._tree import register
@@ -72,7 +72,7 @@ class ActiveSet:
     @property
     def used(self) -> Bool[Array, "... k"]:
         """The mask of list positions that hold a unit."""
-        return jnp.arange(self.capacity) < self.count[..., None]
+        return _filled(self.count, self.capacity)
 
     def unless_overflow(self, active: Callable[[], Out], dense: Callable[[], Out]) -> Out:
         """`active()`, or `dense()` if a list was too short; both must return the same shapes."""
@@ -95,5 +95,11 @@ def _pack(mask: Bool[Array, "*t n"], capacity: int) -> ActiveSet:
     index = find(running) if mask.ndim == 1 else jax.vmap(find)(running)
     total = running[..., -1]
     count = jnp.minimum(total, capacity)
-    used = jnp.arange(capacity) < count[..., None]
+    used = _filled(count, capacity)
     return ActiveSet(jnp.where(used, index, 0).astype(jnp.int32), count, total > capacity)
+
+
+def _filled(count: Int[Array, "*t"], capacity: int) -> Bool[Array, "*t k"]:
+    """Which positions of each list are in use: the first `count`."""
+    place = lax.broadcasted_iota(jnp.int32, (*count.shape, capacity), count.ndim)
+    return place < count[..., None]

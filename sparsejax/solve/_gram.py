@@ -141,12 +141,12 @@ def _line(q: Quadratic, w: Array, h: Array) -> tuple[Array, Array, Array]:
     reached = jnp.where(w * direction < 0, -w / jnp.where(direction != 0, direction, 1), 1)
     first = -lax.top_k(-jnp.minimum(reached, 1), min(CROSSINGS, w.size))[0]
     lengths = jnp.concatenate([jnp.asarray((0.0, *LENGTHS), w.dtype), first])[:, None]
-    moved = w + lengths * direction
+    moved = w[None] + lengths * direction[None]
     # A coordinate that changes sign stops at 0.
-    moved = jnp.where(moved * sign > 0, moved, 0)
+    moved = jnp.where(moved * sign[None] > 0, moved, 0)
     images = moved @ q.gram
     costs = jax.vmap(lambda v: cost(v, q.thresholds))(moved)
-    objective = jnp.sum(moved * (images / 2 - q.b), axis=1) + costs
+    objective = jnp.sum(moved * (images / 2 - q.b[None]), axis=1) + costs
     objective = jnp.where(jnp.isnan(objective), jnp.inf, objective)
     best = jnp.argmin(objective)
     return moved[best], images[best], (best > 0) & jnp.any((moved[best] == 0) & on)

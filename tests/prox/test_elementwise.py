@@ -181,3 +181,20 @@ def test_both_sides_of_the_jump(name):
     assert np.mean(within) > 0.9
     for b in (low, high):
         _check(name, np.float32, 2e-6, np.where(within, b, 1).astype(np.float32), step, parameters)
+
+
+@pytest.mark.parametrize("eps", [1e-8, 1e-25, 1e-30])
+def test_ratios_beyond_float32(eps):
+    """`|x| / eps` and `strength / eps^2` beyond 3e38, against float64."""
+    points = np.array([1e-3, 0.9, 1.2, 5.0, 8.5, 20.0, 1e31], np.float32)
+    for make in (prox.log_sum, prox.geman, prox.exponential, prox.transformed_l1):
+        penalty = make(0.5, eps)
+        with jax.enable_x64(True):
+            exact = penalty.prox(points.astype(np.float64))
+            value = penalty.value(points[-1:].astype(np.float64))
+        many = penalty.prox(points)
+        alone = jnp.concatenate([penalty.prox(points[i : i + 1]) for i in range(7)])
+        np.testing.assert_allclose(many, exact, rtol=2e-6)
+        np.testing.assert_allclose(alone, exact, rtol=2e-6)
+        np.testing.assert_allclose(penalty.value(points[-1:]), value, rtol=1e-6)
+    assert prox.log_sum(0.5, 1e-8).prox(jnp.array([1e31])).tolist() == jnp.array([1e31]).tolist()

@@ -240,3 +240,44 @@ def test_norms_of_constants():
                 np.testing.assert_allclose(value(), 2 * number, rtol=1e-6)
                 spread = jax.jit(lambda: prox.sef(2).value(jnp.full(4, number, dtype)))  # noqa: B023
                 np.testing.assert_allclose(spread(), 4 * number**2, rtol=1e-5)
+
+
+TINY = jnp.array([[3.0, 1e-20], [4.0, 1e-20]])
+
+
+@pytest.mark.parametrize(
+    "penalty, step, x, expected",
+    [
+        (prox.group_lasso(0.5, axis=0), 0.0, TINY, [[1, 1], [1, 1]]),
+        (prox.group_lasso(0.5, axis=0, weights=np.array([0.0, 1.0])), 1.0, TINY, [[1, 0], [1, 0]]),
+        (prox.group_lasso(0.5, axis=0, weights=np.array([0.0, 1.0])), 1.0, TINY * 0, [[1, 0]] * 2),
+        (prox.group_lasso(1.0, axis=0, weights=np.array([0.0, np.inf])), 0.0, TINY, [[1, 0]] * 2),
+        (prox.l2(0.5), 0.0, TINY[:, 1], [1, 1]),
+        (prox.l2(0.5), 0.0, TINY[:, 1] * 0, [1, 1]),
+        (prox.on_norm(prox.ridge(1.0), axis=0), 1.0, TINY, [[0.5, 0.5], [0.5, 0.5]]),
+        (prox.group_scad(1.0, axis=0), 0.0, TINY, [[1, 1], [1, 1]]),
+        (prox.wgsef(1, axis=0), 1.0, jnp.array([[3e-20, 1e-20]]), [[0.5, 0]]),
+        (prox.gsef(2, axis=0), 1.0, jnp.array([[3e-20, 1e-20]]), [[0.5, 0.5]]),
+        (prox.group_hard_k(1, axis=0), 1.0, jnp.array([[3e-20, 1e-20]]), [[1, 0]]),
+        (prox.l2_ball(1.0), 1.0, TINY[:, 1], [1, 1]),
+        (prox.k_support_norm(0.0, 1), 1.0, TINY[:, 1], [1, 1]),
+        (prox.l1_minus_l2(0.0), 1.0, TINY[:, 1], [1, 1]),
+    ],
+)
+def test_derivatives_at_tiny_norms(penalty, step, x, expected):
+    """Ratios whose derivative divides by the square of a norm underflow at 1e-20."""
+    found = jax.grad(lambda x: penalty.prox(x, step).sum())(x)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_derivatives_of_tiny_complex_numbers_and_infinite_weights():
+    x = jnp.array([3e-20 + 4e-20j, 3 + 4j])
+    found = jax.grad(lambda x: jnp.sum(jnp.abs(prox.l1(0.0).prox(x)[1])))(x)
+    np.testing.assert_allclose(jnp.abs(found), [0, 1], atol=1e-6)
+    through = jax.grad(lambda x: prox.l1(0.0).prox(x).real.sum())(x)
+    np.testing.assert_allclose(through, [1, 1], atol=1e-6)
+    free = prox.l1(jnp.array([1.0, jnp.inf]))
+    assert jax.grad(lambda t: free.prox(jnp.array([3.0, 3.0]), t).sum())(1.0) == -1
+    forced = prox.group_lasso(1.0, axis=0, weights=jnp.array([1.0, jnp.inf]))
+    step = jax.grad(lambda t: forced.prox(jnp.ones((1, 2)) * 3, t).sum())(1.0)
+    assert step == -1 and forced.value(jnp.array([[1.0, 0.0]])) == 1

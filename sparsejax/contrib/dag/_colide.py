@@ -292,7 +292,8 @@ def _step(problem, begin: _State, stage, state: _State, domain, kind: Scale, eve
     inside = jnp.min(inverse) >= -domain  # False for NaN
     again = ~inside & ((state.steps == 0) | (state.shift <= 0.9))
 
-    gradient = stage.mu * (problem.strength * jnp.sign(state.weights) - state.pull / state.scale)
+    per_column = jnp.broadcast_to(state.scale, state.pull.shape)  # of all variables, or of each
+    gradient = stage.mu * (problem.strength * jnp.sign(state.weights) - state.pull / per_column)
     gradient += 2 * state.weights * inverse.T
     direction, adam = cast(tuple[Array, Any], _adam.update(gradient, state.adam))
 
@@ -359,7 +360,7 @@ def _covariance(caller: str, samples: ArrayLike, precomputed: bool) -> Array:
     if precomputed:
         covariance = x
     else:
-        x = x - jnp.mean(x, axis=0)
+        x = x - jnp.mean(x, axis=0, keepdims=True)
         covariance = x.T @ x / len(x)
     if known(covariance):
         _check_covariance(caller, np.asarray(covariance), bool(np.asarray(x).any()))

@@ -218,12 +218,12 @@ def _als(G: Array, c: Array, k: int, steps: int) -> tuple[Array, Array]:
     # In float32 a ridge of 1e-8 is below the rounding of the sums.
     small = (1e-8 if c.dtype == jnp.float64 else 1e-5) * jnp.maximum(jnp.trace(G.sum(0)) / d, 1e-30)
     sizes = jnp.trace(G, axis1=1, axis2=2) / d
-    ridge = (small / t + 1e-3 * sizes)[:, None, None] * jnp.eye(d)
+    ridge = (small / t + 1e-3 * sizes)[:, None, None] * jnp.eye(d, dtype=c.dtype)[None]
     single = jax.vmap(jnp.linalg.solve)(G + ridge, c) * jnp.sqrt(sizes)[:, None]
     B = jnp.linalg.svd(single.T, full_matrices=False)[0][:, :k]
 
     def heads(B):
-        inner = jnp.einsum("dk,tde,el->tkl", B, G, B) + small / t * jnp.eye(k)
+        inner = jnp.einsum("dk,tde,el->tkl", B, G, B) + small / t * jnp.eye(k, dtype=c.dtype)[None]
         return jax.vmap(jnp.linalg.solve)(inner, c @ B)  # (t, k)
 
     def alternate(_, B):
@@ -232,7 +232,7 @@ def _als(G: Array, c: Array, k: int, steps: int) -> tuple[Array, Array]:
         apply = lambda B: jnp.einsum("tk,tde,el,tl->dk", w, G, B, w) + small * B  # noqa: E731
         if d * k <= 2000:
             matrix = jnp.einsum("tk,tl,tde->kdle", w, w, G).reshape(d * k, d * k)
-            matrix = matrix + small * jnp.eye(d * k)
+            matrix = matrix + small * jnp.eye(d * k, dtype=c.dtype)
             B = jnp.linalg.solve(matrix, right.T.reshape(-1)).reshape(k, d).T
         else:
             B = jax.scipy.sparse.linalg.cg(apply, right, B, maxiter=200)[0]

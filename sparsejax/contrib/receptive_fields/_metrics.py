@@ -101,11 +101,12 @@ def orientation_tuning(
     size = round(atoms.shape[0] ** 0.5)
     if size**2 != atoms.shape[0]:
         raise ValueError(f"orientation_tuning: atoms must be square, got {atoms.shape[0]} pixels.")
-    y, x = jnp.divmod(jnp.arange(size**2), size)
-    along = x * jnp.cos(angles)[:, None] + y * jnp.sin(angles)[:, None]
-    shift = 2 * jnp.pi * jnp.arange(phases) / phases
-    waves = 2 * jnp.pi * frequencies[:, None, None] * along  # (frequencies, angles, pixels)
-    gratings = jnp.cos(waves[..., None, :] + shift[:, None])
+    y, x = (place.astype(atoms.dtype) for place in jnp.divmod(jnp.arange(size**2), size))
+    along = jnp.outer(jnp.cos(angles), x) + jnp.outer(jnp.sin(angles), y)
+    shift = 2 * jnp.pi * jnp.arange(phases, dtype=atoms.dtype) / phases
+    # (frequencies, angles, phases, pixels)
+    waves = 2 * jnp.pi * frequencies[:, None, None, None] * along[None, :, None]
+    gratings = jnp.cos(waves + shift[None, None, :, None])
     response = jnp.maximum(gratings @ atoms, 0).max(axis=2)
     best = jnp.argmax(response.max(axis=1), axis=0)
     return jnp.take_along_axis(response, best[None, None], axis=0)[0]

@@ -42,7 +42,7 @@ def spa(pixels: ArrayLike, count: int) -> Int[Array, " count"]:
         rest, free = state
         best = jnp.argmax(jnp.where(free, jnp.sum(rest**2, axis=0), -1))
         direction = _unit(rest[:, best])
-        return (rest - direction[:, None] * (direction @ rest), free.at[best].set(False)), best
+        return (rest - jnp.outer(direction, direction @ rest), free.at[best].set(False)), best
 
     return lax.scan(take, (pixels, jnp.ones(pixels.shape[1], bool)), length=count)[1]
 

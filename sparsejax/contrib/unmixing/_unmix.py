@@ -218,7 +218,7 @@ def update_abundances(
     weighted = endmembers * weights[:, None]
     pull = weighted.T @ pixels + delta
     push = (weighted.T @ endmembers + delta) @ abundances
-    push += strength * (1 - guidance) * jnp.maximum(abundances, FLOOR) ** (-guidance)
+    push += strength * (1 - guidance[None]) * jnp.maximum(abundances, FLOOR) ** (-guidance[None])
     return abundances * pull / jnp.maximum(push, FLOOR)
 
 
@@ -305,4 +305,4 @@ def _objective(y, m, a, h, strength, robust: bool) -> Array:
     residual = y - m @ a
     norms = jnp.linalg.norm(residual, axis=1)
     fit = jnp.sum(norms) if robust else jnp.sum(norms**2) / 2
-    return fit + strength * jnp.sum(jnp.maximum(a, FLOOR) ** (1 - h))
+    return fit + strength * jnp.sum(jnp.maximum(a, FLOOR) ** (1 - h[None]))
