@@ -21,6 +21,12 @@ def out_dtype(v: ArrayLike) -> Any:
     return dtype if jnp.issubdtype(dtype, jnp.inexact) else jnp.dtype(jnp.float32)
 
 
+def wide_dtype(x: ArrayLike) -> Any:
+    """The dtype of x in at least float32; strict promotion of dtypes allows it."""
+    dtype = out_dtype(x)
+    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
+
+
 def magnitude(*arrays: Array) -> Float[Array, ""]:
     """The approximate largest modulus, 1 for zeros: a power of two, so that division is exact.
 

@@ -90,7 +90,8 @@ class Groups(Pooled):
         sums = jax.ops.segment_sum(values, labels, self.count).T
         if self.pool_by != "mean":
             return jnp.sqrt(sums) if self.pool_by == "l2" else sums
-        return sums / jnp.asarray(np.bincount(self.labels.ravel(), minlength=self.count))
+        sizes = np.bincount(self.labels.ravel(), minlength=self.count)
+        return sums / jnp.asarray(sizes, sums.dtype)[None]
 
     def expand(self, kept: Bool[Array, "slices units"], layout: Layout) -> Bool[Array, "..."]:
         """The mask of the leaf from its kept groups."""

@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Inexact, PyTree
 
 from .. import _tree
-from .._arrays import out_dtype, poison, quotient, real_dtype
+from .._arrays import out_dtype, poison, quotient, real_dtype, wide_dtype
 
 # A number or an array. Not validated: inside JAX transformations leaves may be any object.
 Leaf = Any
@@ -238,7 +238,7 @@ def relu(x: Array) -> Array:
 def widen(v: ArrayLike) -> Inexact[Array, "..."]:
     """The array in at least float32; float64 and complex are unchanged."""
     x = jnp.asarray(v)
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x.astype(wide_dtype(x))
 
 
 def polynomial(x: Array, coefficients: Sequence[float]) -> Array:

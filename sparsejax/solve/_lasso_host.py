@@ -223,7 +223,8 @@ def _solve(at: _Problem, w: np.ndarray, max_steps: int) -> tuple[np.ndarray, dic
         support = np.flatnonzero(w)
         where = padded(support, bucket(support.size, w.size))
         part = np.where(np.arange(where.size) < support.size, w[where], 0)
-        gap, score = _look(at.data, w, part, where, at.norms, at.positive)
+        arrays = map(jnp.asarray, (w, part, where))  # without jit NumPy would be passed on
+        gap, score = _look(at.data, *arrays, at.norms, at.positive)
         gap = float(gap)
         if not np.isfinite(gap) or gap <= at.tol * at.scale or outer >= max_steps:
             break
@@ -235,7 +236,9 @@ def _solve(at: _Problem, w: np.ndarray, max_steps: int) -> tuple[np.ndarray, dic
         # Room for the support to grow, of a size for which a program may already be compiled.
         room = bucket(int(1.1 * support.size) + 32, where.size, 128)
         target = max(0.3 * gap, floor)
-        inner, _, n = _inner(q, at.data.l2, w[where], chosen.size, target, room, at.positive)
+        inner, _, n = _inner(
+            q, at.data.l2, jnp.asarray(w[where]), chosen.size, target, room, at.positive
+        )
         w[chosen] = np.asarray(inner)[: chosen.size]
         rounds += int(n)
     stats = {

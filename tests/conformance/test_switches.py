@@ -74,18 +74,14 @@ OPERATIONS = {
     # prox
     "l1": lambda: operator(prox.l1(0.7)),
     "l0": lambda: operator(prox.l0(0.7)),
-    "elastic_net": lambda: operator(prox.elastic_net(0.7)),
     "lp": lambda: operator(prox.lp(0.7, 0.4)),
-    "l_half": lambda: operator(prox.l_half(0.7)),
     "mcp": lambda: operator(prox.mcp(0.7)),
-    "scad": lambda: operator(prox.scad(0.7)),
     "log_sum": lambda: operator(prox.log_sum(0.7)),
     "exponential": lambda: operator(prox.exponential(0.7)),
     "group_lasso": lambda: operator(prox.group_lasso(0.7, axis=0), W),
-    "group_labels": lambda: operator(prox.group_l0(0.7, groups=np.array([0, 1, 0, 2, 1, 2]))),
-    "sparse_group_lasso": lambda: operator(prox.sparse_group_lasso(0.1, 0.7, axis=0), W),
+    "group_labels": lambda: prox.group_l0(0.7, groups=np.array([0, 1, 0, 2, 1, 2])).prox(V),
     "wgsef": lambda: operator(prox.wgsef(2, axis=0, weights=jnp.arange(1.0, 9)), W),
-    "k_support_norm": lambda: operator(prox.k_support_norm(0.7, 2)),
+    "k_support_norm": lambda: prox.k_support_norm(0.7, 2).prox(V),
     "slope": lambda: prox.slope(jnp.array([0.7, 0.4])).prox(W[:2, :2]),
     "linf": lambda: operator(prox.linf(0.7)),
     "l1_minus_l2": lambda: operator(prox.l1_minus_l2(0.7)),
@@ -101,10 +97,8 @@ OPERATIONS = {
     "stacked": lambda: sj.masks.topk(W.reshape(2, 4, 8), sj.Unstructured(0.5, stacked=1)),
     "NM": lambda: sj.masks.topk(W, sj.NM(2, 4)),
     "Block": lambda: sj.masks.topk(W, sj.Block((2, 2), 0.5)),
-    "Channel": lambda: sj.masks.topk(W, sj.Channel(0.5)),
     "FanIn": lambda: sj.masks.topk(W, sj.patterns.FanIn(0.5)),
     "joint": lambda: sj.plan(PARAMS, sj.Unstructured(0.5), allocate=sj.masks.joint).masks(PARAMS),
-    "random": lambda: sj.masks.random(PARAMS, key=KEY),
     "iterative": lambda: sj.masks.iterative(sj.masks.magnitude, PLAN, PARAMS, rounds=3),
     "grasp": lambda: sj.masks.grasp(PARAMS, lambda p: loss(p, DATA)),
     "synflow": lambda: sj.masks.synflow(PARAMS, lambda p: jnp.ones(8) @ p["kernel"]),
@@ -117,7 +111,6 @@ OPERATIONS = {
     **{f"optim.{name}": lambda name=name: two_steps(name) for name in MEMBERS},
     # formats, kernels and nn
     "matmul NM": lambda: product(sj.NM(2, 4)),
-    "matmul NM xla": lambda: product(sj.NM(2, 4), implementation="xla"),
     "matmul Block": lambda: product(sj.Block((4, 4), 0.5)),
     "matmul Block xla": lambda: product(sj.Block((4, 4), 0.5), implementation="xla"),
     "active_ffn": lambda: sj.kernels.active_ffn(
@@ -126,13 +119,16 @@ OPERATIONS = {
     "record": lambda: sj.nn.record(linear(), "", W)[0],
     "input_grams": lambda: sj.nn.input_grams(linear(), [W]),
     # solve
-    "lasso": lambda: value(solve.lasso(X, Y, 0.1)),
-    "lasso_path": lambda: value(solve.lasso_path(X, Y, n_strengths=3)),
+    "lasso": lambda: value(solve.lasso(X, Y, 0.5, tol=0.1)),
+    "lasso_path": lambda: value(solve.lasso_path(X, Y, n_strengths=2, eps=0.5, tol=0.1)),
     "lasso_host": lambda: value(solve.lasso_host(X, Y, 0.1)),
-    "enet": lambda: value(solve.enet(X, Y, 0.1)),
-    "group_lasso (solve)": lambda: value(solve.group_lasso(X, Y, 0.1, groups=[0, 0, 1, 1])),
-    "logistic_lasso": lambda: value(solve.logistic_lasso(X, (Y > 0).astype(float), 0.05)),
-    "multitask_lasso": lambda: value(solve.multitask_lasso(X, jnp.stack([Y, -Y], 1), 0.1)),
+    "group_lasso (solve)": lambda: value(
+        solve.group_lasso(X, Y, 0.5, groups=[0, 0, 1, 1], tol=0.1)
+    ),
+    "logistic_lasso": lambda: value(solve.logistic_lasso(X, jnp.sign(Y), 0.1, tol=0.01)),
+    "multitask_lasso": lambda: value(
+        solve.multitask_lasso(X, jnp.stack([Y, -Y], 1), 0.5, tol=0.1)
+    ),
     "iht": lambda: value(
         solve.iht(lambda w: jnp.sum((X @ w - Y) ** 2), prox.hard_k(2), jnp.zeros(4))
     ),
@@ -150,7 +146,6 @@ OPERATIONS = {
         PLAN, sj.masks.magnitude(PARAMS), PLAN.full_masks(PARAMS), 0.5
     ),
     "nested_masks": lambda: sj.recipes.nested_masks(PARAMS, PLAN, [0.25, 0.5]),
-    "uniform_soup": lambda: sj.recipes.uniform_soup([PARAMS, PARAMS]),
     "calibration": lambda: sj.metrics.expected_calibration_error(
         jax.nn.softmax(W), jnp.arange(8)
     ),
@@ -168,7 +163,7 @@ OPERATIONS = {
             jnp.tanh(X), jnp.tanh(Y), key=KEY, k=1, epsilon=9.0, bound_x=1.0, bound_y=1.0, rounds=2
         )
     ).coefficients,
-    "g_optimal": lambda: value(contrib.bandits.g_optimal(X)),
+    "g_optimal": lambda: value(contrib.bandits.g_optimal(X, tol=1.0)),
     "dass": lambda: contrib.search.dass(
         PARAMS, jnp.ones(2), lambda p, a, b: loss(p, b) * jnp.sum(a), PLAN, DATA, DATA, key=KEY,
         prune=contrib.search.Stage(2, optax.adam(0.1)),
@@ -179,7 +174,7 @@ OPERATIONS = {
     ).masks,
     "random_nodes": graph_masks,
     "sara": lambda: contrib.sara.sara(
-        PARAMS, lambda p, key: loss(p, DATA), key=KEY, theta=0.5, steps=3, rank_min_dim=2
+        PARAMS, lambda p, key: loss(p, DATA), key=KEY, theta=0.5, steps=1, rank_min_dim=2
     ).params,
     "fisher_diagonal": lambda: contrib.unlearning.fisher_diagonal(
         PARAMS, lambda p, x: x @ p["kernel"], W
@@ -191,7 +186,7 @@ OPERATIONS = {
         contrib.unmixing.unmix(jnp.abs(W), 2, max_steps=3, throw=False)
     ).abundances,
     "multitask_als": lambda: contrib.multitask.multitask_als(
-        jnp.stack([jnp.eye(3)] * 2), jnp.array([[1.0, 2.0, 0.0], [2.0, 4.0, 0.0]]), 1
+        jnp.stack([jnp.eye(3)] * 2), jnp.array([[1.0, 2.0, 0.0], [2.0, 4.0, 0.0]]), 1, steps=2
     ),
     "orientation_tuning": lambda: contrib.receptive_fields.orientation_tuning(
         jnp.ones((16, 1)), jnp.array([0.0, 1.0]), jnp.array([0.25])

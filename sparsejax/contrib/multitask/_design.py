@@ -43,7 +43,7 @@ def design_value(W: ArrayLike, w: ArrayLike, shares: ArrayLike) -> Float[Array, 
     sizes = [jnp.where(size > 0, size, 1) for size in sizes]
     W, w = W / sizes[0], w / sizes[1]
     p = p / jnp.sum(p)
-    spread = (W * p) @ W.T
+    spread = (W * p[None]) @ W.T
     inverse = jnp.linalg.pinv(spread, hermitian=True, rtol=1e3 * jnp.finfo(W.dtype).eps)
     found = inverse @ w
     missed = jnp.linalg.norm(spread @ found - w) > 1e-3 * jnp.linalg.norm(w)

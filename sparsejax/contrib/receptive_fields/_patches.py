@@ -39,7 +39,7 @@ def whiten_image(image: Float[ArrayLike, "..."], cutoff: ArrayLike = 0.4) -> Flo
             f"whiten_image takes one grey image (height, width), got shape {x.shape}; average the "
             "colors with image.mean(-1), and map over several images with jax.vmap."
         )
-    rows, columns = jnp.fft.fftfreq(x.shape[0])[:, None], jnp.fft.rfftfreq(x.shape[1])
+    rows, columns = jnp.fft.fftfreq(x.shape[0])[:, None], jnp.fft.rfftfreq(x.shape[1])[None]
     frequency = jnp.sqrt(rows**2 + columns**2)
     filtered = jnp.fft.rfft2(x) * frequency * jnp.exp(-((frequency / cutoff) ** 4))
     white = jnp.fft.irfft2(filtered, x.shape)
@@ -78,7 +78,7 @@ def sample_patches(
         raise ValueError(
             f"sample_patches takes one grey image of at least {size} x {size}, got shape {x.shape}."
         )
-    room = jnp.asarray(x.shape) - size + 1
+    room = jnp.asarray([x.shape]) - size + 1
     corners = jax.random.randint(key, (count, 2), 0, room)
     cut = jax.vmap(lambda corner: lax.dynamic_slice(x, corner, (size, size)))(corners)
     flat = cut.reshape(count, size * size)

@@ -204,7 +204,8 @@ def darts_ops(
 
 def _normalize(x: Array) -> Array:
     axes = tuple(range(x.ndim - 1))
-    return (x - x.mean(axes)) * jax.lax.rsqrt(x.var(axes) + 1e-5)
+    mean, variance = (f(x, axes, keepdims=True) for f in (jnp.mean, jnp.var))
+    return (x - mean) * jax.lax.rsqrt(variance + 1e-5)
 
 
 def _average_pool(x, window, strides, padding):

@@ -114,7 +114,7 @@ def _around(pixels: Array, count: int) -> Array:
 def _projective(pixels: Array, count: int) -> Array:
     seen = _top(pixels, count).T @ pixels
     along = jnp.mean(seen, axis=1) @ seen
-    return seen / jnp.where(jnp.abs(along) > 0, along, 1)
+    return seen / jnp.where(jnp.abs(along) > 0, along, 1)[None]
 
 
 def _top(pixels: Array, count: int) -> Array:
