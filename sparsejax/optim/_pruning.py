@@ -63,7 +63,8 @@ def prune(
 
     Raises:
       ValueError: If `update` gets no parameters, a planned leaf has changed its shape, no leaf is
-        planned, `every` is less than 1 or `end` comes before `begin`.
+        planned, `every` is less than 1 or `end` comes before `begin`. NaN from the schedule, or as
+        the score of a kept entry, raises too; under jit it makes the updates NaN.
 
     Reference:
       Zhu and Gupta, To prune, or not to prune, 2017 (arXiv 1710.01878).
@@ -101,10 +102,12 @@ def prune(
 
         def new_masks():
             scores = (magnitude if score is None else score)(params)
-            return plan.masks(scores, fraction)
+            masks = plan.masks(scores, fraction)
+            return masks, _least_kept(scores, masks)
 
-        masks = jax.lax.cond(due, new_masks, lambda: state.masks.tree)
-        moves = unless_nan("prune", zero_off(updates, params, masks), masks, schedule=fraction)
+        masks, least = jax.lax.cond(due, new_masks, lambda: (state.masks.tree, jnp.float32(0)))
+        moves = zero_off(updates, params, masks)
+        moves = unless_nan("prune", moves, masks, schedule=fraction, scores=least)
         return moves, PruneState(next_step(count), Masks(masks))
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -312,6 +315,19 @@ def unless_nan(what: str, updates: PyTree, masks: PyTree, **numbers: Any) -> PyT
         return u if is_gap(mask) or is_gap(u) else jnp.where(lost, jnp.full_like(u, jnp.nan), u)
 
     return jax.tree.map(one, masks, updates, is_leaf=is_gap)
+
+
+def _least_kept(scores: PyTree, masks: PyTree) -> Array:
+    """NaN if NaN scores are kept in a leaf from which others are pruned, else 0."""
+
+    def one(mask, score):
+        if is_gap(mask) or not jnp.issubdtype(score.dtype, jnp.inexact):
+            return False
+        return jnp.any(mask & jnp.isnan(score)) & ~jnp.all(mask)
+
+    lost = jax.tree.leaves(jax.tree.map(one, masks, scores, is_leaf=is_gap))
+    found = functools.reduce(jnp.logical_or, lost, False)
+    return jnp.where(found, jnp.nan, 0.0).astype(jnp.float32)
 
 
 def reset_moments(

@@ -46,7 +46,7 @@ def active(v):
     units = sj.select.ActiveSet(jnp.array([0]), jnp.array(1), jnp.array(False))
     w = jnp.ones((2, v.size), v.dtype)
     up = sj.kernels.active_expand(v[None], w, units)
-    dense = jnp.zeros((1, 2), v.dtype).at[:, :1].set(up)
+    dense = jnp.zeros((1, 2, 1), v.dtype).at[:, :1].set(up)
     return square(sj.kernels.active_reduce(dense, w, units))
 
 

@@ -128,6 +128,7 @@ def run(tx, jit=True):
 late = lambda step: jnp.where(step > 0, NAN, 0.1)  # noqa: E731
 SCHEDULES = {
     "prune": sj.optim.prune(PLAN, lambda step: step * NAN),
+    "prune by score": sj.optim.prune(PLAN, score=lambda p: jax.tree.map(lambda w: w * NAN, p)),
     "track_masks": sj.optim.track_masks(PLAN, late),
     "drop_and_grow": sj.optim.drop_and_grow(
         optax.sgd(0.1), PLAN, key=KEY, when=lambda step: step >= 0, fraction=lambda s: s * NAN
@@ -144,5 +145,5 @@ SCHEDULES = {
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_a_schedule_of_nan_does_not_train_a_dense_network(name):
-    assert name in MEMBERS or name == "learning rate"
+    assert name in MEMBERS or name in ("learning rate", "prune by score")
     assert jnp.isnan(run(SCHEDULES[name])).any()

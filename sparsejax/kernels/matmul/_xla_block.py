@@ -155,7 +155,8 @@ def _columns(x, width: int) -> Shaped[Array, "blocks width m"]:
 
 def _blocks(w: BlockArray, slot, count) -> Shaped[Array, "..."]:
     """The blocks at flat positions `slot`, zero from `count` on."""
-    used = jnp.arange(slot.shape[-1]) < jnp.asarray(count)[..., None]
+    place = lax.broadcasted_iota(jnp.int32, slot.shape, slot.ndim - 1)
+    used = place < jnp.asarray(count)[..., None]
     flat = w.values.reshape(-1, *w.block)
     return jnp.where(used[..., None, None], _take(flat, slot), jnp.zeros((), w.dtype))
 
