@@ -16,6 +16,7 @@ from rich.table import Table
 
 from .._arguments import check_not_nan, check_ranking
 from .._counts import kept_at
+from .._sharding import with_auto_axes
 from .._topk import topk_masks
 from .._tree import at_path, map_named, named_leaves
 from ..patterns import Layout, Pattern
@@ -117,17 +118,9 @@ class Plan:
         planned, found = self._by_name(), named_leaves(scores)
         self._check_shapes(found)
         self._check_some(found)
-        jointly = self._select_jointly(found, fraction) if self.joint else {}
-
-        def mask(name, s):
-            if name not in planned:
-                return None
-            if name in jointly:
-                return jointly[name]
-            leaf = planned[name]
-            return leaf.pattern.select(s, leaf.layout, leaf.zeros, fraction)
-
-        masks = map_named(mask, scores)
+        scored = {name: s for name, s in found.items() if name in planned}
+        chosen = with_auto_axes(self._select, scored, fraction, like=scored)
+        masks = map_named(lambda name, s: chosen.get(name), scores)
         check_ranking("masks", found, named_leaves(masks), joint=self.joint)
         return masks
 
@@ -188,6 +181,15 @@ class Plan:
             return f(planned[name], w, found)
 
         return map_named(one, params)
+
+    def _select(self, scores: dict[str, Any], fraction: ArrayLike) -> dict[str, Any]:
+        """The masks by path."""
+        jointly = self._select_jointly(scores, fraction) if self.joint else {}
+        alone = [leaf for leaf in self.leaves if leaf.name in scores and leaf.name not in jointly]
+        return jointly | {
+            leaf.name: leaf.pattern.select(scores[leaf.name], leaf.layout, leaf.zeros, fraction)
+            for leaf in alone
+        }
 
     def _select_jointly(self, scores: Mapping[str, Any], fraction: ArrayLike) -> dict[str, Any]:
         leaves = [leaf for leaf in self.leaves if leaf.pattern.free and leaf.name in scores]

@@ -5,6 +5,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Shaped
 
 from .._arguments import check_not_nan, check_ranking
+from .._sharding import with_auto_axes
 from ..patterns import Pattern
 
 
@@ -13,7 +14,8 @@ def topk(
 ) -> Bool[Array, "..."]:
     """The mask of a pattern that keeps the largest scores.
 
-    Exactly the pattern's number of units is kept; the lowest index wins ties; NaN ranks last.
+    Exactly the pattern's number of units is kept; the lowest index wins ties; NaN ranks
+    last, below -infinity.
 
     Args:
       scores: Scores of one leaf, of a floating dtype, in the layout of Flax.
@@ -41,6 +43,8 @@ def topk(
     check_not_nan("topk", fraction=fraction)
     layout = pattern.layout(scores.shape)
     pattern.units(layout)
-    mask = pattern.select(scores, layout, pattern.zeros(layout), fraction)
+    zeros = pattern.zeros(layout)
+    select = lambda scores, fraction: pattern.select(scores, layout, zeros, fraction)  # noqa: E731
+    mask = with_auto_axes(select, scores, fraction, like=scores)
     check_ranking("topk", {"": scores}, {"": mask})
     return mask

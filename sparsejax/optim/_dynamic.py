@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt
+from jaxtyping import Array, Bool, Int, Key, PyTree, UInt
 
 from .._arguments import (
     check_key,
@@ -17,9 +17,11 @@ from .._arguments import (
     check_step,
     require_params,
 )
+from .._counts import floor_of
+from .._sharding import with_auto_axes
 from .._topk import topk_mask
 from .._tree import is_gap, map_named, named_leaves
-from ..masks import Masks, Plan, magnitude, random
+from ..masks import Masks, Plan, PlannedLeaf, magnitude, random
 from ._pruning import (
     at_step,
     masked_updates,
@@ -257,41 +259,39 @@ def every_until(every: ArrayLike, end: ArrayLike) -> Callable[[Int[Array, ""]], 
 
 
 def _drop_and_grow(plan: Plan, masks, weights, growing, fraction) -> PyTree:
-    weights, growing = named_leaves(weights), named_leaves(growing)
-    planned = {leaf.name: leaf for leaf in plan.leaves}
+    planned = {leaf.name: leaf for leaf in plan.leaves if leaf.zeros}
+    given = [
+        {n: x for n, x in named_leaves(t).items() if n in planned}
+        for t in (masks, weights, growing)
+    ]
 
-    def one(name, mask):
-        leaf = planned[name]
-        if leaf.zeros == 0:
-            return mask
-        # Slices of stacked layers, and units of several entries, are defined by the pattern.
-        pool = functools.partial(leaf.pattern.pool, layout=leaf.layout)
-        active = pool(mask.astype(jnp.float32)) > 0
-        pairs = (active, pool(weights[name]), pool(growing[name]))
-        swap = lambda a, w, g: _swap(a, w, g, fraction)  # noqa: E731
-        return leaf.pattern.expand(jax.vmap(swap)(*pairs), leaf.layout)
+    def swap(masks, weights, growing, fraction):
+        return {
+            name: _swapped(planned[name], mask, weights[name], growing[name], fraction)
+            for name, mask in masks.items()
+        }
 
-    return map_named(one, masks)
+    new = with_auto_axes(swap, *given, fraction, like=given[0])
+    return map_named(lambda name, mask: new.get(name, mask), masks)
 
 
-def _swap(
-    active: Bool[Array, "..."],
-    weights: Float[Array, "..."],
-    growing: Float[Array, "..."],
-    fraction: ArrayLike,
-) -> Bool[Array, "..."]:
-    """Swaps `floor(fraction * active)` active units of least weight for as many others."""
-    count = jnp.sum(active, dtype=jnp.uint32)
-    # A float32 schedule may fall just below a whole number: cos(pi / 2) is -4e-8.
-    share = fraction * count.astype(jnp.float32)
-    swapped = jnp.floor(share * (1 + 2**-22)).astype(jnp.uint32)
-    swapped = jnp.minimum(swapped, count)
+def _swapped(leaf: PlannedLeaf, mask, weights, growing, fraction) -> Bool[Array, "..."]:
+    """Swaps `floor(fraction * active)` active units of least weight for as many others, per slice.
+
+    The active entries are those of the mask. The count is exact.
+    """
+    pool = functools.partial(leaf.pattern.pool, layout=leaf.layout)
+    active, weights, growing = pool(mask.astype(jnp.float32)) > 0, pool(weights), pool(growing)
+    axes = leaf.pattern.unit_axes(leaf.layout, active.ndim)
+    count = jnp.sum(active, axes, dtype=jnp.uint32, keepdims=True)
+    swapped = floor_of(fraction, count)
     # Drop active NaNs first, but rank them above inactive entries.
     weights = jnp.where(jnp.isnan(weights), -jnp.inf, weights)
-    kept = topk_mask(jnp.where(active, weights, jnp.nan), count - swapped)
+    kept = topk_mask(jnp.where(active, weights, jnp.nan), count - swapped, axes)
     # Kept entries score -inf, so that they are not grown again; NaN gradients rank just above them.
     growing = jnp.where(jnp.isnan(growing), jnp.finfo(growing.dtype).min, growing)
-    return kept | topk_mask(jnp.where(kept, -jnp.inf, growing), swapped)
+    grown = topk_mask(jnp.where(kept, -jnp.inf, growing), swapped, axes)
+    return leaf.pattern.expand(kept | grown, leaf.layout)
 
 
 def _both(old, new):

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from .._arguments import checked_axis, checked_sparsity, is_int
+from ._grid import Grid, grid
 from ._layout import Layout
 from ._pattern import Pooled
-from ._pool import check_pool, join
+from ._pool import check_pool
 
 
 @dataclass(frozen=True)
@@ -76,24 +76,22 @@ class Block(Pooled):
             )
         return math.prod(stacked) * (rows // self.shape[0]) * (columns // self.shape[1])
 
-    def pool(self, scores: Float[Array, "..."], layout: Layout) -> Float[Array, "slices units"]:
-        """The pooled score of each block; balanced patterns take each block column as a slice."""
-        rows, columns = self.shape
-        matrix = layout.to_matrix(scores)
-        matrix = matrix.reshape(-1, *matrix.shape[-2:])
-        slices, k, n = matrix.shape
-        tiles = matrix.reshape(slices, k // rows, rows, n // columns, columns)
-        blocks = join(tiles, (2, 4), self.pool_by)
-        if self.balanced:
-            return blocks.swapaxes(1, 2).reshape(-1, k // rows)
-        return blocks.reshape(slices, -1)
+    def slices(self, layout: Layout) -> int:
+        """Number of stacked matrices; of their block columns if balanced."""
+        return layout.slices * (layout.matrix_shape[-1] // self.shape[1] if self.balanced else 1)
 
-    def expand(self, kept: Bool[Array, "slices units"], layout: Layout) -> Bool[Array, "..."]:
+    def unit_axes(self, layout: Layout, ndim: int) -> tuple[int, ...]:
+        """All axes but the stacked ones; the contracted ones if block columns are balanced."""
+        contraction, output = self._grid(layout).layout.sides
+        return contraction if self.balanced else contraction + output
+
+    def pool(self, scores: Float[Array, "..."], layout: Layout) -> Float[Array, "..."]:
+        """The pooled score of each block, in the order of the axes of the leaf."""
+        return self._grid(layout).pool(scores, self.pool_by)
+
+    def expand(self, kept: Bool[Array, "..."], layout: Layout) -> Bool[Array, "..."]:
         """The mask of the kernel from its kept blocks."""
-        *stacked, k, n = layout.matrix_shape
-        grid = (math.prod(stacked), k // self.shape[0], n // self.shape[1])
-        if self.balanced:
-            kept = kept.reshape(grid[0], grid[2], grid[1]).swapaxes(1, 2)
-        blocks = kept.reshape(grid)[:, :, None, :, None]
-        tiles = jnp.broadcast_to(blocks, (*grid[:2], self.shape[0], grid[2], self.shape[1]))
-        return layout.from_matrix(tiles.reshape(layout.matrix_shape))
+        return self._grid(layout).fill(kept)
+
+    def _grid(self, layout: Layout) -> Grid:
+        return grid(layout, *self.shape)

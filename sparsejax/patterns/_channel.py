@@ -55,14 +55,17 @@ class Channel(Pooled):
         """Number of channels."""
         return layout.slices * layout.shape[self._axis(layout)]
 
-    def pool(self, scores: Float[Array, "..."], layout: Layout) -> Float[Array, "slices units"]:
+    def unit_axes(self, layout: Layout, ndim: int) -> tuple[int, ...]:
+        """The axis of the channels, after the stacked ones."""
+        return (self.stacked,)
+
+    def pool(self, scores: Float[Array, "..."], layout: Layout) -> Float[Array, "*slices units"]:
         """The pooled score of each channel."""
         axis = self._axis(layout)
         others = tuple(a for a in range(self.stacked, scores.ndim) if a != axis)
-        joined = join(scores, others, self.pool_by)
-        return joined.reshape(layout.slices, scores.shape[axis])
+        return join(scores, others, self.pool_by)
 
-    def expand(self, kept: Bool[Array, "slices units"], layout: Layout) -> Bool[Array, "..."]:
+    def expand(self, kept: Bool[Array, "*slices units"], layout: Layout) -> Bool[Array, "..."]:
         """The mask of the leaf from its kept channels."""
         axis, shape = self._axis(layout), layout.shape
         thin = [s if a < self.stacked or a == axis else 1 for a, s in enumerate(shape)]

@@ -4,7 +4,6 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
@@ -79,23 +78,27 @@ class Groups(Pooled):
             )
         return layout.slices * self.count
 
-    def pool(self, scores: Float[Array, "..."], layout: Layout) -> Float[Array, "slices units"]:
+    def unit_axes(self, layout: Layout, ndim: int) -> tuple[int, ...]:
+        """The axis of the groups, after the stacked ones."""
+        return (self.stacked,)
+
+    def pool(self, scores: Float[Array, "..."], layout: Layout) -> Float[Array, "*slices units"]:
         """The pooled score of each group."""
-        flat = scores.reshape(layout.slices, -1)
-        labels = jnp.asarray(self.labels.ravel())
-        wide = flat.astype(jnp.promote_types(flat.dtype, jnp.float32)).T
+        wide = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
+        at_group = (*[slice(None)] * self.stacked, jnp.asarray(self.labels))
+        shape = (*layout.shape[: self.stacked], self.count)
         if self.pool_by == "max":
-            return jax.ops.segment_max(wide, labels, self.count).T
+            return jnp.full(shape, -jnp.inf, wide.dtype).at[at_group].max(wide)
         values = wide**2 if self.pool_by == "l2" else wide
-        sums = jax.ops.segment_sum(values, labels, self.count).T
+        sums = jnp.zeros(shape, wide.dtype).at[at_group].add(values)
         if self.pool_by != "mean":
             return jnp.sqrt(sums) if self.pool_by == "l2" else sums
         sizes = np.bincount(self.labels.ravel(), minlength=self.count)
-        return sums / jnp.asarray(sizes, sums.dtype)[None]
+        return sums / jnp.asarray(sizes, wide.dtype).reshape(*[1] * self.stacked, -1)
 
-    def expand(self, kept: Bool[Array, "slices units"], layout: Layout) -> Bool[Array, "..."]:
+    def expand(self, kept: Bool[Array, "*slices units"], layout: Layout) -> Bool[Array, "..."]:
         """The mask of the leaf from its kept groups."""
-        return kept[:, self.labels.ravel()].reshape(layout.shape)
+        return kept[..., self.labels]
 
 
 def filter_groups(shape: tuple[int, ...], n: int, *, taps: bool = False) -> Int[np.ndarray, "..."]:

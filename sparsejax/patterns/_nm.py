@@ -11,7 +11,8 @@ from jaxtyping import Array, Bool, Float
 
 from .._arguments import checked_axis, is_int
 from .._counts import kept_at
-from .._topk import nm_mask
+from .._topk import group_mask, nm_mask
+from ._grid import grid
 from ._layout import Layout
 from ._pattern import Pattern
 
@@ -96,13 +97,16 @@ class NM(Pattern):
         del zeros
         kept = kept_at(fraction, self.m, self.m - self.n)
         kept = kept if isinstance(kept, int) else kept.astype(jnp.int32)
-        return layout.from_matrix(nm_mask(layout.to_matrix(scores), kept, self.m))
+        groups = grid(layout, self.m)
+        inputs = groups.within(groups.layout.sides[0])
+        return groups.merge(group_mask(groups.split(scores), kept, inputs))
 
     def fits(self, mask: Bool[Array, "..."], layout: Layout) -> bool:
         """Whether at most n of each m are kept."""
-        *outer, k, n = layout.matrix_shape
-        groups = layout.to_matrix(mask).reshape(*outer, k // self.m, self.m, n)
-        return bool(jnp.all(groups.sum(-2) <= self.n))
+        groups = grid(layout, self.m)
+        return bool(
+            jnp.all(groups.split(mask).sum(groups.within(groups.layout.sides[0])) <= self.n)
+        )
 
     @property
     def rows_at_once(self) -> int | None:

@@ -1,15 +1,15 @@
 """Base classes of patterns: the units pruned together, and the fraction of zeros."""
 
+import math
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
-import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
-from .._counts import kept_at
-from .._topk import topk_mask
+from .._counts import count_dtype, kept_in_slice
+from .._topk import flat_index, topk_mask
 from ._layout import Layout, Order, layout
 
 
@@ -79,14 +79,28 @@ class Pattern(ABC):
         del matrix, mask
         return None
 
-    def pool(self, scores: Float[Array, "..."], layout: Layout) -> Float[Array, "slices *units"]:
-        """The score of each unit, slice by slice; raises TypeError if units cannot be pooled."""
+    def pool(self, scores: Float[Array, "..."], layout: Layout) -> Float[Array, "..."]:
+        """The score of each unit; raises TypeError if units cannot be pooled.
+
+        Scores and units may be sharded: reduce axes in place instead of flattening them.
+        """
         raise TypeError(
             f"{self.label} does not define pool() and expand(), so its units cannot be compared "
             "across leaves or dropped and grown; use sj.Unstructured, sj.Block or sj.Channel."
         )
 
-    def expand(self, kept: Bool[Array, "slices *units"], layout: Layout) -> Bool[Array, "..."]:
+    def unit_axes(self, layout: Layout, ndim: int) -> tuple[int, ...]:
+        """The axes of `pool`, of `ndim` axes, whose units compete, the slowest first.
+
+        The others index slices. By default the first one does: `(slices, *units)`.
+        """
+        return tuple(range(1, ndim))
+
+    def slices(self, layout: Layout) -> int:
+        """Number of slices of `pool`, each of which is pruned by itself."""
+        return layout.slices
+
+    def expand(self, kept: Bool[Array, "..."], layout: Layout) -> Bool[Array, "..."]:
         """The mask of the leaf from its kept units."""
         raise TypeError(f"{self.label} does not define expand().")
 
@@ -121,11 +135,11 @@ class Pooled(Pattern):
     """A pattern with one score per unit: pool, keep the largest, expand."""
 
     @abstractmethod
-    def pool(self, scores: Float[Array, "..."], layout: Layout) -> Float[Array, "slices *units"]:
-        """The score of each unit, slice by slice."""
+    def pool(self, scores: Float[Array, "..."], layout: Layout) -> Float[Array, "..."]:
+        """The score of each unit."""
 
     @abstractmethod
-    def expand(self, kept: Bool[Array, "slices *units"], layout: Layout) -> Bool[Array, "..."]:
+    def expand(self, kept: Bool[Array, "..."], layout: Layout) -> Bool[Array, "..."]:
         """The mask of the leaf from its kept units."""
 
     def select(
@@ -135,11 +149,10 @@ class Pooled(Pattern):
         if scores.size == 0:
             return jnp.ones(scores.shape, bool)
         pooled = self.pool(scores, layout)
-        slices = pooled.shape[0]
-        kept = kept_at(fraction, pooled.size, zeros)
-        if slices == 1:
-            return self.expand(topk_mask(pooled, kept), layout)
-        total = jnp.asarray(kept, jnp.uint32)
-        extra = jnp.arange(slices, dtype=jnp.uint32) < total % slices
-        kept = jax.vmap(topk_mask)(pooled, total // slices + extra.astype(jnp.uint32))
-        return self.expand(kept, layout)
+        axes = self.unit_axes(layout, pooled.ndim)
+        shape = tuple(1 if axis in axes else size for axis, size in enumerate(pooled.shape))
+        others = tuple(axis for axis in range(pooled.ndim) if axis not in axes)
+        slices = math.prod(shape)
+        index = flat_index(shape, others, count_dtype(slices))
+        kept = kept_in_slice(fraction, pooled.size // slices, zeros, slices, index)
+        return self.expand(topk_mask(pooled, kept, axes), layout)

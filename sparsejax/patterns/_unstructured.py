@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from .._arguments import checked_axis, checked_sparsity
@@ -48,13 +47,17 @@ class Unstructured(Pooled):
         """Number of entries."""
         return math.prod(layout.shape)
 
+    def unit_axes(self, layout: Layout, ndim: int) -> tuple[int, ...]:
+        """All axes but the stacked ones."""
+        return tuple(range(self.stacked, len(layout.shape)))
+
     def pool(self, scores: Float[Array, "..."], layout: Layout) -> Float[Array, "..."]:
-        """The scores; not flattened without stacked axes, so that shards are not moved."""
-        return scores.reshape(layout.slices, -1) if layout.stacked else scores[None]
+        """The scores, one unit per entry."""
+        return scores
 
     def expand(self, kept: Bool[Array, "..."], layout: Layout) -> Bool[Array, "..."]:
         """The mask, one unit per entry."""
-        return kept.reshape(layout.shape)
+        return kept
 
     @property
     def rows_at_once(self) -> int | None:
@@ -117,20 +120,26 @@ class FanIn(Pooled):
 
     def zeros(self, layout: Layout) -> int:
         """Entries set to zero: the same number of inputs for each output."""
-        *outer, k, n = layout.matrix_shape
-        exact = k * self.sparsity
+        exact = layout.matrix_shape[-2] * self.sparsity
         each = round(exact) if self.rounding == "nearest" else math.floor(exact + 1e-9)
-        return math.prod(outer) * n * each
+        return self.slices(layout) * each
 
-    def pool(self, scores: Float[Array, "..."], layout: Layout) -> Float[Array, "slices units"]:
-        """The scores of the inputs, one slice for each output."""
-        matrix = layout.to_matrix(scores)
-        return jnp.swapaxes(matrix, -1, -2).reshape(-1, matrix.shape[-2])
+    def slices(self, layout: Layout) -> int:
+        """Number of outputs, whose inputs are selected separately."""
+        *outer, _, n = layout.matrix_shape
+        return math.prod(outer) * n
+
+    def unit_axes(self, layout: Layout, ndim: int) -> tuple[int, ...]:
+        """The contracted axes."""
+        return layout.sides[0]
+
+    def pool(self, scores: Float[Array, "..."], layout: Layout) -> Float[Array, "..."]:
+        """The scores, one unit per entry."""
+        return scores
 
     def expand(self, kept: Bool[Array, "..."], layout: Layout) -> Bool[Array, "..."]:
-        """The mask of the kernel."""
-        *outer, k, n = layout.matrix_shape
-        return layout.from_matrix(jnp.swapaxes(kept.reshape(*outer, n, k), -1, -2))
+        """The mask, one unit per entry."""
+        return kept
 
     @property
     def rows_at_once(self) -> int | None:

@@ -1,0 +1,26 @@
+"""Arrays on meshes with explicit axes, the default of `jax.make_mesh`."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import AxisType
+from jaxtyping import PyTree
+
+
+def with_auto_axes(f: Callable[..., PyTree], *args: PyTree, like: PyTree) -> PyTree:
+    """`f(*args)`, with intermediate arrays sharded by the compiler and results sharded as `like`.
+
+    On a mesh with explicit axes a function must otherwise state the sharding of each reshape and
+    sum. It gets all its arrays as arguments, and returns a tree of the structure of `like`.
+    """
+    if not any(map(_is_explicit, jax.tree.leaves(like))):
+        return f(*args)
+    wanted = jax.tree.map(lambda x: jax.typeof(x).sharding, like)
+    return jax.sharding.auto_axes(f, out_sharding=wanted)(*args)
+
+
+def _is_explicit(x: Any) -> bool:
+    if isinstance(x, jax.ShapeDtypeStruct):
+        return False
+    return AxisType.Explicit in jax.typeof(x).sharding.mesh.axis_types
