@@ -26,6 +26,17 @@ def count(x: Any) -> int:
         return int(np.asarray(row_counts(x)).sum(dtype=np.int64))
 
 
+def within(scores: Any, mask: Any) -> Any:
+    """Scores that rank the entries of a mask, NaN last, above all others; without a mask unchanged.
+
+    NaN marks the others: it ranks below every number, also if the scores of a unit are squared.
+    """
+    if is_gap(mask):
+        return scores
+    lowest = jnp.where(jnp.isnan(scores), -jnp.inf, scores)
+    return jnp.where(mask, lowest, jnp.nan).astype(scores.dtype)
+
+
 @jax.jit
 def row_counts(x):
     """Counts along the last axis: an int32 count of a whole leaf overflows at 2**31 entries."""

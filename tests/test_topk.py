@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from sparsejax._counts import fraction_of, kept_at
+from sparsejax._counts import floor_of, fraction_of, kept_at, kept_in_slice
 from sparsejax._topk import nm_mask, topk_mask, topk_masks
 
 SHAPES = [(1,), (7,), (33, 5), (4, 64), (3, 256), (2, 3, 32)]
@@ -145,3 +145,63 @@ def test_sharded_selection_gathers_no_scores():
     mask = compiled(x)
     assert mask.sharding.is_equivalent_to(sharding, 2)
     np.testing.assert_array_equal(mask, sorted_topk(x, 100))
+
+
+SLICES = [(1, 7, 5), (3, 10, 22), (80, 234_881_024, 80 * 211_392_922), (2_293_760, 8192, 2**34 - 3)]
+_kept = jax.jit(kept_in_slice, static_argnums=(1, 2, 3))
+
+
+@pytest.mark.parametrize("x64", [False, True])
+@pytest.mark.parametrize("slices, units, zeros", SLICES)
+def test_counts_of_slices_are_exact_beyond_32_bits(slices, units, zeros, x64):
+    """All slices together keep `units - round(c * zeros)`, the first ones one more."""
+    index = np.unique(np.r_[0, slices // 3, slices // 2, slices - 1]).astype(np.uint32)
+    with jax.enable_x64(x64):
+        for c in [0.0, 1.0, 0.5, 0.25, 0.9, 1e-9, *np.random.default_rng(0).random(8)]:
+            literal = float(np.float32(c))
+            given = {
+                float(c): (round(c * zeros), float(c)),
+                "float32": (round(Fraction(literal) * zeros), jnp.float32(c)),
+            }
+            if x64:
+                given["float64"] = (round(c * zeros), jnp.float64(c))
+            for gone, fraction in given.values():
+                each, rest = divmod(slices * units - gone, slices)
+                select = kept_in_slice if isinstance(fraction, float) else _kept
+                found = np.asarray(select(fraction, units, zeros, slices, jnp.asarray(index)))
+                np.testing.assert_array_equal(found, each + (index < rest))
+
+
+@pytest.mark.parametrize("x64", [False, True])
+def test_the_largest_slices_of_a_model(x64):
+    """`topk` of a stacked leaf of more than 2**32 entries asks for the exact count of a slice."""
+    units, zeros = 8192 * 28672, 80 * 211_392_922
+    with jax.enable_x64(x64):
+        for c, each in ((0.0, 234_881_024), (0.5, 129_184_563), (1.0, 23_488_102)):
+            for fraction in (c, jnp.asarray(c), jnp.float32(c)):
+                ends = jnp.asarray([0, 79], jnp.uint32)
+                found = kept_in_slice(fraction, units, zeros, 80, ends)
+                assert found.tolist() == [each, each]
+
+
+@pytest.mark.parametrize("count", [0, 1, 10, 1_234_567, 16_777_217, 2**32 - 1])
+def test_floor_of_is_exact(count):
+    for f in [0.0, 1.0, 0.7, 0.3, 1e-30, *np.random.default_rng(0).random(20)]:
+        exact = int(Fraction(f) * count * (1 + Fraction(1, 2**51)))
+        assert int(floor_of(f, jnp.uint32(count))) == exact
+        single = np.float32(f)
+        literal = Fraction(float(single)) * (1 + (Fraction(1, 2**21) if count < 4096 else 0))
+        assert int(floor_of(jnp.float32(single), jnp.uint32(count))) == min(
+            int(literal * count), count
+        )
+
+
+def test_slices_are_selected_in_place():
+    """Along any axes and in any order of them, against one selection a slice."""
+    x = np.random.default_rng(3).integers(0, 9, (3, 4, 5)).astype(np.float32)
+    for axes in ((0, 1, 2), (1, 2), (2, 1), (0,), (2, 0)):
+        others = [axis for axis in range(3) if axis not in axes]
+        mask = np.asarray(topk_mask(jnp.asarray(x), 3, axes)).transpose(*others, *axes)
+        moved = x.transpose(*others, *axes).reshape(-1, np.prod([x.shape[a] for a in axes]))
+        for row, kept in zip(moved, mask.reshape(moved.shape)):
+            np.testing.assert_array_equal(kept, sorted_topk(row, 3))

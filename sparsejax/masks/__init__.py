@@ -5,7 +5,8 @@ from ._apply import apply_masks, straight_through
 from ._iterative import iterative
 from ._make_plan import plan
 from ._masks import Masks
-from ._plan import Plan, PlannedLeaf
+from ._plan import Plan
+from ._planned_leaf import PlannedLeaf
 from ._score import fisher, grasp, magnitude, movement, random, saliency, synflow, update_mask
 from ._threshold import above, energy_threshold
 from ._topk import topk

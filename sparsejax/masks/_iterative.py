@@ -8,7 +8,7 @@ from jax import lax
 from jaxtyping import PyTree
 
 from .._arguments import check_count, known
-from .._tree import is_gap
+from .._masks import within
 from ._apply import apply_masks
 from ._plan import Plan
 
@@ -53,15 +53,10 @@ def iterative(
 
     def one(r, state):
         masks, lost = state
-        # Scores of pruned entries are 0, like those of some kept entries: NaN ranks below both.
-        scores = jax.tree.map(
-            lambda s, m: s if is_gap(m) else jnp.where(m, s, jnp.nan),
-            score(apply_masks(params, masks)),
-            masks,
-        )
+        scores = jax.tree.map(within, score(apply_masks(params, masks)), masks)
         kept = jnp.asarray(density, jnp.float32) ** ((r + 1) / rounds)
         fraction = jnp.where(r + 1 == rounds, 1.0, (1 - kept) / max(plan.sparsity, 1e-9))
-        new = plan.masks(scores, fraction)
+        new = jax.tree.map(jnp.logical_and, plan.masks(scores, fraction), masks)
         kept = jax.tree.map(lambda m, s: jnp.any(m & jnp.isnan(s)), new, scores)
         return new, lost | jnp.any(jnp.stack(jax.tree.leaves(kept)))
 

@@ -9,12 +9,14 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
+from .._arguments import check_count
 from .._frameworks import kernel_orders
 from .._tree import is_array, is_kernel, named_leaves, pure
 from ..patterns import Pattern
 from ._allocate import Allocation, joint
-from ._distribute import redistributed, rounded_jointly
-from ._plan import Plan, PlannedLeaf
+from ._distribute import ROUNDINGS, zeros_of
+from ._plan import Plan
+from ._planned_leaf import PlannedLeaf
 
 
 def plan(
@@ -23,6 +25,8 @@ def plan(
     *,
     allocate: Allocation | None = None,
     layout: str | Mapping[str, str] | None = None,
+    min_kept: int = 0,
+    rounding: str = "nearest",
 ) -> Plan:
     r"""Assigns patterns to leaves, and reports all errors at once, by path.
 
@@ -43,6 +47,10 @@ def plan(
         safetensors), or a dict of regular expressions and orders. None takes the order of the
         framework; leaves of a plain tree that are not named `kernel` have an unknown order, and
         patterns that need it raise.
+      min_kept: Least number of units (entries, blocks, channels) kept of each leaf whose sparsity
+        is free, and of each slice of a stacked one, at any sparsity: 1 empties no layer. An
+        allocation takes them from the other leaves.
+      rounding: How a number of zeros is rounded: "nearest" (half to even), "down" or "up".
 
     Returns:
       A `Plan`.
@@ -50,7 +58,8 @@ def plan(
     Raises:
       ValueError: If a rule matches nothing or is shadowed by an earlier rule, a pattern does not
         fit its leaf or the order of its axes is unknown, a planned leaf does not hold floats, the
-        tree is empty, or no leaf has a free sparsity to allocate.
+        tree is empty, no leaf has a free sparsity to allocate, or `min_kept` exceeds what an
+        allocation may keep.
       TypeError: If a rule is not a pattern.
 
     Example:
@@ -65,6 +74,9 @@ def plan(
             f"plan: allocate must be a function such as sj.masks.erk or sj.masks.joint, got "
             f"{allocate!r}."
         )
+    check_count("min_kept", min_kept, 0)
+    if rounding not in ROUNDINGS:
+        raise ValueError(f'plan: rounding must be "nearest", "down" or "up", got {rounding!r}.')
     leaves = {name: leaf for name, leaf in named_leaves(pure(model)).items() if is_array(leaf)}
     if not leaves:
         raise ValueError("plan: the tree has no leaves; pass the parameters or an nnx.Module.")
@@ -78,10 +90,11 @@ def plan(
             problems.append(f"{name} {tuple(leaves[name].shape)}: {error}")
     if problems:
         raise ValueError("plan:\n  " + "\n  ".join(problems))
-    zeros = _allocated(allocate, chosen)
-    planned = tuple(replace(x, zeros=zeros.get(x.name, x.zeros)) for x in chosen.values())
+    _check_allocation(allocate, chosen)
+    zeros = zeros_of(list(chosen.values()), allocate, rounding, min_kept)
+    planned = tuple(replace(leaf, zeros=zeros[leaf.name]) for leaf in chosen.values())
     size = sum(math.prod(leaf.shape) for leaf in leaves.values())
-    return Plan(planned, allocate is joint, size, left_out)
+    return Plan(planned, allocate is joint, size, left_out, min_kept, rounding, allocate)
 
 
 def _fitted(name: str, leaf: Any, pattern: Pattern, order: Any) -> PlannedLeaf:
@@ -93,19 +106,17 @@ def _fitted(name: str, leaf: Any, pattern: Pattern, order: Any) -> PlannedLeaf:
     return PlannedLeaf(name, layout, pattern, pattern.zeros(layout))
 
 
-def _allocated(allocate: Allocation | None, chosen: dict[str, PlannedLeaf]) -> dict[str, int]:
-    """Zeroed units of the leaves that an allocation changes."""
+def _check_allocation(allocate: Allocation | None, chosen: dict[str, PlannedLeaf]) -> None:
+    """Raises if there is nothing to allocate, or leaves cannot compete."""
     if allocate is None:
-        return {}
+        return
     if chosen and not any(leaf.pattern.free for leaf in chosen.values()):
         fixed = ", ".join(sorted({repr(leaf.pattern) for leaf in chosen.values()}))
         raise ValueError(
             f"plan: nothing to allocate, {fixed} has a fixed sparsity; omit allocate, or plan with "
             "sj.Unstructured or sj.Block."
         )
-    if allocate is not joint:
-        return redistributed(allocate, chosen)
-    for leaf in chosen.values():
+    for leaf in chosen.values() if allocate is joint else ():
         if leaf.pattern.free and not leaf.pattern.pooled:
             raise ValueError(
                 f"{leaf.name}: {leaf.pattern!r} has no scores to compare between leaves."
@@ -115,7 +126,6 @@ def _allocated(allocate: Allocation | None, chosen: dict[str, PlannedLeaf]) -> d
                 f"{leaf.name}: {leaf.pattern!r} is balanced, which one selection over all leaves "
                 "cannot ensure; omit balanced=True or plan with sj.masks.erk."
             )
-    return rounded_jointly(chosen)
 
 
 def _match(

@@ -2,10 +2,9 @@
 
 import html
 import io
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -17,49 +16,13 @@ from rich.table import Table
 from .._arguments import check_not_nan, check_ranking
 from .._counts import kept_at
 from .._sharding import with_auto_axes
-from .._topk import topk_masks
+from .._topk import topk_mask, topk_masks
 from .._tree import at_path, map_named, named_leaves
-from ..patterns import Layout, Pattern
+from ._allocate import Allocation
+from ._distribute import zeros_of
+from ._planned_leaf import PlannedLeaf
 
 _SHOWN = 8  # excluded leaves shown in a printed plan
-
-
-@dataclass(frozen=True)
-class PlannedLeaf:
-    """A leaf of a plan: its path, layout, pattern, and number of zeroed units."""
-
-    name: str
-    layout: Layout
-    pattern: Pattern
-    zeros: int
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the leaf."""
-        return self.layout.shape
-
-    @property
-    def size(self) -> int:
-        """Number of entries."""
-        return math.prod(self.shape)
-
-    @property
-    def units(self) -> int:
-        """Number of units, each kept or zeroed as a whole."""
-        return self.pattern.units(self.layout)
-
-    @property
-    def kept(self) -> int | None:
-        """Number of kept entries; None if it depends on the mask (groups of unequal size)."""
-        if self.units == 0:
-            return 0
-        size, rest = divmod(self.size, self.units)
-        return None if rest else size * (self.units - self.zeros)
-
-    @property
-    def sparsity(self) -> float:
-        """Fraction of units that are zeroed."""
-        return self.zeros / max(self.units, 1)
 
 
 @dataclass(frozen=True, repr=False)
@@ -74,12 +37,18 @@ class Plan:
       joint: True if the leaves compete in one selection (`allocate=sj.masks.joint`).
       size: Number of entries of the whole tree, planned or not.
       left_out: Paths of the leaves that are not planned, with reasons.
+      min_kept: Least number of units kept of each slice of a leaf.
+      rounding: How numbers of zeros are rounded.
+      allocate: The allocation that distributed the zeros.
     """
 
     leaves: tuple[PlannedLeaf, ...]
     joint: bool = False
     size: int = 0
     left_out: tuple[tuple[str, str], ...] = ()
+    min_kept: int = 0
+    rounding: str = "nearest"
+    allocate: Allocation | None = field(default=None, compare=False)
 
     def __getitem__(self, name: str) -> PlannedLeaf:
         return at_path("plan", self._by_name(), name)
@@ -123,6 +92,37 @@ class Plan:
         masks = map_named(lambda name, s: chosen.get(name), scores)
         check_ranking("masks", found, named_leaves(masks), joint=self.joint)
         return masks
+
+    def at_sparsities(self, sparsities: Sequence[float]) -> "list[Plan]":
+        """This plan at other sparsities: the same leaves and allocation.
+
+        No leaf keeps more at a higher sparsity, so that the masks of one ranking are nested.
+
+        Args:
+          sparsities: Fractions of zeros in [0, 1], in place of that of every free pattern.
+
+        Returns:
+          A plan for each.
+
+        Raises:
+          ValueError: If a sparsity is not in [0, 1], or does not keep `min_kept` units everywhere.
+
+        Example:
+          >>> import jax.numpy as jnp, sparsejax as sj
+          >>> params = {"a": {"kernel": jnp.ones((8, 8))}, "b": {"kernel": jnp.ones((8, 2))}}
+          >>> plan = sj.plan(params, sj.Unstructured(0.5), allocate=sj.masks.erk)
+          >>> [[leaf.kept for leaf in other.leaves] for other in plan.at_sparsities([0.25, 0.75])]
+          [[44, 16], [12, 8]]
+        """
+        found: dict[float, Plan] = {}
+        most: dict[str, int] = {}
+        for sparsity in sorted(set(sparsities)):
+            leaves = [_resized(leaf, sparsity) for leaf in self.leaves]
+            zeros = zeros_of(leaves, self.allocate, self.rounding, self.min_kept, most)
+            now = tuple(replace(leaf, zeros=zeros[leaf.name]) for leaf in leaves)
+            most = {leaf.name: leaf.units - leaf.zeros for leaf in now}
+            found[sparsity] = replace(self, leaves=now)
+        return [found[sparsity] for sparsity in sparsities]
 
     def full_masks(self, params: PyTree) -> PyTree:
         """Masks that keep everything: the start of training."""
@@ -195,12 +195,20 @@ class Plan:
         leaves = [leaf for leaf in self.leaves if leaf.pattern.free and leaf.name in scores]
         if not leaves:
             return {}
-        pooled = [leaf.pattern.pool(scores[leaf.name], leaf.layout) for leaf in leaves]
+        pooled = [self._kept_first(leaf, scores[leaf.name]) for leaf in leaves]
         kept = kept_at(fraction, sum(p.size for p in pooled), sum(x.zeros for x in leaves))
         masks = topk_masks(pooled, kept)
         return {
             leaf.name: leaf.pattern.expand(mask, leaf.layout) for leaf, mask in zip(leaves, masks)
         }
+
+    def _kept_first(self, leaf: PlannedLeaf, scores: Any) -> Any:
+        """The scores of the units, infinite for the `min_kept` largest of each slice."""
+        pooled = leaf.pattern.pool(scores, leaf.layout)
+        if not self.min_kept:
+            return pooled
+        axes = leaf.pattern.unit_axes(leaf.layout, pooled.ndim)
+        return jnp.where(topk_mask(pooled, self.min_kept, axes), jnp.inf, pooled)
 
     def _check_shapes(self, leaves: Mapping[str, jax.Array]) -> None:
         for leaf in self.leaves:
@@ -250,3 +258,10 @@ class Plan:
 
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(str(self))}</pre>"
+
+
+def _resized(leaf: PlannedLeaf, sparsity: float) -> PlannedLeaf:
+    if not leaf.pattern.free:
+        return leaf
+    pattern = cast(Any, leaf.pattern)  # a dataclass with a field `sparsity`
+    return replace(leaf, pattern=replace(pattern, sparsity=sparsity))

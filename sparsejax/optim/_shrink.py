@@ -42,15 +42,15 @@ def iterative_shrinkage(
         of pruned weights up; this library rounds to nearest.)
       alpha: Factor per step: 0 is iterative hard thresholding, 1 never prunes; a number or an
         optax schedule.
-      prune_steps: Length of the first stage.
+      prune_steps: Length of the first stage, at least 1.
       every: Steps between two shrinkages, by `alpha ** every`.
 
     Returns:
       A transformation whose state has `count` and `masks`.
 
     Raises:
-      ValueError: If `update` gets no parameters, no leaf is planned, alpha is outside of [0, 1] or
-        `every` is less than 1.
+      ValueError: If `update` gets no parameters, no leaf is planned, alpha is outside of [0, 1], or
+        `prune_steps` or `every` is less than 1.
 
     Reference:
       Wang et al., Iterative Soft Shrinkage Learning for Efficient Image Super-Resolution, 2023
@@ -73,7 +73,7 @@ def iterative_shrinkage(
     Plan.require("iterative_shrinkage", plan)
     check_scheduled_fraction("iterative_shrinkage", "alpha", alpha)
     check_step("iterative_shrinkage", "every", every, 1)
-    check_step("iterative_shrinkage", "prune_steps", prune_steps)
+    check_step("iterative_shrinkage", "prune_steps", prune_steps, 1)
 
     def init(params):
         masks = plan.full_masks(params)

@@ -9,6 +9,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Int, PyTree
 
 from .._arguments import check_optimizer, check_some, check_step, require_params
+from .._masks import row_counts
 from .._tree import is_gap
 from ..masks import Masks, Plan, magnitude
 from ._pruning import masked_updates, next_step
@@ -91,7 +92,7 @@ def top_kast(
         def pull(mask, wide, g, p):
             if is_gap(mask) or is_gap(g):
                 return g
-            own = jnp.sum(mask) / max(mask.size, 1)
+            own = jnp.sum(row_counts(mask) / float(max(mask.size, 1)))
             strength = jnp.where(mask, 1.0, 1.0 / jnp.maximum(own, 1e-9))
             return jnp.where(wide, g + (2 * exploration * strength * p).astype(g.dtype), 0)
 

@@ -18,6 +18,7 @@ from .._arguments import (
     check_ranking,
     returned_params,
 )
+from .._masks import count, within
 from .._tree import map_named, named_leaves
 from ..masks import Plan, apply_masks, magnitude
 from ._progress import Progress, appended, check_progress, check_shapes, run_steps
@@ -174,7 +175,8 @@ def prune_remaining(plan: Plan, scores: PyTree, masks: PyTree, progress: float) 
     Args:
       plan: The plan, with the final sparsity.
       scores: A tree of scores with the planned leaves; the largest are kept.
-      masks: The current masks; entries they prune stay pruned.
+      masks: The current masks; entries they prune stay pruned, so that a leaf with fewer entries
+        than the plan keeps those it has.
       progress: In [0, 1]; 1 reaches the plan.
 
     Returns:
@@ -202,18 +204,16 @@ def prune_remaining(plan: Plan, scores: PyTree, masks: PyTree, progress: float) 
 @partial(jax.jit, static_argnums=(0, 3))  # one compilation per round, shared by runs and copies
 def _select(plan: Plan, scores: PyTree, masks: PyTree, progress: float) -> PyTree:
     by_name = named_leaves(masks)
-
-    def within(name, s, mask):  # NaN ranks last even if the scores of a unit are squared
-        return s if mask is None else jnp.where(mask, s, jnp.asarray(jnp.nan, s.dtype))
-
-    scores = map_named(within, scores, by_name)
+    scores = map_named(lambda name, s, mask: within(s, mask), scores, by_name)
     if plan.joint:
-        return plan.masks(scores, _reached(plan.sparsity, progress))
-    found = {}
-    for leaf in plan.leaves:
-        alone = dataclasses.replace(plan, leaves=(leaf,))
-        found |= named_leaves(alone.masks(scores, _reached(leaf.sparsity, progress)))
-    return map_named(lambda name, s: found.get(name), scores)
+        found = named_leaves(plan.masks(scores, _reached(plan.sparsity, progress)))
+    else:
+        found = {}
+        for leaf in plan.leaves:
+            alone = dataclasses.replace(plan, leaves=(leaf,))
+            found |= named_leaves(alone.masks(scores, _reached(leaf.sparsity, progress)))
+    kept = {name: mask & by_name.get(name, True) for name, mask in found.items()}
+    return map_named(lambda name, s: kept.get(name), scores)
 
 
 def _reached(sparsity: float, progress: float) -> float:
@@ -226,7 +226,7 @@ def _reached(sparsity: float, progress: float) -> float:
 def zero_fraction(masks: PyTree) -> float:
     """Entries off the masks over entries with a mask."""
     leaves = list(named_leaves(masks).values())
-    size, kept = sum(m.size for m in leaves), sum(int(jnp.sum(m)) for m in leaves)
+    size, kept = sum(m.size for m in leaves), sum(map(count, leaves))
     return (size - kept) / max(size, 1)
 
 
@@ -234,9 +234,13 @@ def check_masks_at(what: str, done: Progress, params: PyTree, plan: Plan, steps:
     """Raises if the masks of a resumed run are not those of `plan` after its steps."""
     check_shapes(what, done, params)
     masks = named_leaves(done.masks)
-    # The counts match the plan if and only if selecting again changes nothing.
-    again = prune_remaining(plan, magnitude(done.params), done.masks, done.step / steps)
-    if not all(bool(jnp.array_equal(m, masks[n])) for n, m in named_leaves(again).items()):
+    scores, part = magnitude(done.params), done.step / steps
+    again = prune_remaining(plan, scores, plan.full_masks(scores), part)
+    # Of the same counts, and selecting again changes nothing.
+    same = named_leaves(prune_remaining(plan, scores, done.masks, part))
+    if zero_fraction(again) != zero_fraction(done.masks) or not all(
+        bool(jnp.array_equal(mask, masks[name])) for name, mask in same.items()
+    ):
         raise ValueError(
             f"{what}: resume.masks have sparsity {zero_fraction(done.masks):.4f} after "
             f"{done.step} of {steps} steps, where the plan has {zero_fraction(again):.4f}: they "

@@ -1,14 +1,12 @@
 """Sparsity sweeps of one model: nested masks from one ranking, and their scores."""
 
-import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float, Int, Key, PyTree
+from jaxtyping import Array, Key, PyTree
 
 from .._arguments import (
     as_number,
@@ -16,12 +14,10 @@ from .._arguments import (
     check_count,
     check_key,
     check_params,
-    check_ranking,
     returned_params,
 )
-from .._topk import sortable
-from .._tree import map_named, named_leaves
-from ..masks import Plan, apply_masks, magnitude, plan as make_plan
+from .._tree import named_leaves
+from ..masks import Allocation, Plan, apply_masks, joint as together, magnitude, plan as make_plan
 from ..patterns import NM, Unstructured
 from ._iterative import zero_fraction
 from ._progress import Progress, appended, check_progress, check_shapes, run_steps
@@ -30,8 +26,9 @@ from ._progress import Progress, appended, check_progress, check_shapes, run_ste
 def nested_masks(scores: PyTree, plan: Plan, sparsities: Sequence[float]) -> list[PyTree]:
     r"""Nested masks at many sparsities from one ranking.
 
-    The rank of each score, its position in descending order with the lowest index first in ties, is
-    computed once; `m_s = rank < n - round(n s)`. These are the masks of `Plan.masks`.
+    They are the masks of the plan at each sparsity, `plan.at_sparsities`: slices of stacked leaves
+    are pruned one by one, an allocation distributes the zeros again, and the largest scores are
+    kept, the lowest index in ties.
 
     Args:
       scores: A tree of scores with the planned leaves; the largest are kept.
@@ -63,23 +60,7 @@ def nested_masks(scores: PyTree, plan: Plan, sparsities: Sequence[float]) -> lis
     for s in sparsities:
         if not 0 <= s <= 1:
             raise ValueError(f"nested_masks: sparsities must be in [0, 1], got {s!r}.")
-    found = named_leaves(scores)
-    names = [leaf.name for leaf in plan.leaves if leaf.name in found]
-    groups = [names] if plan.joint else [[name] for name in names]
-    ranks, sizes = {}, {}
-    for group in groups:
-        flat = _ranks(jnp.concatenate([found[name].ravel() for name in group]))
-        ends = np.cumsum([found[name].size for name in group])
-        for name, part in zip(group, jnp.split(flat, ends[:-1])):
-            ranks[name], sizes[name] = part.reshape(found[name].shape), flat.size
-
-    def at(sparsity):
-        kept = lambda n: n - round(n * sparsity)  # noqa: E731
-        cut = {name: rank < kept(sizes[name]) for name, rank in ranks.items()}
-        check_ranking("nested_masks", found, cut, joint=plan.joint)
-        return map_named(lambda name, s: cut.get(name), scores)
-
-    return [at(float(s)) for s in sparsities]
+    return [at.masks(scores) for at in plan.at_sparsities([float(s) for s in sparsities])]
 
 
 def sparsity_sweep(
@@ -90,6 +71,7 @@ def sparsity_sweep(
     rules: Mapping[str, Any] | None = None,
     patterns: Sequence[NM] | None = None,
     joint: bool = True,
+    allocate: Allocation | None = None,
     score: Callable[[PyTree], PyTree] | None = None,
     finetune: Callable[..., PyTree] | None = None,
     seeds: int = 1,
@@ -113,6 +95,8 @@ def sparsity_sweep(
       patterns: Patterns such as `sj.NM(n, 8)` for n = 7, ..., 1 in place of the sparsities; for
         the leaves of `rules`.
       joint: Whether all leaves compete (as in the paper) or each has the sparsity.
+      allocate: An allocation such as `sj.masks.erk` that distributes each sparsity over the leaves,
+        in place of `joint`.
       score: Maps the parameters to scores, the largest of which are kept; None means magnitudes.
         Random scores are the control.
       finetune: `finetune(params, masks, key) -> params`, such as `sj.recipes.train_masked`; None
@@ -156,7 +140,14 @@ def sparsity_sweep(
         rules=None if rules is None else tuple(rules.items()),
         patterns=None if patterns is None else tuple(patterns),
     )  # fmt: skip
-    points = _points(params, sparsities, rules, patterns, joint, score or magnitude)
+    points = _points(
+        params,
+        sparsities,
+        rules,
+        patterns,
+        allocate or (together if joint else None),
+        score or magnitude,
+    )
 
     def advance(done):
         masks = points[done.step]
@@ -173,19 +164,19 @@ def sparsity_sweep(
     else:
         done = resume
         check_shapes("sparsity_sweep", done, params)
+        _check_point(done, points)
     return run_steps(
         "sparsity_sweep", done, advance, len(points), callback=callback, progress=progress
     )
 
 
-def _points(params, sparsities, rules, patterns, joint, score) -> list[PyTree]:
+def _points(params, sparsities, rules, patterns, allocate, score) -> list[PyTree]:
     given = rules if rules is not None else Unstructured(0.5)
-    plan = make_plan(params, given)
+    plan = make_plan(params, given, allocate=allocate if patterns is None else None)
     if patterns is None:
         grid = [float(s) for s in sparsities]
         if not grid or any(b <= a for a, b in zip(grid, grid[1:])):
             raise ValueError(f"sparsities={grid} must be increasing fractions, at least one.")
-        plan = dataclasses.replace(plan, joint=joint)
         return nested_masks(score(params), plan, grid)
     if not patterns:
         raise ValueError("sparsity_sweep: patterns must not be empty, as in [sj.NM(2, 4)].")
@@ -197,18 +188,24 @@ def _points(params, sparsities, rules, patterns, joint, score) -> list[PyTree]:
     ]
 
 
+def _check_point(done: Progress, points: list[PyTree]) -> None:
+    """Raises unless the masks of a resumed sweep are those of its last point."""
+    if not 0 < done.step <= len(points):
+        return
+    before, again = (named_leaves(masks) for masks in (done.masks, points[done.step - 1]))
+    if not all(n in before and bool(jnp.array_equal(before[n], m)) for n, m in again.items()):
+        raise ValueError(
+            f"sparsity_sweep: resume.masks (sparsity {zero_fraction(done.masks):.4f}) are not "
+            f"those of point {done.step}; resume with the original params and arguments."
+        )
+
+
 def _one(start, masks, finetune, evaluate, key, i) -> float:
     params = start
     if finetune is not None:
         tuned = finetune(start, masks, jax.random.fold_in(key, i))
         params = returned_params("finetune", start, tuned, masks)
     return as_number("evaluate", evaluate(params))
-
-
-def _ranks(scores: Float[Array, " n"]) -> Int[Array, " n"]:
-    """Position of each entry in descending order; ties by lowest index, NaN last."""
-    order = jnp.argsort(~sortable(scores), stable=True)
-    return jnp.zeros(scores.size, jnp.int32).at[order].set(jnp.arange(scores.size, dtype=jnp.int32))
 
 
 def _check(evaluate, finetune, seeds, key) -> None:

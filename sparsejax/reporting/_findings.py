@@ -121,7 +121,11 @@ def _dead_units(e: Evidence) -> Iterator[Finding]:
     first = next(iter(_in_order(e)), None)
     for s in e.studies.values():
         if s.entry.size and s.kept == 0:
-            yield Finding("E4", s.path, "no entry is kept: the layer is all zero")
+            text = "no entry is kept: the layer is all zero; sj.plan(..., min_kept=1) empties none"
+            yield Finding("E4", s.path, text)
+        elif empty := _empty_slices(s):
+            text = f"no entry is kept in {len(empty)} of {s.layout.slices} slices, as in {empty[0]}"
+            yield Finding("E4", s.path, text)
         elif s.mask is not None and s.prunable and not _whole_units(s):
             outputs, inputs = _units(s)
             if s.path == first:  # features of the data may be unused
@@ -133,6 +137,14 @@ def _dead_units(e: Evidence) -> Iterator[Finding]:
             ]
             if parts:
                 yield Finding("E4", s.path, "dead paths: " + ", ".join(parts))
+
+
+def _empty_slices(s: Study) -> list[int]:
+    """The stacked slices in which no entry is kept."""
+    if s.mask is None or not s.prunable or not s.layout.stacked:
+        return []
+    rows = np.asarray(s.mask).reshape(s.layout.slices, -1)
+    return np.flatnonzero(~rows.any(axis=1)).tolist()
 
 
 def _whole_units(s: Study) -> bool:

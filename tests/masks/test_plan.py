@@ -157,6 +157,9 @@ BAD = [
     (lambda p: sj.plan(p, {"kernel$": sj.NM(2, 5)}), ValueError, r"(?s)a/kernel \(8, 16\).*b/kernel \(16, 4\)"),
     (lambda p: sj.plan(p, {"a/kernel": sj.Block((4, 4), 0.5), "b/kernel": sj.Unstructured(0.5)}, allocate=sj.masks.erk), ValueError, "different entries per unit"),
     (lambda p: sj.plan(p, sj.Unstructured(0.5), allocate=lambda t, s: dict.fromkeys(t, 1.5)), ValueError, "sparsity of 1.5"),
+    (lambda p: sj.plan(p, sj.Unstructured(0.9), allocate=sj.masks.joint, min_kept=11), ValueError, "min_kept keeps 22 units of a/kernel, b/kernel, and the patterns only 19"),
+    (lambda p: sj.plan(p, sj.Unstructured(0.5), min_kept=-1), ValueError, "min_kept=-1 must"),
+    (lambda p: sj.plan(p, sj.Unstructured(0.5), rounding="ceil"), ValueError, 'rounding must be "nearest", "down" or "up"'),
     (lambda p: sj.plan(p, sj.Unstructured(0.5)).masks({"a": {"kernel": jnp.ones((8, 8))}}), ValueError, r"a/kernel was planned with shape \(8, 16\)"),
 ]  # fmt: skip
 
@@ -259,3 +262,39 @@ def test_an_allocation_of_fixed_patterns_is_refused(allocate):
     mixed = {"a": {"kernel": jnp.ones((8, 8))}, "b": {"kernel": jnp.ones((8, 8))}}
     rules = {"a": sj.NM(2, 4), "b": sj.Unstructured(0.75)}
     assert sj.plan(mixed, rules, allocate=allocate)["b/kernel"].kept == 16
+
+
+TINY = {"a": {"kernel": jnp.zeros((3, 3, 1, 4))}, "b": {"kernel": jnp.ones((64, 64))}}
+
+
+@pytest.mark.parametrize(
+    "pattern, options, kept",
+    [
+        (sj.Unstructured(0.99), {}, [0, 41]),
+        (sj.Unstructured(0.99), {"min_kept": 1}, [1, 41]),
+        (sj.Unstructured(0.99), {"min_kept": 50}, [36, 50]),
+        (sj.Unstructured(0.99), {"rounding": "down"}, [1, 41]),
+        (sj.Unstructured(0.99), {"rounding": "up"}, [0, 40]),
+        (sj.Unstructured(0.99), {"allocate": sj.masks.uniform, "min_kept": 2}, [2, 39]),
+        (sj.Unstructured(0.99), {"allocate": sj.masks.joint, "min_kept": 2}, [2, 39]),
+        (sj.Unstructured(0.99), {"allocate": sj.masks.erk, "rounding": "up"}, [3, 38]),
+        (sj.Channel(0.99), {"min_kept": 2}, [18, 128]),
+        (sj.patterns.FanIn(0.99), {"min_kept": 1}, [4, 64]),
+        (sj.patterns.FanIn(0.99), {"rounding": "up"}, [0, 0]),
+        (sj.NM(1, 1), {"min_kept": 4}, [36, 4096]),
+    ],
+)
+def test_rounding_and_the_least_number_kept(pattern, options, kept):
+    """The scores of the small leaf are lower: one selection of both leaves would empty it."""
+    plan = sj.plan(TINY, pattern, **options)
+    assert [leaf.kept for leaf in plan.leaves] == kept
+    assert [int(m.sum()) for m in jax.tree.leaves(plan.masks(TINY))] == kept
+
+
+def test_each_slice_keeps_the_least_number():
+    params = {"kernel": jnp.arange(40.0).reshape(4, 10)}
+    for allocate in (None, sj.masks.erk, sj.masks.joint):
+        plan = sj.plan(
+            params, {"kernel": sj.Unstructured(0.9, stacked=1)}, allocate=allocate, min_kept=1
+        )
+        assert plan.masks(params)["kernel"].sum(1).tolist() == [1, 1, 1, 1]

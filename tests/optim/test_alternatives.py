@@ -294,6 +294,7 @@ SGD, KEY = optax.sgd(RATE), jax.random.key(0)
         (lambda: sj.optim.top_kast(SGD, PLAN, WIDER, every=0), "every=0 must"),
         (lambda: sj.optim.iterative_shrinkage(PLAN, every=0), "every=0 must"),
         (lambda: sj.optim.iterative_shrinkage(PLAN, 2.0), "alpha=2.0 must"),
+        (lambda: sj.optim.iterative_shrinkage(PLAN, prune_steps=0), "prune_steps=0 must"),
         (lambda: sj.optim.track_masks(PLAN, 1.5), "schedule=1.5 must"),
         (lambda: sj.optim.movement(PLAN, -1.0), "schedule=-1.0 must"),
     ],

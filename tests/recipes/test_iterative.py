@@ -342,3 +342,18 @@ def test_counts_fractions_keys_and_results_of_another_type():
             check_key("key", key)
     check_key("key", jax.random.PRNGKey(0))
     jax.jit(jax.vmap(lambda key: check_key("key", key)))(jax.random.split(KEY))
+
+
+@pytest.mark.parametrize("allocate", [None, sj.masks.joint])
+@pytest.mark.parametrize("broken", [False, True])
+def test_pruning_never_revives_entries(allocate, broken):
+    """Masks sparser than the plan stay; a NaN within them outranks what is pruned."""
+    scores = {"kernel": jnp.arange(16.0).reshape(4, 4)}
+    masks = {"kernel": jnp.zeros((4, 4), bool).at[0, 1:].set(True)}
+    if broken:
+        scores["kernel"] = scores["kernel"].at[0, 2].set(jnp.nan)
+    plan = sj.plan(scores, sj.Unstructured(0.7), allocate=allocate)
+    assert plan["kernel"].kept == 5
+    assert same(recipes.prune_remaining(plan, scores, masks, 1.0), masks)
+    fewer = recipes.prune_remaining(sj.plan(scores, sj.Unstructured(0.9)), scores, masks, 1.0)
+    assert np.flatnonzero(fewer["kernel"]).tolist() == ([1, 3] if broken else [2, 3])

@@ -1,5 +1,7 @@
 """One order gives the masks of the plan; the curve, its turning points, and what is refused."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 
 import sparsejax as sj
 from sparsejax import recipes
+from sparsejax._tree import named_leaves
 from tests._problem import PARAMS, TEST, accuracy, same, train
 
 KEY = jax.random.key(3)
@@ -29,6 +32,45 @@ def test_masks_of_one_order_are_those_of_the_plan(together):
         for before, after in zip(found, found[1:]):
             for name in PARAMS:
                 assert not jnp.any(after[name]["kernel"] & ~before[name]["kernel"])
+
+
+STACKED = {"kernel": jnp.concatenate([jnp.ones((1, 4, 4)), 100 * jnp.ones((1, 4, 4))])}
+UNEVEN = sj.masks.random(
+    {"a": {"kernel": jnp.ones((16, 8))}, "b": {"kernel": jnp.ones((64, 64))}}, key=KEY
+)
+
+
+@pytest.mark.parametrize(
+    "scores, rules, options, kept",
+    [
+        (STACKED, {"kernel": sj.Unstructured(0.5, stacked=1)}, {}, [16]),
+        (UNEVEN, sj.Unstructured(0.8), {"allocate": sj.masks.erk}, [128, 717]),
+        (UNEVEN, sj.Unstructured(0.8), {"allocate": sj.masks.joint, "min_kept": 99}, None),
+        (UNEVEN, sj.Unstructured(0.8), {"min_kept": 99, "rounding": "up"}, [99, 819]),
+    ],
+)
+def test_nested_masks_follow_slices_and_allocations(scores, rules, options, kept):
+    plan = sj.plan(scores, rules, **options)
+    grid = [0.3, plan.leaves[0].pattern.sparsity, 0.83, 0.85]
+    found = recipes.nested_masks(scores, plan, grid)
+    assert same(found[1], plan.masks(scores))
+    leaves = [jax.tree.leaves(masks) for masks in found]
+    assert kept is None or [int(m.sum()) for m in leaves[1]] == kept
+    for before, after in zip(leaves, leaves[1:]):
+        assert not any(bool((b & ~a).any()) for a, b in zip(before, after))
+    assert all(int(m.sum()) >= plan.min_kept for m in leaves[-1])
+
+
+def test_a_sweep_with_an_allocation_resumes_with_it_only():
+    seen, options = [], dict(sparsities=[0.5, 0.8])
+    sweep = partial(recipes.sparsity_sweep, UNEVEN, lambda p: 0.0, **options)
+    sweep(allocate=sj.masks.erk, callback=seen.append)
+    assert {n: int(m.sum()) for n, m in named_leaves(seen[1].masks).items()} == {
+        "a/kernel": 128,
+        "b/kernel": 717,
+    }
+    with pytest.raises(ValueError, match="not those of point 1"):
+        sweep(resume=seen[0])
 
 
 def test_the_sweep_scores_each_point_and_resumes():

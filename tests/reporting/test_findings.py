@@ -202,3 +202,6 @@ def test_dead_units_of_convolutions_and_stacked_kernels():
     plan = sj.plan({"kernel": layers}, sj.Unstructured(0.2, stacked=1))
     (error,) = [f for f in report({"kernel": layers}, plan=plan).findings if f.code == "E4"]
     assert "1 of 8 units have no inputs" in error.text
+    layers = layers.at[1].set(0)
+    (error,) = [f for f in report({"kernel": layers}, plan=plan).findings if f.code == "E4"]
+    assert "no entry is kept in 1 of 2 slices, as in 1" in error.text

@@ -151,9 +151,10 @@ def membership_attack(
 def _threshold(members: np.ndarray, others: np.ndarray) -> float:
     candidates = np.unique(np.concatenate([members, others]))
     members, others = np.sort(members), np.sort(others)
-    above = 1 - np.searchsorted(members, candidates, "left") / members.size
-    below = np.searchsorted(others, candidates, "left") / others.size
-    return float(candidates[np.argmax(above + below)])
+    above = members.size - np.searchsorted(members, candidates, "left")
+    below = np.searchsorted(others, candidates, "left")
+    # In integers: rounded fractions would decide between thresholds of equal accuracy.
+    return float(candidates[np.argmax(above * others.size + below * members.size)])
 
 
 def _svc(members: np.ndarray, others: np.ndarray, targets: np.ndarray) -> float:

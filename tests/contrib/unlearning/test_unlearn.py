@@ -130,6 +130,9 @@ def test_the_attack_by_brute_force():
     )
     found = unlearning.membership_attack(*map(jnp.asarray, (members, others, targets)))
     assert found == pytest.approx(np.mean(targets < best))
+    # 2/3 + 1 and 1 + 2/3 differ in floats: the lowest of equal thresholds, 2, classifies.
+    equal = map(jnp.asarray, ([2.0, 3.0, 3.0], [0.0, 1.0, 2.0], [2.0]))
+    assert unlearning.membership_attack(*equal) == 0
 
 
 def test_the_attack_of_the_paper():
