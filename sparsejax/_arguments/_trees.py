@@ -43,7 +43,8 @@ def named_masks(what: str, masks: PyTree) -> dict[str, Array]:
                 f"{what} takes masks, got a {type(mask).__name__}{name and ' at ' + name}; "
                 "plan.masks(scores) makes them."
             )
-    by_name = {name: jnp.asarray(mask) for name, mask in leaves.items()}
+    with jax.ensure_compile_time_eval():  # known masks, also inside jit
+        by_name = {name: jnp.asarray(mask) for name, mask in leaves.items()}
     for name, mask in by_name.items():
         if mask.dtype != bool:
             raise TypeError(

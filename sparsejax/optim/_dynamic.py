@@ -22,14 +22,8 @@ from .._sharding import with_auto_axes
 from .._topk import topk_mask
 from .._tree import is_gap, map_named, named_leaves
 from ..masks import Masks, Plan, PlannedLeaf, magnitude, random
-from ._pruning import (
-    at_step,
-    masked_updates,
-    next_step,
-    reset_moments,
-    unless_nan,
-    zero_off,
-)
+from ._inner import filled_gaps, reset_moments, steady, with_gaps
+from ._pruning import at_step, masked_updates, next_step, unless_nan, zero_off
 
 # Maps parameters, gradients and a key to scores.
 Score = Callable[[PyTree, PyTree, Key[Array, ""]], PyTree]
@@ -201,7 +195,7 @@ def drop_and_grow(
     check_key("key", key)
     check_scheduled_fraction("drop_and_grow", "fraction", fraction)
     _check_plan(plan)
-    inner = optax.with_extra_args_support(optimizer)
+    inner = steady(optimizer)
     drop = (lambda params, grads, key: magnitude(params)) if drop is None else drop
     grow = (lambda params, grads, key: random(params, key=key)) if grow is None else grow
 
@@ -220,8 +214,9 @@ def drop_and_grow(
         def change():
             source = jax.random.wrap_key_data(state.key, impl=jax.random.key_impl(key))
             now = jax.random.fold_in(source, state.count)
-            scores = drop(params, updates, now), grow(params, updates, now)
-            new = _drop_and_grow(plan, masks, *scores, swapped)
+            grads = filled_gaps(updates, params)
+            growing = with_gaps(grow(params, grads, now), updates)
+            new = _drop_and_grow(plan, masks, drop(params, grads, now), growing, swapped)
             kept = jax.tree.map(_both, masks, new, is_leaf=is_gap)
             grown = jax.tree.map(_only_new, masks, new, is_leaf=is_gap)
             still = jax.tree.map(jnp.zeros_like, updates)
@@ -231,7 +226,7 @@ def drop_and_grow(
         def descend():
             seen = masked_updates(updates, masks)
             moves, new = inner.update(seen, state.inner, params, **extra)
-            moves = jax.tree.map(lambda m, u: m.astype(u.dtype), moves, updates)
+            moves = jax.tree.map(lambda u, m: m.astype(u.dtype), updates, moves)
             return zero_off(moves, params, masks), masks, new
 
         moves, masks_now, new = jax.lax.cond(when(state.count), change, descend)
@@ -260,10 +255,9 @@ def every_until(every: ArrayLike, end: ArrayLike) -> Callable[[Int[Array, ""]], 
 
 def _drop_and_grow(plan: Plan, masks, weights, growing, fraction) -> PyTree:
     planned = {leaf.name: leaf for leaf in plan.leaves if leaf.zeros}
-    given = [
-        {n: x for n, x in named_leaves(t).items() if n in planned}
-        for t in (masks, weights, growing)
-    ]
+    named = [named_leaves(tree) for tree in (masks, weights, growing)]
+    present = [name for name in planned if all(name in tree for tree in named)]
+    given = [{name: tree[name] for name in present} for tree in named]
 
     def swap(masks, weights, growing, fraction):
         return {

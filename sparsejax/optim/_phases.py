@@ -11,7 +11,8 @@ from jaxtyping import Array, Int, PyTree
 
 from .._arguments import check_optimizer, check_some, check_step, require_params
 from ..masks import Masks, Plan, magnitude
-from ._pruning import masked_updates, next_step, reset_moments, zero_off
+from ._inner import reset_moments, steady
+from ._pruning import masked_updates, next_step, zero_off
 
 
 class PhaseState(NamedTuple):
@@ -75,7 +76,7 @@ def acdc(
             "do not touch: [(100, 200), (300, 500)]."
         )
     begins, ends = np.asarray(bounds[::2]), np.asarray(bounds[1::2])
-    inner = optax.with_extra_args_support(optimizer)
+    inner = steady(optimizer)
 
     Plan.require("acdc", plan)
 

@@ -13,6 +13,7 @@ from jaxtyping import Array, Int, PyTree
 from .._arguments import require_params
 from .._tree import is_kernel, map_named, named_leaves
 from ..prox import Penalty
+from ._inner import steady
 from ._pruning import at_step, next_step
 
 # None leaves the leaves that match the rule unchanged.
@@ -105,9 +106,8 @@ def proximal_sgd(
       >>> [round(float(w), 3) for w in optax.apply_updates(params, updates)["kernel"][0]]
       [0.9, 0.0]
     """
-    return optax.chain(
-        optax.sgd(learning_rate, momentum, nesterov), proximal(penalty, learning_rate)
-    )
+    descent = steady(optax.sgd(learning_rate, momentum, nesterov))
+    return optax.chain(descent, proximal(penalty, learning_rate))
 
 
 class ProximalAdamState(NamedTuple):
@@ -165,7 +165,7 @@ def proximal_adam(
                 "sj.optim.proximal_sgd, or optax.chain(optax.adam(...), sj.optim.proximal(...)) if "
                 "a uniform step length is intended."
             )
-    adam = optax.scale_by_adam(b1, b2, eps)  # pyright: ignore[reportArgumentType]
+    adam = steady(optax.scale_by_adam(b1, b2, eps))  # pyright: ignore[reportArgumentType]
 
     def init(params):
         check_rules("proximal_adam", penalty, params)

@@ -24,6 +24,7 @@ from .._arguments import (
 )
 from .._tree import is_gap, pure
 from ..masks import Masks, Plan, magnitude
+from ._inner import filled_gaps
 
 
 class PruneState(NamedTuple):
@@ -219,10 +220,8 @@ def track_masks(
     def update(updates, state, params=None, **extra):
         del extra
         require_params(params)
-        new = state_at(
-            next_step(state.count),
-            optax.apply_updates(params, updates),  # pyright: ignore[reportArgumentType]
-        )
+        moved = optax.apply_updates(params, filled_gaps(updates, params))  # pyright: ignore
+        new = state_at(next_step(state.count), moved)
         fraction = at_step(schedule, new.count)
         return unless_nan("track_masks", updates, new.masks.tree, schedule=fraction), new
 
@@ -328,19 +327,6 @@ def _least_kept(scores: PyTree, masks: PyTree) -> Array:
     lost = jax.tree.leaves(jax.tree.map(one, masks, scores, is_leaf=is_gap))
     found = functools.reduce(jnp.logical_or, lost, False)
     return jnp.where(found, jnp.nan, 0.0).astype(jnp.float32)
-
-
-def reset_moments(
-    optimizer: optax.GradientTransformation, state: PyTree, where: PyTree, when: ArrayLike = True
-) -> Any:
-    """The state of any optimizer, zeroed where the masks select; factored moments are unchanged."""
-
-    def one(moment, new):
-        if is_gap(new) or is_gap(moment) or jnp.shape(moment) != jnp.shape(new):
-            return moment
-        return jnp.where(new & when, jnp.zeros_like(moment), moment)
-
-    return optax.tree.map_params(optimizer, one, state, where, is_leaf=is_gap)
 
 
 def next_step(count: Int[Array, ""]) -> Int[Array, ""]:

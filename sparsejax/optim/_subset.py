@@ -12,6 +12,7 @@ from .._arguments import check_masks, check_optimizer, known, named_masks
 from .._masks import count
 from .._tree import is_gap, map_named, named_leaves
 from ..masks import Masks
+from ._inner import steady
 from ._pruning import masked_updates
 
 
@@ -64,8 +65,8 @@ def subset(
     check_optimizer("subset", optimizer)
     by_name = named_masks("subset", masks)
     _check_some_entry(by_name)
-    inner = optax.with_extra_args_support(optimizer)
-    places = {n: np.flatnonzero(m).astype(np.int32) for n, m in by_name.items()} if compact else {}
+    inner = steady(optimizer)
+    places = {name: _places(name, m) for name, m in by_name.items()} if compact else {}
 
     def aligned(tree):
         """The masks of a tree: all False for leaves without a mask."""
@@ -113,22 +114,43 @@ def _check_some_entry(masks: dict[str, Any]) -> None:
         )
 
 
+def _places(name: str, mask: Any) -> np.ndarray:
+    """The flat indices of a mask; raises unless it is concrete and they fit."""
+    if not known(mask):
+        raise TypeError(
+            f"subset(compact=True): the mask of {name or 'the parameter'} is traced, and the state "
+            "has its size; make the masks outside of jit. Under optax.inject_hyperparams take them "
+            "from outside of the factory, or pass static_args='masks'."
+        )
+    wide = mask.size > np.iinfo(np.int32).max
+    if wide and not jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
+        raise ValueError(
+            f"subset(compact=True): {name} {mask.shape} has more than 2**31 entries, whose indices "
+            "need 64 bits: set jax_enable_x64, or omit compact=True."
+        )
+    return np.flatnonzero(mask).astype(np.int64 if wide else np.int32)
+
+
 def _check_elementwise(optimizer: optax.GradientTransformation, params: PyTree) -> None:
     """Raises if the state has leaves of other shapes than their parameters, by shapes only."""
     if not named_leaves(params):
         return
     state = jax.eval_shape(optimizer.init, params)
 
-    def check(moment, p):
-        if not is_gap(moment) and not is_gap(p) and jnp.shape(moment) != jnp.shape(p):
-            raise ValueError(
-                f"subset(compact=True) needs an elementwise optimizer such as optax.adam: this one "
-                f"has a state of shape {jnp.shape(moment)} for a parameter of shape "
-                f"{jnp.shape(p)}; omit compact=True."
-            )
-        return moment
+    def check(p, moments):
+        for moment in jax.tree.leaves(None if is_gap(p) else moments):
+            if jnp.shape(moment) != jnp.shape(p):
+                raise ValueError(
+                    f"subset(compact=True) needs an elementwise optimizer such as optax.adam: this "
+                    f"one has a state of shape {jnp.shape(moment)} for a parameter of shape "
+                    f"{jnp.shape(p)}; omit compact=True."
+                )
 
-    optax.tree.map_params(optimizer, check, state, params, is_leaf=is_gap)
+    def whole(moments, params):
+        jax.tree.map(check, params, moments, is_leaf=is_gap)
+        return moments
+
+    optax.tree.map_params(optimizer, whole, state, params, is_leaf=lambda x: True)
 
 
 def _take(x: Any, places: Any) -> Any:

@@ -12,6 +12,7 @@ from .._arguments import check_optimizer, check_some, check_step, require_params
 from .._masks import row_counts
 from .._tree import is_gap
 from ..masks import Masks, Plan, magnitude
+from ._inner import steady
 from ._pruning import masked_updates, next_step
 
 
@@ -71,7 +72,7 @@ def top_kast(
     Plan.require("top_kast", backward)
     check_step("top_kast", "every", every, 1)
     _check_nested(plan, backward)
-    inner = optax.with_extra_args_support(optimizer)
+    inner = steady(optimizer)
     names = [leaf.name for leaf in plan.leaves]
 
     def choose(params):
