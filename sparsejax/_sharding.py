@@ -4,8 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AxisType
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 
 def with_auto_axes(f: Callable[..., PyTree], *args: PyTree, like: PyTree) -> PyTree:
@@ -20,7 +22,14 @@ def with_auto_axes(f: Callable[..., PyTree], *args: PyTree, like: PyTree) -> PyT
     return jax.sharding.auto_axes(f, out_sharding=wanted)(*args)
 
 
+def sharded_as(x: Array, like: Any) -> Array:
+    """`x` of the shape of `like`, sharded as that is on a mesh with explicit axes."""
+    if not _is_explicit(like):
+        return x
+    return jnp.where(like == like, x, x)  # depends on its values, and so runs on its devices
+
+
 def _is_explicit(x: Any) -> bool:
-    if isinstance(x, jax.ShapeDtypeStruct):
+    if isinstance(x, jax.ShapeDtypeStruct | np.ndarray):
         return False
     return AxisType.Explicit in jax.typeof(x).sharding.mesh.axis_types

@@ -416,14 +416,25 @@ def test_vmap_over_seeds(name):
     assert_sparse(name, third)
 
 
+MESHES = {
+    "auto": (jax.sharding.AxisType.Auto, PartitionSpec("x", "y")),
+    "explicit": (jax.sharding.AxisType.Explicit, PartitionSpec("x", "y")),
+    "explicit rows": (jax.sharding.AxisType.Explicit, PartitionSpec("x", None)),
+    "explicit columns": (jax.sharding.AxisType.Explicit, PartitionSpec(None, "x")),
+}
+
+
 @every_member
-def test_eight_devices_give_the_same_parameters_and_masks(name):
+@pytest.mark.parametrize("mesh", MESHES)
+def test_eight_devices_give_the_same_parameters_and_masks(name, mesh):
+    """With explicit axes as with automatic ones, and without a gather of weights."""
     assert jax.device_count() == 8
-    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    kind, spec = MESHES[mesh]
+    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(kind,) * 2)
     params = params_of()
     spread = jax.tree.map(
         lambda x: jax.device_put(
-            x, NamedSharding(mesh, PartitionSpec("x", "y") if x.ndim == 2 else PartitionSpec("x"))
+            x, NamedSharding(mesh, spec if x.ndim == 2 else PartitionSpec(spec[-1]))
         ),
         params,
     )
@@ -434,5 +445,8 @@ def test_eight_devices_give_the_same_parameters_and_masks(name):
     if name in MASKED:
         assert_same(*(jax.tree.map(np.asarray, sj.get_masks(s)) for s in (state_one, state_many)))
         found = sj.get_masks(tx.init(spread))["dense"]["kernel"].sharding
+        given = {"keep_masked", "subset"}  # masks of one device
+        if kind == jax.sharding.AxisType.Explicit and name not in given:
+            assert found.is_equivalent_to(spread["dense"]["kernel"].sharding, 2), found
         if name in ("prune", "track_masks", "add_pruned_decay", "sr_ste"):
             assert found.is_equivalent_to(spread["dense"]["kernel"].sharding, 2), found
