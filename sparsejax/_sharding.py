@@ -22,11 +22,16 @@ def with_auto_axes(f: Callable[..., PyTree], *args: PyTree, like: PyTree) -> PyT
     return jax.sharding.auto_axes(f, out_sharding=wanted)(*args)
 
 
-def sharded_as(x: Array, like: Any) -> Array:
-    """`x` of the shape of `like`, sharded as that is on a mesh with explicit axes."""
-    if not _is_explicit(like):
-        return x
-    return jnp.where(like == like, x, x)  # depends on its values, and so runs on its devices
+def drawn_like(x: Any, f: Callable[[Array], Array], key: Array) -> Array:
+    """`f(key)` of the shape of `x`, sharded as that is on a mesh with explicit axes."""
+    if not _is_explicit(x):
+        return f(key)
+
+    def draw(key, x):
+        values = f(key)
+        return jnp.where(x == x, values, values)  # depends on x, and so runs on its devices
+
+    return with_auto_axes(draw, key, x, like=x)
 
 
 def _is_explicit(x: Any) -> bool:

@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Key, PyTree
 
 from .._arguments import check_key, check_not_nan
-from .._sharding import sharded_as
+from .._sharding import drawn_like
 from .._tree import is_array, map_named, named_leaves
 
 
@@ -60,7 +60,8 @@ def random(params: PyTree, *, key: Key[Array, ""]) -> PyTree:
 
     def uniform(name, leaf):
         folded = jax.random.fold_in(key, zlib.crc32(name.encode()))
-        return sharded_as(jax.random.uniform(folded, leaf.shape, jnp.float32), leaf)
+        draw = lambda key: jax.random.uniform(key, leaf.shape, jnp.float32)  # noqa: E731
+        return drawn_like(leaf, draw, folded)
 
     return map_named(uniform, params)
 

@@ -1,6 +1,7 @@
 """Dynamic sparse training: masks that drop and grow during training, at a constant sparsity."""
 
 import functools
+import zlib
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ from .._arguments import (
     require_params,
 )
 from .._counts import floor_of
-from .._sharding import with_auto_axes
+from .._sharding import drawn_like, with_auto_axes
 from .._topk import topk_mask
 from .._tree import is_gap, map_named, named_leaves
 from ..masks import Masks, Plan, PlannedLeaf, magnitude, random
@@ -197,7 +198,7 @@ def drop_and_grow(
     _check_plan(plan)
     inner = steady(optimizer)
     drop = (lambda params, grads, key: magnitude(params)) if drop is None else drop
-    grow = (lambda params, grads, key: random(params, key=key)) if grow is None else grow
+    grow = (lambda params, grads, key: _noise(params, key)) if grow is None else grow
 
     def init(params):
         first, rest = jax.random.split(key)
@@ -286,6 +287,36 @@ def _swapped(leaf: PlannedLeaf, mask, weights, growing, fraction) -> Bool[Array,
     growing = jnp.where(jnp.isnan(growing), jnp.finfo(growing.dtype).min, growing)
     grown = topk_mask(jnp.where(kept, -jnp.inf, growing), swapped, axes)
     return leaf.pattern.expand(kept | grown, leaf.layout)
+
+
+def _noise(params: PyTree, key: Key[Array, ""]) -> PyTree:
+    """Uniform scores, a hash of a key for each leaf and of the index of each entry.
+
+    Unlike `jax.random`, which takes four words an entry on CPUs, it needs no memory.
+    """
+
+    def one(name, leaf):
+        def draw(key):
+            found = jnp.zeros(leaf.shape, jnp.uint32)
+            for axis, seed in enumerate(jax.random.bits(key, (len(leaf.shape),))):
+                thin = [size if i == axis else 1 for i, size in enumerate(leaf.shape)]
+                index = jax.lax.broadcasted_iota(jnp.uint32, thin, axis)
+                found = _hash(found ^ _hash(index + seed))
+            return (found >> 8).astype(jnp.float32) / 2**24
+
+        return drawn_like(leaf, draw, jax.random.fold_in(key, zlib.crc32(name.encode())))
+
+    return map_named(one, params)
+
+
+def _hash(x: UInt[Array, "..."]) -> UInt[Array, "..."]:
+    """A permutation of 32-bit integers in which every bit of the result depends on every bit of x.
+
+    The constants of Wellons, Prospecting for Hash Functions, 2018 (lowbias32).
+    """
+    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
+    x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
+    return x ^ (x >> 16)
 
 
 def _both(old, new):

@@ -89,7 +89,7 @@ def acdc(
         require_params(params)
         compress, release = jnp.any(state.count == begins), jnp.any(state.count == ends)
         full = plan.full_masks(params)
-        every = jax.tree.map(lambda p: jnp.ones(jnp.shape(p), bool), params)
+        every = jax.tree.map(lambda p: jnp.full_like(p, True, bool), params)
         masks = jax.lax.cond(
             compress,
             lambda: plan.masks(magnitude(params)),
