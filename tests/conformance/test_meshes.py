@@ -1,5 +1,6 @@
 """Patterns and training on eight devices: the compiled programs gather no weights."""
 
+import itertools
 import re
 
 import jax
@@ -67,10 +68,23 @@ def results_like(tree, leaf):
     return jax.tree.map(lambda x: x.sharding, tree)
 
 
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
-@pytest.mark.parametrize("spec", STACKED)
+KINDS = {"auto": AxisType.Auto, "explicit": AxisType.Explicit}
+
+
+def cases(quick, *tables):
+    """All combinations, those that are not in `quick` marked as slow."""
+    return [
+        pytest.param(*case, marks=() if case in quick else pytest.mark.slow)
+        for case in itertools.product(*tables)
+    ]
+
+
+@pytest.mark.parametrize(
+    "spec, kind",
+    cases([("rows", "auto"), ("slices and columns", "auto"), ("both", "explicit")], STACKED, KINDS),
+)
 def test_masks_of_sharded_leaves(spec, kind):
-    leaf = sharded(SHAPE, kind, STACKED[spec])
+    leaf = sharded(SHAPE, KINDS[kind], STACKED[spec])
     tree = {name: {"kernel": leaf} for name in PATTERNS}
     plan = sj.plan(tree, {f"^{name}/": pattern for name, pattern in PATTERNS.items()})
     select = lambda params, c: plan.masks(sj.masks.magnitude(params), c)  # noqa: E731
@@ -78,10 +92,9 @@ def test_masks_of_sharded_leaves(spec, kind):
     check_program(compiled.compile(), leaf, len(tree), 3)
 
 
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
-@pytest.mark.parametrize("spec", [P(None, None, "x", "y"), P(None, None, None, ("x", "y"))])
-def test_masks_of_sharded_convolutions(spec, kind):
-    leaf = sharded(CONV, kind, spec)
+@pytest.mark.parametrize("kind", KINDS)
+def test_masks_of_sharded_convolutions(kind):
+    leaf = sharded(CONV, KINDS[kind], P(None, None, "x", "y"))
     tree = {name: {"kernel": leaf} for name in WINDOWS}
     plan = sj.plan(tree, {f"^{name}/": pattern for name, pattern in WINDOWS.items()})
     select = lambda params, c: plan.masks(sj.masks.magnitude(params), c)  # noqa: E731
@@ -106,10 +119,17 @@ TRAINING = {
 }
 
 
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
-@pytest.mark.parametrize("name", TRAINING)
+QUICK = [
+    ("rigl", "auto"),
+    ("sparse_evolution", "explicit"),
+    ("acdc", "explicit"),
+    ("prune", "auto"),
+]
+
+
+@pytest.mark.parametrize("name, kind", cases(QUICK, TRAINING, KINDS))
 def test_steps_of_sharded_training(name, kind):
-    leaf = sharded(SHAPE, kind, STACKED["both"])
+    leaf = sharded(SHAPE, KINDS[kind], STACKED["both"])
     patterns = {n: POOLED[n] for n in ("unstructured", "block", "fan-in", "channel")}
     tree = {n: {"kernel": leaf} for n in patterns}
     plan = sj.plan(tree, {f"^{n}/": pattern for n, pattern in patterns.items()})

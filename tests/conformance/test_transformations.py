@@ -425,7 +425,9 @@ MESHES = {
 
 
 @every_member
-@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize(
+    "mesh", [pytest.param(m, marks=pytest.mark.slow if " " in m else ()) for m in MESHES]
+)
 def test_eight_devices_give_the_same_parameters_and_masks(name, mesh):
     """With explicit axes as with automatic ones, and without a gather of weights."""
     assert jax.device_count() == 8
