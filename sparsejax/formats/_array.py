@@ -62,6 +62,14 @@ class Matrix(ABC):
     def todense(self) -> Float[Array, "..."]:
         """The matrix as an array."""
 
+    def validate(self) -> None:
+        """Raises ValueError if the parts do not fit each other, as after a damaged file.
+
+        Shapes, dtypes, ranges of indices and counts are compared on the host. A custom format
+        overrides it; `sj.formats.load_safetensors` calls it for every matrix.
+        """
+        del self
+
     @property
     def label(self) -> str:
         """The format and pattern, for tables."""

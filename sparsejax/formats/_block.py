@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 from .._arguments import known
 from .._tree import register
 from ._array import SparseArray, as_mask, check_matrix, stacked
+from ._validate import need, need_floats, need_lists
 
 
 @register
@@ -105,6 +106,28 @@ class BlockArray(SparseArray):
     def take(self, dense: Shaped[Array, "... k n"]) -> Shaped[Array, "... nb l bk bn"]:
         """The entries of a matrix `(stacked..., K, N)` at the stored blocks; padding is zero."""
         return _gather(dense, self.index, self.count, self.block)
+
+    def validate(self) -> None:
+        """Raises ValueError if a list refers to a block out of range, or the lists differ."""
+        *lead, columns, slots, _, _ = need_floats(self, "values", 4)
+        count_t = getattr(self.count_t, "shape", ())
+        rows, slots_t = count_t[-1:], getattr(self.index_t, "shape", ())[-1:]
+        shape, shape_t = (*lead, columns, slots), (*lead, *rows, *slots_t)
+        need(self, len(rows) and len(slots_t), "index_t and count_t must be arrays of lists")
+        index, used = need_lists(self, ("index", "count"), shape, rows)
+        ends = (columns, columns * slots)
+        index_t, slot_t, used_t = need_lists(self, ("index_t", "slot_t", "count_t"), shape_t, ends)
+        # Block row, block column and position of every block, by column and by row.
+        *stack, j, s = np.nonzero(used)
+        by_column = np.stack([*stack, index[used], j, j * slots + s])
+        *stack, i, _ = np.nonzero(used_t)
+        by_row = np.stack([*stack, i, index_t[used_t], slot_t[used_t]])
+        order = np.lexsort(by_column[: len(lead) + 2][::-1])
+        need(
+            self, np.array_equal(by_column[:, order], by_row), "the lists by row and column differ"
+        )
+        padding = jnp.any(jnp.where(used[..., None, None], False, self.values != 0))
+        need(self, ~padding, "values must be 0 from count on")
 
     @property
     def used(self) -> Bool[Array, "... nb l"]:

@@ -1,6 +1,7 @@
 """Matrices that store single entries at arbitrary positions."""
 
 import math
+import operator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -12,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Shaped
 from .._arguments import known
 from .._tree import register
 from ._array import SparseArray, as_mask, check_matrix, stacked
+from ._validate import need_ascending, need_floats, need_integers, need_range
 
 
 @register
@@ -43,11 +45,11 @@ class Entries(SparseArray):
     matrix: tuple[int, int] = field(metadata={"static": True})
 
     def __post_init__(self):
-        object.__setattr__(self, "matrix", tuple(self.matrix))
+        object.__setattr__(self, "matrix", tuple(map(operator.index, self.matrix)))
         shapes = [getattr(x, "shape", None) for x in (self.index, self.values)]
         if None not in shapes and shapes[0] != shapes[1]:
             raise ValueError(f"Entries: index {shapes[0]} and values {shapes[1]} differ in shape.")
-        if len(self.matrix) != 2 or math.prod(self.matrix) >= 2**31:
+        if len(self.matrix) != 2 or min(self.matrix) < 0 or math.prod(self.matrix) >= 2**31:
             raise ValueError(
                 f"Entries(matrix={self.matrix}) must be (K, N) with fewer than 2^31 entries."
             )
@@ -88,6 +90,14 @@ class Entries(SparseArray):
     def shape(self) -> tuple[int, ...]:
         """`(stacked..., K, N)`."""
         return (*self.values.shape[:-1], *self.matrix)
+
+    def validate(self) -> None:
+        """Raises ValueError if an index is out of range, or the indices do not ascend."""
+        shape = need_floats(self, "values", 1)
+        size = math.prod(self.matrix)
+        index = need_integers(self, "index", shape, np.int32)
+        need_range(self, "index", index, size + 1)
+        need_ascending(self, "index", index, index < size)
 
     @property
     def real(self) -> Bool[Array, "... s"]:

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, PyTree
 
 from .._tree import register
 from ._array import Matrix
+from ._validate import need_floats
 
 
 @register
@@ -61,6 +62,11 @@ class LowRank(Matrix):
     def rank(self) -> int:
         """r, the number of columns of A."""
         return self.a.shape[-1]
+
+    def validate(self) -> None:
+        """Raises ValueError unless the factors are arrays of floats that fit each other."""
+        need_floats(self, "a", 2)
+        need_floats(self, "b", 2)
 
     @property
     def label(self) -> str:
@@ -119,6 +125,12 @@ class Sum(Matrix):
     def dtype(self) -> np.dtype:
         """The dtype of the sum."""
         return jnp.promote_types(self.frozen.dtype, self.trainable.dtype)
+
+    def validate(self) -> None:
+        """Raises ValueError unless both parts are valid and the trainable one is of floats."""
+        for name in ("frozen", "trainable"):
+            part = getattr(self, name)
+            part.validate() if isinstance(part, Matrix) else need_floats(self, name, 2)
 
     @property
     def label(self) -> str:

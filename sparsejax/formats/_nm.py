@@ -14,9 +14,18 @@ from .._arguments import known
 from .._topk import nm_mask
 from .._tree import register
 from ._array import SparseArray, as_mask, check_matrix
+from ._validate import (
+    need,
+    need_ascending,
+    need_floats,
+    need_integers,
+    need_range,
+    need_static,
+)
 
 # Ranks by pairwise comparison cost m^2 passes; for larger m lax.top_k is faster.
 _PAIRWISE = 16
+_LONGEST = 2**16  # entries of a group, counted by 16 bits
 
 
 @register
@@ -108,7 +117,7 @@ class NMArray(SparseArray):
         """Position within its group of each slot, `(stacked..., n, G, N / t)`."""
         if self.code.ndim == self.values.ndim:
             return self.code
-        width, dtype = _width(self.m), jnp.uint8 if self.m <= 256 else jnp.uint16
+        width, dtype = _width(self.m), _plane(self.m)
         mask = jnp.asarray(2**width - 1, self.code.dtype)
         slots = [(self.code >> (s * width)) & mask for s in range(self.n)]
         return jnp.stack(slots, axis=-3).astype(dtype)
@@ -124,6 +133,22 @@ class NMArray(SparseArray):
         groups = _groups(dense, self.m)
         index = jnp.repeat(self.index, self.share, axis=-1)
         return jnp.stack([_at(groups, index[..., s, :, :]) for s in range(self.n)], axis=-3)
+
+    def validate(self) -> None:
+        """Raises ValueError if a code is not that of n ascending positions of a group."""
+        *lead, n, groups, columns = need_floats(self, "values", 3)
+        m = need_static(self, "m", 1, _LONGEST)
+        need(self, 1 <= n <= m, f"1 <= n <= m must hold, got n={n}, m={m}")
+        need_static(self, "padding", 0, m - 1 if groups else 0)
+        tiles = (getattr(self.code, "shape", ())[-1:] or (0,))[0]
+        need(self, tiles and columns % tiles == 0 or tiles == columns, "code must divide columns")
+        dtype = _packed(n, m)
+        shape = (*lead, groups, tiles) if dtype else (*lead, n, groups, tiles)
+        code = need_integers(self, "code", shape, dtype or _plane(m))
+        index = np.asarray(self.index)
+        need_range(self, "index", index, m)
+        need_ascending(self, "index", index, True, axis=-3)
+        need(self, np.array_equal(encode(self.index, m), code), "code has bits beyond its slots")
 
     @property
     def label(self) -> str:
@@ -143,11 +168,21 @@ class NMArray(SparseArray):
 def encode(index: UInt[Array, "... n g tiles"], m: int) -> UInt[Array, "..."]:
     """One unsigned integer per group, or the planes if that takes more than 32 bits."""
     n, width = index.shape[-3], _width(m)
-    dtype = next((d for d in (jnp.uint8, jnp.uint16, jnp.uint32) if _fits(d, n * width)), None)
-    if dtype is None:
+    if (dtype := _packed(n, m)) is None:
         return index
     slots = [index[..., s, :, :].astype(dtype) << (s * width) for s in range(n)]
     return sum(slots[1:], slots[0])
+
+
+def _packed(n: int, m: int) -> Any:
+    """The smallest dtype for the indices of a group, or None."""
+    bits = n * _width(m)
+    return next((d for d in (jnp.uint8, jnp.uint16, jnp.uint32) if _fits(d, bits)), None)
+
+
+def _plane(m: int) -> Any:
+    """The dtype of one index."""
+    return jnp.uint8 if m <= 256 else jnp.uint16
 
 
 def _width(m: int) -> int:
@@ -184,7 +219,7 @@ def _scores(groups, kept, share: int) -> Float[Array, "... g m tiles"]:
 
 def _positions(scores: Float[Array, "... g m t"], n: int, m: int) -> UInt[Array, "... n g t"]:
     """The n indices of largest score in each group, ascending."""
-    dtype = jnp.uint8 if m <= 256 else jnp.uint16
+    dtype = _plane(m)
     if m > _PAIRWISE:
         best = jnp.sort(lax.top_k(jnp.swapaxes(scores, -1, -2), n)[1], axis=-1)
         return jnp.moveaxis(best, -1, -3).astype(dtype)
@@ -215,7 +250,7 @@ def _unpack(values, index, m: int, share: int) -> Float[Array, "... g m n"]:
 def _check_sizes(shape: tuple[int, ...], n: int, m: int, share: int) -> None:
     if not 1 <= n <= m:
         raise ValueError(f"NMArray.fromdense(n={n}, m={m}) must keep 1 <= n <= m, as in n=2, m=4.")
-    if m > 2**16:
+    if m > _LONGEST:
         raise ValueError(f"NMArray.fromdense(m={m}) must have groups of at most 65536 entries.")
     if share < 1 or shape[-1] % share:
         raise ValueError(

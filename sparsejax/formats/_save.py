@@ -1,16 +1,19 @@
 """Compressed weights in safetensors files, and their placement on many devices."""
 
+import hashlib
 import importlib
 import itertools
 import json
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
+from .._files import replacing
 from .._tree import fields_of, name_of
 from ._array import Matrix
 from ._block import BlockArray
@@ -21,13 +24,17 @@ from ._tensor_core import TensorCoreArray
 from ._transposed import Transposed
 
 _FORMATS = (BlockArray, Entries, LowRank, NMArray, Sum, TensorCoreArray, Transposed)
+# The keys of the metadata: the formats by name, and the SHA-256 of the file in which its own
+# digits are zeros.
+_KINDS, _DIGEST, _UNSIGNED = "sparsejax", "sparsejax_sha256", "0" * 64
 
 
 def save_safetensors(tree: PyTree, path: str | os.PathLike[str]) -> None:
     """Writes a tree of arrays and compressed matrices as one safetensors file.
 
     A compressed matrix becomes one tensor for each of its leaves, `NAME.values` and so on; its
-    static fields are stored in the metadata of the file.
+    static fields are stored in the metadata of the file, with a checksum. The file
+    appears when it is complete.
 
     Args:
       tree: Nested dicts of arrays and compressed matrices.
@@ -65,7 +72,13 @@ def save_safetensors(tree: PyTree, path: str | os.PathLike[str]) -> None:
                 f"save_safetensors: {clash.pop()} is a leaf, so {name} cannot be within it; rename "
                 "one."
             )
-    _safetensors().save_file(tensors, path, metadata={"sparsejax": json.dumps(kinds)})
+    library, metadata = _safetensors(), {_KINDS: json.dumps(kinds), _DIGEST: _UNSIGNED}
+    with replacing(Path(path)) as written:
+        library.save_file(tensors, written, metadata=metadata)
+        with written.open("r+b") as file:
+            digest, place = _signature(file, _UNSIGNED)
+            file.seek(place)
+            file.write(digest.encode())
 
 
 def load_safetensors(
@@ -73,13 +86,17 @@ def load_safetensors(
 ) -> dict[str, Any]:
     """The tree that `save_safetensors` wrote, as nested dicts.
 
+    The checksum of the file is compared, and every matrix is validated (`Matrix.validate`), so that
+    no index refers to memory out of its range. Safetensors files of others have no checksum: their
+    tensors are loaded as arrays.
+
     Args:
       path: A file.
       formats: Classes of custom formats that the file may contain.
 
     Raises:
       ImportError: If safetensors is not installed.
-      ValueError: If the file holds a format that is not among the known ones.
+      ValueError: If the file is damaged, or holds a format that is not among the known ones.
 
     Example:
       >>> import os, tempfile, jax.numpy as jnp, sparsejax as sj
@@ -88,13 +105,45 @@ def load_safetensors(
       >>> sj.formats.load_safetensors(path)["a"]["b"].tolist()
       [1.0, 1.0]
     """
-    tensors = _safetensors().load_file(path)
+    path, library = Path(path), _safetensors()
+    errors = importlib.import_module("safetensors").SafetensorError
+    try:
+        kinds = _checked_kinds(path)
+        tensors = library.load_file(path)
+        known = {cls.__name__: cls for cls in (*_FORMATS, *formats)}
+        for name, kind in kinds.items():
+            tensors[name] = _restored(name, kind, tensors, known)
+            tensors[name].validate()
+        return _nested(tensors)
+    except (errors, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise ValueError(f"load_safetensors: {path} cannot be loaded: {error}.") from error
+
+
+def _checked_kinds(path: Path) -> dict[str, Any]:
+    """The formats in a file by name, after its checksum; none of a file without metadata."""
     with importlib.import_module("safetensors").safe_open(path, "np") as file:
-        kinds = json.loads((file.metadata() or {}).get("sparsejax", "{}"))
-    known = {cls.__name__: cls for cls in (*_FORMATS, *formats)}
-    for name, kind in kinds.items():
-        tensors[name] = _restored(name, kind, tensors, known)
-    return _nested(tensors)
+        metadata = file.metadata() or {}
+    digest = metadata.get(_DIGEST)
+    if (digest is None) != (_KINDS not in metadata):
+        raise ValueError(f"its metadata must have both {_KINDS} and {_DIGEST}")
+    if digest is None:
+        return {}
+    with path.open("rb") as file:
+        if len(digest) != len(_UNSIGNED) or _signature(file, digest)[0] != digest:
+            raise ValueError("its checksum is another one: bytes have changed since it was saved")
+    return json.loads(metadata[_KINDS])
+
+
+def _signature(file: Any, digest: str) -> tuple[str, int]:
+    """The SHA-256 of a file with zeros in place of its digest, and the place of the digest."""
+    size = file.read(8)
+    header = file.read(int.from_bytes(size, "little"))
+    place = header.index(f'"{digest}"'.encode()) + 1
+    found = hashlib.sha256(size + header[:place] + _UNSIGNED.encode())
+    found.update(header[place + len(digest) :])
+    while chunk := file.read(2**20):
+        found.update(chunk)
+    return found.hexdigest(), len(size) + place
 
 
 def convert_block(w: BlockArray, block: int | tuple[int, int]) -> BlockArray:
@@ -141,15 +190,19 @@ def _parts(name: str, leaf: Any) -> tuple[dict[str, Any], Any]:
 
 def _restored(name: str, about: Any, tensors: dict[str, Any], known: Mapping[str, Any]) -> Any:
     """The matrix of a name; removes its tensors from the dict."""
+    if name in tensors:
+        raise ValueError(f"{name} is both a tensor and a matrix")
     if (kind := about["kind"]) not in known:
         raise ValueError(
-            f"load_safetensors: {name} is a {kind}, which is not among {', '.join(known)}; pass "
-            f"its class: load_safetensors(path, formats=[{kind}])."
+            f"{name} is a {kind}, which is not among {', '.join(known)}; pass its class: "
+            f"load_safetensors(path, formats=[{kind}])"
         )
     parts = {}
     for key in fields_of(known[kind]):
         part = f"{name}.{key}"
         inner = about["matrices"].get(key)
+        if not inner and part not in tensors:
+            raise ValueError(f"it has no tensor {part}")
         parts[key] = _restored(part, inner, tensors, known) if inner else tensors.pop(part)
     return known[kind](**parts, **{key: _hashable(x) for key, x in about["static"].items()})
 
@@ -166,6 +219,8 @@ def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
         place = tree
         for parent in parents:
             place = place.setdefault(parent, {})
+        if not isinstance(place, dict) or last in place:
+            raise ValueError(f"{name} is within another leaf, or one of its folders is a leaf")
         place[last] = value
     return tree
 

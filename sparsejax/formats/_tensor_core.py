@@ -5,11 +5,13 @@ from functools import partial
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Shaped
 
 from .._tree import register
 from ._array import SparseArray
 from ._nm import NMArray
+from ._validate import need, need_floats, need_integers, need_static
 
 STEP = 128  # rows of W contracted by four instructions
 PART = 64  # columns of W per instruction
@@ -98,6 +100,17 @@ class TensorCoreArray(SparseArray):
     def take(self, dense: Shaped[Array, "... k columns"]) -> Shaped[Array, "... columns stored"]:
         """The entries of a matrix `(stacked..., K, N)` at the stored positions, as `values`."""
         return _values(self.tonm().take(dense))
+
+    def validate(self) -> None:
+        """Raises ValueError if the metadata are not those of a 2:4 matrix of this shape."""
+        *lead, columns, stored = need_floats(self, "values", 2)
+        fits = stored % (STEP // 2) == 0 and columns % PART == 0
+        need(self, fits, f"values of shape {(columns, stored)} are no whole instructions")
+        need_static(self, "padding", 0, 3 if stored else 0)
+        shape = (*lead, 2 * stored // STEP, columns // PART, WORDS)
+        metadata = need_integers(self, "metadata", shape, np.uint32)
+        need(self, np.array_equal(_metadata(_code(metadata)), metadata), "lanes of metadata differ")
+        self.tonm().validate()
 
     @property
     def label(self) -> str:

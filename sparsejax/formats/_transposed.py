@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Shaped
 
 from .._tree import register
 from ._array import Matrix, multiply
+from ._validate import need
 
 
 @register
@@ -35,6 +36,11 @@ class Transposed(Matrix):
         """`(stacked..., N, K)`."""
         *stacked, k, n = self.matrix.shape
         return (*stacked, n, k)
+
+    def validate(self) -> None:
+        """Raises ValueError unless the matrix is valid."""
+        need(self, isinstance(self.matrix, Matrix), "matrix must be a compressed matrix")
+        self.matrix.validate()
 
     @property
     def dtype(self) -> np.dtype:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import jax
 
+from .._files import replacing
 from . import _tuning
 
 
@@ -43,28 +44,38 @@ def register(
 def built(source: pathlib.Path, options: Sequence[str], about: str = "") -> pathlib.Path:
     """The compiled file, from the cache directory if it has been compiled before.
 
-    The cache key consists of its source, its compiler options, and further dependencies (`about`).
+    The name of a file holds a key of its source, compiler options and further dependencies
+    (`about`), and a digest of the file itself: a damaged one is deleted and compiled again.
     """
     command = [*shlex.split(os.environ.get("CXX") or "g++"), "-std=c++17", "-shared", "-fPIC", "-w"]
     command += [str(source), f"-I{jax.ffi.include_dir()}", *options]
     known = (
         repr((command, importlib.metadata.version("jaxlib"), about)).encode() + source.read_bytes()
     )
-    name = f"{source.stem}-{hashlib.sha256(known).hexdigest()[:16]}.so"
-    file = _tuning.path().parent.absolute() / name
-    if file.is_file():
-        return file
+    folder, stem = _tuning.path().parent.absolute(), f"{source.stem}-{_digest(known)}"
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=file.parent) as folder:
-            made = f"{folder}/made.so"
-            _run([*command, "-o", made])
-            os.replace(made, file)  # atomic
+        for file in folder.glob(f"{stem}-*.so"):
+            if file.stem == f"{stem}-{_digest(file.read_bytes())}":
+                return file
+            file.unlink(missing_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        # Not in the cache directory, where a killed process would leave it.
+        with tempfile.TemporaryDirectory(prefix="sparsejax-") as elsewhere:
+            made = pathlib.Path(elsewhere, "made.so")
+            _run([*command, "-o", str(made)])
+            compiled = made.read_bytes()
+        file = folder / f"{stem}-{_digest(compiled)}.so"
+        with replacing(file) as written:
+            written.write_bytes(compiled)
     except OSError as error:
         raise NotImplementedError(
-            f"{file} cannot be written ({error}); set SPARSEJAX_CACHE to a file in another folder"
+            f"{folder} cannot be used ({error}); set SPARSEJAX_CACHE to a file in another folder"
         ) from error
     return file
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
 
 
 def _run(command: list[str]) -> None:

@@ -3,7 +3,6 @@
 import json
 import os
 import pathlib
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -11,6 +10,8 @@ from functools import cache
 from typing import Any
 
 import jax
+
+from .._files import locked, replacing
 
 ROUNDS, SECONDS = 5, 0.02  # interleaved timing rounds; duration per candidate and round
 
@@ -30,19 +31,15 @@ def fastest(case: Callable[..., str], *args: Any) -> str | None:
 
 
 def keep(case: str, seconds: Mapping[str, float]) -> None:
-    """Writes measurements to the file atomically."""
+    """Writes measurements to the file atomically, one process after the other."""
     file = path()
     known = _loaded(file)
-    _loaded.cache_clear()  # pick up what other processes have written
-    table = _loaded(file)
-    table.setdefault(device(), {})[case] = dict(seconds)
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=file.parent) as folder:
-            written = pathlib.Path(folder, file.name)
+        with locked(file.parent), replacing(file) as written:
+            table = _merged(file, case, seconds)
             written.write_text(json.dumps(table, indent=1, sort_keys=True))
-            os.replace(written, file)
     except OSError as error:
+        table = _merged(file, case, seconds)
         for where, cases in known.items():  # entries that could not be written before
             table[where] = {**cases, **table.get(where, {})}
         warnings.warn(
@@ -50,6 +47,14 @@ def keep(case: str, seconds: Mapping[str, float]) -> None:
             f"{error}; set SPARSEJAX_CACHE to another file.",
             stacklevel=3,
         )
+
+
+def _merged(file: pathlib.Path, case: str, seconds: Mapping[str, float]) -> dict[str, Any]:
+    """The table with what other processes have written meanwhile, and this case."""
+    _loaded.cache_clear()
+    table = _loaded(file)
+    table.setdefault(device(), {})[case] = dict(seconds)
+    return table
 
 
 def device() -> str:

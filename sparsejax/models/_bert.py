@@ -139,6 +139,7 @@ def bert_from_safetensors(folder: str | Path) -> Bert:
     Raises:
       ImportError: If safetensors is not installed.
       FileNotFoundError: If a file is missing.
+      ValueError: If a tensor is missing or has another shape than `config.json` says.
 
     Example:
       >>> import sparsejax as sj
@@ -156,12 +157,12 @@ def bert_from_safetensors(folder: str | Path) -> Bert:
     ]  # fmt: skip
     model = nnx.eval_shape(lambda: Bert(*sizes, rngs=nnx.Rngs(0)))
     graphdef, state = nnx.split(model)
-    flat = {path: _read(tensors, path) for path, _ in nnx.to_flat_state(state)}
+    flat = {path: _read(tensors, path, x.shape) for path, x in nnx.to_flat_state(state)}
     variables = [(path, v.replace(flat[path])) for path, v in nnx.to_flat_state(state)]
     return nnx.merge(graphdef, nnx.from_flat_state(variables))
 
 
-def _read(tensors: dict[str, np.ndarray], path: tuple[Any, ...]) -> Array:
+def _read(tensors: dict[str, np.ndarray], path: tuple[Any, ...], shape: tuple[int, ...]) -> Array:
     *where, leaf = map(str, path)
     if where[0] == "layers":
         name = f"encoder.layer.{where[1]}.{_LAYER['/'.join(where[2:])]}"
@@ -170,8 +171,14 @@ def _read(tensors: dict[str, np.ndarray], path: tuple[Any, ...]) -> Array:
         long |= {"kind": "token_type_embeddings", "norm": "LayerNorm"}
         name = f"embeddings.{long[where[0]]}"
     ending = "bias" if leaf == "bias" else "weight"
-    found = tensors[f"{name}.{ending}"]
-    return jnp.asarray(found.T if leaf == "kernel" else found)
+    found = tensors.get(f"{name}.{ending}", np.zeros(()))
+    found = found.T if leaf == "kernel" else found
+    if found.shape != shape:
+        raise ValueError(
+            f"bert_from_safetensors: by config.json the file needs {name}.{ending} of shape {shape} "
+            f"(kernels transposed), it has {found.shape if found.ndim else 'none'}."
+        )
+    return jnp.asarray(found)
 
 
 def minilm() -> tuple[Bert, Any]:

@@ -1,6 +1,11 @@
 """Products in C++ against float64: every pattern, ragged sizes, gradients, mapped and stacked."""
 
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from functools import partial
 
@@ -191,10 +196,15 @@ def test_compiled_once_or_said_why_not(monkeypatch, tmp_path):
     source.write_text("no C++")
     with pytest.raises(NotImplementedError, match=r"g\+\+ fails: .*small.cc"):
         _compile.built(source, [])
-    file.write_text("not a library")
     source.write_text('extern "C" int four() { return 4; }')
     with pytest.raises(NotImplementedError, match="cannot be loaded"):
-        _compile.register(source, ["-O1"], {"four": "four"}, "cpu")
+        with monkeypatch.context() as patch:
+            patch.setattr(_compile, "built", lambda *_: source)
+            _compile.register(source, ["-O1"], {"four": "four"}, "cpu")
+    for damaged in (b"", file.read_bytes()[:4096], b"not a library"):
+        whole = file.read_bytes()
+        file.write_bytes(damaged)
+        assert _compile.built(source, ["-O1"]) == file and file.read_bytes() == whole
     monkeypatch.setenv("CXX", "env g++")
     assert _compile.built(source, []).is_absolute()
     monkeypatch.setenv("CXX", "no-such-compiler")
@@ -229,3 +239,114 @@ def test_tune_knows_it(monkeypatch, tmp_path):
     seconds = sj.kernels.tune(x, w)
     assert sorted(seconds) == ["dense", "native", "xla"]
     assert sj.kernels.explain(x, w).startswith(next(iter(seconds)))
+
+
+REFUSED = jax.errors.JaxRuntimeError, ValueError
+DAMAGES = [
+    (name, by)
+    for name in ("index", "count", "index_t", "slot_t", "count_t")
+    for by in (1000, 10**8, -100, -(10**8))
+]
+
+
+@pytest.mark.parametrize("implementation", ["native", "xla"])
+def test_damaged_lists_are_refused_or_nan(implementation):
+    x, w = BY_NAME["48x32, even"].make()
+
+    @jax.jit
+    def run(x, w):
+        multiply = partial(sj.matmul, implementation=implementation)
+        y, pull = jax.vjp(lambda x, v: multiply(x, replace(w, values=v)), x, w.values)
+        return y, pull(y)[0]
+
+    want = run(x, w)
+    for name, by in DAMAGES:
+        broken = replace(w, **{name: getattr(w, name) + by})
+        if implementation == "native":
+            with pytest.raises(REFUSED, match=r"fromdense.*W.validate\(\)"):
+                jax.block_until_ready(run(x, broken))
+        elif name.startswith("index"):
+            assert any(bool(jnp.isnan(y).any()) for y in run(x, broken)), (name, by)
+        with pytest.raises(ValueError, match="BlockArray is damaged"):
+            broken.validate()
+    for got, kept in zip(run(x, w), want):
+        assert_close(got, kept)
+
+
+def test_damaged_groups_are_refused():
+    x, w = BY_NAME["2:4"].make()
+    for damaged in (
+        replace(w, code=w.code[1:]),
+        replace(w, code=w.code[:, :5]),
+        replace(w, code=w.code.astype(jnp.int8)),
+        replace(w, code=w.code.astype(jnp.float32)),
+        replace(w, values=jnp.concatenate([w.values] * 3)),
+    ):
+        with pytest.raises((*REFUSED, TypeError)):
+            jax.block_until_ready(product(x, damaged))
+        with pytest.raises(ValueError, match="NMArray is damaged"):
+            damaged.validate()
+
+
+FUZZ = """
+import dataclasses, sys, jax, jax.numpy as jnp, numpy as np, sparsejax as sj
+rng = np.random.default_rng(0)
+w = rng.normal(size=(96, 64)).astype(np.float32)
+blocks = np.kron(rng.random((6, 4)) < .5, np.ones((16, 16)))
+matrices = [sj.formats.BlockArray.fromdense(w * blocks, 16, slots=5)]
+for n, m, t in ((2, 4, 1), (1, 4, 32), (9, 18, 1), (2, 16, 1)):
+    matrices.append(sj.formats.NMArray.fromdense(w, n, m, share=t))
+run = jax.jit(jax.value_and_grad(lambda x, w: sj.matmul(x, w, implementation="native").sum()))
+for _ in range(int(sys.argv[1])):
+    matrix = matrices[rng.integers(len(matrices))]
+    leaves, tree = jax.tree.flatten(matrix)
+    change = rng.integers(1, len(leaves))
+    part = np.array(leaves[change])
+    if rng.random() < .8 and part.size:
+        info, near = np.iinfo(part.dtype), 40 if rng.random() < .5 else 2**40
+        low, high = max(info.min, -near), min(near, info.max)
+        part.flat[rng.integers(part.size)] = rng.integers(low, high, endpoint=True)
+    else:
+        part = np.resize(part, [max(0, s + int(rng.integers(-1, 2))) for s in part.shape])
+    leaves[change] = jnp.asarray(part)
+    try:
+        jax.block_until_ready(run(jnp.ones((int(rng.integers(1, 4)), 96)), tree.unflatten(leaves)))
+    except (ValueError, TypeError, ZeroDivisionError, jax.errors.JaxRuntimeError):
+        pass
+print("survived")
+"""
+
+
+@pytest.mark.slow
+def test_damaged_matrices_under_the_address_sanitizer(tmp_path):
+    named = [["g++", f"-print-file-name={name}"] for name in ("libasan.so", "libstdc++.so")]
+    found = [subprocess.run(x, capture_output=True, text=True).stdout.strip() for x in named]
+    if not os.path.isabs(found[0]):
+        pytest.skip("needs the address sanitizer")
+    env = os.environ | {
+        "CXX": "g++ -fsanitize=address -g",
+        "LD_PRELOAD": " ".join(found),
+        "ASAN_OPTIONS": "detect_leaks=0:verify_asan_link_order=0",
+        "SPARSEJAX_CACHE": str(tmp_path / "tuning.json"),
+    }
+    ran = subprocess.run(
+        [sys.executable, "-c", FUZZ, "120"], env=env, capture_output=True, text=True
+    )
+    assert ran.stdout == "survived\n" and "AddressSanitizer" not in ran.stderr, ran.stderr[-3000:]
+
+
+def test_a_killed_compilation_leaves_nothing_in_the_cache(tmp_path):
+    compiler, cache = tmp_path / "slow", tmp_path / "cache"
+    compiler.write_text("#!/bin/sh\necho started\ntouch $(dirname $0)/started\nsleep 60\n")
+    compiler.chmod(0o755)
+    (tmp_path / "small.cc").touch()
+    code = "import pathlib, sys; from sparsejax.kernels import _compile; "
+    code += "_compile.built(pathlib.Path(sys.argv[1]), [])"
+    env = {"CXX": str(compiler), "SPARSEJAX_CACHE": str(cache / "tuning.json")}
+    env |= {"TMPDIR": str(tmp_path)}
+    call = [sys.executable, "-c", code, str(tmp_path / "small.cc")]
+    with subprocess.Popen(call, env=os.environ | env, start_new_session=True) as child:
+        while not (tmp_path / "started").exists() and child.poll() is None:
+            time.sleep(0.05)
+        os.killpg(child.pid, signal.SIGKILL)
+    assert child.returncode == -signal.SIGKILL and list(cache.iterdir()) == []

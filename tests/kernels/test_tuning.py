@@ -1,5 +1,6 @@
 """The tuning cache: measured, kept, used, explained; robust against what files can hold."""
 
+import concurrent.futures
 import dataclasses
 import json
 import warnings
@@ -84,6 +85,14 @@ def test_another_process_reads_it(file):
     sj.kernels.tune(*BY_NAME["blocks 4x4"].make())
     kept = json.loads(file.read_text())
     assert "another device" in kept and len(kept[_tuning.device()]) == 2
+    assert list(file.parent.iterdir()) == [file]
+
+
+def test_writers_at_once_lose_nothing(file):
+    cases = [f"case {i}" for i in range(12)]
+    with concurrent.futures.ThreadPoolExecutor(12) as pool:
+        list(pool.map(lambda case: _tuning.keep(case, {"xla": 1.0}), cases))
+    assert sorted(json.loads(file.read_text())[_tuning.device()]) == sorted(cases)
     assert list(file.parent.iterdir()) == [file]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Bool, Float, Shaped
 
 from ...formats import BlockArray
 
@@ -30,7 +30,8 @@ def product(x: Shaped[Array, "m k"], w: BlockArray, **dot: Any) -> Float[Array, 
     """`x W` in the form selected by the shapes."""
     if not w.values.size:
         return jnp.zeros((x.shape[0], w.shape[1]), dot["preferred_element_type"])
-    return form(x.shape[0], w)(x, w, **dot)
+    y = form(x.shape[0], w)(x, w, **dot)
+    return jnp.where(_damaged(w.index, w.index_t.shape[0], w.block[1]), jnp.nan, y)
 
 
 def form(rows: int, w: BlockArray) -> Callable[..., Array]:
@@ -90,7 +91,8 @@ def transposed(dy: Shaped[Array, "m n"], w: BlockArray, **dot: Any) -> Float[Arr
     if chosen == "decompressed":
         return lax.dot_general(dy, w.todense(), (((1,), (1,)), ((), ())), **dot)
     product = _transposed_batched if chosen == "batched" else _transposed_scanned
-    return product(dy, w, **dot)
+    damaged = _damaged(w.index_t, w.values.shape[0], w.block[0])
+    return jnp.where(damaged, jnp.nan, product(dy, w, **dot))
 
 
 def _transposed_batched(dy, w: BlockArray, **dot: Any) -> Float[Array, "m k"]:
@@ -139,6 +141,11 @@ def _sampled_scanned(rows, by_column, index, **dot: Any) -> Float[Array, "nb lbk
         return None, lax.dot_general(gathered, dy, (((1,), (0,)), ((), ())), **dot)
 
     return lax.scan(step, None, (by_column, index))[1]
+
+
+def _damaged(index, end: int, width: int) -> Bool[Array, " n"]:
+    """The entries of lists, `width` each, with indices out of range, which XLA would clamp."""
+    return jnp.repeat(((index < 0) | (index >= end)).any(-1), width)
 
 
 def _rows(x, index, width: int) -> Shaped[Array, "m lists slots width"]:

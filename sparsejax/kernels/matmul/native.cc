@@ -13,6 +13,7 @@
 #include <cstring>
 #include <memory>
 #include <mutex>
+#include <string>
 #include <vector>
 
 #include "xla/ffi/api/ffi.h"
@@ -73,6 +74,18 @@ using In = ffi::Buffer<ffi::F32>;
 using Int = ffi::Buffer<ffi::S32>;
 using Out = ffi::ResultBuffer<ffi::F32>;
 
+bool Matrix(const In& x, int64_t rows, int64_t columns) {
+  auto shape = x.dimensions();
+  return shape.size() == 2 && shape[0] == rows && shape[1] == columns;
+}
+
+// Whether there are `lists` lists of `slots` entries, and a count for each.
+bool Lists(const Int& index, const Int& count, int64_t lists, int64_t slots) {
+  auto shape = index.dimensions(), counts = count.dimensions();
+  return shape.size() == 2 && shape[0] == lists && shape[1] == slots && counts.size() == 1 &&
+         counts[0] == lists;
+}
+
 // Runs work(i) for i < count on XLA's threads and this one. Waits for what has begun, not for
 // threads to come free, so that calls that wait for each other's threads end.
 template <typename Work>
@@ -96,6 +109,31 @@ void Parallel(ffi::ThreadPool pool, int64_t count, const Work& work) {
   std::unique_lock<std::mutex> lock(shared->mutex);
   shared->all.wait(lock, [&] { return shared->done == count; });
 }
+
+ffi::Error Invalid(const char* what) {
+  return ffi::Error(ffi::ErrorCode::kInvalidArgument,
+                    std::string("matmul(implementation=\"native\"): ") + what);
+}
+
+// Whether the first counts[i] of the `slots` entries of each list are at least 0 and below `end`.
+// The lists are short beside the blocks that they refer to: one pass before the product.
+bool Within(const int32_t* lists, const int32_t* counts, int64_t count, int64_t slots, int64_t end) {
+  bool within = true;
+  for (int64_t i = 0; i < count; ++i) {
+    if (counts[i] < 0 || counts[i] > slots) return false;
+    for (int64_t l = 0; l < counts[i]; ++l) {
+      within &= lists[i * slots + l] >= 0 && lists[i * slots + l] < end;
+    }
+  }
+  return within;
+}
+
+constexpr char kLists[] =
+    "W refers to blocks out of its range, so its lists are damaged; make it with "
+    "BlockArray.fromdense, or check it with W.validate().";
+constexpr char kShapes[] =
+    "the parts of W and x do not fit each other; make W with fromdense, or check it with "
+    "W.validate().";
 
 // Calls f with `rows`, 1 to kRows, as a constant.
 template <int R = kRows, typename F>
@@ -199,6 +237,8 @@ ffi::Error BlockProduct(ffi::ThreadPool pool, In x, In values, Int index, Int co
   const float *from = x.typed_data(), *stored = values.typed_data();
   const int32_t *lists = index.typed_data(), *counts = count.typed_data();
   float* to = y->typed_data();
+  if (!Lists(index, count, columns, slots) || !Matrix(*y, m, n) || k % bk) return Invalid(kShapes);
+  if (!Within(lists, counts, columns, slots, k / bk)) return Invalid(kLists);
   Parallel(pool, (m + kChunk - 1) / kChunk * columns, [=](int64_t task) {
     int64_t j = task % columns, begin = task / columns * kChunk, used = counts[j];
     const int32_t* list = lists + j * slots;
@@ -223,6 +263,12 @@ ffi::Error BlockTransposed(ffi::ThreadPool pool, In dy, In values, Int index, In
   const int32_t *lists = index.typed_data(), *places = slot.typed_data();
   const int32_t* counts = count.typed_data();
   float* to = dx->typed_data();
+  bool fits = Lists(index, count, rows, slots) && Lists(slot, count, rows, slots);
+  if (!fits || !Matrix(*dx, m, k) || shape[0] * bn != n) return Invalid(kShapes);
+  if (!Within(lists, counts, rows, slots, shape[0]) ||
+      !Within(places, counts, rows, slots, shape[0] * shape[1])) {
+    return Invalid(kLists);
+  }
   Parallel(pool, (m + kChunk - 1) / kChunk * rows, [=](int64_t task) {
     int64_t i = task % rows, begin = task / rows * kChunk, end = std::min(begin + kChunk, m);
     std::vector<float> tile(counts[i] * bn * bk);
@@ -250,6 +296,9 @@ ffi::Error BlockSampled(ffi::ThreadPool pool, In x, In dy, Int index, Int count,
   const float *left = x.typed_data(), *right = dy.typed_data();
   const int32_t *lists = index.typed_data(), *counts = count.typed_data();
   float* to = values->typed_data();
+  bool fits = Lists(index, count, columns, slots) && Matrix(dy, m, columns * bn);
+  if (!fits || k % bk) return Invalid(kShapes);
+  if (!Within(lists, counts, columns, slots, k / bk)) return Invalid(kLists);
   Parallel(pool, columns, [=](int64_t j) {
     float* blocks = to + j * slots * bk * bn;
     std::fill(blocks + counts[j] * bk * bn, blocks + slots * bk * bn, 0.f);
@@ -281,6 +330,19 @@ struct Grouped {
   const float* values;
   const void* code;
   ffi::DataType type;
+
+  // Positions are below m <= 2^width by their bits, or are found to be out of x where they are used.
+  bool Fits(ffi::Span<const int64_t> code, int64_t k) const {
+    int64_t bits = type == ffi::DataType::U8    ? 8
+                   : type == ffi::DataType::U16 ? 16
+                   : type == ffi::DataType::U32 ? 32
+                                                : 0;
+    bool packed = code.size() == 2 && code[0] == groups && n * width <= bits;
+    bool apart = code.size() == 3 && code[0] == n && code[1] == groups && width <= bits;
+    return n > 0 && m > 0 && m <= kDepth && k > (groups - 1) * m && k <= groups * m &&
+           width >= 0 && m <= int64_t(1) << width && (planes ? apart : packed) &&
+           (tiles ? columns % tiles == 0 : !columns);
+  }
 
   // Positions of one slot in `count` tiles from the first on.
   void Positions(int64_t slot, int64_t group, int64_t first, int64_t count, int32_t* to) const {
@@ -341,7 +403,7 @@ void Shared(const Grouped& w, const float* x, float* y, int64_t k, int64_t begin
       int32_t position;
       w.Positions(s, g, column * w.tiles / w.columns, 1, &position);
       int64_t at = g * w.m + position;
-      if (at >= k) continue;  // a slot without use in the last group
+      if (at < 0 || at >= k) continue;  // a slot without use in the last group
       const float* values = w.Values(s, g, column);
       rows.Fill(filled, columns, [&](float* to, int64_t c, int64_t count) {
         std::memcpy(to, values + c, 4 * count);
@@ -451,6 +513,8 @@ ffi::Error GroupedProduct(ffi::ThreadPool pool, In x, In values, ffi::AnyBuffer 
   w.planes = code.dimensions().size() == 3, w.tiles = code.dimensions().back();
   w.values = values.typed_data(), w.code = code.untyped_data(), w.type = code.element_type();
   int64_t m = x.dimensions()[0], k = x.dimensions()[1];
+  if (!w.Fits(code.dimensions(), k) || !Matrix(*y, m, w.columns)) return Invalid(kShapes);
+  if (!w.columns) return ffi::Error::Success();
   const float* from = x.typed_data();
   float* to = y->typed_data();
   // Few rows do not pay for what is expanded; entries that change places do not for half of them.
