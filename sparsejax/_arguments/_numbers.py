@@ -171,3 +171,14 @@ def as_number(name: str, value: Any) -> float:
     except (TypeError, ValueError):
         shape = jnp.shape(value) if isinstance(value, jax.Array) else type(value).__name__
         raise TypeError(f"{name} must return one number, it returned {shape}.") from None
+
+
+def check_one(name: str, value: Any) -> Any:
+    """What a function returned as an array; raises unless it is one real number, traced or not."""
+    shape, dtype = jnp.shape(value), jnp.result_type(value)
+    if shape or jnp.issubdtype(dtype, jnp.complexfloating):
+        raise TypeError(
+            f"{name} must return one real number, it returned {dtype} of shape {shape}; take its "
+            "mean."
+        )
+    return jnp.asarray(value)

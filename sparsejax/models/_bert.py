@@ -175,8 +175,8 @@ def _read(tensors: dict[str, np.ndarray], path: tuple[Any, ...], shape: tuple[in
     found = found.T if leaf == "kernel" else found
     if found.shape != shape:
         raise ValueError(
-            f"bert_from_safetensors: by config.json the file needs {name}.{ending} of shape {shape} "
-            f"(kernels transposed), it has {found.shape if found.ndim else 'none'}."
+            f"bert_from_safetensors: by config.json the file needs {name}.{ending} of shape "
+            f"{shape} (kernels transposed), it has {found.shape if found.ndim else 'none'}."
         )
     return jnp.asarray(found)
 

@@ -1,8 +1,8 @@
 """Training procedures as functions of user-defined train and evaluate callables."""
 
+from .._progress import Progress
 from ._average import greedy_soup, soup_geometry, uniform_soup
 from ._iterative import iterative_prune, prune_remaining, ticket
-from ._progress import Progress
 from ._retraining import retraining_schedule
 from ._sequential import sequential_sparsegpt
 from ._soups import sparse_model_soup

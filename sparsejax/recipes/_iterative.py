@@ -19,9 +19,9 @@ from .._arguments import (
     returned_params,
 )
 from .._masks import count, within
+from .._progress import Progress, appended, check_progress, check_shapes, run_steps
 from .._tree import map_named, named_leaves
 from ..masks import Plan, apply_masks, magnitude
-from ._progress import Progress, appended, check_progress, check_shapes, run_steps
 
 Rewind = Literal["weights", "learning_rate", "none"]
 

@@ -6,10 +6,10 @@ from typing import Any
 
 from flax import nnx
 
+from .._progress import Progress, check_progress, check_shapes, run_steps
 from .._tree import map_named, named_leaves, pure
 from ..masks import Plan
 from ..nn import input_grams
-from ._progress import Progress, check_progress, check_shapes, run_steps
 from ._sparsegpt import sparsegpt
 
 

@@ -15,10 +15,10 @@ from .._arguments import (
     check_params,
     returned_params,
 )
+from .._progress import Progress, appended, check_progress, run_steps
 from ..masks import Plan, apply_masks, magnitude
 from ._average import greedy_soup, uniform_soup
 from ._iterative import check_masks_at, prune_remaining, zero_fraction
-from ._progress import Progress, appended, check_progress, run_steps
 
 
 def sparse_model_soup(
@@ -95,10 +95,12 @@ def sparse_model_soup(
     _check(train, evaluate, recalibrate, phases, copies, settings, soup, parallel)
     check_params("sparse_model_soup", params)
     check_key("key", key)
-    # Settings may be any objects, which need not compare; their number is that of the copies.
+    # Settings may be any objects: numbers, arrays and strings in them are compared.
+    settings_of = {} if settings is None else {"settings": list(settings)}
     arguments = check_progress(
-        "sparse_model_soup", resume, callback,
-        plan=plan, key=key, phases=phases, copies=copies, soup=soup,
+        "sparse_model_soup", resume, callback, data=settings_of,
+        recalibrate=recalibrate is not None, plan=plan, key=key, phases=phases, copies=copies,
+        soup=soup, parallel=parallel,
     )  # fmt: skip
     finish = (lambda p: p) if recalibrate is None else recalibrate
 

@@ -14,13 +14,14 @@ from .._arguments import (
     check_count,
     check_key,
     check_params,
+    check_resume,
     returned_params,
 )
+from .._progress import Progress, appended, check_progress, check_shapes, run_steps
 from .._tree import named_leaves
 from ..masks import Allocation, Plan, apply_masks, joint as together, magnitude, plan as make_plan
 from ..patterns import NM, Unstructured
 from ._iterative import zero_fraction
-from ._progress import Progress, appended, check_progress, check_shapes, run_steps
 
 
 def nested_masks(scores: PyTree, plan: Plan, sparsities: Sequence[float]) -> list[PyTree]:
@@ -134,9 +135,13 @@ def sparsity_sweep(
     """
     _check(evaluate, finetune, seeds, key)
     check_params("sparsity_sweep", params)
+    if resume is not None:
+        check_resume("resume", resume, Progress)
+        check_shapes("sparsity_sweep", resume, params)
     arguments = check_progress(
-        "sparsity_sweep", resume, callback,
-        key=key, sparsities=tuple(map(float, sparsities)), joint=joint, seeds=seeds,
+        "sparsity_sweep", resume, callback, data={"params": params},
+        key=key, score=score is not None, finetune=finetune is not None,
+        sparsities=tuple(map(float, sparsities)), joint=joint, seeds=seeds,
         rules=None if rules is None else tuple(rules.items()),
         patterns=None if patterns is None else tuple(patterns),
     )  # fmt: skip
@@ -163,7 +168,6 @@ def sparsity_sweep(
         done = Progress(params, None, 0, {"arguments": arguments})
     else:
         done = resume
-        check_shapes("sparsity_sweep", done, params)
         _check_point(done, points)
     return run_steps(
         "sparsity_sweep", done, advance, len(points), callback=callback, progress=progress

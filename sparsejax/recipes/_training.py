@@ -9,6 +9,7 @@ import optax
 from jaxtyping import Array, Int, Key, PyTree
 
 from .._arguments import check_callable, check_count, check_key, check_params, rows_of
+from .._progress import Progress, check_loop, run_chunks
 from ..masks import apply_masks
 from ..optim import keep_masked
 
@@ -24,11 +25,15 @@ def train_masked(
     key: Key[Array, ""],
     batch_size: int = 64,
     start: int = 0,
+    chunk: int = 1000,
+    callback: Callable[[Progress], Any] | None = None,
+    resume: Progress | None = None,
+    progress: bool = False,
 ) -> PyTree:
     r"""Trains under fixed masks with a fresh optimizer state: zeros stay exactly 0.
 
     `p <- where(m, p + u, 0)` at every step, so that gradient, decay and momentum do not affect
-    pruned entries. One `lax.scan`, pure and traceable: jit it and vmap it over keys and parameters.
+    pruned entries. Pure and traceable: jit it and vmap it over keys and parameters.
     Each epoch visits the rows in a new order without replacement; an incomplete last batch is
     skipped.
 
@@ -43,13 +48,17 @@ def train_masked(
       key: A key made by `jax.random.key`, for the order of the samples.
       batch_size: Samples per step; at most all of them.
       start: Step at which to continue in the order of the samples.
+      chunk: Number of steps between two calls of the callback.
+      callback: Called with a `sj.recipes.Progress` after each chunk; not under jit or vmap.
+      resume: A `Progress` to continue from; the result is that of an uninterrupted run.
+      progress: Whether to show a progress bar.
 
     Returns:
       The trained parameters.
 
     Raises:
-      ValueError: If the data are empty or of unequal lengths, a mask does not fit, or `start` lies
-        beyond `steps`.
+      ValueError: If the data are empty or of unequal lengths, a mask does not fit, `start` lies
+        beyond `steps`, or `resume` began with other parameters, data or arguments.
       TypeError: If `loss` cannot be called as `loss(params, batch)`, or `params` hold NNX variables
         that are not `nnx.Param`s.
 
@@ -71,6 +80,10 @@ def train_masked(
     if start > steps:
         raise ValueError(f"train_masked(start={start}, steps={steps}) stops before it starts.")
     rows = minibatches(rows_of("data", data), batch_size, steps, key=key)[start:]
+    arguments = check_loop(
+        "train_masked", resume, callback, key=key, start=start, batch_size=batch_size, chunk=chunk,
+        data={"params": params, "masks": masks, "data": data},
+    )  # fmt: skip
     params = apply_masks(params, masks)
     tx = optax.chain(optimizer, keep_masked(masks))
 
@@ -82,7 +95,11 @@ def train_masked(
         return (optax.apply_updates(params, updates), state), None
 
     data = jax.tree.map(jnp.asarray, data)
-    return jax.lax.scan(step, (params, tx.init(params)), rows)[0][0]
+    return run_chunks(
+        "train_masked", (params, tx.init(params)),
+        lambda state, first, last: jax.lax.scan(step, state, rows[first:last])[0], len(rows),
+        arguments, chunk=chunk, callback=callback, resume=resume, progress=progress,
+    )[0]  # fmt: skip
 
 
 def minibatches(

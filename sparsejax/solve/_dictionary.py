@@ -1,5 +1,8 @@
 """Sparse coding with any penalty, and dictionaries learned for it."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -8,6 +11,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._arguments import check_key, finite_array, near_one
 from .._arrays import largest_eigenvalue
+from .._progress import Progress, check_loop, run_chunks
 from .._solution import Solution, code, finish
 from ..prox import Penalty
 from ._proximal_gradient import check_step
@@ -149,6 +153,10 @@ def dictionary_learning(
     tol: ArrayLike = 0.0,
     w0: ArrayLike | None = None,
     throw: bool = True,
+    chunk: int = 100,
+    callback: Callable[[Progress], Any] | None = None,
+    resume: Progress | None = None,
+    progress: bool = False,
 ) -> Solution:
     r"""Learns a dictionary in which signals have sparse codes, one batch after the other.
 
@@ -166,6 +174,10 @@ def dictionary_learning(
       tol: As in `sparse_code`.
       w0: Initial dictionary (pixels, atoms).
       throw: Whether to raise if the dictionary is not finite (outside jit).
+      chunk: Number of batches between two calls of the callback.
+      callback: Called with a `sj.recipes.Progress` after each chunk; not under jit or vmap.
+      resume: A `Progress` to continue from; the result is that of an uninterrupted run.
+      progress: Whether to show a progress bar.
 
     Returns:
       A `Solution` with the dictionary (pixels, atoms), of atoms of norm 1, and statistics of each
@@ -176,7 +188,8 @@ def dictionary_learning(
     Raises:
       RuntimeError: If `throw` and the dictionary is not finite.
       ValueError: If the batches are not of shape (batches, batch, pixels), empty, not finite or of
-        a size whose square is out of the range of floats, or w0 is not (pixels, atoms).
+        a size whose square is out of the range of floats, w0 is not (pixels, atoms), or `resume`
+        began with other batches or arguments.
 
     Reference:
       Rentzeperis et al., Beyond l1 sparse coding in V1, 2023 (arXiv 2301.10002).
@@ -208,7 +221,21 @@ def dictionary_learning(
         used = jnp.mean((codes != 0).astype(error.dtype), axis=0)
         return dictionary_step(dictionary, X, codes, learning_rate), (error, used)
 
-    dictionary, (error, used) = lax.scan(learn, first, batches)
+    def advance(state, first, last):
+        dictionary, record = lax.scan(learn, state[0], batches[first:last])
+        return dictionary, jax.tree.map(lambda *x: jnp.concatenate(x), state[1], record)
+
+    arguments = check_loop(
+        "dictionary_learning", resume, callback, key=key, atoms=atoms, max_steps=max_steps,
+        penalty=type(penalty).__qualname__,
+        chunk=chunk, data={"batches": batches, "first": first, "strengths": penalty,
+                           "numbers": (learning_rate, tol)},
+    )  # fmt: skip
+    empty = jnp.zeros(0, batches.dtype), jnp.zeros((0, atoms), batches.dtype)
+    dictionary, (error, used) = run_chunks(
+        "dictionary_learning", (first, empty), advance, len(batches), arguments,
+        chunk=chunk, callback=callback, resume=resume, progress=progress,
+    )  # fmt: skip
     stats = {"error": error, "active": jnp.sum(used, axis=1), "usage": used[-1]}
     result = code(jnp.isfinite(dictionary).all(), jnp.ones((), bool))
     return finish("dictionary_learning", Solution(dictionary, result, stats), throw)

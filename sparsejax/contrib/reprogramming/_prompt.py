@@ -12,7 +12,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from ..._arguments import check_callable, check_count, check_key, rows_of
-from ...recipes import minibatches, train_masked
+from ..._progress import check_loop, run_chunks
+from ...recipes import Progress, minibatches, train_masked
 
 Mapping = Literal["iterative", "frequency", "random"]
 
@@ -112,19 +113,15 @@ def prompt_images(
 
 
 class Prompt(NamedTuple):
-    """A learned prompt, with the state that training resumes from.
+    """A learned prompt.
 
     Args:
       prompt: delta, the learned border.
       mapping: The source class of each target class, from the last epoch of training.
-      epoch: Number of epochs completed.
-      opt_state: State of the optimizer.
     """
 
     prompt: Float[Array, "R S c"]
     mapping: Int[Array, " t"]
-    epoch: int
-    opt_state: PyTree
 
     def logits(self, network: Callable[[Array], Array], images: Array) -> Float[Array, "n t"]:
         """The logits of the target classes for images without a border."""
@@ -143,8 +140,9 @@ def visual_prompt(
     optimizer: optax.GradientTransformation | None = None,
     epochs: int = 100,
     batch_size: int = 128,
-    callback: Callable[[Prompt], Any] | None = None,
-    resume: Prompt | None = None,
+    callback: Callable[[Progress], Any] | None = None,
+    resume: Progress | None = None,
+    progress: bool = False,
 ) -> Prompt:
     r"""Reprograms a frozen network: learns a border around the image and a mapping of labels.
 
@@ -165,16 +163,17 @@ def visual_prompt(
       optimizer: An optax transformation; None uses `optax.adam(0.01)`.
       epochs: Total number of epochs.
       batch_size: Samples per step; an incomplete last batch is dropped.
-      callback: Called with the current `Prompt` after each epoch.
-      resume: A `Prompt` to continue from; the result is that of an uninterrupted run.
+      callback: Called with a `sj.recipes.Progress` after each epoch; `params` is a `Prompt`.
+      resume: A `Progress` to continue from; the result is that of an uninterrupted run.
+      progress: Whether to show a progress bar.
 
     Returns:
       A `Prompt`.
 
     Raises:
       ValueError: If there are no samples, a label is not below `classes`, there are more target
-        than source classes, the images are as large as the input, or `mapping` is not one of the
-        three names.
+        than source classes, the images are as large as the input, `mapping` is not one of the
+        three names, or `resume` began with other images or arguments.
       TypeError: If the images are not floats.
 
     Reference:
@@ -195,21 +194,27 @@ def visual_prompt(
     check_key("key", key)
     check_count("epochs", epochs, 0)
     check_count("batch_size", batch_size)
-    n = _check_prompt(network, images, labels, size, classes, mapping, callback)
+    n = _check_prompt(network, images, labels, size, classes, mapping)
+    arguments = check_loop(
+        "visual_prompt", resume, callback, key=key, size=tuple(size), classes=classes,
+        mapping=mapping, batch_size=batch_size, data={"images": images, "labels": labels},
+    )  # fmt: skip
     tx = optax.adam(0.01) if optimizer is None else optimizer
-    done = resume or _start(network, images, labels, size, classes, key, mapping, tx)
     per_epoch = max(n // min(batch_size, n), 1)
     epoch = jax.jit(partial(_epoch, network, tx, mapping == "iterative"))
-    for e in range(done.epoch, epochs):
+
+    def advance(state, e, _):
         rows = minibatches(n, batch_size, per_epoch, key=jax.random.fold_in(key, e + 1))
-        found = epoch(done.prompt, done.mapping, done.opt_state, images, labels, rows)
-        done = Prompt(found[0], found[1], e + 1, found[2])
-        if callback is not None:
-            callback(done)
-    return done
+        return epoch(*state, images, labels, rows)
+
+    begin = _start(network, images, labels, size, classes, key, mapping, tx)
+    return run_chunks(
+        "visual_prompt", begin, advance, epochs, arguments, chunk=1, callback=callback,
+        resume=resume, progress=progress,
+    )[0]  # fmt: skip
 
 
-def _start(network, images, labels, size, classes, key, mapping, tx) -> Prompt:
+def _start(network, images, labels, size, classes, key, mapping, tx) -> tuple[Prompt, PyTree]:
     delta = jnp.zeros((*size, images.shape[-1]), images.dtype)
     logits = network(prompt_images(images, delta))
     sources = logits.shape[-1]
@@ -218,10 +223,11 @@ def _start(network, images, labels, size, classes, key, mapping, tx) -> Prompt:
         chosen = random_mapping(sources, classes, key=jax.random.fold_in(key, 0))
     else:
         chosen = frequency_mapping(logits.argmax(-1), labels, sources, classes)
-    return Prompt(delta, chosen, 0, tx.init(delta))
+    return Prompt(delta, chosen), tx.init(delta)
 
 
-def _epoch(network, tx, remap, delta, mapping, opt_state, images, labels, rows):
+def _epoch(network, tx, remap, prompt, opt_state, images, labels, rows):
+    delta, mapping = prompt
     if remap:
         logits = network(prompt_images(images, delta))
         mapping = frequency_mapping(logits.argmax(-1), labels, logits.shape[-1], mapping.shape[0])
@@ -236,7 +242,7 @@ def _epoch(network, tx, remap, delta, mapping, opt_state, images, labels, rows):
         return (optax.apply_updates(delta, updates), state), None
 
     (delta, opt_state), _ = jax.lax.scan(step, (delta, opt_state), rows)
-    return delta, mapping, opt_state
+    return Prompt(delta, mapping), opt_state
 
 
 def linear_probe(
@@ -248,6 +254,10 @@ def linear_probe(
     key: Key[Array, ""],
     optimizer: optax.GradientTransformation | None = None,
     batch_size: int = 128,
+    chunk: int = 1000,
+    callback: Callable[[Progress], Any] | None = None,
+    resume: Progress | None = None,
+    progress: bool = False,
 ) -> dict[str, Array]:
     r"""Linear probing: trains a linear head `X W + b` on frozen features by cross-entropy.
 
@@ -259,6 +269,10 @@ def linear_probe(
       key: A key from `jax.random.key`, for the initial weights and the order of the samples.
       optimizer: An optax transformation; None uses `optax.adam(0.01)`.
       batch_size: Samples per step.
+      chunk: Number of steps between two calls of the callback.
+      callback: Called with a `sj.recipes.Progress` after each chunk; not under jit or vmap.
+      resume: A `Progress` to continue from; the result is that of an uninterrupted run.
+      progress: Whether to show a progress bar.
 
     Returns:
       `{"kernel": (d, classes), "bias": (classes,)}`.
@@ -294,7 +308,10 @@ def linear_probe(
         return optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"]).mean()
 
     tx = optax.adam(0.01) if optimizer is None else optimizer
-    return train_masked(head, None, loss, tx, data, steps=steps, key=order, batch_size=batch_size)
+    return train_masked(
+        head, None, loss, tx, data, steps=steps, key=order, batch_size=batch_size,
+        chunk=chunk, callback=callback, resume=resume, progress=progress,
+    )  # fmt: skip
 
 
 def few_shot(
@@ -344,12 +361,10 @@ def _check_labels(labels, classes: int) -> None:
         )
 
 
-def _check_prompt(network, images, labels, size, classes, mapping, callback) -> int:
+def _check_prompt(network, images, labels, size, classes, mapping) -> int:
     check_callable("network", network, "x")
     if mapping not in ("iterative", "frequency", "random"):
         raise ValueError(f"mapping={mapping!r} must be 'iterative', 'frequency' or 'random'.")
-    if callback is not None:
-        check_callable("callback", callback, "result")
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise TypeError(
             f"images {images.shape} are {images.dtype}; give floats in [0, 1], as images / 255."

@@ -1,7 +1,6 @@
 """Masks and architectures learned in three stages: dense training, scores, fine-tuning."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -10,9 +9,10 @@ import optax
 from jaxtyping import Array, Key, PyTree
 
 from ..._arguments import check_callable, check_count, check_key, check_params, rows_of
+from ..._progress import check_loop, run_chunks
 from ...masks import Plan, apply_masks
 from ...optim import keep_masked
-from ...recipes import minibatches
+from ...recipes import Progress, minibatches
 from ._bilevel import bilevel_gradient
 from ._scores import apply_scores, check_separate, scaled_scores
 
@@ -64,6 +64,10 @@ def score_prune(
     prune: Stage,
     finetune: Stage | None = None,
     batch_size: int = 64,
+    chunk: int = 1000,
+    callback: Callable[[Progress], Any] | None = None,
+    resume: Progress | None = None,
+    progress: bool = False,
 ) -> ScoredResult:
     r"""Learns masks in three stages: dense training, scores with frozen weights, fine-tuning.
 
@@ -82,13 +86,18 @@ def score_prune(
       prune: Steps and optimizer of the scores; `optax.sgd(0.1)` is usual.
       finetune: Steps and optimizer of the kept weights; None skips it.
       batch_size: Samples per step.
+      chunk: Number of steps between two calls of the callback.
+      callback: Called with a `sj.recipes.Progress` after each chunk; not under jit or vmap.
+      resume: A `Progress` to continue from; the result is that of an uninterrupted run.
+      progress: Whether to show a progress bar.
 
     Returns:
       A `ScoredResult`; `losses` holds the training losses of each stage.
 
     Raises:
       TypeError: If `loss` cannot be called as `loss(params, batch)`, or `plan` is not a plan.
-      ValueError: If the data are empty, or the plan allocates jointly.
+      ValueError: If the data are empty, the plan allocates jointly, or `resume` began with other
+        parameters, data or arguments.
 
     Reference:
       Sehwag et al., HYDRA: Pruning Adversarially Robust Neural Networks, 2020 (arXiv 2002.10509).
@@ -111,6 +120,7 @@ def score_prune(
     found = dass(
         params, None, lambda p, alpha, batch: loss(p, batch), plan, data, None, key=key,
         pretrain=pretrain, prune=prune, finetune=finetune, batch_size=batch_size,
+        chunk=chunk, callback=callback, resume=resume, progress=progress,
     )  # fmt: skip
     return ScoredResult(found.params, found.masks, found.scores, found.losses)
 
@@ -130,6 +140,10 @@ def dass(
     alpha_optimizer: optax.GradientTransformation | None = None,
     second_order: bool = True,
     batch_size: int = 64,
+    chunk: int = 1000,
+    callback: Callable[[Progress], Any] | None = None,
+    resume: Progress | None = None,
+    progress: bool = False,
 ) -> SearchedNetwork:
     r"""Architecture search for sparse networks: alpha descends the loss of the *pruned* network.
 
@@ -153,6 +167,10 @@ def dass(
         weight decay 1e-3.
       second_order: Whether the gradient of alpha goes through the training step.
       batch_size: Samples per step, from each set.
+      chunk: Number of steps between two calls of the callback.
+      callback: Called with a `sj.recipes.Progress` after each chunk; not under jit or vmap.
+      resume: A `Progress` to continue from; the result is that of an uninterrupted run.
+      progress: Whether to show a progress bar.
 
     Returns:
       A `SearchedNetwork`.
@@ -160,8 +178,8 @@ def dass(
     Raises:
       TypeError: If `loss` cannot be called as `loss(params, alpha, batch)`, or `plan` is not a
         plan.
-      ValueError: If the data are empty, only one of alpha and validation data is given, or the plan
-        allocates jointly.
+      ValueError: If the data are empty, only one of alpha and validation data is given, the plan
+        allocates jointly, or `resume` began with other parameters, data or arguments.
 
     Reference:
       Mousavi et al., DASS: Differentiable Architecture Search for Sparse Neural Networks, 2022
@@ -190,47 +208,72 @@ def dass(
     upper = _PUBLISHED if alpha_optimizer is None else alpha_optimizer
     held = None if validation is None else jax.tree.map(jnp.asarray, validation)
     sets = (jax.tree.map(jnp.asarray, data), held)
-    keys = jax.random.split(key, 3)
-    alpha_state = upper.init(alpha)
-    stage = partial(_stage, loss, sets, upper, second_order, batch_size)
-    records = []
+    stages = {"pretrain": pretrain, "prune": prune, "finetune": finetune}
+    arguments = check_loop(
+        "dass", resume, callback, plan=plan, key=key, batch_size=batch_size, chunk=chunk,
+        second_order=second_order, stages=tuple((n, x.steps) for n, x in stages.items() if x),
+        data={"params": params, "alpha": alpha, "data": data, "validation": validation},
+    )  # fmt: skip
+    keys = dict(zip(stages, jax.random.split(key, 3)))
+    finished = [] if resume is None else list(resume.extra["finished"])
 
-    def run(view, given, key, trained, alpha, alpha_state):
-        trained, alpha, alpha_state, record = stage(
-            view, given.steps, given.optimizer, key, trained, alpha, alpha_state
-        )
-        records.append(record)
-        return trained, alpha, alpha_state
+    def run(name, view, start, optimizer):
+        """The trained leaves at the end of a stage, which begins with alpha of the one before."""
+        given = stages[name]
+        if given is None:
+            return start
+        place = sum(x is not None for x in list(stages.values())[: list(stages).index(name)])
+        if place < len(finished):
+            return finished[place][0]
+        before = sum(len(end[-1][0]) for end in finished)
+        own = optimizer or given.optimizer
+        upper_state = finished[-1][2:4] if finished else (alpha, upper.init(alpha))
+        begin, advance = _stage(
+            loss, sets, upper, second_order, batch_size, view, given.steps, own, keys[name],
+            start, upper_state,
+        )  # fmt: skip
+        held = tuple(finished)
 
-    moving = (alpha, alpha_state)
-    if pretrain is not None:
-        params, *moving = run(lambda w: w, pretrain, keys[0], params, *moving)
-    scores = scaled_scores(params, plan)
-    dense = params
-    scores, *moving = run(lambda s: apply_scores(dense, s, plan), prune, keys[1], scores, *moving)
+        def report(done):
+            done = done._replace(step=before + done.step, extra=done.extra | {"finished": held})
+            callback(done)  # pyright: ignore[reportOptionalCall]
+
+        end = run_chunks(
+            "dass", begin, advance, given.steps, arguments, inputs=(key, data), chunk=chunk,
+            callback=callback and report, progress=progress,
+            resume=None if resume is None or place > len(resume.extra["finished"])
+            else resume._replace(step=resume.step - before),
+        )  # fmt: skip
+        finished.append(end)
+        return end[0]
+
+    dense = run("pretrain", lambda w: w, params, None)
+    scores = run("prune", lambda s: apply_scores(dense, s, plan), scaled_scores(dense, plan), None)
     masks = plan.masks(jax.tree.map(jnp.abs, scores))
-    params = apply_masks(params, masks)
-    if finetune is not None:
-        held_masks = optax.chain(finetune.optimizer, keep_masked(masks))
-        last = Stage(finetune.steps, held_masks)
-        params, *moving = run(lambda w: apply_masks(w, masks), last, keys[2], params, *moving)
-    losses, values = zip(*records)
-    return SearchedNetwork(params, moving[0], masks, scores, losses, values)
+    params = apply_masks(dense, masks)
+    held_masks = optax.chain(finetune.optimizer, keep_masked(masks)) if finetune else None
+    params = run("finetune", lambda w: apply_masks(w, masks), params, held_masks)
+    losses, values = zip(*(end[-1] for end in finished))
+    return SearchedNetwork(params, finished[-1][2], masks, scores, losses, values)
 
 
 _PUBLISHED = optax.chain(optax.add_decayed_weights(1e-3), optax.adam(3e-4, b1=0.5, b2=0.999))
 
 
 def _stage(
-    loss, sets, upper, second_order, batch_size, view, steps, optimizer, key, trained, alpha, state
+    loss, sets, upper, second_order, batch_size, view, steps, optimizer, key, trained, moving
 ):
-    """Alternates steps of alpha and of `trained`; `view` maps `trained` to parameters."""
+    """The first state of a stage and the function that advances it.
+
+    A state holds what is trained, its optimizer's state, alpha, its optimizer's state, and the
+    losses; `view` maps what is trained to parameters.
+    """
     data, validation = sets
     keys = jax.random.split(key)
-    rows = [
+    rows = tuple(
         None if x is None else minibatches(rows_of("data", x), batch_size, steps, key=k)
         for k, x in zip(keys, sets)
-    ]
+    )
 
     def step(carry, rows):
         trained, opt_state, alpha, state = carry
@@ -252,9 +295,17 @@ def _stage(
         trained = optax.apply_updates(trained, updates)
         return (trained, opt_state, alpha, state), (found, value)
 
-    carry = (trained, optimizer.init(trained), alpha, state)
-    (trained, _, alpha, state), record = jax.lax.scan(step, carry, tuple(rows))
-    return trained, alpha, state, record
+    def advance(state, first, last):
+        *carry, records = state
+        now = jax.tree.map(lambda x: x[first:last], rows)
+        carry, record = jax.lax.scan(step, tuple(carry), now)
+        return *carry, jax.tree.map(lambda *x: jnp.concatenate(x), records, record)
+
+    begin = trained, optimizer.init(trained), *moving
+    shapes = jax.eval_shape(step, begin, jax.tree.map(lambda x: x[0], rows))[1] if steps else (
+        jnp.zeros(()), jnp.zeros(())
+    )  # fmt: skip
+    return (*begin, tuple(jnp.zeros(0, x.dtype) for x in shapes)), advance
 
 
 def _check(loss, plan, alpha, validation, stages) -> None:

@@ -10,7 +10,8 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from ..._arguments import check_callable, check_count, check_key, known
+from ..._arguments import check_callable, check_count, check_key, check_one, known
+from ..._progress import Progress, check_loop, check_progress, run_chunks
 from ...masks import apply_masks
 
 
@@ -30,6 +31,10 @@ def random_search(
     key: Key[Array, ""],
     candidates: int = 100,
     batch_size: int | None = None,
+    chunk: int = 100,
+    callback: Callable[[Progress], Any] | None = None,
+    resume: Progress | None = None,
+    progress: bool = False,
 ) -> SearchResult:
     r"""Selects the best of many random sub-networks before training: `argmin_i loss(m_i theta)`.
 
@@ -47,13 +52,19 @@ def random_search(
       key: A key from `jax.random.key`.
       candidates: Number of candidates N.
       batch_size: Number of candidates evaluated in parallel; None evaluates them one by one.
+      chunk: Number of candidates between two calls of the callback.
+      callback: Called with a `sj.recipes.Progress` after each chunk; not under jit or vmap.
+      resume: A `Progress` to continue from; the result is that of an uninterrupted run.
+      progress: Whether to show a progress bar.
 
     Returns:
       A `SearchResult`; the first candidate wins ties.
 
     Raises:
-      TypeError: If a callable does not accept these arguments.
-      ValueError: If `candidates` is less than 1, or (outside of jit) all losses are NaN.
+      TypeError: If a callable does not accept these arguments, or `loss` does not return one
+        number.
+      ValueError: If `candidates` is less than 1, `resume` began with other arguments, or (outside
+        of jit) all losses are NaN.
 
     Reference:
       Farahani, Random Search as a Baseline for Sparse Neural Network Architecture Search, 2024
@@ -77,13 +88,35 @@ def random_search(
     check_callable("sample", sample, "key")
     check_count("candidates", candidates)
     check_key("key", key)
+    if batch_size is not None:
+        check_count("batch_size", batch_size)
+    arguments = check_loop(
+        "random_search", resume, callback, key=key, candidates=candidates, batch_size=batch_size,
+        chunk=chunk, data={"params": params},
+    )  # fmt: skip
     keys = jax.random.split(key, candidates)
 
     def score(key):
         masks = sample(key)
-        return jnp.asarray(loss(apply_masks(params, masks), masks))
+        return check_one("loss", loss(apply_masks(params, masks), masks))
 
-    losses = jax.lax.map(score, keys, batch_size=batch_size)
+    def several(_, keys):
+        return None, jax.vmap(score)(keys) if batch_size else score(keys[0])[None]
+
+    def evaluate(keys):
+        size = min(batch_size or 1, len(keys))
+        whole, rest = jnp.split(keys, [len(keys) // size * size])
+        found = jax.lax.scan(several, None, whole.reshape(-1, size))[1].ravel()
+        return jnp.concatenate([found, evaluate(rest)]) if len(rest) else found
+
+    def advance(losses, first, last):
+        return jnp.concatenate([losses, evaluate(keys[first:last])])
+
+    begin = jnp.zeros(0, jax.eval_shape(score, key).dtype)
+    losses = run_chunks(
+        "random_search", begin, advance, candidates, arguments, inputs=(key, params), chunk=chunk,
+        callback=callback, resume=resume, progress=progress, view=lambda _: params,
+    )  # fmt: skip
     if known(losses) and bool(jnp.all(jnp.isnan(losses))):
         raise ValueError(
             f"random_search: the losses of all {candidates} candidates are NaN; check "
@@ -131,6 +164,9 @@ def compare_random_search(
     sparsities: Sequence[float] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
     trials: int = 10,
     candidates: int = 100,
+    callback: Callable[[Progress], Any] | None = None,
+    resume: Progress | None = None,
+    progress: bool = False,
 ) -> tuple[SearchComparison, ...]:
     r"""Compares searched masks with random masks and the dense network in paired trials.
 
@@ -147,13 +183,16 @@ def compare_random_search(
       sparsities: Sparsities to compare at.
       trials: Number of trials, at least 2.
       candidates: Number of candidates N of each search.
+      callback: Called with a `sj.recipes.Progress` after each sparsity.
+      resume: A `Progress` to continue from; the result is that of an uninterrupted run.
+      progress: Whether to show a progress bar.
 
     Returns:
       A `SearchComparison` for each sparsity.
 
     Raises:
       TypeError: If a callable does not accept these arguments.
-      ValueError: If there are fewer than two trials.
+      ValueError: If there are fewer than two trials, or `resume` began with other arguments.
 
     Reference:
       Farahani, 2024 (arXiv 2403.08265).
@@ -177,6 +216,11 @@ def compare_random_search(
     check_callable("train", train, "params", "masks", "key")
     check_count("trials", trials, 2)
     check_key("key", key)
+    check_count("candidates", candidates)
+    arguments = check_progress(
+        "compare_random_search", resume, callback, key=key, trials=trials, candidates=candidates,
+        sparsities=tuple(map(float, sparsities)),
+    )  # fmt: skip
     keys = jax.random.split(key, trials)
     dense = jax.jit(jax.vmap(lambda key: _dense(start, train, key)))(keys)
 
@@ -196,7 +240,13 @@ def compare_random_search(
         test = _paired_test(*(x.reshape(trials, -1)[:, -1] for x in (searched, random)))
         return SearchComparison(sparsity, losses, searched, random, dense, *test)
 
-    return tuple(map(compare, sparsities))
+    def advance(rows, first, last):
+        return *rows, *map(compare, sparsities[first:last])
+
+    return run_chunks(
+        "compare_random_search", (), advance, len(sparsities), arguments, chunk=1,
+        callback=callback, resume=resume, progress=progress, view=lambda rows: None,
+    )  # fmt: skip
 
 
 def _paired_test(a: ArrayLike, b: ArrayLike) -> tuple[float, float, float]:

@@ -26,7 +26,7 @@ from ..._arguments import (
 from ..._tree import map_named, named_leaves
 from ...masks import apply_masks
 from ...optim import add_penalty
-from ...recipes import train_masked
+from ...recipes import Progress, train_masked
 
 Method = Literal["finetune", "ascent", "l1"]
 
@@ -110,6 +110,10 @@ def unlearn(
     key: Key[Array, ""],
     strength: float = 5e-4,
     batch_size: int = 64,
+    chunk: int = 1000,
+    callback: Callable[[Progress], Any] | None = None,
+    resume: Progress | None = None,
+    progress: bool = False,
 ) -> PyTree:
     r"""Unlearns by a few training steps with fixed masks.
 
@@ -130,6 +134,10 @@ def unlearn(
       key: A key from `jax.random.key`, for the order of the samples.
       strength: gamma of "l1"; it multiplies a sum over all parameters, so scale it by their number.
       batch_size: Samples per step.
+      chunk: Number of steps between two calls of the callback.
+      callback: Called with a `sj.recipes.Progress` after each chunk; not under jit or vmap.
+      resume: A `Progress` to continue from; the result is that of an uninterrupted run.
+      progress: Whether to show a progress bar.
 
     Returns:
       Parameters that are zero off the masks; unchanged if `forget` is empty.
@@ -167,8 +175,9 @@ def unlearn(
         optimizer = optax.chain(_l1(strength, steps, samples, batch_size), optimizer)
     objective = (lambda p, b: -loss(p, b)) if method == "ascent" else loss
     return train_masked(
-        params, masks, objective, optimizer, data, steps=steps, key=key, batch_size=batch_size
-    )
+        params, masks, objective, optimizer, data, steps=steps, key=key, batch_size=batch_size,
+        chunk=chunk, callback=callback, resume=resume, progress=progress,
+    )  # fmt: skip
 
 
 def _l1(strength, steps: int, samples: int, batch_size: int) -> optax.GradientTransformation:

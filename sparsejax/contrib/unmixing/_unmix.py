@@ -1,6 +1,7 @@
 """Robust non-negative factorisation of spectra with per-pixel sparsity."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +10,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from ..._arguments import check_strength, finite_array, known
+from ..._progress import Progress, check_loop, run_chunks
 from ..._solution import code, finish
 from ...solve import Solution
 from ._endmembers import fcls, pure_pixels
@@ -49,6 +51,10 @@ def unmix(
     every: int = 10,
     floor: ArrayLike = 1e-8,
     throw: bool = True,
+    chunk: int = 200,
+    callback: Callable[[Progress], Any] | None = None,
+    resume: Progress | None = None,
+    progress: bool = False,
 ) -> Solution:
     r"""Estimates endmember spectra and the abundances of each pixel.
 
@@ -81,6 +87,10 @@ def unmix(
         channels may be fitted exactly long before the others and then dominate the weights; use
         `floor=0.01`.
       throw: Whether to raise if the tolerance is not reached (outside jit).
+      chunk: Number of steps between two calls of the callback.
+      callback: Called with a `sj.recipes.Progress` after each chunk; not under jit or vmap.
+      resume: A `Progress` to continue from; the result is that of an uninterrupted run.
+      progress: Whether to show a progress bar.
 
     Returns:
       A `Solution` whose `value` is an `Unmixing`. `stats` holds `n_iter` and `objective`, the
@@ -89,7 +99,8 @@ def unmix(
     Raises:
       RuntimeError: If `throw` and the tolerance is not reached.
       ValueError: If `pixels` does not have shape (channels, pixels), has fewer channels or pixels
-        than endmembers, is not finite or far from [0, 1], or guidance or w0 has the wrong shape.
+        than endmembers, is not finite or far from [0, 1], guidance or w0 has the wrong shape, or
+        `resume` began with other pixels or arguments.
 
     Reference:
       Zhu et al., Effective Spectral Unmixing via Robust Representation and Learning-based
@@ -133,12 +144,26 @@ def unmix(
         done = ~moved & (state.t > 0) & (jnp.abs(old - new) < tol * jnp.abs(old))
         done &= jnp.array(not learned) | (state.t > warm_up)
         history = jnp.where(jnp.arange(max_steps) >= state.t, new, state.history)
-        return _State(m, a, h, history, state.t + 1, done)
+        return _State(m, a, h, history, state.t + 1, done, state.last)
 
-    begin = _State(
-        m, a, h, jnp.zeros(max_steps, y.dtype), jnp.zeros((), jnp.int32), jnp.array(False)
-    )
-    end = lax.while_loop(lambda s: (s.t < max_steps) & ~s.done, step, begin)
+    def more(state: _State) -> Array:
+        return (state.t < state.last) & ~state.done
+
+    def advance(state: _State, first: int, last: int) -> _State:
+        return lax.while_loop(more, step, state._replace(last=jnp.asarray(last, jnp.int32)))
+
+    zero = jnp.zeros((), jnp.int32)
+    begin = _State(m, a, h, jnp.zeros(max_steps, y.dtype), zero, jnp.array(False), zero)
+    numbers = {"strength": strength, "sum_weight": sum_weight, "tol": tol, "floor": floor}
+    arguments = check_loop(
+        "unmix", resume, callback, count=count, robust=robust, max_steps=max_steps,
+        warm_up=warm_up, every=every, chunk=chunk,
+        data={"pixels": y, "begin": (m, h), "numbers": numbers | {"guidance": largest_guidance}},
+    )  # fmt: skip
+    end = run_chunks(
+        "unmix", begin, advance, max_steps, arguments, chunk=chunk, callback=callback,
+        resume=resume, progress=progress, finished=lambda state: bool(state.done),
+    )  # fmt: skip
     value = Unmixing(end.m, end.a, end.h, _weights(y, end.m, end.a, robust, floor))
     result = code(jnp.isfinite(end.history[-1]), end.done)
     stats = {"n_iter": end.t, "objective": end.history}
@@ -166,6 +191,7 @@ class _State(NamedTuple):
     history: Array
     t: Array
     done: Array
+    last: Array
 
 
 def irls_weights(

@@ -82,7 +82,7 @@ def test_training_is_a_plain_loop_with_the_mapping_of_each_epoch():
 def test_other_mappings_stay(mapping):
     seen = []
     found = learn(epochs=3, mapping=mapping, callback=seen.append)
-    assert all(same(found.mapping, s.mapping) for s in seen)
+    assert all(same(found.mapping, s.params.mapping) for s in seen)
     # The image covers the middle: nothing is learned there.
     assert jnp.all(found.prompt[1:3, 2:4] == 0) and jnp.any(found.prompt != 0)
 
