@@ -105,11 +105,7 @@ def run_chunks(
     """
     check_count("chunk", chunk)
     if not known(*jax.tree.leaves((begin, inputs))):
-        if callback is not None or resume is not None or progress:
-            raise ValueError(
-                f"{what}: callback, resume and progress need a call outside jit and vmap; omit "
-                "them here."
-            )
+        outside(what, callback, resume, progress)
         return advance(begin, 0, steps)
     if resume is not None and resume.step > steps:
         raise ValueError(f"{what}: resume has made {resume.step} steps, more than {steps}.")
@@ -126,6 +122,15 @@ def run_chunks(
         what, done, onward, steps, callback=callback, progress=progress, chunk=chunk,
         finished=lambda done: finished(done.extra["state"]),
     ).extra["state"]  # fmt: skip
+
+
+def outside(what: str, callback: Any, resume: Any, progress: bool) -> None:
+    """Raises if a traced loop is to be reported or resumed."""
+    if callback is not None or resume is not None or progress:
+        raise ValueError(
+            f"{what}: callback, resume and progress need a call outside jit and vmap; omit them "
+            "here."
+        )
 
 
 def fingerprint(tree: PyTree) -> str:

@@ -8,10 +8,11 @@ from ._acyclicity import (
     polynomial_acyclicity,
     threshold_to_dag,
 )
-from ._colide import DAGFit, colide, dagma
+from ._colide import colide, dagma
 from ._concomitant import ConcomitantFit, concomitant_lasso, noise_scale
 from ._metrics import EdgeScores, cpdag, edge_scores, shd, shd_cpdag, sid
 from ._sample import edge_weights, erdos_renyi_dag, sample_sem, scale_free_dag
+from ._stages import DAGFit
 
 __all__ = [
     "ConcomitantFit",

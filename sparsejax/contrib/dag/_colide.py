@@ -1,35 +1,18 @@
 """Linear acyclic graphs by sparse regression, with joint estimation of the noise scale."""
 
-from typing import Any, Literal, NamedTuple, cast
+from collections.abc import Callable
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from ..._arguments import check_strength, known
-from ..._solution import code, finish
+from ..._solution import finish
+from ...recipes import Progress
 from ...solve import Solution
-from ._acyclicity import logdet_acyclicity, threshold_to_dag
-
-Scale = Literal["equal", "unequal", "fixed"]
-
-
-class DAGFit(NamedTuple):
-    """A linear acyclic graph, the `value` of `colide` and `dagma`.
-
-    Attributes:
-      weights: Weighted adjacency matrix (d, d) of an acyclic graph; `weights[i, j]` is i -> j.
-      scale: Standard deviations of the noise, a scalar or (d,).
-      raw: The weights before thresholding.
-    """
-
-    weights: Float[Array, "d d"]
-    scale: Float[Array, "..."]
-    raw: Float[Array, "d d"]
+from ._stages import Problem, Stages, fit
 
 
 def colide(
@@ -47,6 +30,9 @@ def colide(
     max_steps: tuple[int, ...] = (20_000, 20_000, 20_000, 70_000),
     check_every: int = 1000,
     throw: bool = True,
+    callback: Callable[[Progress], Any] | None = None,
+    resume: Progress | None = None,
+    progress: bool = False,
 ) -> Solution:
     r"""Concomitant linear DAG estimation: joint estimation of weights and noise in `X = X W + Z`.
 
@@ -77,6 +63,9 @@ def colide(
       max_steps: Maximum number of steps of each stage.
       check_every: Steps between two checks.
       throw: Whether to raise if the last stage does not converge (outside jit).
+      callback: Called with a `sj.recipes.Progress` after each check; not under jit or vmap.
+      resume: A `Progress` to continue from; the result is that of an uninterrupted run.
+      progress: Whether to show a progress bar.
 
     Returns:
       A `Solution` whose `value` is a `DAGFit`. `result` is that of the last stage: the earlier
@@ -87,7 +76,8 @@ def colide(
     Raises:
       RuntimeError: If `throw` and the last stage does not converge.
       ValueError: If the samples are not a finite matrix, their squares overflow or underflow, a
-        covariance is not symmetric, or the tuples are empty or differ in length.
+        covariance is not symmetric, the tuples are empty or differ in length, or `resume` began
+        with other samples or arguments.
 
     Reference:
       Saboksayr, Mateos and Tepper, CoLiDE: Concomitant Linear DAG Estimation, 2023
@@ -110,11 +100,14 @@ def colide(
     else:
         start = floor = spread
     floor = floor * jnp.asarray(scale_floor, spread.dtype)
-    problem = _Problem(covariance, _number(strength, spread), jnp.maximum(floor, _tiny(spread)))
+    problem = Problem(covariance, _number(strength, spread), jnp.maximum(floor, _tiny(spread)))
     stages = _stages("colide", spread, path, shifts, max_steps, learning_rate)
     kind = "equal" if equal_variance else "unequal"
     start = jnp.maximum(start, problem.floor)
-    found = _fit(problem, start, stages, threshold, kind, tol, check_every)
+    found = fit(
+        "colide", problem, start, stages, threshold, kind, tol, check_every,
+        callback=callback, resume=resume, progress=progress,
+    )  # fmt: skip
     return finish("colide", found, throw)
 
 
@@ -131,6 +124,9 @@ def dagma(
     max_steps: tuple[int, ...] = (30_000, 30_000, 30_000, 30_000, 60_000),
     check_every: int = 1000,
     throw: bool = True,
+    callback: Callable[[Progress], Any] | None = None,
+    resume: Progress | None = None,
+    progress: bool = False,
 ) -> Solution:
     r"""Linear DAGs by least squares: `colide` with all noise levels fixed at 1.
 
@@ -149,6 +145,9 @@ def dagma(
       max_steps: Maximum number of steps of each stage.
       check_every: Steps between two checks.
       throw: Whether to raise if the last stage does not converge (outside jit).
+      callback: Called with a `sj.recipes.Progress` after each check; not under jit or vmap.
+      resume: A `Progress` to continue from; the result is that of an uninterrupted run.
+      progress: Whether to show a progress bar.
 
     Returns:
       A `Solution` as returned by `colide`; its scale is 1.
@@ -156,7 +155,8 @@ def dagma(
     Raises:
       RuntimeError: If `throw` and the last stage does not converge.
       ValueError: If the samples are not a finite matrix, their squares overflow or underflow, a
-        covariance is not symmetric, or the tuples are empty or differ in length.
+        covariance is not symmetric, the tuples are empty or differ in length, or `resume` began
+        with other samples or arguments.
 
     Reference:
       Bello et al., DAGMA, 2022 (arXiv 2209.08037).
@@ -172,176 +172,13 @@ def dagma(
     """
     covariance = _covariance("dagma", samples, precomputed)
     start = jnp.ones(len(covariance), covariance.dtype)
-    problem = _Problem(covariance, _number(strength, covariance), start)
+    problem = Problem(covariance, _number(strength, covariance), start)
     stages = _stages("dagma", covariance, path, shifts, max_steps, learning_rate)
-    found = _fit(problem, start, stages, threshold, "fixed", tol, check_every)
+    found = fit(
+        "dagma", problem, start, stages, threshold, "fixed", tol, check_every,
+        callback=callback, resume=resume, progress=progress,
+    )  # fmt: skip
     return finish("dagma", found, throw)
-
-
-class _Problem(NamedTuple):
-    covariance: Array
-    strength: Array
-    floor: Array
-
-
-class _Stages(NamedTuple):
-    mu: Array
-    shift: Array
-    max_steps: Array
-    rate: Array
-
-
-class _State(NamedTuple):
-    """State of a stage. `pull` is `C (I - W)`, shared by the scale and the next gradient."""
-
-    weights: Array
-    scale: Array
-    pull: Array
-    adam: Any
-    direction: Array
-    rate: Array
-    shift: Array
-    steps: Array
-    objective: Array
-    due: Array
-    done: Array
-    converged: Array
-
-
-_adam = optax.scale_by_adam(b1=0.99, b2=0.999, eps=1e-8)
-
-
-def _fit(problem, start, stages, threshold, kind: Scale, tol, check_every) -> Solution:
-    """Separates static from numeric arguments, so that new numbers do not recompile."""
-    if check_every < 1:
-        raise ValueError(f"check_every must be >= 1, got {check_every}; 1000 for example.")
-    low = problem.covariance.dtype != jnp.float64
-    domain = 1e-4 if low else 1e-6  # how negative an inverse may be by rounding
-    tol = domain if tol is None else tol
-    return _run(problem, start, stages, threshold, tol, domain, kind, check_every)
-
-
-@jax.jit(static_argnames=("kind", "check_every"))
-def _run(problem, start, stages, threshold, tol, domain, kind: Scale, check_every) -> Solution:
-    def follow(point, stage):
-        state = _minimise(problem, point, stage, tol, domain, kind, check_every)
-        h = logdet_acyclicity(state.weights, state.shift)
-        finite = jnp.isfinite(state.objective) & jnp.isfinite(state.weights).all()
-        stats = {
-            "objective": state.objective,
-            "acyclicity": h,
-            "n_iter": state.steps,
-            "learning_rate": state.rate,
-            "stage_result": code(finite, state.converged),
-        }
-        return (state.weights, state.scale), stats
-
-    weights = jnp.zeros_like(problem.covariance)
-    (raw, scale), stats = lax.scan(follow, (weights, start), stages)
-    scale = scale if kind == "unequal" else scale[0]
-    fit = DAGFit(threshold_to_dag(raw, threshold), scale, raw)
-    return Solution(fit, stats["stage_result"][-1], stats)
-
-
-def _minimise(problem, point, stage: _Stages, tol, domain, kind: Scale, every) -> _State:
-    """One stage: alternates blocks of steps with a check for convergence."""
-    begin = _begin(problem, point, stage)
-
-    def until_due(state: _State) -> _State:
-        state = state._replace(due=jnp.zeros_like(state.due))
-        return lax.while_loop(
-            lambda state: ~state.due & ~state.done,
-            lambda state: _step(problem, begin, stage, state, domain, kind, every),
-            state,
-        )
-
-    def check(state: _State) -> _State:
-        state = until_due(state)
-        new = _objective(problem, state, stage.mu, kind)
-        change = jnp.abs((state.objective - new) / state.objective)
-        met = state.due & (change <= tol)
-        last = state.steps >= stage.max_steps
-        return state._replace(objective=new, converged=met, done=state.done | met | last)
-
-    return lax.while_loop(lambda state: ~state.done, check, begin)
-
-
-def _begin(problem: _Problem, point, stage: _Stages) -> _State:
-    weights, scale = point
-    zero, no = jnp.zeros_like(weights), jnp.array(False)
-    return _State(
-        weights=weights,
-        scale=scale,
-        pull=problem.covariance @ (jnp.eye(len(weights), dtype=weights.dtype) - weights),
-        adam=_adam.init(weights),
-        direction=zero,
-        rate=stage.rate,
-        shift=stage.shift,
-        steps=jnp.zeros((), jnp.int32),
-        objective=jnp.asarray(1e16, weights.dtype),
-        due=no,
-        done=stage.max_steps <= 0,
-        converged=no,
-    )
-
-
-def _step(problem, begin: _State, stage, state: _State, domain, kind: Scale, every) -> _State:
-    """A step of Adam; outside the domain, halves the last step or restarts the stage."""
-    eye = jnp.eye(len(state.weights), dtype=state.weights.dtype)
-    inverse = jnp.linalg.inv(state.shift * eye - state.weights**2)
-    inside = jnp.min(inverse) >= -domain  # False for NaN
-    again = ~inside & ((state.steps == 0) | (state.shift <= 0.9))
-
-    per_column = jnp.broadcast_to(state.scale, state.pull.shape)  # of all variables, or of each
-    gradient = stage.mu * (problem.strength * jnp.sign(state.weights) - state.pull / per_column)
-    gradient += 2 * state.weights * inverse.T
-    direction, adam = cast(tuple[Array, Any], _adam.update(gradient, state.adam))
-
-    # A restarted stage has direction = 0 and its initial weights.
-    old = _pick(again, begin, state)
-    rate = jnp.where(inside, state.rate, state.rate / 2)
-    move = jnp.where(inside, -rate * direction, (state.rate - rate) * old.direction)
-    weights = old.weights + move
-    pull = problem.covariance @ (eye - weights)
-    scale = jnp.where(again, begin.scale, _scale(problem, weights, pull, kind))
-    steps = jnp.where(inside, state.steps + 1, old.steps)
-    return state._replace(
-        weights=weights,
-        scale=scale,
-        pull=pull,
-        adam=_pick(inside, adam, old.adam),
-        direction=jnp.where(inside, direction, old.direction),
-        rate=rate,
-        shift=jnp.where(again, state.shift + 0.1, state.shift),
-        steps=steps,
-        due=inside & ((steps % every == 0) | (steps >= stage.max_steps)),
-        done=rate <= 1e-16,
-    )
-
-
-def _pick(condition: Array, yes: Any, no: Any) -> Any:
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
-
-
-def _variances(weights: Array, pull: Array) -> Array:
-    """The diagonal of Q."""
-    return jnp.sum((jnp.eye(len(weights), dtype=weights.dtype) - weights) * pull, axis=0)
-
-
-def _scale(problem: _Problem, weights: Array, pull: Array, kind: Scale) -> Array:
-    if kind == "fixed":
-        return problem.floor
-    variances = jnp.maximum(_variances(weights, pull), 0)
-    if kind == "equal":
-        variances = jnp.full_like(variances, jnp.mean(variances))
-    return jnp.maximum(jnp.sqrt(variances), problem.floor)
-
-
-def _objective(problem: _Problem, state: _State, mu: Array, kind: Scale) -> Array:
-    score = jnp.sum(_variances(state.weights, state.pull) / state.scale) / 2
-    score += 0 if kind == "fixed" else jnp.sum(state.scale) / 2
-    score += problem.strength * jnp.sum(jnp.abs(state.weights))
-    return mu * score + logdet_acyclicity(state.weights, state.shift)
 
 
 def _covariance(caller: str, samples: ArrayLike, precomputed: bool) -> Array:
@@ -384,7 +221,7 @@ def _check_covariance(caller: str, covariance: np.ndarray, varies: bool) -> None
         raise ValueError(f"{caller}: a covariance must be symmetric with a diagonal >= 0.")
 
 
-def _stages(caller, like: Array, path, shifts, max_steps, rate) -> _Stages:
+def _stages(caller, like: Array, path, shifts, max_steps, rate) -> Stages:
     if known(*path, *shifts) and not all(x > 0 for x in (*path, *shifts)):
         raise ValueError(f"{caller}: path and shifts must be > 0, got {path} and {shifts}.")
     if not 1 <= len(path) == len(shifts) == len(max_steps):
@@ -395,7 +232,7 @@ def _stages(caller, like: Array, path, shifts, max_steps, rate) -> _Stages:
         )
     mu, shift = (jnp.asarray(x, like.dtype) for x in (path, shifts))
     rates = jnp.full_like(mu, rate)
-    return _Stages(mu, shift, jnp.asarray(np.asarray(max_steps), jnp.int32), rates)
+    return Stages(mu, shift, jnp.asarray(np.asarray(max_steps), jnp.int32), rates)
 
 
 def _number(x: ArrayLike, like: Array) -> Array:

@@ -15,12 +15,14 @@ from ..._arguments import (
     check_count,
     check_fraction,
     check_key,
-    check_number,
     check_params,
     check_resume,
+    checked_number,
 )
+from ..._progress import check_loop, check_shapes, run_chunks
 from ..._tree import map_named, named_leaves, pure
 from ...prox import nuclear
+from ...recipes import Progress
 from ._entries import gather_values, indices_of, select_gradients, write_back
 from ._select import below_threshold
 
@@ -31,20 +33,23 @@ class SaRAState(NamedTuple):
     """The state of a run.
 
     `indices` and `values` are sufficient to restore the fine-tuned network from the pre-trained
-    parameters: `write_back(params, values, indices)`.
+    parameters: `write_back(params, values, indices)`. They include the entries that have been
+    frozen since they have grown.
 
     Attributes:
       step: Number of steps completed.
       params: The fine-tuned parameters.
-      indices: Flat indices of the trained entries, by path.
+      indices: Flat indices of the selected entries, by path.
       values: Their values.
-      moments: Adam's moments of the values.
+      places: The places in `indices` of those that are still trained, by path.
+      moments: Adam's moments of these.
     """
 
     step: int
     params: PyTree
     indices: PyTree
     values: PyTree
+    places: PyTree
     moments: optax.OptState
 
 
@@ -64,8 +69,9 @@ def sara(
     rank_min_dim: int = 64,
     rank_of_all: bool = False,
     chunk: int = 100,
-    state: SaRAState | None = None,
-    callback: Callable[[int, float], Any] | None = None,
+    callback: Callable[[Progress], Any] | None = None,
+    resume: Progress | None = None,
+    progress: bool = False,
 ) -> SaRAState:
     r"""Fine-tunes the weights below a threshold, with gradients and moments for these only.
 
@@ -73,7 +79,7 @@ def sara(
     `loss(P with v at I) + rank_strength * ||S(v)||_*`, where S has v at I and 0 elsewhere. The
     nuclear norm is that of one matrix per step, drawn uniformly among those with both sides above
     `rank_min_dim`. At `progressive_step` entries that have reached theta are frozen and the moments
-    are reset; the parameters do not change in that step.
+    are reset; the parameters do not change in that step, nor later if all are frozen.
 
     Args:
       params: Pre-trained parameters; they are not changed.
@@ -84,26 +90,28 @@ def sara(
       where: Regular expression for the paths of the trainable leaves, all by default.
       steps: Number of steps.
       progressive_step: Step at which entries are selected again; None keeps the selection.
-      learning_rate: A number or an optax schedule of the step; `1e-3 exp(-350 theta)` by default.
+      learning_rate: A number or an optax schedule of the step; `1e-3 exp(-350 theta)` by default,
+        for small theta.
       weight_decay: Decoupled weight decay of the values.
       rank_strength: Strength of the nuclear norm; 0 omits it.
       rank_min_dim: Matrices with a side of at most this size are excluded from the nuclear norm.
       rank_of_all: Whether every step uses the nuclear norm of all these matrices, with an SVD of
         each, rather than of one.
       chunk: Number of steps compiled together, and between two calls of the callback.
-      state: A state that an earlier call returned, for example after fewer steps; the run continues
-        from it to the same result.
-      callback: Called with (step, mean loss since the last call).
+      callback: Called with a `sj.recipes.Progress` after each chunk; `extra["state"]` holds the
+        `SaRAState` and the mean loss of each chunk.
+      resume: A `Progress` to continue from; the result is that of an uninterrupted run.
+      progress: Whether to show a progress bar.
 
     Returns:
       The state after the last step; `state.params` are the fine-tuned parameters.
 
     Raises:
       TypeError: If `loss` does not take two arguments, `params` hold NNX variables other than
-        `nnx.Param`, or `state` is not a `SaRAState`.
+        `nnx.Param`, or `resume` is not a `Progress`.
       ValueError: If the loss is not finite, nothing is selected, theta and fraction are both given,
-        `chunk` is less than 1, or `state` comes from other parameters, another fraction or more
-        steps.
+        a number is negative or NaN, the default learning rate is too small for theta to train
+        anything, or `resume` began with other parameters or arguments.
 
     Reference:
       Hu et al., SaRA: High-Efficient Diffusion Model Fine-tuning with Progressive Sparse Low-Rank
@@ -125,40 +133,79 @@ def sara(
     check_params("sara", params)
     check_key("key", key)
     params = pure(params)
+    for name, number in (("weight_decay", weight_decay), ("rank_strength", rank_strength)):
+        checked_number(name, number, f"{name}=1e-3")
+    if progressive_step is not None:
+        check_count("progressive_step", progressive_step, 0)
+    if resume is not None:
+        check_resume("resume", resume, Progress)
+        check_shapes("sara", resume, params)
     theta = _threshold(params, theta, fraction, where)
-    if learning_rate is None:
-        learning_rate = 1e-3 * float(np.exp(-350 * theta))
-    owned = False
-    if state is None:
-        state = _select(0, params, theta, where)
-    else:
-        share = None if fraction is None else (theta, where)
-        _check_state(state, params, steps, progressive_step, share)
-    rate = learning_rate if callable(learning_rate) else lambda step: learning_rate
+    rate = _rate(learning_rate, theta, steps)
+    arguments = check_loop(
+        "sara", resume, callback, {"params": params}, key=key, theta=theta, where=where,
+        progressive_step=progressive_step, weight_decay=weight_decay, chunk=chunk,
+        rank=(rank_strength, rank_min_dim, rank_of_all),
+        learning_rate=None if callable(learning_rate) else learning_rate,
+    )  # fmt: skip
     run = _runner(loss, rate, weight_decay, rank_strength, rank_min_dim, rank_of_all)
-    while state.step < steps:
-        if state.step == progressive_step:
-            kept = jax.tree.map(lambda v: jnp.abs(v) < theta, state.values)
-            state = _reselect(state, kept)
-            continue
-        ends = [state.step + chunk, steps]
-        if progressive_step is not None and state.step < progressive_step:
-            ends.append(progressive_step)
-        count = min(ends) - state.step
-        steps_now = jnp.arange(state.step, state.step + count)
-        held = state.params, state.values, state.moments
-        if not owned:  # copy what the caller still holds: the buffers are donated
-            held, owned = jax.tree.map(jnp.copy, held), True
-        values, new, moments, mean = run(*held, state.indices, key, steps_now)
-        if not np.isfinite(float(mean)):
-            raise ValueError(
-                f"sara: the loss is {float(mean)} between steps {state.step} and "
-                f"{state.step + count}; lower learning_rate, or check the loss for NaN."
-            )
-        state = SaRAState(state.step + count, new, state.indices, values, moments)
-        if callback is not None:
-            callback(state.step, float(mean))
-    return state
+
+    def advance(held, first, last):
+        state, losses = held
+        if callback is not None:  # the buffers are donated, and the callback may have kept them
+            state = jax.tree.map(jnp.copy, state)
+        while state.step < last:
+            if state.step == progressive_step:
+                state = _reselect(state, theta)
+                continue
+            before = progressive_step is not None and state.step < progressive_step
+            end = min(last, progressive_step) if before else last  # pyright: ignore
+            state, mean = _train(run, state, key, end)
+            losses = (*losses, mean)
+        return state, losses
+
+    begin = _select(jax.tree.map(jnp.copy, params), theta, where)
+    return run_chunks(
+        "sara", (begin, ()), advance, steps, arguments, chunk=chunk, callback=callback,
+        resume=resume, progress=progress, view=lambda held: held[0].params,
+    )[0]  # fmt: skip
+
+
+def _train(run, state: SaRAState, key, end: int) -> tuple[SaRAState, Array]:
+    """Trains the entries that are not frozen, if any."""
+    at, values = (_at(x, state.places) for x in (state.indices, state.values))
+    if not sum(x.size for x in jax.tree.leaves(at)):
+        return state._replace(step=end), jnp.array(jnp.nan)
+    steps = jnp.arange(state.step, end)
+    values, params, moments, mean = run(state.params, values, state.moments, at, key, steps)
+    if not np.isfinite(float(mean)):
+        raise ValueError(
+            f"sara: the loss is {float(mean)} between steps {state.step} and {end}; lower "
+            "learning_rate, or check the loss for NaN."
+        )
+    whole = jax.tree.map(lambda v, p, new: v.at[p].set(new), state.values, state.places, values)
+    return state._replace(step=end, params=params, values=whole, moments=moments), mean
+
+
+def _at(x: PyTree, places: PyTree) -> PyTree:
+    return jax.tree.map(lambda v, p: v[p], x, places)
+
+
+def _rate(learning_rate, theta: float, steps: int) -> Callable[[Any], Any]:
+    """The learning rate of a step."""
+    if callable(learning_rate):
+        return learning_rate
+    if learning_rate is not None:
+        checked_number("learning_rate", learning_rate, "learning_rate=1e-3")
+        return lambda step: learning_rate
+    rate = 1e-3 * float(np.exp(-350 * theta))
+    if steps and steps * rate < 1e-3 * theta:
+        raise ValueError(
+            f"sara: the default learning_rate 1e-3 exp(-350 theta) is {rate:.3g} for "
+            f"theta={theta:.3g}, which moves weights of that size by nothing in {steps} steps; "
+            "pass one: learning_rate=1e-3."
+        )
+    return lambda step: rate
 
 
 def _runner(loss_of, rate, weight_decay, strength, least, every):
@@ -216,9 +263,9 @@ def _threshold(params, theta, fraction, where) -> float:
     if theta is not None and fraction is not None:
         raise ValueError("sara: give theta or fraction, not both.")
     if theta is not None:
-        check_number("theta", theta, "2e-3")
+        checked_number("theta", theta, "theta=2e-3")
     if fraction is None:
-        return 2e-3 if theta is None else theta
+        return 2e-3 if theta is None else float(theta)
     check_fraction("fraction", fraction)
     chosen = below_threshold(params, fraction=fraction, where=where)
     below = [
@@ -230,52 +277,24 @@ def _threshold(params, theta, fraction, where) -> float:
     return float(np.nextafter(np.float32(max(below, default=0.0)), np.float32(np.inf)))
 
 
-def _check_state(state, params: PyTree, steps: int, progressive_step, share) -> None:
-    """Raises unless a state belongs to this run; `share` is (theta, where), or None."""
-    check_resume("state", state, SaRAState)
-    if state.step > steps:
-        raise ValueError(
-            f"sara: state has made {state.step} steps and steps={steps} is fewer; raise steps."
-        )
-    shapes = [{n: jnp.shape(x) for n, x in named_leaves(t).items()} for t in (state.params, params)]
-    for name in {**shapes[0], **shapes[1]}:
-        if shapes[0].get(name) != shapes[1].get(name):
-            raise ValueError(
-                f"state: {name} has shape {shapes[0].get(name)} in state.params and "
-                f"{shapes[1].get(name)} in params; pass the params of the first call."
-            )
-    if share is None:
-        return
-    chosen = below_threshold(params, theta=share[0], where=share[1])
-    selected = sum(int(m.sum()) for m in jax.tree.leaves(chosen))
-    found = sum(at.size for at in jax.tree.leaves(state.indices))
-    frozen = progressive_step is not None and state.step > progressive_step
-    if found > selected or (found < selected and not frozen):
-        raise ValueError(
-            f"state trains {found} weights and fraction selects {selected}; pass the fraction, "
-            "where and params of the first call."
-        )
-
-
 def _is_none(x: Any) -> bool:
     return x is None
 
 
-def _select(step: int, params: PyTree, theta: ArrayLike, where: str) -> SaRAState:
+def _select(params: PyTree, theta: ArrayLike, where: str) -> SaRAState:
     indices = indices_of(below_threshold(params, theta=theta, where=where))
-    return _fresh(step, params, indices)
-
-
-def _reselect(state: SaRAState, kept: PyTree) -> SaRAState:
-    indices = jax.tree.map(lambda at, k: at[np.asarray(k)], state.indices, kept)
-    return _fresh(state.step + 1, state.params, indices)
-
-
-def _fresh(step: int, params: PyTree, indices: PyTree) -> SaRAState:
     if not sum(at.size for at in jax.tree.leaves(indices)):
         raise ValueError(
             "sara: no weight is below the threshold, so there is nothing to train; raise theta or "
             "pass fraction=0.1."
         )
     values = gather_values(params, indices)
-    return SaRAState(step, params, indices, values, _ADAM.init(values))
+    places = jax.tree.map(lambda at: jnp.arange(at.size), indices)
+    return SaRAState(0, params, indices, values, places, _ADAM.init(values))
+
+
+def _reselect(state: SaRAState, theta: float) -> SaRAState:
+    values = _at(state.values, state.places)
+    places = jax.tree.map(lambda p, v: p[np.abs(np.asarray(v)) < theta], state.places, values)
+    moments = _ADAM.init(_at(state.values, places))
+    return state._replace(step=state.step + 1, places=places, moments=moments)

@@ -1,5 +1,8 @@
 """SaRA against a dense AdamW whose gradient and update are masked."""
 
+import functools
+import pickle
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -59,15 +62,15 @@ def test_against_a_masked_dense_run(progressive, strength, least):
     expected, masks = by_hand(params, 16, 0.4, 0.02, 0.1, progressive, strength)
     for k in params:
         np.testing.assert_allclose(state.params[k], expected[k], atol=2e-5)
-        assert state.indices[k].tolist() == np.flatnonzero(masks[k]).tolist()
+        trained = state.indices[k][state.places[k]]
+        assert trained.tolist() == np.flatnonzero(masks[k]).tolist()
         outside = np.abs(np.asarray(params[k])) >= 0.4
         np.testing.assert_array_equal(
             np.asarray(state.params[k])[outside], np.asarray(params[k])[outside]
         )
     # What is saved is enough: the pre-trained parameters and (indices, values).
-    if progressive is None:
-        again = sara.write_back(params, state.values, state.indices)
-        jax.tree.map(np.testing.assert_array_equal, again, state.params)
+    again = sara.write_back(params, state.values, state.indices)
+    jax.tree.map(np.testing.assert_array_equal, again, state.params)
 
 
 @pytest.mark.slow
@@ -76,18 +79,27 @@ def test_resumes_to_the_same_result_and_leaves_the_callers_arrays_alone():
     kwargs = {"theta": 0.4, "learning_rate": 0.02, "progressive_step": 6, "rank_min_dim": 4}
     whole = sara.sara(params, loss_fn, key=jax.random.key(3), steps=12, **kwargs)
     seen = []
-    half = sara.sara(
-        params, loss_fn, key=jax.random.key(3), steps=5, chunk=2,
-        callback=lambda step, loss: seen.append((step, loss)), **kwargs,
-    )  # fmt: skip
-    assert [step for step, _ in seen] == [2, 4, 5] and all(np.isfinite(x) for _, x in seen)
-    rest = sara.sara(params, loss_fn, key=jax.random.key(3), steps=12, state=half, **kwargs)
-    jax.tree.map(np.testing.assert_array_equal, rest.params, whole.params)
-    # Nothing that was passed in was donated.
-    jax.block_until_ready((params, half))
-    assert bool(jnp.all(jnp.isfinite(params["a"]))) and bool(
-        jnp.all(jnp.isfinite(half.values["a"]))
+    sara.sara(
+        params, loss_fn, key=jax.random.key(3), steps=5, chunk=2, callback=seen.append, **kwargs
     )
+    assert [x.step for x in seen] == [2, 4, 5]
+    assert all(np.isfinite(x.extra["state"][1]).all() for x in seen)
+    for at in seen:  # none of what the callback kept was donated
+        kept = pickle.loads(pickle.dumps(at))
+        rest = sara.sara(
+            params, loss_fn, key=jax.random.key(3), steps=12, chunk=2, resume=kept, **kwargs
+        )
+        jax.tree.map(np.testing.assert_array_equal, rest.params, whole.params)
+    assert bool(jnp.all(jnp.isfinite(params["a"])))
+
+
+def test_where_all_have_grown_the_rest_of_the_run_changes_nothing():
+    params, more = {"w": jnp.full(3, 0.01)}, {"key": jax.random.key(0), "theta": 0.05}
+    loss = lambda p, key: jnp.sum((p["w"] - 1) ** 2)  # noqa: E731
+    more |= {"learning_rate": 0.02, "progressive_step": 5}
+    short, long = (sara.sara(params, loss, steps=n, **more) for n in (6, 20))
+    assert long.step == 20 and long.places["w"].size == 0 and long.indices["w"].size == 3
+    assert long.params["w"].tolist() == short.params["w"].tolist() == long.values["w"].tolist()
 
 
 def test_a_fraction_selects_that_many():
@@ -107,18 +119,35 @@ def test_mistakes():
         sara.sara(params, lambda params: 0.0, key=key)
     with pytest.raises(ValueError, match="chunk=0"):  # would never end
         sara.sara(params, loss_fn, key=key, chunk=0)
+    with pytest.raises(ValueError, match="default learning_rate .* is .*e-.*; pass one"):
+        sara.sara(params, loss_fn, key=key, theta=0.5)
+    for name, bad in (("learning_rate", -1.0), ("learning_rate", np.nan), ("weight_decay", -1.0)):
+        with pytest.raises(ValueError, match=name):
+            sara.sara(params, loss_fn, key=key, theta=0.5, **{name: bad})
+    with pytest.raises(ValueError, match="theta must be >= 0"):
+        sara.sara(params, loss_fn, key=key, theta=np.nan)
 
 
 @pytest.mark.slow
 def test_only_the_same_run_continues():
-    params, key = params_of(), jax.random.key(3)
-    state = sara.sara(params, loss_fn, key=key, fraction=0.2, steps=1)
-    again = sara.sara(params, loss_fn, key=key, fraction=0.2, steps=1, state=state)
-    assert again.step == 1
-    with pytest.raises(ValueError, match="state trains 10 weights and fraction selects 27"):
-        sara.sara(params, loss_fn, key=key, fraction=0.5, steps=1, state=state)
-    with pytest.raises(ValueError, match="has made 1 steps and steps=0"):
-        sara.sara(params, loss_fn, key=key, fraction=0.2, steps=0, state=state)
+    params, seen = params_of(), []
+    run = functools.partial(
+        sara.sara, loss=loss_fn, key=jax.random.key(3), fraction=0.2, steps=1, learning_rate=1e-3
+    )
+    run(params, callback=seen.append)
+    assert run(params, resume=seen[0]).step == 1
+    for name, other in (
+        ("theta", {"fraction": 0.5}),
+        ("weight_decay", {"weight_decay": 0.5}),
+        ("key", {"key": jax.random.key(4)}),
+        ("made 1 steps, more than 0", {"steps": 0}),
+    ):
+        with pytest.raises(ValueError, match=name):
+            run(params, resume=seen[0], **other)
     with pytest.raises(ValueError, match="a has shape"):
-        other = {**params, "a": params["a"][:4]}
-        sara.sara(other, loss_fn, key=key, fraction=0.2, steps=1, state=state)
+        run({**params, "a": params["a"][:4]}, resume=seen[0])
+    largest = jnp.argmax(jnp.abs(params["b"]))  # the threshold stays
+    with pytest.raises(ValueError, match="began with params"):
+        run({**params, "b": params["b"].at[largest].multiply(2)}, resume=seen[0])
+    with pytest.raises(TypeError, match="Progress"):
+        run(params, resume=run(params))

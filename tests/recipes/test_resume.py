@@ -1,0 +1,220 @@
+"""Every long procedure is killed after any chunk and resumes to the same bits, or refuses."""
+
+import os
+import pathlib
+import pickle
+import signal
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import sparsejax as sj
+from sparsejax import prox, solve
+from sparsejax.contrib import dag, reprogramming, sara, search, unlearning, unmixing
+
+KEY = jax.random.key(0)
+X = jax.random.normal(jax.random.key(1), (24, 6))
+Y = jnp.arange(24) % 2
+PARAMS = {"kernel": 0.3 * jax.random.normal(KEY, (6, 2)), "bias": jnp.zeros(2)}
+PLAN = sj.plan(PARAMS, {"kernel": sj.Unstructured(0.5)})
+ADAM = optax.adam(0.05)
+SMALL = {"batch_size": 8, "chunk": 2}
+IMAGES = jax.random.uniform(KEY, (16, 2, 2, 1))
+SHARES = jax.random.dirichlet(KEY, jnp.ones(2), (30,)).T
+PIXELS = jnp.array([[1.0, 0.1], [0.5, 0.5], [0.1, 1.0]]) @ SHARES
+
+
+def loss(p, batch):
+    logits = batch["x"] @ p["kernel"] + p["bias"]
+    return optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"]).mean()
+
+
+def dass_loss(p, alpha, batch):
+    return loss(jax.tree.map(lambda w: w * jax.nn.softmax(alpha)[0], p), batch)
+
+
+def network(x):
+    flat = x.reshape(len(x), -1)
+    return flat @ jax.random.normal(jax.random.key(5), (flat.shape[1], 4))
+
+
+def masks_of(key, params, sparsity=0.5):
+    plan = sj.plan(params, {"kernel": sj.Unstructured(sparsity)})
+    return plan.masks(sj.masks.random(params, key=key))
+
+
+def data(x=X):
+    return {"x": x, "y": Y}
+
+
+def train(p, masks, key):
+    return sj.recipes.train_masked(p, masks, loss, ADAM, data(), steps=3, key=key)
+
+
+# By name: the run, and arguments of another run, which must be refused.
+RUNS = {
+    "train_masked": (
+        lambda x=X, key=KEY, **more: sj.recipes.train_masked(
+            PARAMS, None, loss, ADAM, data(x), steps=7, key=key, **SMALL, **more
+        ),
+        ({"x": 2 * X}, {"key": jax.random.key(9)}),
+    ),
+    "unlearn": (
+        lambda method="l1", x=X, **more: unlearning.unlearn(
+            PARAMS, None, method, loss, ADAM, forget=data(), retain=data(x), steps=5, key=KEY,
+            **SMALL, **more
+        ),
+        ({"x": 2 * X},),
+    ),
+    "linear_probe": (
+        lambda x=X, **more: reprogramming.linear_probe(
+            x, Y, classes=2, steps=5, key=KEY, **SMALL, **more
+        ),
+        ({"x": 2 * X},),
+    ),
+    "visual_prompt": (
+        lambda size=(4, 4), images=IMAGES, **more: reprogramming.visual_prompt(
+            network, images, Y[:16], size=size, classes=2, key=KEY, epochs=3, batch_size=8, **more
+        ),
+        ({"size": (5, 5)}, {"images": IMAGES / 2}),
+    ),
+    "dass": (
+        lambda alpha=1.0, steps=3, **more: search.dass(
+            PARAMS, alpha * jnp.ones(2), dass_loss, PLAN, data(), data(), key=KEY,
+            pretrain=search.Stage(3, ADAM), prune=search.Stage(steps, ADAM),
+            finetune=search.Stage(2, ADAM), **SMALL, **more
+        ),
+        ({"alpha": 2.0}, {"steps": 4}),
+    ),
+    "score_prune": (
+        lambda x=X, **more: search.score_prune(
+            PARAMS, loss, PLAN, data(x), key=KEY, prune=search.Stage(5, ADAM), **SMALL, **more
+        ),
+        ({"x": 2 * X},),
+    ),
+    "random_search": (
+        lambda candidates=9, scale=1.0, **more: search.random_search(
+            jax.tree.map(lambda x: scale * x, PARAMS), lambda p, masks: loss(p, data()),
+            lambda key: masks_of(key, PARAMS), key=KEY, candidates=candidates, batch_size=3,
+            chunk=4, **more
+        ),
+        ({"candidates": 8}, {"scale": 2.0}),
+    ),
+    "compare_random_search": (
+        lambda trials=2, **more: search.compare_random_search(
+            lambda key: PARAMS, masks_of, lambda p, masks: loss(p, data()),
+            lambda p, masks, key: loss(p, data()), key=KEY, sparsities=(0.25, 0.5, 0.75),
+            trials=trials, candidates=3, **more
+        ),
+        ({"trials": 3},),
+    ),
+    "colide": (
+        lambda strength=0.05, x=X, **more: dag.colide(
+            x, strength, path=(1.0, 0.1), shifts=(1.0, 0.9), max_steps=(60, 50), check_every=20,
+            learning_rate=1e-3, throw=False, **more
+        ),
+        ({"strength": 0.1}, {"x": 2 * X}),
+    ),
+    "dagma": (
+        lambda x=X, **more: dag.dagma(
+            x, path=(1.0, 0.1), shifts=(1.0, 0.9), max_steps=(40, 50), check_every=20,
+            learning_rate=1e-3, throw=False, **more
+        ),
+        ({"x": 2 * X},),
+    ),
+    "unmix": (
+        lambda strength=0.05, **more: unmixing.unmix(
+            PIXELS, 2, strength, max_steps=50, chunk=20, throw=False, **more
+        ),
+        ({"strength": 0.1},),
+    ),
+    "dictionary_learning": (
+        lambda x=X, penalty=None, **more: solve.dictionary_learning(
+            x.reshape(6, 4, 6), 8, penalty or prox.l1(0.1), key=KEY, chunk=2, max_steps=5, **more
+        ),
+        ({"x": 2 * X}, {"penalty": prox.l1(0.2)}, {"penalty": prox.l0(0.1)}),
+    ),
+    "sara": (
+        lambda weight_decay=0.1, **more: sara.sara(
+            PARAMS, lambda p, key: loss(p, data()), key=KEY, theta=0.3, steps=9, chunk=2,
+            progressive_step=5, learning_rate=0.05, weight_decay=weight_decay, **more
+        ),
+        ({"weight_decay": 0.2},),
+    ),
+    "sparsity_sweep": (
+        lambda seeds=1, scale=1.0, grid=(0.0, 0.5, 0.75), **more: sj.recipes.sparsity_sweep(
+            jax.tree.map(lambda x: scale * x, PARAMS), lambda p: -loss(p, data()),
+            sparsities=grid, seeds=seeds, finetune=train, key=KEY, **more
+        ),
+        ({"seeds": 2}, {"scale": 2.0}, {"grid": (0.0, 0.5, 0.8)}),
+    ),
+    "sparse_model_soup": (
+        lambda settings=(0.1, 0.2), **more: sj.recipes.sparse_model_soup(
+            PARAMS, lambda p, masks, key, setting: train(p, masks, key), PLAN, key=KEY, phases=3,
+            copies=2, settings=settings, **more
+        ),
+        ({"settings": (0.1, 0.3)},),
+    ),
+}  # fmt: skip
+
+
+def bits(tree):
+    return [(str(np.asarray(x).dtype), np.asarray(x).tobytes()) for x in jax.tree.leaves(tree)]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_resumes_bit_for_bit_or_refuses(name):
+    run, others = RUNS[name]
+    saved = []
+    whole = run()
+    assert bits(run(callback=lambda done: saved.append(pickle.dumps(done)))) == bits(whole)
+    assert len(saved) > 1
+    resume = pickle.loads(saved[len(saved) // 2])
+    assert isinstance(resume, sj.recipes.Progress) and bits(run(resume=resume)) == bits(whole)
+    for other in others:
+        with pytest.raises(ValueError, match="resume began with|has shape"):
+            run(resume=pickle.loads(saved[0]), **other)
+
+
+CHILD = """
+import os, pathlib, pickle, sys
+from tests.recipes.test_resume import RUNS, bits
+name, file = sys.argv[1], pathlib.Path(sys.argv[2])
+def save(done):
+    part = file.with_suffix(".part")
+    part.write_bytes(pickle.dumps(done))
+    os.replace(part, file)
+    print("saved", flush=True)
+resume = pickle.loads(file.read_bytes()) if file.exists() else None
+found = bits(RUNS[name][0](callback=save, resume=resume))
+pathlib.Path(sys.argv[3]).write_bytes(pickle.dumps(found))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNS)
+def test_a_killed_process_resumes_bit_for_bit(name, tmp_path):
+    want, rng = bits(RUNS[name][0]()), np.random.default_rng(0)
+    file, result = tmp_path / "progress", tmp_path / "result"
+    root = pathlib.Path(__file__).parents[2]
+    for _ in range(20):
+        call = [sys.executable, "-c", CHILD, name, str(file), str(result)]
+        with subprocess.Popen(call, cwd=root, env=os.environ, stdout=subprocess.PIPE) as child:
+            for _ in range(int(rng.integers(1, 4))):  # after some chunks, anywhere in the next
+                if not child.stdout.readline():
+                    break
+            try:
+                child.wait(float(rng.random() / 20))
+            except subprocess.TimeoutExpired:
+                os.kill(child.pid, signal.SIGKILL)
+        if result.exists():
+            assert pickle.loads(result.read_bytes()) == want
+            result.unlink()
+            file.unlink()
+    resume = pickle.loads(file.read_bytes()) if file.exists() else None
+    assert bits(RUNS[name][0](resume=resume)) == want
