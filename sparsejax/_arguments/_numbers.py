@@ -137,9 +137,9 @@ def check_schedule(what: str, name: str, value: Any) -> None:
         )
 
 
-def check_step(what: str, name: str, value: Any, least: int = 0) -> None:
+def check_step(what: str, name: str, value: Any, least: int = 0, *, optional: bool = False) -> None:
     """Raises if a step, or a number of steps, is concrete and not whole or too small."""
-    if value is None or isinstance(value, Tracer):
+    if (optional and value is None) or isinstance(value, Tracer):
         return
     if callable(value) or not is_number(value) or jnp.ndim(value) or isinstance(value, bool):
         raise TypeError(

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from .._arguments import check_number
 from .._frameworks import kernel_orders
 from .._topk import topk_masks
 from .._tree import is_kernel, map_named, named_leaves, natural_order
@@ -175,7 +176,7 @@ def erk(
       A tree of sparsities; None for all other leaves.
 
     Raises:
-      ValueError: If the sparsity is outside [0, 1].
+      ValueError: If the sparsity is outside [0, 1], or the power gives no finite score.
 
     Reference:
       Evci et al., Rigging the Lottery: Making All Tickets Winners, 2019 (arXiv 1911.11134).
@@ -187,6 +188,7 @@ def erk(
       >>> [round(s["kernel"], 4) for s in sj.masks.erk(lenet, 0.9).values()]
       [0.9204, 0.7698, 0.0]
     """
+    check_number("power", power, "1.0")
     score = _dimensions(lambda layer: layer.shape, power)
     return _allocate(params, sparsity, fixed, lambda layers, s: _scaled(layers, s, score))
 
@@ -306,7 +308,14 @@ def _layers(params: PyTree) -> dict[str, Layer]:
 def _dimensions(select, power: float):
     def score(layer: Layer) -> float:
         sizes = np.asarray(select(layer), np.float64)
-        return float((sizes.sum() / sizes.prod()) ** power)
+        with np.errstate(over="ignore", under="ignore"):
+            found = float((sizes.sum() / sizes.prod()) ** power)
+        if not 0 < found < math.inf:
+            raise ValueError(
+                f"power={power!r} must give densities: a layer of shape {layer.shape} gets the "
+                f"score {found}; power=1.0 is usual."
+            )
+        return found
 
     return score
 

@@ -147,6 +147,8 @@ def _match(
             "plan: rules must be a pattern or a dict of regular expressions and patterns, got "
             f"{rules!r}; write {{r'kernel$': sj.Unstructured(0.9)}}."
         )
+    if not rules:
+        raise ValueError("plan: rules is empty; write {r'kernel$': sj.Unstructured(0.9)}.")
     for rule, pattern in rules.items():
         if not (pattern is None or isinstance(pattern, Pattern)):
             raise TypeError(

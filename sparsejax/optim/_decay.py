@@ -9,7 +9,7 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Int, PyTree
 
-from .._arguments import check_step, require_params
+from .._arguments import check_step, checked_number, require_params
 from .._tree import is_gap
 from ..masks import Masks, Plan, magnitude
 from ._pruning import next_step
@@ -57,6 +57,7 @@ def add_pruned_decay(
     """
 
     Plan.require("add_pruned_decay", plan)
+    checked_number("strength", strength, "sr_ste(plan, 2e-4)")
 
     def init(params):
         masks = plan.masks(magnitude(params))
@@ -114,7 +115,7 @@ def mask_decay_schedule(
     if kind not in ("linear", "exponential"):
         raise ValueError(f'kind={kind!r} must be "linear" or "exponential".')
     check_step("mask_decay_schedule", "begin", begin)
-    check_step("mask_decay_schedule", "end", end)
+    check_step("mask_decay_schedule", "end", end, optional=True)
     if not rate >= 0 or (end is not None and end < begin):
         raise ValueError(f"rate={rate} must be >= 0 and end={end} not before begin={begin}.")
 

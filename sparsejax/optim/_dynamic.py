@@ -250,7 +250,7 @@ def every_until(every: ArrayLike, end: ArrayLike) -> Callable[[Int[Array, ""]], 
       [3, 6]
     """
     check_step("every_until", "every", every, 1)
-    check_step("every_until", "end", end)
+    check_step("every_until", "end", end, optional=True)
     return lambda count: (count > 0) & (count % every == 0) & (count < end)
 
 
@@ -331,7 +331,7 @@ def _check(what: str, optimizer, plan, every, end, drop_fraction) -> None:
     check_optimizer(what, optimizer)
     _check_plan(plan)
     check_step(what, "every", every, 1)
-    check_step(what, "end", end)
+    check_step(what, "end", end, optional=True)
     check_scheduled_fraction(what, "drop_fraction", drop_fraction)
 
 

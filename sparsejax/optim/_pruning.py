@@ -84,7 +84,7 @@ def prune(
     check_scheduled_fraction("prune", "schedule", schedule)
     check_step("prune", "every", every, 1)
     check_step("prune", "begin", begin)
-    check_step("prune", "end", end)
+    check_step("prune", "end", end, optional=True)
     if is_number(begin) and is_number(end) and end < begin:
         raise ValueError(f"prune(begin={begin}, end={end}) ends before it begins.")
 

@@ -8,7 +8,13 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Int, PyTree
 
-from .._arguments import check_optimizer, check_some, check_step, require_params
+from .._arguments import (
+    check_optimizer,
+    check_some,
+    check_step,
+    checked_number,
+    require_params,
+)
 from .._masks import row_counts
 from .._tree import is_gap
 from ..masks import Masks, Plan, magnitude
@@ -71,6 +77,7 @@ def top_kast(
     Plan.require("top_kast", plan)
     Plan.require("top_kast", backward)
     check_step("top_kast", "every", every, 1)
+    checked_number("exploration", exploration, "exploration=1e-4")
     _check_nested(plan, backward)
     inner = steady(optimizer)
     names = [leaf.name for leaf in plan.leaves]

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Inexact
 
+from .._arguments import checked_number, known
 from ._concave import MCP
 from ._elementwise import L1
 from ._penalty import Elementwise, Leaf, Penalty, register
@@ -18,7 +19,7 @@ def soft_threshold(x: ArrayLike, a: ArrayLike) -> Inexact[Array, "..."]:
       >>> prox.soft_threshold(jnp.array([3.0, -0.5]), 1.0).tolist()
       [2.0, 0.0]
     """
-    return _apply(L1(a), x)
+    return _apply(L1(checked_number("a", a, "soft_threshold(x, 0.5)")), x)
 
 
 def hard_threshold(x: ArrayLike, a: ArrayLike) -> Inexact[Array, "..."]:
@@ -30,7 +31,7 @@ def hard_threshold(x: ArrayLike, a: ArrayLike) -> Inexact[Array, "..."]:
       >>> prox.hard_threshold(jnp.array([3.0, 1.0, -0.5]), 1.0).tolist()
       [3.0, 0.0, 0.0]
     """
-    return _apply(HardThreshold(a), x)
+    return _apply(HardThreshold(checked_number("a", a, "hard_threshold(x, 0.5)")), x)
 
 
 def firm_threshold(x: ArrayLike, low: ArrayLike, high: ArrayLike) -> Inexact[Array, "..."]:
@@ -50,7 +51,10 @@ def firm_threshold(x: ArrayLike, low: ArrayLike, high: ArrayLike) -> Inexact[Arr
       >>> prox.firm_threshold(jnp.array([0.5, 1.5, 3.0]), 1.0, 2.0).tolist()
       [0.0, 1.0, 3.0]
     """
-    low, high = jnp.asarray(low), jnp.asarray(high)
+    call = "firm_threshold(x, 0.5, 1.0)"
+    low, high = (jnp.asarray(checked_number(*x, call)) for x in (("low", low), ("high", high)))
+    if known(low, high) and bool(jnp.any(low > high)):
+        raise ValueError(f"high must be >= low, got {high} and {low}; for example {call}.")
     return _apply(MCP(low, high / jnp.where(low == 0, 1, low)), x)
 
 

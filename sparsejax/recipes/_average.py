@@ -1,5 +1,6 @@
 """Averages of parameters: uniform and greedy soups."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -8,11 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from .._arguments import as_number, check_callable, returned_params
+from .._arguments import as_number, check_callable, known, returned_params
 from .._tree import named_leaves
 
 
-def uniform_soup(trees: Sequence[PyTree], weights: Sequence[float] | None = None) -> PyTree:
+def uniform_soup(
+    trees: Sequence[PyTree],
+    weights: Sequence[float] | None = None,
+    *,
+    allow_union: bool = False,
+) -> PyTree:
     r"""The average `sum_i lambda_i theta_i`, accumulated in at least float32, in the given order.
 
     Members that share their masks give an average with the same exact zeros. Integers and booleans
@@ -21,13 +27,15 @@ def uniform_soup(trees: Sequence[PyTree], weights: Sequence[float] | None = None
     Args:
       trees: Parameters of the members, all of one structure.
       weights: lambda, one number per member; None means `1 / m`.
+      allow_union: Whether members of different masks are averaged, which is less sparse than each.
 
     Returns:
       A tree like the first, in its dtypes.
 
     Raises:
-      ValueError: If `trees` is empty, shapes differ, or the number of weights is not that of
-        members.
+      ValueError: If `trees` is empty, shapes differ, the number of weights is not that of members,
+        a weight is not finite, or (unless traced) their masks differ: a matrix has fewer zeros in
+        common than each member has, by a hundredth of its entries.
 
     Reference:
       Wortsman et al., Model Soups, 2022 (arXiv 2203.05482); Zimmer et al., Sparse Model Soups, 2023
@@ -46,6 +54,11 @@ def uniform_soup(trees: Sequence[PyTree], weights: Sequence[float] | None = None
     weights = [1 / len(trees)] * len(trees) if weights is None else list(weights)
     if len(weights) != len(trees):
         raise ValueError(f"uniform_soup: {len(trees)} members and {len(weights)} weights.")
+    for weight in weights:
+        if known(weight) and not np.isfinite(weight).all():
+            raise ValueError(f"uniform_soup: weights must be finite, got {weights}.")
+    if not allow_union:
+        _check_one_mask(trees)
 
     def average(first, *rest):
         if not jnp.issubdtype(jnp.result_type(first), jnp.inexact):
@@ -59,8 +72,25 @@ def uniform_soup(trees: Sequence[PyTree], weights: Sequence[float] | None = None
     return trees[0] if len(trees) == 1 and weights[0] == 1 else jax.tree.map(average, *trees)
 
 
+def _check_one_mask(trees: Sequence[PyTree]) -> None:
+    members = [named_leaves(tree) for tree in trees]
+    for name, first in members[0].items():
+        leaves = [jnp.asarray(member[name]) for member in members]
+        if first is None or jnp.ndim(first) < 2 or not known(*leaves):
+            continue
+        zeros = [x == 0 for x in leaves]
+        fewest = min(int(jnp.sum(z)) for z in zeros)
+        common = int(jnp.sum(functools.reduce(jnp.logical_and, zeros)))
+        if fewest - common > first.size / 100:
+            raise ValueError(
+                f"uniform_soup: members have different masks: each has {fewest} zeros or more of "
+                f"{first.size} in {name or 'the array'}, all together {common}. Average members of "
+                "one mask, or accept the union: uniform_soup(trees, allow_union=True)."
+            )
+
+
 def greedy_soup(
-    trees: Sequence[PyTree], score: Callable[[PyTree], Any]
+    trees: Sequence[PyTree], score: Callable[[PyTree], Any], *, allow_union: bool = False
 ) -> tuple[PyTree, tuple[int, ...]]:
     r"""The greedy soup: adds members by score while the score of the average does not fall.
 
@@ -69,6 +99,7 @@ def greedy_soup(
     Args:
       trees: Parameters of the members, all of one structure.
       score: `score(params) -> number`, larger is better; a NaN score ranks last and is never added.
+      allow_union: As in `uniform_soup`.
 
     Returns:
       The average, and the indices of its members, the best first.
@@ -91,6 +122,8 @@ def greedy_soup(
     trees = list(trees)
     if not trees:
         raise ValueError("greedy_soup: trees must have at least one member, got none.")
+    if not allow_union:
+        _check_one_mask(trees)
     number = lambda tree: as_number("score", score(tree))  # noqa: E731
     found = np.array([number(tree) for tree in trees])
     if np.isnan(found).all():
@@ -99,7 +132,7 @@ def greedy_soup(
     order = [int(i) for i in np.argsort(-scores, kind="stable")]
     chosen, soup, best = [order[0]], trees[order[0]], scores[order[0]]
     for i in order[1:]:
-        trial = uniform_soup([trees[j] for j in [*chosen, i]])
+        trial = uniform_soup([trees[j] for j in [*chosen, i]], allow_union=allow_union)
         if (found := number(trial)) >= best:
             chosen, soup, best = [*chosen, i], trial, found
     return soup, tuple(chosen)

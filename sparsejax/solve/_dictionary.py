@@ -9,7 +9,7 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .._arguments import check_key, finite_array, near_one
+from .._arguments import check_count, check_key, checked_number, finite_array, near_one
 from .._arrays import largest_eigenvalue
 from .._progress import Progress, check_loop, run_chunks
 from .._solution import Solution, code, finish
@@ -76,6 +76,8 @@ def sparse_code(
             "atoms are columns."
         )
     check_step(step)
+    check_count("max_steps", max_steps, 0)
+    checked_number("tol", tol, "tol=1e-6")
     step = 0.99 / largest_eigenvalue(dictionary) if step is None else step
     shape, dtype = (X.shape[0], dictionary.shape[1]), jnp.result_type(X, dictionary)
     codes = jnp.zeros(shape, dtype) if w0 is None else jnp.asarray(w0, dtype)
@@ -203,9 +205,11 @@ def dictionary_learning(
       ((16, 32), (5,))
     """
     batches = finite_array("dictionary_learning", batches, 3)
-    if atoms < 1:
-        raise ValueError(f"dictionary_learning: atoms must be >= 1, got {atoms}.")
+    check_count("atoms", atoms)
     check_key("key", key)
+    checked_number("learning_rate", learning_rate, "learning_rate=0.5")
+    checked_number("tol", tol, "tol=1e-6")
+    check_count("max_steps", max_steps, 0)
     near_one(batches=batches)
     shape = batches.shape[-1], atoms
     if w0 is not None and jnp.shape(w0) != shape:

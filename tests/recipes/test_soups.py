@@ -114,7 +114,10 @@ def test_independent_masks_average_to_less_sparsity():
     for seed in range(3):
         params = mlp(jax.random.key(seed))
         trees.append(sj.masks.apply_masks(params, PLAN.masks(sj.masks.magnitude(params))))
-    average = recipes.uniform_soup(trees)
+    for mix in (recipes.uniform_soup, lambda trees: recipes.greedy_soup(trees, lambda p: 0.0)):
+        with pytest.raises(ValueError, match="different masks.*allow_union=True"):
+            mix(trees)
+    average = recipes.uniform_soup(trees, allow_union=True)
     union = sum(
         np.logical_or.reduce([np.asarray(t[n]["kernel"]) != 0 for t in trees]).sum() for n in PARAMS
     )

@@ -11,7 +11,7 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from ..._arguments import check_callable, check_count, check_key, rows_of
+from ..._arguments import check_callable, check_count, check_key, known, rows_of
 from ..._progress import check_loop, run_chunks
 from ...recipes import Progress, minibatches, train_masked
 
@@ -48,7 +48,8 @@ def frequency_mapping(
       The source class of each target class, all distinct.
 
     Raises:
-      ValueError: If there are more target than source classes.
+      ValueError: If there are more target than source classes, the shapes differ, or (unless
+        traced) a class is out of range.
 
     Reference:
       Chen et al., Understanding and Improving Visual Prompting: A Label-Mapping Perspective, 2023
@@ -62,6 +63,13 @@ def frequency_mapping(
       [2, 1]
     """
     _check_classes(sources, targets)
+    if jnp.ndim(predicted) != 1 or jnp.shape(predicted) != jnp.shape(labels):
+        raise ValueError(
+            f"frequency_mapping: predicted {jnp.shape(predicted)} and labels {jnp.shape(labels)} "
+            "must be one class a sample, of the same shape (n,)."
+        )
+    _check_labels(predicted, sources, "predicted", "sources")
+    _check_labels(labels, targets, "labels", "targets")
     table = jnp.zeros((sources, targets), jnp.int32).at[predicted, labels].add(1)
 
     def pick(_, carry):
@@ -192,6 +200,7 @@ def visual_prompt(
       ([0, 1], (2, 2, 1))
     """
     check_key("key", key)
+    check_count("classes", classes)
     check_count("epochs", epochs, 0)
     check_count("batch_size", batch_size)
     n = _check_prompt(network, images, labels, size, classes, mapping)
@@ -352,11 +361,13 @@ def _check_classes(sources: int, targets: int) -> None:
         raise ValueError(f"{targets} target classes cannot be mapped to {sources} source classes.")
 
 
-def _check_labels(labels, classes: int) -> None:
+def _check_labels(labels: Any, classes: int, name: str = "labels", of: str = "classes") -> None:
+    if not known(labels) or not np.size(labels):
+        return
     labels = np.asarray(labels)
     if labels.max() >= classes or labels.min() < 0:
         raise ValueError(
-            f"labels must be from 0 to {classes - 1} for classes={classes}, got {labels.min()} to "
+            f"{name} must be from 0 to {classes - 1} for {of}={classes}, got {labels.min()} to "
             f"{labels.max()}."
         )
 

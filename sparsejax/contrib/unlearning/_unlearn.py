@@ -166,7 +166,10 @@ def unlearn(
     check_key("key", key)
     if method not in ("finetune", "ascent", "l1"):
         raise ValueError(f"method={method!r} must be 'finetune', 'ascent' or 'l1'.")
-    checked_number("strength", strength, 'unlearning.unlearn(..., "l1", strength=5e-4)')
+    checked_number("strength", strength, "strength=5e-4")
+    for name, data in (("forget", forget), ("retain", retain)):
+        if not named_leaves(data):  # None, or no arrays
+            rows_of(name, data)
     if all(jnp.shape(x)[:1] == (0,) for x in named_leaves(forget).values()):
         return apply_masks(params, masks)
     data = forget if method == "ascent" else retain

@@ -17,7 +17,7 @@ from ...masks import update_mask
 
 class UpdateSparsity(NamedTuple):
     """The shares of entries that did not change: pooled, by leaf, and the mean of the leaves of
-    each layer (by the first number in the path).
+    each layer (by the first number that ends a part of the path).
     """
 
     total: float
@@ -63,9 +63,9 @@ def update_sparsity(before: PyTree, after: PyTree, tol: ArrayLike = 1e-5) -> Upd
     per_leaf = {name: 1 - moved[name] / sizes[name] for name in masks if sizes[name]}
     layers: dict[int, list[float]] = {}
     for name, share in per_leaf.items():
-        number = re.search(r"\d+", name)
+        number = re.search(r"(\d+)(?:/|$)", name)  # conv2d_0 is layer 0
         if number:
-            layers.setdefault(int(number[0]), []).append(share)
+            layers.setdefault(int(number[1]), []).append(share)
     per_layer = {layer: float(np.mean(shares)) for layer, shares in sorted(layers.items())}
     total = 1 - sum(moved.values()) / sum(sizes.values())
     return UpdateSparsity(total, per_leaf, per_layer)
@@ -200,7 +200,7 @@ def update_partition(checkpoints: Iterable[PyTree], tol: ArrayLike = 0.0) -> Upd
       >>> update_partition(jnp.array(step) for step in steps)
       UpdatePartition(never=0.5, cancelled=0.25, net=0.25)
     """
-    stream = iter(checkpoints)
+    stream = map(_held, checkpoints)
     first = previous = next(stream, None)
     ever = None
     for tree in stream:
@@ -216,6 +216,11 @@ def update_partition(checkpoints: Iterable[PyTree], tol: ArrayLike = 0.0) -> Upd
     moved = sum(count(m) for m in jax.tree.leaves(jax.tree.map(jnp.logical_or, ever, net)))
     final = sum(count(m) for m in jax.tree.leaves(net))
     return UpdatePartition(1 - moved / size, (moved - final) / size, final / size)
+
+
+def _held(tree: PyTree) -> PyTree:
+    """The tree with copies of what can change in place."""
+    return jax.tree.map(lambda x: x.copy() if isinstance(x, np.ndarray) else x, pure(tree))
 
 
 def _wide(x: ArrayLike) -> jax.Array:

@@ -60,7 +60,7 @@ def matmul(
 
     Raises:
       ValueError: If the shapes do not match, or an implementation is unknown.
-      TypeError: If x or W do not hold floats.
+      TypeError: If x, W or the result do not hold floats.
       NotImplementedError: If no implementation supports the case.
 
     Example:
@@ -75,6 +75,8 @@ def matmul(
     bias = None if bias is None else jnp.asarray(bias)
     platform = platform_of(x, w)
     dtype = x.dtype if out_dtype is None else jnp.dtype(out_dtype)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"matmul: out_dtype must be of floats, got {dtype}; round the result.")
     how = How(precision, activation, dtype, platform)
     if not isinstance(w, Matrix):
         requested("matmul", Matrix, implementation, platform)

@@ -1,0 +1,136 @@
+"""Wrong arguments raise a ValueError or TypeError that names them, in every room."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from numpy import nan
+
+import sparsejax as sj
+from sparsejax import prox, solve
+from sparsejax.contrib import reprogramming, sara, search, unlearning
+from sparsejax.contrib.update_sparsity import update_partition, update_sparsity
+
+KEY = jax.random.key(0)
+X = jnp.arange(12.0).reshape(4, 3)
+P = {"kernel": X.at[0, 0].set(0.5), "bias": jnp.zeros(3)}
+PLAN = sj.plan(P, sj.Unstructured(0.5))
+SGD = optax.sgd(0.1)
+SIX = jnp.array([0, 1, 2, 0, 1, 2])
+NM = sj.formats.NMArray.fromdense(jnp.ones((4, 4)), 2, 4)
+
+
+def loss(p, batch):
+    return jnp.mean(p["kernel"] ** 2) + 0 * jnp.sum(batch)
+
+
+def sample(key):
+    return PLAN.masks(sj.masks.random(P, key=key))
+
+
+def search_of(loss, **more):
+    return search.random_search(P, loss, sample, key=KEY, candidates=3, **more)
+
+
+def unlearn(method="ascent", forget=X, retain=X, **more):
+    return unlearning.unlearn(
+        P, None, method, loss, SGD, forget=forget, retain=retain, steps=2, key=KEY, **more
+    )
+
+
+def trained(**more):
+    return sj.recipes.train_masked(P, None, loss, SGD, X, **{"steps": 2, "key": KEY} | more)
+
+
+def mapped(predicted=SIX, labels=SIX, sources=4, targets=3):
+    return reprogramming.frequency_mapping(predicted, labels, sources, targets)
+
+
+def tuned(**more):
+    return sara.sara(P, lambda p, key: loss(p, X), key=KEY, theta=1.0, steps=1, **more)
+
+
+# The name that the message must hold, and the call.
+CALLS = [
+    ("loss", lambda: search_of(lambda p, masks: p["kernel"].sum(0))),
+    ("candidates", lambda: search.random_search(P, loss, sample, key=KEY, candidates=0)),
+    ("batch_size", lambda: search_of(lambda p, masks: 0.0, batch_size=0)),
+    ("chunk", lambda: search_of(lambda p, masks: 0.0, chunk=0)),
+    ("power", lambda: sj.masks.erk(P, 0.5, power=nan)),
+    ("power", lambda: sj.masks.erk(P, 0.5, power=None)),
+    ("power", lambda: sj.masks.erk(P, 0.5, power=1e9)),
+    ("sparsity", lambda: sj.masks.erk(P, nan)),
+    ("sparsity", lambda: sj.masks.uniform(P, -0.5)),
+    ("a must be", lambda: prox.soft_threshold(X, -1.0)),
+    ("a must be", lambda: prox.soft_threshold(X, nan)),
+    ("a must be", lambda: prox.hard_threshold(X, -1.0)),
+    ("a", lambda: prox.hard_threshold(X, None)),
+    ("low", lambda: prox.firm_threshold(X, -1.0, 1.0)),
+    ("high", lambda: prox.firm_threshold(X, 1.0, 0.5)),
+    ("high", lambda: prox.firm_threshold(X, 1.0, nan)),
+    ("learning_rate", lambda: tuned(learning_rate=-1.0)),
+    ("weight_decay", lambda: tuned(learning_rate=0.1, weight_decay=nan)),
+    ("strength", lambda: sj.optim.sr_ste(PLAN, nan)),
+    ("strength", lambda: sj.optim.sr_ste(PLAN, -1.0)),
+    ("strength", lambda: sj.optim.sr_ste(PLAN, None)),
+    ("exploration", lambda: sj.optim.top_kast(SGD, PLAN, PLAN, exploration=-1.0)),
+    ("exploration", lambda: sj.optim.top_kast(SGD, PLAN, PLAN, exploration=nan)),
+    ("every", lambda: sj.optim.prune(PLAN, every=None)),
+    ("every", lambda: sj.optim.prune(PLAN, every=nan)),
+    ("begin", lambda: sj.optim.prune(PLAN, begin=None)),
+    ("every", lambda: sj.optim.top_kast(SGD, PLAN, PLAN, every=None)),
+    ("every", lambda: sj.optim.rigl(SGD, PLAN, every=None, end=10, key=KEY)),
+    ("every", lambda: sj.optim.iterative_shrinkage(PLAN, 0.5, every=None, prune_steps=4)),
+    ("prune_steps", lambda: sj.optim.iterative_shrinkage(PLAN, 0.5, prune_steps=None)),
+    ("total", lambda: sj.optim.stage_schedule(2, total=None)),
+    ("forget", lambda: unlearn(forget=None)),
+    ("retain", lambda: unlearn("finetune", retain=None)),
+    ("forget", lambda: unlearn(forget={})),
+    ("strength", lambda: unlearn("l1", strength=nan)),
+    ("method", lambda: unlearn(None)),
+    ("out_dtype", lambda: sj.matmul(jnp.ones((2, 4)), NM, out_dtype=jnp.int32)),
+    ("out_dtype", lambda: sj.matmul(jnp.ones((2, 4)), jnp.ones((4, 4)), out_dtype=bool)),
+    ("rules", lambda: sj.plan(P, {})),
+    ("rules", lambda: sj.plan(P, None)),
+    ("labels", lambda: mapped(labels=SIX - 1)),
+    ("labels", lambda: mapped(labels=SIX + 1)),
+    ("predicted", lambda: mapped(predicted=SIX + 2)),
+    ("labels", lambda: mapped(labels=SIX[:1])),
+    ("steps", lambda: trained(steps=-1)),
+    ("steps", lambda: trained(steps=None)),
+    ("batch_size", lambda: trained(batch_size=0)),
+    ("key", lambda: trained(key=None)),
+    ("chunk", lambda: trained(chunk=-1)),
+    ("weights", lambda: sj.recipes.uniform_soup([P, P], [nan, 1.0])),
+    ("masks", lambda: sj.recipes.uniform_soup([jnp.eye(4), 1 - jnp.eye(4)])),
+    ("X", lambda: solve.lasso(X * nan, X[:, 0], 0.1)),
+    ("strength", lambda: solve.lasso(X, X[:, 0], -1.0)),
+    ("max_steps", lambda: solve.sparse_code(X, X.T, prox.l1(0.1), max_steps=None)),
+    ("tol", lambda: solve.sparse_code(X, X.T, prox.l1(0.1), tol=nan)),
+    ("atoms", lambda: solve.dictionary_learning(X[None], None, prox.l1(0.1), key=KEY)),
+    ("learning_rate", lambda: solve.dictionary_learning(
+        X[None], 4, prox.l1(0.1), key=KEY, learning_rate=-1.0)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "call"), CALLS)
+def test_wrong_arguments_are_named(name, call):
+    with pytest.raises((ValueError, TypeError), match=name):
+        call()
+
+
+def test_arrays_that_change_in_place_are_compared_as_they_were():
+    def checkpoints():
+        tree = {"w": np.zeros(4)}
+        for _ in range(3):
+            yield tree
+            tree["w"] += [0, 0, 1, 2]
+
+    assert update_partition(checkpoints()) == (0.5, 0.0, 0.5)
+
+
+def test_layers_are_numbered_by_the_end_of_their_names():
+    before = {f"conv2d_{i}": {"kernel": jnp.zeros(2)} for i in range(2)}
+    after = {"conv2d_0": {"kernel": jnp.ones(2)}, "conv2d_1": before["conv2d_1"]}
+    assert update_sparsity(before, after).per_layer == {0: 0.0, 1: 1.0}
