@@ -34,12 +34,18 @@ def steady(optimizer: optax.GradientTransformation) -> optax.GradientTransformat
 
 
 def filled_gaps(updates: PyTree, params: PyTree) -> PyTree:
-    """The updates, 0 where there is a parameter without one."""
+    """The updates, 0 where there is a float without one; keys and counters have none."""
     return jax.tree.map(
-        lambda u, p: jax.tree.map(jnp.zeros_like, p) if is_gap(u) else u,
+        lambda u, p: jax.tree.map(jnp.zeros_like, _floats(p)) if is_gap(u) else u,
         updates,
         params,
         is_leaf=is_gap,
+    )
+
+
+def _floats(params: PyTree) -> PyTree:
+    return jax.tree.map(
+        lambda p: p if jnp.issubdtype(jnp.result_type(p), jnp.inexact) else None, params
     )
 
 
@@ -53,7 +59,7 @@ def _settled(inner: optax.GradientTransformationExtraArgs, state: PyTree, params
     if not jax.tree.leaves(params):  # optax's sharding tools pass a tree without leaves
         return state
     try:
-        return jax.eval_shape(lambda p: inner.update(p, state, p)[1], params)
+        return jax.eval_shape(lambda p: inner.update(_floats(p), state, p)[1], params)
     except TypeError:
         return state
 
