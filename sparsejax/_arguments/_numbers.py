@@ -113,10 +113,12 @@ def checked_number(name: str, x: Any, call: str, *, positive: bool = False) -> A
 
 
 def checked_integer(name: str, x: Any, call: str) -> Any:
-    """An integer, possibly traced; 3.0 is rejected, since it is a count."""
+    """A count >= 0, possibly traced; 3.0 is rejected."""
     kind = isinstance(x, int | np.integer | np.ndarray | jax.Array) and not isinstance(x, bool)
     if not kind or not jnp.issubdtype(jnp.result_type(x), jnp.integer) or np.ndim(x) > 0:
         raise TypeError(f"{name} must be an integer, got {x!r}; for example {call}.")
+    if known(x) and x < 0:
+        raise ValueError(f"{name} must be a count >= 0, got {x}; for example {call}.")
     return x
 
 
@@ -174,7 +176,7 @@ def as_number(name: str, value: Any) -> float:
 
 
 def check_one(name: str, value: Any) -> Any:
-    """What a function returned as an array; raises unless it is one real number, traced or not."""
+    """The result of a function as an array; raises unless it is one real number, traced or not."""
     shape, dtype = jnp.shape(value), jnp.result_type(value)
     if shape or jnp.issubdtype(dtype, jnp.complexfloating):
         raise TypeError(

@@ -5,7 +5,7 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
-from .._arguments import check_not_nan, check_ranking
+from .._arguments import check_not_nan, check_ranking, check_scheduled_fraction
 from .._arrays import poison
 from .._topk import topk_mask
 
@@ -66,6 +66,7 @@ def energy_threshold(scores: Float[Array, " n"], fraction: ArrayLike = 1e-4) -> 
       >>> round(float(sj.masks.energy_threshold(jnp.array([1.0, 0.001, 2.0]))), 4)
       0.5005
     """
+    check_scheduled_fraction("energy_threshold", "fraction", fraction)
     rising = jnp.maximum(jnp.sort(scores), 1e-18)
     share = jnp.cumsum(rising**2) / jnp.sum(rising**2)
     first = jnp.argmax(share > fraction)

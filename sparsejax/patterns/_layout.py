@@ -7,6 +7,8 @@ from typing import Literal
 
 from jaxtyping import Array, Shaped
 
+from .._arguments import check_count
+
 Order = Literal["in_out", "out_in"]
 ORDERS = ("in_out", "out_in")
 
@@ -123,6 +125,7 @@ def layout(
     shape = tuple(shape)
     if order not in (*ORDERS, None):
         raise ValueError(f'layout: order must be "in_out", "out_in" or None, got {order!r}.')
+    check_count("stacked", stacked, 0)
     if not 0 <= stacked < max(len(shape), 1):
         raise ValueError(f"stacked={stacked} leaves no axes of a leaf of shape {shape}.")
     outer, axes = tuple(range(stacked)), tuple(range(stacked, len(shape)))

@@ -8,11 +8,11 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
-from .._arguments import checked_integer, checked_number
+from .._arguments import check_count, checked_axis, checked_integer, checked_number
 from .._topk import nm_mask, topk_mask
 from ..patterns import layout
 from ._group import OnNorm
-from ._ordered import along
+from ._ordered import along, one_axis
 from ._partition import Axes, fit, partition
 from ._penalty import Indicator, Leaf, Penalty, Symmetric, register, static
 
@@ -98,7 +98,7 @@ def hard_k(k: ArrayLike, axis: int | None = -1) -> Penalty:
       >>> prox.hard_k(2).prox(jnp.array([1.0, -3.0, 2.0, -2.0])).tolist()
       [0.0, -3.0, 2.0, 0.0]
     """
-    return HardK(checked_integer("k", k, "prox.hard_k(16)"), axis)
+    return HardK(checked_integer("k", k, "prox.hard_k(16)"), one_axis(axis))
 
 
 def nm(
@@ -136,7 +136,8 @@ def nm(
     n, m = checked_integer("n", n, call), checked_integer("m", m, call)
     if m < 1:
         raise ValueError(f"m must be at least 1, got {m}; for example {call}.")
-    return NM(n, m, tuple(axis) if isinstance(axis, list) else axis, stacked)
+    check_count("stacked", stacked, 0)
+    return NM(n, m, checked_axis(axis), stacked)
 
 
 def group_hard_k(

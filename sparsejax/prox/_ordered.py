@@ -5,7 +5,7 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
-from .._arguments import checked_number, known
+from .._arguments import checked_axis, checked_number, known
 from .._arrays import quotient
 from ._cells import Cells, level
 from ._elementwise import outside
@@ -101,6 +101,14 @@ class L1MinusL2(Symmetric):
             return jnp.where(norm > 0, soft + self.alpha * m * unit, single)
 
         return along(self.axis, rows, b)
+
+
+def one_axis(axis: int | None) -> int | None:
+    """An axis, or None for all entries; raises for anything else."""
+    found = checked_axis(axis)
+    if isinstance(found, tuple):
+        raise ValueError(f"axis must be one axis or None, got {axis}; for example axis=-1.")
+    return found
 
 
 def along(axis: int | None, f, x: Array) -> Array:
@@ -262,7 +270,7 @@ def slope(strength: ArrayLike, axis: int | None = -1) -> Penalty:
         )
     if known(strength) and jnp.any(jnp.diff(jnp.asarray(strength)) > 0):
         raise ValueError(f"strength must not increase, got {strength}; for example {call}.")
-    return Slope(strength, axis)
+    return Slope(strength, one_axis(axis))
 
 
 def l1_minus_l2(strength: ArrayLike, alpha: ArrayLike = 1.0, axis: int | None = -1) -> Penalty:
@@ -294,4 +302,4 @@ def l1_minus_l2(strength: ArrayLike, alpha: ArrayLike = 1.0, axis: int | None = 
     alpha = checked_number("alpha", alpha, call)
     if known(alpha):
         checked_number("1 - alpha", 1 - alpha, call)
-    return L1MinusL2(checked_number("strength", strength, call), alpha, axis)
+    return L1MinusL2(checked_number("strength", strength, call), alpha, one_axis(axis))

@@ -11,7 +11,7 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
-from .._arguments import known
+from .._arguments import check_count, checked_axis, known
 from .._arrays import quotient
 from .._tree import map_named, named_leaves
 from ._labels import GroupLabels
@@ -132,9 +132,11 @@ def partition(
     """The partition defined by `axis=` or `groups=`; concrete labels are validated."""
     if isinstance(groups, GroupLabels):
         groups, num_groups = groups
+    if num_groups is not None:
+        check_count("num_groups", num_groups)
     if groups is None:
-        axes = None if axis is None else (axis,) if isinstance(axis, int) else tuple(axis)
-        return Partition(axis=axes)
+        axes = checked_axis(axis)
+        return Partition(axis=(axes,) if isinstance(axes, int) else axes)
     if axis is not None:
         raise ValueError(f"axis={axis} and groups= exclude each other; for example {call}.")
     if _is_index_lists(groups):

@@ -10,7 +10,7 @@ from jaxtyping import Array
 
 from .._arguments import checked_number
 from ._elementwise import l1
-from ._ordered import along
+from ._ordered import along, one_axis
 from ._penalty import Leaf, Penalty, register, static
 from ._sums import nested
 
@@ -183,7 +183,9 @@ def total_variation(strength: ArrayLike, axis: int | None = -1) -> Penalty:
       >>> prox.total_variation(1.0).prox(jnp.array([0.0, 0.0, 4.0, 4.0])).tolist()
       [0.5, 0.5, 3.5, 3.5]
     """
-    return TotalVariation(checked_number("strength", strength, "prox.total_variation(0.1)"), axis)
+    return TotalVariation(
+        checked_number("strength", strength, "prox.total_variation(0.1)"), one_axis(axis)
+    )
 
 
 def fused_lasso(strength: ArrayLike, l1_strength: ArrayLike, axis: int | None = -1) -> Penalty:

@@ -105,7 +105,7 @@ def fit(
         return _Follow(point, None, (*follow.stats, stats))
 
     count = len(stages.mu)
-    # A stage that is restarted counts its steps anew: no number of checks is certain beforehand.
+    # A stage that is restarted counts its steps again: no number of checks is certain beforehand.
     end = run_chunks(
         what, _Follow((weights, start), None, ()), advance, 2**62, arguments, chunk=1,
         callback=callback, resume=resume, progress=progress, view=lambda follow: follow.point[0],
