@@ -121,9 +121,8 @@ OPERATIONS = {
     # solve
     "lasso": lambda: value(solve.lasso(X, Y, 0.5, tol=0.1)),
     "lasso_path": lambda: value(solve.lasso_path(X, Y, n_strengths=2, eps=0.5, tol=0.1)),
-    "lasso_host": lambda: value(solve.lasso_host(X, Y, 0.1)),
     "group_lasso (solve)": lambda: value(
-        solve.group_lasso(X, Y, 0.5, groups=[0, 0, 1, 1], tol=0.1)
+        solve.group_lasso(X, Y, 0.1, groups=[0, 0, 1, 1])
     ),
     "logistic_lasso": lambda: value(solve.logistic_lasso(X, jnp.sign(Y), 0.1, tol=0.01)),
     "multitask_lasso": lambda: value(
@@ -195,7 +194,7 @@ OPERATIONS = {
 
 # Operations that read numbers on the host, and so cannot be traced.
 HOST = {
-    "lasso_host", "calibration", "sad", "colide", "basis_pursuit", "g_optimal", "random_nodes",
+    "calibration", "sad", "colide", "basis_pursuit", "g_optimal", "random_nodes",
     "sara", "prune_remaining", "nested_masks", "sparsegpt", "lasso_path",
 }  # fmt: skip
 # What they forbid happens while a function is traced: nothing need be compiled.
