@@ -89,7 +89,8 @@ def acdc(
         require_params(params)
         compress, release = jnp.any(state.count == begins), jnp.any(state.count == ends)
         full = plan.full_masks(params)
-        every = jax.tree.map(lambda p: jnp.full_like(p, True, bool), params)
+        # All True, and sharded as the parameters, also with explicit axes.
+        every = jax.tree.map(lambda p: (p == p) | True, params)
         masks = jax.lax.cond(
             compress,
             lambda: plan.masks(magnitude(params)),
