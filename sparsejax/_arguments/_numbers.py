@@ -113,12 +113,10 @@ def checked_number(name: str, x: Any, call: str, *, positive: bool = False) -> A
 
 
 def checked_integer(name: str, x: Any, call: str) -> Any:
-    """A count >= 0, possibly traced; 3.0 is rejected."""
+    """An integer, possibly traced; 3.0 is rejected, since it is a count."""
     kind = isinstance(x, int | np.integer | np.ndarray | jax.Array) and not isinstance(x, bool)
     if not kind or not jnp.issubdtype(jnp.result_type(x), jnp.integer) or np.ndim(x) > 0:
         raise TypeError(f"{name} must be an integer, got {x!r}; for example {call}.")
-    if known(x) and x < 0:
-        raise ValueError(f"{name} must be a count >= 0, got {x}; for example {call}.")
     return x
 
 
