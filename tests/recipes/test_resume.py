@@ -167,7 +167,7 @@ def bits(tree):
     return [(str(np.asarray(x).dtype), np.asarray(x).tobytes()) for x in jax.tree.leaves(tree)]
 
 
-@pytest.mark.parametrize("name", RUNS)
+@parametrize("name", RUNS, lambda name: name in ("sara", "random_search", "unlearn"))
 def test_a_run_resumes_bit_for_bit_or_refuses(name):
     run, others = RUNS[name]
     saved = []
@@ -184,6 +184,7 @@ def test_a_run_resumes_bit_for_bit_or_refuses(name):
 CHILD = """
 import os, pathlib, pickle, sys
 from tests.recipes.test_resume import RUNS, bits
+from tests._tiers import parametrize
 name, file = sys.argv[1], pathlib.Path(sys.argv[2])
 def save(done):
     part = file.with_suffix(".part")
@@ -196,13 +197,17 @@ pathlib.Path(sys.argv[3]).write_bytes(pickle.dumps(found))
 """
 
 
+# Each starts a process; SPARSEJAX_KILLS=20 is the long form.
+KILLS = int(os.environ.get("SPARSEJAX_KILLS", "4"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_a_killed_process_resumes_bit_for_bit(name, tmp_path):
     want, rng = bits(RUNS[name][0]()), np.random.default_rng(0)
     file, result = tmp_path / "progress", tmp_path / "result"
     root = pathlib.Path(__file__).parents[2]
-    for _ in range(20):
+    for _ in range(KILLS):
         call = [sys.executable, "-c", CHILD, name, str(file), str(result)]
         with subprocess.Popen(call, cwd=root, env=os.environ, stdout=subprocess.PIPE) as child:
             for _ in range(int(rng.integers(1, 4))):  # after some chunks, anywhere in the next
