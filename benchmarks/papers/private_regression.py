@@ -15,7 +15,6 @@ from rich.table import Table
 
 from benchmarks._report import save, table_of
 from sparsejax.contrib import private
-from sparsejax.contrib.private._moments import nldp_server
 
 jax.config.update("jax_enable_x64", True)
 
@@ -32,7 +31,7 @@ def error(seed: int, d: int, k: int, n: float, epsilon: float, public: bool, **o
     c = S @ theta + how.cross_sigma * rng.normal(size=d) / n**0.5
     if not public:
         S = S[upper] + how.second_sigma * rng.normal(size=len(upper[0])) / n**0.5
-    fit = nldp_server(S, c, int(n), how, throw=False).value
+    fit = private.nldp_server(S, c, int(n), how, throw=False).value
     return tuple(float(np.linalg.norm(w - theta)) for w in (fit.coefficients, fit.raw))
 
 

@@ -47,7 +47,9 @@ def best_error(m: int, X: np.ndarray, y: np.ndarray, signal: np.ndarray, seed: i
     found = random_support.random_reference(X, m, key=jax.random.key(seed))
     basis, residual = np.asarray(found.basis), np.asarray(found.residual)
     part = basis @ (basis.T @ y)
-    path = lasso_path(residual, y - part, n_alphas=60, eps=3e-2, tol=1e-6, max_iter=20_000)[1]
+    target = y - part
+    alphas = np.geomspace(1, 3e-2, 60) * np.abs(residual.T @ target).max() / len(target)
+    path = lasso_path(residual, target, alphas=alphas, tol=1e-6, max_iter=20_000)[1]
     off = (part - signal)[:, None] + residual @ path
     return float((off**2).mean(0).min())
 

@@ -11,7 +11,7 @@ from ._mechanisms import (
     l2_randomizer,
 )
 from ._moment_mechanism import MomentMechanism, moment_mechanism
-from ._moments import PrivateFit, nldp_regression, soft_thresholded_ols
+from ._moments import PrivateFit, nldp_message, nldp_regression, nldp_server, soft_thresholded_ols
 
 __all__ = [
     "MomentMechanism",
@@ -25,7 +25,9 @@ __all__ = [
     "l2_randomizer",
     "ldp_iht",
     "moment_mechanism",
+    "nldp_message",
     "nldp_regression",
+    "nldp_server",
     "privacy_audit",
     "soft_thresholded_ols",
 ]

@@ -50,15 +50,40 @@ def nldp_message(
     x: ArrayLike, y: ArrayLike, mechanism: MomentMechanism, *, key: Array, part: str = "both",
     out_of_range: str = "refuse",
 ) -> tuple[Float[Array, " t"], Float[Array, " c"]]:  # fmt: skip
-    """The message of one user: clipped second and cross moments with Gaussian noise.
+    r"""The message of one user: clipped second and cross moments with Gaussian noise.
 
-    It is (epsilon, delta)-private for all x and y, since clipping precedes the noise. Each user and
-    message needs a separate key; reusing a key voids the privacy guarantee. `part` is "both",
-    "second" or "cross"; the moment that is not sent is empty. Records beyond the bounds are refused
-    or clipped; under jit always clipped.
+    `triu(x x^T) + sigma_2 N(0, I)` and `x y + sigma_1 N(0, I)` of clipped records, (epsilon,
+    delta)-private for all x and y. Each user and message needs a separate key; reusing a key voids
+    the guarantee. `nldp_server` fits the means of the messages.
+
+    Args:
+      x: Features of the user (d,).
+      y: Target of the user.
+      mechanism: From `moment_mechanism`.
+      key: A random key, of this user only.
+      part: "both", "second" or "cross"; the moment that is not sent is empty.
+      out_of_range: "refuse" or "clip" records beyond the bounds; under jit they are always clipped.
 
     Returns:
       The upper triangle with the diagonal (d (d + 1) / 2,) and the cross moment (d,).
+
+    Raises:
+      ValueError: If shapes do not fit the mechanism, a record is beyond the bounds, or `part` is
+        not one of the three.
+
+    Reference:
+      Zhu et al., Improved Analysis of Sparse Linear Regression in Local Differential Privacy Model,
+      2023 (arXiv 2310.07367).
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from sparsejax.contrib import private
+      >>> how = private.moment_mechanism(3, 10, 1.0, 1e-6)
+      >>> send = jax.vmap(lambda x, y, k: private.nldp_message(x, y, how, key=k))
+      >>> keys = jax.random.split(jax.random.key(0), 10)
+      >>> second, cross = send(jnp.ones((10, 3)) / 4, jnp.ones(10), keys)
+      >>> second.shape, cross.shape
+      ((10, 6), (10, 3))
     """
     if part not in ("both", "second", "cross"):
         raise ValueError(f"part must be both, second or cross, got {part!r}.")
@@ -120,10 +145,37 @@ def nldp_server(
     eig_floor: float | None = None,
     throw: bool = True,
 ) -> Solution:
-    """The regression from mean messages, `soft(S^-1 c, strength)`: private by post-processing.
+    r"""The regression from mean messages, `soft(S^-1 c, strength)`: private by post-processing.
 
-    `mean_second` is the triangle (d (d + 1) / 2,) or a public matrix (d, d), `users` the number of
-    users whose messages each mean averages.
+    Args:
+      mean_second: Mean of the second moments: the triangle (d (d + 1) / 2,), or a public matrix
+        (d, d).
+      mean_cross: Mean of the cross moments (d,).
+      users: Number of users whose messages each mean averages.
+      mechanism: From `moment_mechanism`, as for `nldp_message`.
+      strength: The threshold; None: `sqrt(2 log d)` times the noise of an entry.
+      norm_bound: Bound of the norm of the coefficients, for the default threshold.
+      eig_floor: Least eigenvalue of S; None: an indefinite S is reported.
+      throw: Whether to raise if S is indefinite.
+
+    Returns:
+      A `Solution` with a `PrivateFit`; `stats` has `min_eigenvalue`.
+
+    Raises:
+      ValueError: If shapes do not fit the mechanism, or a number is not positive.
+      RuntimeError: If S is indefinite and `throw`.
+
+    Reference:
+      As for `nldp_message`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sparsejax.contrib import private
+      >>> how = private.moment_mechanism(2, 10**9, 1.0, 1e-6)
+      >>> moments = jnp.array([1.0, 0.0, 1.0]), jnp.array([0.5, 0.0])
+      >>> found = private.nldp_server(*moments, 10**9, how, strength=0.1)
+      >>> [round(float(w), 2) for w in found.value.coefficients]
+      [0.4, 0.0]
     """
     d = mechanism.features
     S, c = jnp.asarray(mean_second), jnp.asarray(mean_cross)

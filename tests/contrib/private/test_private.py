@@ -10,7 +10,6 @@ import pytest
 from scipy.stats import norm
 
 from sparsejax.contrib import private
-from sparsejax.contrib.private._moments import nldp_message
 from sparsejax.contrib.private._sampling import below, from_words, lie_threshold, normal
 from sparsejax.solve import Result
 
@@ -75,7 +74,7 @@ def test_no_pair_of_records_exceeds_the_sensitivities(d, clip):
     x = jnp.concatenate([wild, corners, bad])
     y = jnp.where(jnp.arange(len(x)) % 2, 50.0, -50.0)
     x, y = jnp.concatenate([x, x]), jnp.concatenate([y, -y])
-    send = jax.jit(jax.vmap(lambda x, y: nldp_message(x, y, noiseless(how), key=KEY)))
+    send = jax.jit(jax.vmap(lambda x, y: private.nldp_message(x, y, noiseless(how), key=KEY)))
     for sent, sigma in zip(send(x, y), (how.second_sigma, how.cross_sigma)):
         sent = np.asarray(sent, np.float64)
         assert np.isfinite(sent).all()
@@ -89,11 +88,13 @@ def test_the_claimed_epsilon_survives_an_audit_and_a_smaller_noise_does_not():
     """Likelihood ratios of two extreme users, over both messages."""
     how = private.moment_mechanism(2, 100, 2.0, 1e-3, radius=1.0, bound_x=1.0, bound_y=1.0)
     users = (jnp.array([1.0, 0.0]), 1.0), (jnp.array([0.0, 1.0]), 1.0)
-    plain = [nldp_message(*u, noiseless(how), key=KEY) for u in users]
+    plain = [private.nldp_message(*u, noiseless(how), key=KEY) for u in users]
 
     def epsilon(how, n=200_000):
         send = jax.jit(
-            jax.vmap(lambda key, x, y: nldp_message(x, y, how, key=key), in_axes=(0, None, None))
+            jax.vmap(
+                lambda key, x, y: private.nldp_message(x, y, how, key=key), in_axes=(0, None, None)
+            )
         )
         scores = []
         for i, user in enumerate(users):
@@ -141,7 +142,7 @@ def test_half_sphere_has_the_published_radius_and_the_right_mean(d, radius):
 def test_users_and_messages_have_noise_of_their_own():
     how = private.moment_mechanism(3, 100, 1.0, 1e-6, bound_y=1.0)
     keys = jax.random.split(KEY, 5000)
-    second, cross = jax.vmap(lambda k: nldp_message(jnp.zeros(3), 0.0, how, key=k))(keys)
+    second, cross = jax.vmap(lambda k: private.nldp_message(jnp.zeros(3), 0.0, how, key=k))(keys)
     np.testing.assert_allclose(second.std(0), how.second_sigma, rtol=0.05)
     np.testing.assert_allclose(cross.std(0), how.cross_sigma, rtol=0.05)
     both = np.corrcoef(np.concatenate([second, cross], 1).T) - np.eye(9)
@@ -242,10 +243,10 @@ def test_data_beyond_the_bounds_are_refused_unless_clipping_is_asked_for():
     np.testing.assert_array_equal(clipped.coefficients, same.coefficients)
     how = private.moment_mechanism(3, 20, 1.0, 1e-6, radius=2.0, bound_x=1.0, bound_y=1.0)
     with pytest.raises(ValueError, match="radius"):
-        nldp_message(far[7], 1.0, how, key=KEY)
-    nldp_message(far[7], 1.0, how, key=KEY, out_of_range="clip")
+        private.nldp_message(far[7], 1.0, how, key=KEY)
+    private.nldp_message(far[7], 1.0, how, key=KEY, out_of_range="clip")
     long = how._replace(clip="entries", second_sigma=None)  # only entries count
-    nldp_message(X[0], 1.0, long._replace(radius=0.1), key=KEY)
+    private.nldp_message(X[0], 1.0, long._replace(radius=0.1), key=KEY)
 
 
 def test_noise_fits_what_is_clipped_and_is_a_number():
@@ -257,7 +258,7 @@ def test_noise_fits_what_is_clipped_and_is_a_number():
     for size in (1e-25, 1e25):  # noise of 1e-50 or 1e50 is 0 or infinite in float32
         how = private.moment_mechanism(2, 9, 1.0, 1e-6, radius=size, bound_x=size, bound_y=size)
         with pytest.raises(ValueError, match="rescale"):
-            nldp_message(jnp.zeros(2), 0.0, how, key=KEY)
+            private.nldp_message(jnp.zeros(2), 0.0, how, key=KEY)
         with pytest.raises(ValueError, match="rescale"):
             private.l2_randomizer(jnp.zeros(2), size**2, 1.0, key=KEY)
 
@@ -306,7 +307,7 @@ def test_what_would_break_the_promise_is_refused():
     np.testing.assert_allclose(long, same, rtol=1e-4)
     users = private.moment_mechanism(3, 20, 1.0, 1e-6, split="users")
     with pytest.raises(ValueError, match="one message"):
-        nldp_message(X[0], 1.0, users, key=KEY)
+        private.nldp_message(X[0], 1.0, users, key=KEY)
     with pytest.raises(ValueError, match="classic"):
         private.gaussian_sigma(1.0, 2.0, 1e-6, method="classic")
     with pytest.raises(ValueError, match="scores"):
