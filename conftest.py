@@ -31,6 +31,7 @@ os.environ["SPARSEJAX_CACHE"] = str(
 )
 
 import jax  # noqa: E402
+import jax.monitoring  # noqa: E402
 import pytest  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 
@@ -53,14 +54,26 @@ def pytest_collection_finish():
     gc.freeze()
 
 
+_compiled = 0
+
+
+def _count(event, duration, **about):
+    global _compiled
+    _compiled += event == "/jax/core/compile/backend_compile_duration"
+
+
+jax.monitoring.register_event_duration_secs_listener(_count)
+
+
 @pytest.fixture(scope="module", autouse=True)
-def what_is_compiled_fits():
-    """Free what was compiled before it is more than a process may map (65530 areas in Linux)."""
+def little_stays_compiled():
+    """Free all programs now and then: the more a process holds the longer the next one takes."""
+    global _compiled
     yield
-    maps = pathlib.Path("/proc/self/maps")
-    if not maps.exists() or maps.read_bytes().count(b"\n") > 30_000:
+    if _compiled > 500:
         jax.clear_caches()
         gc.collect()
+        _compiled = 0
 
 
 def pytest_unconfigure():

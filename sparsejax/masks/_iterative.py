@@ -53,12 +53,14 @@ def iterative(
 
     def one(r, state):
         masks, lost = state
-        scores = jax.tree.map(within, score(apply_masks(params, masks)), masks)
+        raw = score(apply_masks(params, masks))
+        scores = jax.tree.map(within, raw, masks)
         kept = jnp.asarray(density, jnp.float32) ** ((r + 1) / rounds)
         fraction = jnp.where(r + 1 == rounds, 1.0, (1 - kept) / max(plan.sparsity, 1e-9))
         new = jax.tree.map(jnp.logical_and, plan.masks(scores, fraction), masks)
-        kept = jax.tree.map(lambda m, s: jnp.any(m & jnp.isnan(s)), new, scores)
-        return new, lost | jnp.any(jnp.stack(jax.tree.leaves(kept)))
+        undecided = lambda m, old, s: jnp.any(m & jnp.isnan(s)) & jnp.any(old & ~m)  # noqa: E731
+        here = jax.tree.leaves(jax.tree.map(undecided, new, masks, raw))
+        return new, lost | jnp.any(jnp.stack(here))
 
     masks, lost = lax.fori_loop(0, rounds, one, (plan.full_masks(params), jnp.array(False)))
     if known(lost) and lost:

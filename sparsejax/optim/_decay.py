@@ -9,7 +9,7 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Int, PyTree
 
-from .._arguments import check_step, checked_number, require_params
+from .._arguments import check_finite, check_step, require_params
 from .._tree import is_gap
 from ..masks import Masks, Plan, magnitude
 from ._pruning import next_step
@@ -57,7 +57,7 @@ def add_pruned_decay(
     """
 
     Plan.require("add_pruned_decay", plan)
-    checked_number("strength", strength, "sr_ste(plan, 2e-4)")
+    check_finite("sr_ste", strength=strength)
 
     def init(params):
         masks = plan.masks(magnitude(params))

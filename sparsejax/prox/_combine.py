@@ -8,6 +8,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
 from .._arguments import checked_number, known
+from .._arrays import poison
 from ._penalty import Leaf, Penalty, register
 
 
@@ -118,7 +119,8 @@ class NonNegative(_Wrapper):
 
     def _value(self, x: PyTree) -> Array:
         below = jnp.array([jnp.any(leaf < 0) for leaf in jax.tree.leaves(x)])
-        return jnp.where(jnp.any(below), jnp.inf, self.penalty.value(x))
+        value = jnp.where(jnp.any(below), jnp.inf, self.penalty.value(x))
+        return value + poison(*jax.tree.leaves(x)).astype(value.dtype)
 
     def _prox(self, x: PyTree, t: Array) -> PyTree:
         return self.penalty.prox(jax.tree.map(lambda leaf: jnp.where(leaf < 0, 0, leaf), x), t)

@@ -197,7 +197,13 @@ def prune_remaining(plan: Plan, scores: PyTree, masks: PyTree, progress: float) 
       8
     """
     found = _select(plan, scores, masks, float(progress))
-    check_ranking("prune_remaining", named_leaves(scores), named_leaves(found), joint=plan.joint)
+    # What is already pruned does not compete.
+    old, new = named_leaves(masks), named_leaves(found)
+    given = {
+        n: s if n not in old else jnp.where(old[n], s, 0) for n, s in named_leaves(scores).items()
+    }
+    among = {n: m | ~old.get(n, jnp.ones((), bool)) for n, m in new.items()}
+    check_ranking("prune_remaining", given, among, joint=plan.joint)
     return found
 
 

@@ -83,7 +83,7 @@ REFUSED = {
     "above: threshold": lambda: sj.masks.above(jnp.ones(2), NAN),
     "iterative": lambda: sj.masks.iterative(lambda p: LOST, PLAN, PARAMS, rounds=2),
     "update_mask: tol": lambda: sj.masks.update_mask(PARAMS, PARAMS, NAN),
-    "nested_masks": lambda: sj.recipes.nested_masks(LOST, PLAN, [0.5]),
+    "masks: 4 scores": lambda: sj.recipes.nested_masks(LOST, PLAN, [0.5]),
     "prune_remaining": lambda: sj.recipes.prune_remaining(PLAN, LOST, PLAN.full_masks(PARAMS), 1.0),
     "greedy_soup": lambda: sj.recipes.greedy_soup([PARAMS, PARAMS], lambda p: NAN),
     "knee": lambda: metrics.knee([0.0, 0.5, 1.0], [1.0, NAN, 0.0]),
@@ -106,7 +106,8 @@ REFUSED = {
         PARAMS, None, lambda p, x: x @ p["kernel"], jnp.ones((3, 4)), key=KEY, alpha=-1.0
     ),
     "sara: the loss is nan": lambda: sara.sara(
-        PARAMS, lambda p, key: NAN * jnp.sum(p["kernel"]), key=KEY, theta=3.0, steps=2
+        PARAMS, lambda p, key: NAN * jnp.sum(p["kernel"]), key=KEY, theta=3.0, steps=2,
+        learning_rate=1e-3,
     ),
     "prune: schedule|masks: fraction": lambda: run(
         sj.optim.prune(PLAN, lambda step: step * NAN), jit=False

@@ -216,7 +216,8 @@ def test_numbers_at_the_edges(case):
     # NaN stays where it is, and in the value; a step of NaN spares no entry.
     flat[0] = flat[0].at[(0,) * flat[0].ndim].set(jnp.nan)
     out, value = both(jax.tree.unflatten(treedef, flat), 1.0)
-    assert jnp.isnan(jax.tree.leaves(out)[0][(0,) * flat[0].ndim]) and jnp.isnan(value)
+    assert jnp.isnan(jax.tree.leaves(out)[0][(0,) * flat[0].ndim])
+    assert jnp.isnan(value) or case.name == "masked"  # whose first entry is off the mask
     lost = jax.tree.leaves(solve(v, jnp.nan))
     assert case.indicator or all(jnp.isnan(leaf).any() for leaf in lost[:2])
 

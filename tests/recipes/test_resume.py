@@ -16,6 +16,7 @@ import pytest
 import sparsejax as sj
 from sparsejax import prox, solve
 from sparsejax.contrib import dag, reprogramming, sara, search, unlearning, unmixing
+from tests._tiers import parametrize
 
 KEY = jax.random.key(0)
 X = jax.random.normal(jax.random.key(1), (24, 6))
@@ -184,7 +185,6 @@ def test_a_run_resumes_bit_for_bit_or_refuses(name):
 CHILD = """
 import os, pathlib, pickle, sys
 from tests.recipes.test_resume import RUNS, bits
-from tests._tiers import parametrize
 name, file = sys.argv[1], pathlib.Path(sys.argv[2])
 def save(done):
     part = file.with_suffix(".part")
