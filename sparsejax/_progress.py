@@ -210,7 +210,8 @@ def check_progress(
         if known(*jax.tree.leaves(tree)):
             arguments[name] = fingerprint(tree)
     if key is not None and known(key):
-        arguments["key"] = tuple(np.asarray(jax.random.key_data(key)).tolist())
+        with jax.ensure_compile_time_eval():  # a known key, also inside jit
+            arguments["key"] = tuple(np.asarray(jax.random.key_data(key)).tolist())
     if resume is not None:
         check_resume("resume", resume, Progress)
         before = dict(resume.extra.get("arguments", Arguments(())).items)

@@ -173,7 +173,8 @@ OPERATIONS = {
     ).masks,
     "random_nodes": graph_masks,
     "sara": lambda: contrib.sara.sara(
-        PARAMS, lambda p, key: loss(p, DATA), key=KEY, theta=0.5, steps=1, rank_min_dim=2
+        PARAMS, lambda p, key: loss(p, DATA), key=KEY, theta=0.5, steps=1, rank_min_dim=2,
+        learning_rate=1e-3,
     ).params,
     "fisher_diagonal": lambda: contrib.unlearning.fisher_diagonal(
         PARAMS, lambda p, x: x @ p["kernel"], W
