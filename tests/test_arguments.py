@@ -84,7 +84,7 @@ CALLS = [
     ("learning_rate", lambda: tuned(learning_rate=-1.0)),
     ("weight_decay", lambda: tuned(learning_rate=0.1, weight_decay=nan)),
     ("strength", lambda: sj.optim.sr_ste(PLAN, nan)),
-    ("strength", lambda: sj.optim.sr_ste(PLAN, -1.0)),
+    ("strength", lambda: sj.optim.sr_ste(PLAN, float("inf"))),
     ("strength", lambda: sj.optim.sr_ste(PLAN, None)),
     ("exploration", lambda: sj.optim.top_kast(SGD, PLAN, PLAN, exploration=-1.0)),
     ("exploration", lambda: sj.optim.top_kast(SGD, PLAN, PLAN, exploration=nan)),
