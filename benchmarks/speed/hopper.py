@@ -36,9 +36,9 @@ from rich.table import Table
 import sparsejax as sj
 from benchmarks._report import save
 from sparsejax.kernels import _mosaic
+from sparsejax.kernels._finish import How
 from sparsejax.kernels.matmul import _cusparselt, _gpu_block, _gpu_nm, _sparse_cores
 from sparsejax.kernels.matmul._cases import Case
-from sparsejax.kernels.matmul._finish import How
 
 SIDE = 8192
 HOW = How(dtype=jnp.bfloat16)

@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Shaped
 
-from ...formats import NMArray
+from ..formats import NMArray
 
 
 def row_tile(rows: int, dtype: Any, most: int, least: int | None = None) -> int:

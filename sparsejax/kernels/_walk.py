@@ -17,8 +17,8 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Shaped
 
 from . import _mosaic
-from .matmul._finish import How, finish_inside
-from .matmul._tiles import padded_rows, promoted, row_tile
+from ._finish import How, finish_inside
+from ._tiles import padded_rows, promoted, row_tile
 
 SIDES = (16, 32, 64, 128)  # tile sides that the tensor cores support
 DEPTH = 64  # length of a step along the contraction

@@ -261,7 +261,7 @@ def _called(eqn):
 
 
 def _jaxpr(x):
-    """An open jaxpr: only some versions of JAX close inner ones."""
+    """The open jaxpr of an inner one, which only some versions of JAX close."""
     return getattr(x, "jaxpr", x)
 
 

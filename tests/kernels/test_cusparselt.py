@@ -14,8 +14,8 @@ import pytest
 import sparsejax as sj
 from sparsejax.formats import NMArray, TensorCoreArray
 from sparsejax.kernels import _compile, _mosaic
+from sparsejax.kernels._finish import How
 from sparsejax.kernels.matmul import _cusparselt
-from sparsejax.kernels.matmul._finish import How
 from tests.kernels.test_matmul import assert_close, in_double
 
 FAKE = pathlib.Path(__file__).with_name("fake_cuda")

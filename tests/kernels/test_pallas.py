@@ -12,9 +12,9 @@ from jax.experimental.pallas import mosaic_gpu as plgpu, tpu as pltpu
 import sparsejax as sj
 from sparsejax.formats import BlockArray
 from sparsejax.kernels import _mosaic
+from sparsejax.kernels._finish import How
 from sparsejax.kernels._table import get
 from sparsejax.kernels.matmul._cases import SMALL, TILED, Case
-from sparsejax.kernels.matmul._finish import How
 from tests.kernels.test_matmul import assert_close, in_double
 
 NAMES = ("pallas_tpu", "pallas_gpu")

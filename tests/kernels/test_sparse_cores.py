@@ -12,8 +12,8 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 import sparsejax as sj
 from sparsejax.formats import NMArray, TensorCoreArray
 from sparsejax.kernels import _mosaic, _sparse_wgmma
+from sparsejax.kernels._finish import How
 from sparsejax.kernels.matmul import _sparse_cores
-from sparsejax.kernels.matmul._finish import How
 from tests.kernels import _software_wgmma
 from tests.kernels.test_matmul import assert_close, in_double
 

@@ -32,12 +32,16 @@ class DAGFit(NamedTuple):
 
 
 class Problem(NamedTuple):
+    """Covariance of the samples, strength of the l1 norm, and least scale of the noise."""
+
     covariance: Array
     strength: Array
     floor: Array
 
 
 class Stages(NamedTuple):
+    """One row a stage: weight of the fit, shift of the log-determinant, limit of steps, rate."""
+
     mu: Array
     shift: Array
     max_steps: Array

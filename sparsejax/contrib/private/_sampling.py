@@ -37,7 +37,7 @@ def truthful(key: Array, epsilon: float) -> Bool[Array, ""]:
 
 
 def normal(key: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Float[Array, "..."]:
-    """Normal numbers with tails up to 9.4 standard deviations, where those of JAX end at 5.4.
+    """Normal numbers with tails up to 9.4 standard deviations; those of `jax.random` end at 5.4.
 
     Box and Muller, with the radius from 64 bits: `P[|z| > t]` is right down to 1e-19.
     """

@@ -100,17 +100,10 @@ def random_search(
         masks = sample(key)
         return check_one("loss", loss(apply_masks(params, masks), masks))
 
-    def several(_, keys):
-        return None, jax.vmap(score)(keys) if batch_size else score(keys[0])[None]
-
-    def evaluate(keys):
-        size = min(batch_size or 1, len(keys))
-        whole, rest = jnp.split(keys, [len(keys) // size * size])
-        found = jax.lax.scan(several, None, whole.reshape(-1, size))[1].ravel()
-        return jnp.concatenate([found, evaluate(rest)]) if len(rest) else found
-
     def advance(losses, first, last):
-        return jnp.concatenate([losses, evaluate(keys[first:last])])
+        size = batch_size and min(batch_size, last - first)  # a scan of no batch fails without jit
+        now = jax.lax.map(score, keys[first:last], batch_size=size)
+        return jnp.concatenate([losses, now])
 
     begin = jnp.zeros(0, jax.eval_shape(score, key).dtype)
     losses = run_chunks(

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ...select import ActiveSet
+from .._finish import How
+from .._tiles import promoted
 from .._walk import DEPTH, SIDES, walk
-from ..matmul._finish import How
-from ..matmul._tiles import promoted
 
 
 def reduce(h: Float[Array, "t k g"], w: Float[Array, "n g d"], s: ActiveSet) -> Float[Array, "t d"]:

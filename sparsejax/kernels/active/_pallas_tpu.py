@@ -10,7 +10,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
 from ...select import ActiveSet
-from ..matmul._tiles import divisor, padded_rows, row_tile
+from .._tiles import divisor, padded_rows, row_tile
 
 LANES = 128
 WIDTHS = (2048, 1024, 512, 256, 128)  # features per tile

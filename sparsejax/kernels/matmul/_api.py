@@ -12,10 +12,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Shaped
 
 from ...formats import Matrix, multiply
+from .._finish import FUSED, How, finish
 from .._table import get, platform_of, requested
 from .._tuning import fastest
 from ._derivatives import product_of
-from ._finish import FUSED, How, finish
 from ._order import case_of, order
 
 

@@ -7,10 +7,10 @@ import jax
 from jaxtyping import Array, Float, Shaped
 
 from ...formats import LowRank, Sum
+from .._finish import How, finish
 from .._table import Implementation
 from ._api import matmul
 from ._dense import dot
-from ._finish import How, finish
 
 
 def _low_rank(x: Shaped[Array, "m k"], w: LowRank, bias: Any, how: How) -> Float[Array, "m n"]:

@@ -19,9 +19,9 @@ from jaxtyping import Array, Float, UInt8
 
 from ...formats import NMArray, SparseArray, TensorCoreArray
 from .. import _compile
+from .._finish import How, finish
 from .._table import Implementation
-from ._finish import How, finish
-from ._tiles import padded_rows, promoted
+from .._tiles import padded_rows, promoted
 from ._two_four import failure, require_probed
 
 SOURCE = pathlib.Path(__file__).with_name("cusparselt.cc")

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
 from ...formats import Matrix, SparseArray
+from .._finish import How, finish
 from .._table import Implementation
-from ._finish import How, finish
 from ._xla import dot_dtypes
 
 

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ...formats import SparseArray
+from .._finish import How, finish
 from .._table import attempt
-from ._finish import How, finish
 
 
 def product_of(x: Any, w: Any, bias: Any, names: tuple[str, ...], how: How) -> Any:

@@ -11,10 +11,10 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from ...formats import BlockArray
 from .. import _mosaic
+from .._finish import How
 from .._table import Implementation
+from .._tiles import padded_rows, promoted
 from .._walk import DEPTH, SIDES, layout, spec, stages, tiles_of, walk
-from ._finish import How
-from ._tiles import padded_rows, promoted
 
 
 def product(x: Shaped[Array, "m k"], w: BlockArray, bias: Any, how: How) -> Float[Array, "m n"]:

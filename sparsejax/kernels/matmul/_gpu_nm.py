@@ -18,10 +18,10 @@ from jaxtyping import Array, Float
 
 from ...formats import NMArray
 from .. import _mosaic
+from .._finish import How, finish
 from .._table import Implementation
+from .._tiles import divisor, padded_rows, position_planes, promoted, row_tile
 from .._walk import SHARED, layout, spec, stages
-from ._finish import How, finish
-from ._tiles import divisor, padded_rows, position_planes, promoted, row_tile
 
 WIDTH = 64  # columns of W in a tile
 DEPTH = 64  # groups in a step

@@ -19,8 +19,8 @@ from jaxtyping import Array, Float, Shaped
 from ...formats import BlockArray, NMArray
 from .. import _tuning
 from .._compile import register
+from .._finish import How, finish
 from .._table import Implementation, get
-from ._finish import How, finish
 
 SOURCE = pathlib.Path(__file__).with_name("native.cc")
 CALLS = {

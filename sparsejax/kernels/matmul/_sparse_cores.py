@@ -24,10 +24,10 @@ from jaxtyping import Array, Float
 
 from ...formats import NMArray, SparseArray, TensorCoreArray
 from .. import _mosaic
+from .._finish import How, finish_inside
 from .._table import Implementation
+from .._tiles import padded_rows, promoted, row_tile
 from .._walk import layout, spec, stages
-from ._finish import How, finish_inside
-from ._tiles import padded_rows, promoted, row_tile
 from ._two_four import failure, require_probed
 
 STEP, PART, WORDS = TensorCoreArray.step, TensorCoreArray.part, TensorCoreArray.words

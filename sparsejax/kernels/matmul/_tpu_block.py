@@ -15,9 +15,9 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int, Shaped
 
 from ...formats import BlockArray
+from .._finish import How, finish_inside
 from .._table import Implementation
-from ._finish import How, finish_inside
-from ._tiles import padded_rows, row_tile
+from .._tiles import padded_rows, row_tile
 
 LANES = 128
 # Indices that fit into scalar memory (about 1 MB), minus the share of the compiler.

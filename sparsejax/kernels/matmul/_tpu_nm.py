@@ -16,9 +16,9 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
 from ...formats import NMArray
+from .._finish import How, finish_inside
 from .._table import Implementation
-from ._finish import How, finish_inside
-from ._tiles import divisor, padded_rows, position_planes, row_tile
+from .._tiles import divisor, padded_rows, position_planes, row_tile
 
 TILES = (512, 256, 128)
 ROWS = 256

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ...formats import NMArray
-from ._finish import How
+from .._finish import How
 
 Product = Callable[[Any, NMArray, Any, How], Any]
 

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
 from ...formats import SparseArray
+from .._finish import How, finish
 from .._table import Implementation
-from ._finish import How, finish
 
 
 def of(forms: ModuleType) -> Implementation:
