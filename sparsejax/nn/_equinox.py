@@ -155,11 +155,11 @@ def _(model: eqx.Module, plan: Plan, masks: Any) -> Any:
 
 
 @compiled_grams.register
-def _(model: eqx.Module, call: Any, order: list[str]) -> Any:
+def _(model: eqx.Module, call: Any) -> Any:
     def of_batch(model, batch):
         if call is not None:
-            return grams_of(model, batch, call, order)
-        each = jax.vmap(lambda x: grams_of(model, x, None, order))(batch)
+            return grams_of(model, batch, call)
+        each = jax.vmap(lambda x: grams_of(model, x, None))(batch)
         return jax.tree.map(lambda gram: gram.sum(0), each)
 
     return functools.partial(eqx.filter_jit(of_batch), model)

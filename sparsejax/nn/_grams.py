@@ -1,6 +1,7 @@
 """Gram matrices of the inputs of each kernel over calibration data."""
 
 import functools
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -13,7 +14,7 @@ from ._linear_layer import linear_layer, product_class, rows_of
 from ._taps import Recorder, observing, run_recording
 
 Call = Callable[[Any, Any], Any]
-Grams = dict[str, Float[Array, "..."]]
+Grams = OrderedDict[str, Float[Array, "..."]]
 
 
 def input_grams(
@@ -53,8 +54,7 @@ def input_grams(
       [[10.0, 2.0], [2.0, 4.0]]
     """
     load_frameworks()
-    order: list[str] = []
-    grams_of = compiled_grams(model, call, order)
+    grams_of = compiled_grams(model, call)
     total: dict[str, Array] = {}
     for batch in batches:
         try:
@@ -62,7 +62,7 @@ def input_grams(
         except (TypeError, ValueError, AttributeError) as error:
             _check_batch(error, batch, call)
             raise
-        total |= {n: total[n] + found[n] if n in total else found[n] for n in order if n in found}
+        total |= {name: total[name] + x if name in total else x for name, x in found.items()}
     if not total:
         raise ValueError(
             "input_grams: no linear layer ran; pass at least one batch to a model with layers such "
@@ -72,13 +72,13 @@ def input_grams(
 
 
 @functools.singledispatch
-def compiled_grams(model: Any, call: Call | None, order: list[str]) -> Callable[[Any], Grams]:
+def compiled_grams(model: Any, call: Call | None) -> Callable[[Any], Grams]:
     """A function from a batch to Gram matrices, by framework (jitted if possible)."""
-    return lambda batch: grams_of(model, batch, call, order)
+    return lambda batch: grams_of(model, batch, call)
 
 
-def grams_of(model: Any, batch: Any, call: Call | None, order: list[str]) -> Grams:
-    """The Gram matrices of one batch by the path of the kernel."""
+def grams_of(model: Any, batch: Any, call: Call | None) -> Grams:
+    """The Gram matrices of one batch by the path of the kernel, in the order of execution."""
     kernels: dict[str, str] = {}
 
     def choose(path: str, module: Any) -> Any:
@@ -93,9 +93,8 @@ def grams_of(model: Any, batch: Any, call: Call | None, order: list[str]) -> Gra
     recorder = Recorder(jnp.add, product_class)
     with observing(recorder, choose):
         _, found = run_recording(model, choose, recorder, call, (batch,), {})
-    found = {kernels.get(path, path): value for path, value in found.items()}
-    order.extend(name for name in found if name not in order)  # jit sorts dicts by name
-    return found
+    # jit sorts a plain dict by name.
+    return OrderedDict((kernels.get(path, path), value) for path, value in found.items())
 
 
 def _check_batch(error: Exception, batch: Any, call: Call | None) -> None:

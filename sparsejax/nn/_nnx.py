@@ -14,7 +14,7 @@ from .._tree import named_leaves, pure
 from ..formats import SparseArray
 from ..masks import Plan, apply_masks, magnitude
 from ._compress import compress_leaf, compress_model
-from ._grams import compiled_grams, grams_of
+from ._grams import Grams, compiled_grams, grams_of
 from ._linear import SparseKernel
 from ._linear_layer import (
     DotGeneral,
@@ -279,7 +279,11 @@ def _agrees(layer: LinearLayer, layout: Any) -> bool:
 
 
 @compiled_grams.register
-def _(model: nnx.Module, call: Any, order: list[str]) -> Any:
-    graphdef, state = nnx.split(model)
-    jitted = jax.jit(lambda state, batch: grams_of(nnx.merge(graphdef, state), batch, call, order))
-    return functools.partial(jitted, state)
+def _(model: nnx.Module, call: Any) -> Any:
+    return functools.partial(_grams, *nnx.split(model), call)
+
+
+# One program for all modules of the same structure, such as the layers of a network.
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def _grams(graphdef: Any, state: Any, call: Any, batch: Any) -> Grams:
+    return grams_of(nnx.merge(graphdef, state), batch, call)

@@ -4,7 +4,7 @@ from .._progress import Progress
 from ._average import greedy_soup, soup_geometry, uniform_soup
 from ._iterative import iterative_prune, prune_remaining, ticket
 from ._retraining import retraining_schedule
-from ._sequential import sequential_sparsegpt
+from ._sequential import sequential_prune
 from ._soups import sparse_model_soup
 from ._sparsegpt import sparsegpt
 from ._sweep import nested_masks, sparsity_sweep
@@ -18,7 +18,7 @@ __all__ = [
     "nested_masks",
     "prune_remaining",
     "retraining_schedule",
-    "sequential_sparsegpt",
+    "sequential_prune",
     "soup_geometry",
     "sparse_model_soup",
     "sparsegpt",

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from sparsejax import prox
-from tests._tiers import parametrize
 from tests.conformance._penalties import CASES, IDS, draw
 
 # Compilation is what these tests take: without the optimiser of the machine code it is faster.
@@ -22,12 +21,6 @@ _first = {
 }
 once = pytest.mark.parametrize("case", _first.values(), ids=lambda c: c.name)
 every = pytest.mark.parametrize("case", CASES, ids=IDS)
-# What takes longest to compile: these in `make test`, all of them in `make test-slow`.
-_quick = {"l1", "mcp", "group_lasso", "nuclear", "total_variation", "slope", "simplex"}
-once_or_slow, every_or_slow = (
-    parametrize("case", cases, lambda c: c.name in _quick, ids)
-    for cases, ids in [(list(_first.values()), [c.name for c in _first.values()]), (CASES, IDS)]
-)
 # What is no penalty, or takes other arguments than penalties do.
 NOT_A_FACTORY = {
     "fenchel_young_gap", "firm_threshold", "group_labels", "hard_threshold", "soft_threshold",
@@ -72,7 +65,7 @@ def test_two_penalties_are_never_one_structure():
     assert jax.tree.structure(prox.l1(jnp.ones(3))) != jax.tree.structure(prox.l0(jnp.ones(3)))
 
 
-@every_or_slow
+@every
 def test_no_competitor_is_better(case):
     """Against the point, 0, blends, other steps and noise: no objective is lower."""
     rng = np.random.default_rng(1)
@@ -106,7 +99,7 @@ def test_no_competitor_is_better(case):
             assert best <= min(others, less) * (1 + 1e-9) + 1e-12
 
 
-@once_or_slow
+@once
 def test_float32_agrees_with_float64_and_low_dtypes_round_it(case):
     def solve(v):
         return case.penalty.prox(v, 1.5), case.penalty.value(v)
@@ -134,7 +127,7 @@ def test_float32_agrees_with_float64_and_low_dtypes_round_it(case):
             np.testing.assert_allclose(a, b, rtol=float(jnp.finfo(dtype).eps), atol=1e-6)
 
 
-@once_or_slow
+@once
 def test_one_compilation_for_all_strengths_and_maps_over_them(case):
     compiles = []
 
@@ -156,7 +149,7 @@ def test_one_compilation_for_all_strengths_and_maps_over_them(case):
     close(mapped, jax.tree.map(stack, *alone), 1e-5, 1e-5)
 
 
-@every_or_slow
+@every
 def test_gradients_are_finite_everywhere(case):
     """At a point, at 0, at ties, with a step of 0; of the value and through the operator."""
     v = draw(case.shape, np.random.default_rng(4))
@@ -184,7 +177,7 @@ def test_gradients_are_finite_everywhere(case):
             assert finite(value_grad(point)), point
 
 
-@every_or_slow
+@every
 def test_derivative_is_that_of_differences(case):
     """In the point and in the step together."""
     rng = np.random.default_rng(5)
@@ -255,7 +248,7 @@ def test_weak_convexity(case):
             assert min(float(bend(x, 1.01 * x, 0.8 * rho)) for x in near) < 0
 
 
-@once_or_slow
+@once
 def test_complex_by_modulus_and_phase(case):
     v = draw(case.shape, np.random.default_rng(9))
     phase = np.complex64(np.exp(0.7j))

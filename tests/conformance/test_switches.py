@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from flax import nnx
 
 import sparsejax as sj
 from sparsejax import contrib, prox, solve
-from tests._tiers import parametrize
 from tests.conformance.test_transformations import MEMBERS, params_of
 
 KEY = jax.random.key(0)
@@ -206,10 +206,7 @@ TRACED = {
 }
 
 
-QUICK = {"l1", "group_lasso", "plan.masks", "NM", "joint", "matmul NM", "lasso", "nested_masks"}
-
-
-@parametrize("name", OPERATIONS, lambda name: name in QUICK)
+@pytest.mark.parametrize("name", OPERATIONS)
 def test_switches_change_no_result(name):
     operation = OPERATIONS[name]
     compiled = operation if name in HOST else jax.jit(operation)

@@ -14,7 +14,6 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import sparsejax as sj
 from sparsejax._tree import named_leaves
-from tests._tiers import parametrize
 
 RULES = {r"dense/kernel$": sj.NM(2, 4), r"kernel$": sj.Unstructured(0.75)}
 DTYPES = [jnp.float32, jnp.bfloat16, jnp.float16]
@@ -127,10 +126,6 @@ MASKED = EXACT | {
 MASKED |= {"movement", "soft_movement", "top_kast", "subset"}
 
 every_member = pytest.mark.parametrize("name", MEMBERS)
-# What takes longest to compile: these in `make test`, all of them in `make test-slow`.
-some_members = parametrize(
-    "name", MEMBERS, lambda name: name in ("prune", "rigl", "sr_ste", "subset", "proximal_adam")
-)
 
 
 def loss(params, shift=0.3):
@@ -182,7 +177,7 @@ def test_every_member_is_here():
 
 
 @every_member
-@parametrize("dtype", DTYPES, lambda dtype: dtype == jnp.bfloat16)
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_chain_and_scan_in_three_dtypes(name, dtype):
     params = params_of(dtype)
     tx = MEMBERS[name]()
@@ -231,7 +226,7 @@ def test_needs_params(name):
         tx.update(params, tx.init(params))
 
 
-@some_members
+@every_member
 def test_multisteps_inside_and_outside(name):
     params = params_of()
     outside = optax.MultiSteps(MEMBERS[name](), every_k_schedule=2).gradient_transformation()
@@ -249,7 +244,7 @@ def test_multisteps_inside_and_outside(name):
         assert_sparse(name, trained)
 
 
-@some_members
+@every_member
 def test_inject_hyperparams(name):
     params = params_of()
 
@@ -291,7 +286,7 @@ def test_masked_leaves_the_rest_alone(name):
 
 
 @every_member
-@parametrize("both", [False, True], lambda both: both)
+@pytest.mark.parametrize("both", [False, True])
 def test_partition_with_one_and_two(name, both):
     params = params_of()
     labels = {"dense": "a", "out": "b"}
@@ -307,7 +302,7 @@ def test_partition_with_one_and_two(name, both):
         assert (masks["out"]["kernel"] is not None) == both
 
 
-@some_members
+@every_member
 def test_apply_if_finite(name):
     params = params_of()
     tx = optax.apply_if_finite(MEMBERS[name](), max_consecutive_errors=3)
@@ -328,7 +323,7 @@ class Network(nnx.Module):
         return self.out(nnx.relu(self.norm(self.dense(x))))
 
 
-@some_members
+@every_member
 def test_nnx_optimizer(name):
     model = Network(nnx.Rngs(0))
     optimizer = nnx.Optimizer(model, MEMBERS[name](), wrt=nnx.Param)
@@ -359,7 +354,7 @@ class LinenNetwork(linen.Module):
         return linen.Dense(16, name="out")(nnx.relu(linen.Dense(8, name="dense")(x)))
 
 
-@some_members
+@every_member
 def test_linen_train_state(name):
     model = LinenNetwork()
     x = jax.random.normal(jax.random.key(3), (4, 16))
@@ -379,7 +374,7 @@ def test_linen_train_state(name):
         assert (state.params["dense"]["kernel"] == 0).sum() == 64
 
 
-@some_members
+@every_member
 def test_orbax_round_trip_continues_the_same_run(name, tmp_path):
     params = params_of()
     tx = MEMBERS[name]()
@@ -394,7 +389,7 @@ def test_orbax_round_trip_continues_the_same_run(name, tmp_path):
     )
 
 
-@some_members
+@every_member
 def test_vmap_over_seeds(name):
     tx = MEMBERS[name]()
     seeds = [params_of(seed=s) for s in range(3)]

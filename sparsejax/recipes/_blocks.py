@@ -1,0 +1,316 @@
+"""The steps of pruning a network block by block: whose inputs are collected when, and how."""
+
+import dataclasses
+import functools
+import operator
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, PyTree
+
+from .._tree import pure
+from ..masks import Plan, PlannedLeaf
+from ..nn import input_grams, record, replace
+from ..patterns import Pattern
+
+Flow = Any  # the activations before a block, one item for each batch
+Grams = dict[str, Array]
+
+
+class Part(NamedTuple):
+    """A planned leaf, or one slice of a stacked one."""
+
+    name: str
+    leaf: PlannedLeaf
+    index: int | None = None
+
+    def of(self, x: Array) -> Array:
+        """The part of the whole leaf."""
+        return x if self.index is None else x[self.index]
+
+    def put(self, whole: Array, x: Array) -> Array:
+        """The whole leaf with this part replaced."""
+        return x if self.index is None else whole.at[self.index].set(x)
+
+
+class Step(NamedTuple):
+    """Kernels that are pruned together.
+
+    `grams(params, flow)` gives the Gram matrices by path, `onward(params, flow)` the activations
+    behind the kernels.
+    """
+
+    parts: list[Part]
+    grams: Callable[[PyTree, Flow], Grams]
+    onward: Callable[[PyTree, Flow], Flow]
+
+
+def silent(missing: Sequence[str], ran: Sequence[str]) -> str:
+    """The message for planned leaves without inputs."""
+    return (
+        f"sequential_prune: {', '.join(missing)} did not run as linear layers, only "
+        f"{', '.join(ran)} did; exclude the others by a rule `pattern: None`."
+    )
+
+
+def module_steps(
+    model: nnx.Module, batches: list[Any], plan: Plan, blocks: str | None, call: Any
+) -> list[Step]:
+    """The steps of an NNX module: kernels before the blocks, the blocks, kernels behind them."""
+    if not batches:  # magnitudes need no inputs
+        return [Step([Part(leaf.name, leaf)], _no_grams, _no_flow) for leaf in plan.leaves]
+    ran = list(input_grams(model, batches[:1], call))
+    missing = [leaf.name for leaf in plan.leaves if leaf.name not in ran]
+    if missing:
+        raise ValueError(silent(missing, ran))
+    path = _find(model, plan) if blocks is None else blocks
+    why = _why_not(model, batches[0], path, call) if path else None
+    if why and (blocks is not None or any(leaf.layout.stacked for leaf in plan.leaves)):
+        raise ValueError(
+            f'sequential_prune: blocks={path!r}: {why}; blocks="" prunes kernel by kernel.'
+        )
+    path = "" if why else path
+    copy = nnx.clone(model)
+
+    def updated(params: PyTree) -> nnx.Module:
+        nnx.update(copy, params)
+        return copy
+
+    def alone(name: str) -> Step:
+        grams = lambda params, flow: input_grams(updated(params), batches, call)  # noqa: E731
+        return Step([Part(name, plan[name])], grams, _no_flow)
+
+    inside = [i for i, name in enumerate(ran) if path and name.startswith(path + "/")]
+    first, last = (inside[0], inside[-1]) if inside else (len(ran), len(ran))
+    before = [alone(name) for name in ran[:first] if name in plan]
+    behind = [alone(name) for name in ran[last + 1 :] if name in plan]
+    return before + (_block_steps(plan, path, updated, batches, call) if path else []) + behind
+
+
+def steps_of_functions(
+    params: PyTree, batches: list[Any], plan: Plan, blocks: Sequence[Callable[..., Any]]
+) -> list[Step]:
+    """The steps of a network that is given as functions `block(params, x) -> x`."""
+    steps, ran, x = [], [], batches[:1]
+
+    def step(block: Callable[..., Any], names: list[str]) -> Step:
+        grams = jax.jit(lambda params, x: input_grams(functools.partial(block, params), [x]))
+        onward = jax.jit(block)
+
+        def summed(params: PyTree, flow: Flow) -> Grams:
+            each = [grams(params, x) for x in (batches if flow is None else flow)]
+            return functools.reduce(functools.partial(jax.tree.map, jnp.add), each)
+
+        parts = [Part(name, plan[name]) for name in names if name in plan]
+        return Step(
+            parts,
+            summed,
+            lambda params, flow: [onward(params, x) for x in (batches if flow is None else flow)],
+        )
+
+    for block in blocks:
+        names = list(input_grams(functools.partial(block, params), x)) if x else []
+        x = [block(params, one) for one in x]
+        steps.append(step(block, names))
+        ran += names
+    missing = [leaf.name for leaf in plan.leaves if leaf.name not in ran]
+    if missing:
+        raise ValueError(silent(missing, ran))
+    return steps
+
+
+def _no_grams(params: PyTree, flow: Flow) -> Grams:
+    return {}
+
+
+def _no_flow(params: PyTree, flow: Flow) -> Flow:
+    return None
+
+
+def _block_steps(plan: Plan, path: str, updated: Any, batches: list[Any], call: Any) -> list[Step]:
+    """A step for each module of a list, or for each slice of a stack."""
+    stack = _at(updated({}), path)
+    listed = isinstance(stack, nnx.List)
+    count = len(stack) if listed else _depth(stack)
+
+    def step(i: int) -> Step:
+        prefix = f"{path}/{i}/" if listed else f"{path}/"
+        leaves = [leaf for leaf in plan.leaves if leaf.name.startswith(prefix)]
+        parts = [
+            Part(leaf.name, leaf) if listed else Part(leaf.name, _sliced(leaf, i, count), i)
+            for leaf in leaves
+        ]
+
+        def block(params: PyTree) -> nnx.Module:
+            found = _at(updated(params), path)
+            return found[i] if listed else _slice(found, i)
+
+        def entering(params: PyTree, flow: Flow) -> Flow:
+            if flow is not None:
+                return flow
+            return [_inputs(updated(params), batch, path, call) for batch in batches]
+
+        def grams(params: PyTree, flow: Flow) -> Grams:
+            found = input_grams(block(params), entering(params, flow), _run)
+            return {prefix + name: gram for name, gram in found.items()}
+
+        def onward(params: PyTree, flow: Flow) -> Flow:
+            if i + 1 == count:
+                return None
+            module = block(params)
+            return [_next(module, inputs) for inputs in entering(params, flow)]
+
+        return Step(parts, grams, onward)
+
+    return [step(i) for i in range(count)]
+
+
+def _run(block: Any, inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
+    arguments, named = inputs
+    return block(*arguments, **named)
+
+
+@nnx.jit
+def _next(block: nnx.Module, inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
+    """The inputs of the block behind this one: what comes first is new, the rest as before."""
+    arguments, named = inputs
+    return (_first(_run(block, inputs)), *arguments[1:]), named
+
+
+def _first(y: Any) -> Any:
+    return y[0] if isinstance(y, tuple) else y
+
+
+class _Reached(Exception):
+    """Carries the inputs of the first block out of the model."""
+
+    def __init__(self, inputs: Any):
+        super().__init__()
+        self.inputs = inputs
+
+
+def _inputs(model: nnx.Module, batch: Any, path: str, call: Any) -> Any:
+    """The inputs of the first block; what comes before it runs, what comes behind it does not."""
+
+    def stop(path: str, call: Any, *arguments: Any, **named: Any) -> Any:
+        raise _Reached((arguments, named))
+
+    first = f"{path}/0" if isinstance(_at(model, path), nnx.List) else path
+    tapped = replace(model, {f"^{re.escape(first)}$": stop})
+    try:
+        with jax.disable_jit():  # a scan is then a loop, and can be left
+            tapped(batch) if call is None else call(tapped, batch)
+    except _Reached as reached:
+        return reached.inputs
+    raise ValueError(f"sequential_prune: {first} did not run.")
+
+
+def _find(model: nnx.Module, plan: Plan) -> str:
+    """The path of the first list or stack of modules that holds planned leaves, or ""."""
+    for path, module in sorted(nnx.iter_modules(model), key=lambda item: len(item[0])):
+        name = "/".join(map(str, path))
+        held = [leaf for leaf in plan.leaves if leaf.name.startswith(name + "/")]
+        if not held or not name:
+            continue
+        if isinstance(module, nnx.List):
+            if len(module) > 1 and all(isinstance(entry, nnx.Module) for entry in module):
+                return name
+        elif all(leaf.layout.stacked == (0,) for leaf in held) and _depth(module) > 1:
+            return name
+    return ""
+
+
+def _depth(module: Any) -> int:
+    """The size of the first axis that all parameters of a stack share, or 0."""
+    leaves = jax.tree.leaves(pure(nnx.state(module, nnx.Param)))
+    sizes = {leaf.shape[:1] for leaf in leaves}
+    return next(iter(sizes))[0] if len(sizes) == 1 and sizes != {()} else 0
+
+
+def _why_not(model: nnx.Module, batch: Any, path: str, call: Any) -> str | None:
+    """The reason that the modules at a path are not a chain of blocks; None if they are."""
+    try:
+        stack = _at(model, path)
+    except (AttributeError, KeyError, TypeError):
+        return "the model has no such module"
+    listed = isinstance(stack, nnx.List)
+    if not (listed or _depth(stack)):
+        return "it is neither a list of modules nor a stack of them"
+    where = rf"^{re.escape(path)}/\d+$" if listed else f"^{re.escape(path)}$"
+    try:
+        y, found = record(model, where, batch, reduce=_digests, call=call)
+    except (TypeError, ValueError) as error:
+        return f"they cannot be recorded ({error})"
+    if listed:
+        names = [f"{path}/{i}" for i in range(len(stack))]
+        if list(found) != names:
+            return "its modules do not run one after another"
+        found = [found[name] for name in names]
+    else:
+        found = [jax.tree.map(operator.itemgetter(i), found[path]) for i in range(_depth(stack))]
+    # A program may compute in more than bfloat16 inside.
+    eps = max(float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves(y))
+    tol = max(4 * eps, 1e-5)
+    for (_, gives, rest), (takes, _, others) in zip(found, found[1:]):
+        pairs = zip([gives, *rest], [takes, *others])
+        if not all(bool(jnp.all(jnp.abs(a - b) <= tol * a[0])) for a, b in pairs):
+            return "a module takes other values than the one before it gives"
+    return None
+
+
+def _digests(inputs: tuple[Any, ...], output: Any) -> Any:
+    """Digests of the first input, of the output, and of the other inputs."""
+    rest = jax.tree.leaves(inputs[1:])
+    return _digest(inputs[0]), _digest(_first(output)), [_digest(x) for x in rest]
+
+
+def _digest(x: Any) -> Array:
+    """Three numbers that tell arrays apart, the first the largest."""
+    flat = jnp.ravel(jnp.asarray(x, jnp.float32))
+    wave = jnp.cos(jnp.arange(flat.size))
+    return jnp.stack([jnp.mean(jnp.abs(flat)), jnp.mean(flat), jnp.mean(flat * wave)])
+
+
+def _at(model: Any, path: str) -> Any:
+    for part in path.split("/"):
+        model = model[int(part)] if isinstance(model, nnx.List) else getattr(model, part)
+    return model
+
+
+def _slice(stack: nnx.Module, i: int) -> nnx.Module:
+    graphdef, state = nnx.split(stack)
+    return nnx.merge(graphdef, jax.tree.map(lambda x: x[i], state))
+
+
+def _sliced(leaf: PlannedLeaf, i: int, count: int) -> PlannedLeaf:
+    """The plan of slice i of a stacked leaf."""
+    if leaf.layout.stacked != (0,):
+        raise ValueError(
+            f"sequential_prune: {leaf.name} {leaf.shape} holds {count} layers; plan it with "
+            "stacked=1, so that each is pruned by itself."
+        )
+    down = lambda axes: tuple(axis - 1 for axis in axes)  # noqa: E731
+    whole = leaf.layout
+    layout = dataclasses.replace(
+        whole,
+        shape=whole.shape[1:],
+        stacked=(),
+        contraction=None if whole.contraction is None else down(whole.contraction),
+        output=None if whole.output is None else down(whole.output),
+        spatial=down(whole.spatial),
+    )
+    zeros = leaf.zeros * (i + 1) // count - leaf.zeros * i // count
+    return PlannedLeaf(leaf.name, layout, _unstacked(leaf.pattern.final), zeros)
+
+
+def _unstacked(pattern: Any) -> Pattern:
+    axis = pattern.axis
+    if isinstance(axis, tuple):
+        axis = tuple(a - 1 if a > 0 else a for a in axis)
+    elif axis is not None and axis > 0:
+        axis -= 1
+    return dataclasses.replace(pattern, stacked=0, axis=axis)
