@@ -361,7 +361,7 @@ def _gguf(file: Path) -> Iterator[_Opened]:
         raise ValueError(f"llama: {file.name}: the metadata has no llama.{missing[0]}.")
     linear = meta.get("llama.rope.scaling.type") == "linear"
     sizes = {name: meta[f"llama.{ggml}"] for name, (_, ggml) in _SIZES.items()}
-    # Stored as float32: 1e-5 comes back as 9.99999974e-06.
+    # Stored as float32: 1e-5 is read as 9.99999974e-06.
     sizes |= {name: float(str(np.float32(sizes[name]))) for name in ("theta", "epsilon")}
     config = LlamaConfig(
         **sizes,
