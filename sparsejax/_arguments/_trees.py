@@ -54,7 +54,7 @@ def named_masks(what: str, masks: PyTree) -> dict[str, Array]:
     return by_name
 
 
-def check_masks(what: str, params: PyTree, by_name: Mapping[str, Array]) -> PyTree:
+def check_masks(what: str, params: PyTree, by_name: Mapping[str, Any]) -> PyTree:
     """Given masks as a tree like the parameters, each in the shape of its leaf."""
 
     def check(name, leaf, mask):

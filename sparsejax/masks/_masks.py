@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from jaxtyping import PyTree
 
-from .._tree import register
+from .._tree import pure, register
 
 
 @register
@@ -28,3 +28,8 @@ class Masks:
 
     tree: PyTree
     trainable: bool = field(default=False, metadata=dict(static=True))
+
+    @property
+    def dense(self) -> PyTree:
+        """The masks as boolean arrays; a class that stores them in another form overrides it."""
+        return pure(self.tree)

@@ -22,7 +22,7 @@ from .._arguments import (
     named_masks,
     require_params,
 )
-from .._tree import is_gap, pure
+from .._tree import is_gap
 from ..masks import Masks, Plan, magnitude
 from ._inner import filled_gaps
 
@@ -260,7 +260,7 @@ def get_masks(opt_state: PyTree) -> PyTree:
         )
     # Stable sort: masks of trainable entries come first and are overridden.
     found.sort(key=lambda x: not x.trainable)
-    merged = functools.reduce(_merge, [pure(x.tree) for x in found])
+    merged = functools.reduce(_merge, [x.dense for x in found])
     return jax.tree.map(lambda m: None if is_gap(m) else m, merged, is_leaf=is_gap)
 
 

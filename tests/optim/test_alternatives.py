@@ -220,6 +220,19 @@ def test_subset_leaves_the_rest_bit_identical(compact):
     assert shape == ((selected,) if compact else (6, 5))
 
 
+def test_a_compact_subset_stores_indices():
+    """Issue 14.9: 168 kB with boolean masks; two float32 moments and an index an entry, a count."""
+    params = {"kernel": jnp.zeros((300, 400)), "bias": jnp.zeros(400)}
+    chosen = np.random.default_rng(0).permutation(120_000) < 6_000
+    masks = {"kernel": jnp.asarray(chosen).reshape(300, 400)}
+    tx = sj.optim.subset(optax.adam(RATE), masks, compact=True)
+    state = tx.init(params)
+    assert sum(x.nbytes for x in jax.tree.leaves(state)) == 6_000 * 12 + 4
+    found = sj.get_masks(jax.vmap(lambda _: state)(jnp.arange(2)))
+    np.testing.assert_array_equal(found["kernel"], jnp.stack([masks["kernel"]] * 2))
+    assert found["bias"] is None
+
+
 def test_subset_of_nothing_and_of_other_parameters():
     params = params_of()
     with pytest.raises(ValueError, match="must select an entry, got none"):
