@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Shaped
 
 Self = TypeVar("Self", bound="SparseArray")
+M = TypeVar("M", bound="Matrix")
 
 
 @functools.singledispatch
@@ -70,6 +71,10 @@ class Matrix(ABC):
         """
         del self
 
+    def for_inference(self: M) -> M:
+        """The same matrix without parts that only its gradient reads; by default unchanged."""
+        return self
+
     @property
     def label(self) -> str:
         """The format and pattern, for tables."""
@@ -124,6 +129,9 @@ class SparseArray(Matrix):
     def real(self) -> Bool[Array, "..."] | None:
         """The mask of values that are entries, not padding, broadcast to them; None if all are."""
         return None
+
+    def check_gradient(self) -> None:
+        """Raises ValueError if the matrix lacks parts that its gradient reads; by default none."""
 
     @property
     def column_axes(self) -> dict[str, int]:

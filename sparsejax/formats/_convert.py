@@ -163,6 +163,7 @@ def _(w: BlockArray):
 
 
 def _to_bsr(w: BlockArray, sparse: Any) -> Any:
+    w = w.with_rows()
     count = np.asarray(w.count_t)
     used = np.arange(w.slot_t.shape[1]) < count[:, None]
     slot, column = np.asarray(w.slot_t)[used], np.asarray(w.index_t)[used]

@@ -132,6 +132,11 @@ class Sum(Matrix):
             part = getattr(self, name)
             part.validate() if isinstance(part, Matrix) else need_floats(self, name, 2)
 
+    def for_inference(self) -> "Sum":
+        """Both parts without what only their gradients read."""
+        parts = (self.frozen, self.trainable)
+        return Sum(*(x.for_inference() if isinstance(x, Matrix) else x for x in parts))
+
     @property
     def label(self) -> str:
         """The formats of both."""

@@ -42,6 +42,10 @@ class Transposed(Matrix):
         need(self, isinstance(self.matrix, Matrix), "matrix must be a compressed matrix")
         self.matrix.validate()
 
+    def for_inference(self) -> "Transposed":
+        """The transpose of the matrix without parts that only its gradient reads."""
+        return Transposed(self.matrix.for_inference())
+
     @property
     def dtype(self) -> np.dtype:
         """The dtype of the entries."""

@@ -12,7 +12,9 @@ from ..masks import Plan, PlannedLeaf, magnitude
 from ._frameworks import load_frameworks
 
 
-def compress(model: Any, plan: Plan, masks: PyTree | None = None) -> Any:
+def compress(
+    model: Any, plan: Plan, masks: PyTree | None = None, *, inference: bool = False
+) -> Any:
     r"""A copy of a model or tree of parameters whose planned kernels are compressed.
 
     An N:M leaf becomes an `NMArray`, a block-sparse one a `BlockArray`, of the matrix
@@ -35,6 +37,8 @@ def compress(model: Any, plan: Plan, masks: PyTree | None = None) -> Any:
       plan: The leaves to compress, from `sj.plan`.
       masks: Tree of masks such as `sj.get_masks(optimizer.opt_state)`; None keeps the largest
         magnitudes, which are the non-zero weights of a pruned model.
+      inference: Whether to leave out what only gradients read: the lists by block row of a
+        `BlockArray`. Its gradients then raise ValueError.
 
     Returns:
       A model of the same class or a tree, equal to the masked one up to rounding.
@@ -57,11 +61,11 @@ def compress(model: Any, plan: Plan, masks: PyTree | None = None) -> Any:
     advice = "for given masks, sj.compress(model, plan, masks) with the plan of the masks"
     Plan.require("compress", plan, advice)
     load_frameworks()
-    return compress_model(model, plan, masks)
+    return compress_model(model, plan, masks, inference)
 
 
 @functools.singledispatch
-def compress_model(model: Any, plan: Plan, masks: PyTree | None) -> Any:
+def compress_model(model: Any, plan: Plan, masks: PyTree | None, inference: bool) -> Any:
     """The compressed copy; other frameworks can be registered. Trees get compressed leaves."""
     tree = pure(model)
     if masks is None:
@@ -70,13 +74,13 @@ def compress_model(model: Any, plan: Plan, masks: PyTree | None) -> Any:
 
     def at(name, w, leaf, mask):
         del name
-        return w if leaf is None or mask is None else compress_leaf(w, leaf, mask)
+        return w if leaf is None or mask is None else compress_leaf(w, leaf, mask, inference)
 
     return map_named(at, tree, planned, named_leaves(masks))
 
 
 def compress_leaf(
-    w: Float[Array, "..."], leaf: PlannedLeaf, mask: Bool[Array, "..."]
+    w: Float[Array, "..."], leaf: PlannedLeaf, mask: Bool[Array, "..."], inference: bool
 ) -> Matrix | Float[Array, "..."]:
     """One leaf in the format of its pattern, or dense with zeros if it has none."""
     if tuple(w.shape) != tuple(mask.shape):
@@ -89,4 +93,6 @@ def compress_leaf(
             array = compress_matrix(pattern, matrix, kept)
     except ValueError as error:
         raise ValueError(f"{leaf.name} of shape {tuple(w.shape)}: {error}") from error
-    return jnp.where(mask, w, jnp.zeros((), w.dtype)) if array is None else array
+    if array is None:
+        return jnp.where(mask, w, jnp.zeros((), w.dtype))
+    return array.for_inference() if inference else array

@@ -131,7 +131,7 @@ def _(layer: eqx.nn.Conv) -> LinearLayer | None:
 
 
 @compress_model.register
-def _(model: eqx.Module, plan: Plan, masks: Any) -> Any:
+def _(model: eqx.Module, plan: Plan, masks: Any, inference: bool) -> Any:
     params, rest = eqx.partition(model, eqx.is_array)
     if masks is None:
         masks = plan.masks(magnitude(params))
@@ -147,7 +147,7 @@ def _(model: eqx.Module, plan: Plan, masks: Any) -> Any:
         del name
         if leaf is None or mask is None:
             return w
-        array = compress_leaf(w, leaf, mask)
+        array = compress_leaf(w, leaf, mask, inference)
         return Transposed(array) if isinstance(array, SparseArray) else array
 
     masked = eqx.combine(apply_masks(params, masks), rest)

@@ -215,7 +215,7 @@ def _(layer: nnx.Conv) -> LinearLayer | None:
 
 
 @compress_model.register
-def _(model: nnx.Module, plan: Plan, masks: Any) -> nnx.Module:
+def _(model: nnx.Module, plan: Plan, masks: Any, inference: bool) -> nnx.Module:
     _check_dense(model, plan)
     params = pure(model)
     if masks is None:
@@ -227,7 +227,7 @@ def _(model: nnx.Module, plan: Plan, masks: Any) -> nnx.Module:
     for names, layers in _tied_layers(model):
         name = next((name for name in names if name in planned), None)
         if name is not None:
-            _replace_kernel(layers, planned[name], weights[name], found[name])
+            _replace_kernel(layers, planned[name], weights[name], found[name], inference)
     return model
 
 
@@ -259,10 +259,12 @@ def _tied_layers(model: nnx.Module) -> Iterator[tuple[list[str], list[LinearLaye
             yield list(names), list(layers)
 
 
-def _replace_kernel(layers: list[LinearLayer], leaf: Any, weights: Any, mask: Any) -> None:
+def _replace_kernel(
+    layers: list[LinearLayer], leaf: Any, weights: Any, mask: Any, inference: bool
+) -> None:
     if not all(_agrees(layer, leaf.layout) for layer in layers):
         return
-    array = compress_leaf(weights, leaf, mask)
+    array = compress_leaf(weights, leaf, mask, inference)
     if isinstance(array, SparseArray):
         kernel = SparseKernel(array)
         for layer in layers:

@@ -123,9 +123,7 @@ def _compact(
 ) -> optax.GradientTransformationExtraArgs:
     """`subset` on vectors of the selected entries; it does not refer to the masks themselves."""
     places = {name: _places(name, mask) for name, mask in masks.items()}
-    specs = {
-        name: jax.ShapeDtypeStruct(mask.shape, bool) for name, mask in masks.items()
-    }
+    specs = {name: jax.ShapeDtypeStruct(mask.shape, bool) for name, mask in masks.items()}
     shapes = tuple((name, spec.shape) for name, spec in specs.items())
 
     def init(params):

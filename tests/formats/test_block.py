@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from hypothesis.extra import numpy as hnp
 
+from sparsejax import formats
 from sparsejax.formats import BlockArray
+from sparsejax.kernels import matmul
 
 GRID, BLOCK = (4, 3), (2, 3)
 SHAPE = (8, 9)
@@ -144,3 +146,35 @@ def test_integers_are_refused():
 def test_a_block_may_be_a_number_of_numpy():
     w = blocks_of(np.ones(GRID, bool))[:, :8]
     assert BlockArray.fromdense(w, np.int64(4)).block == (4, 4)
+
+
+@pytest.mark.parametrize("block, all_lists, goal", [((1, 1), 0.59, 0.35), ((1, 4), 0.3, 0.2)])
+def test_bytes_for_inference_at_90_percent(block, all_lists, goal):
+    """Issue 14.9: the lists by block row took half of the bytes, and only gradients read them."""
+    grid = tuple(256 // side for side in block)
+    kept = np.random.default_rng(0).permutation(np.arange(np.prod(grid)) < np.prod(grid) // 10)
+    dense = np.kron(kept.reshape(grid), np.ones(block)).astype(np.float32)
+    w = BlockArray.fromdense(dense, block)
+    few = w.for_inference()
+    by_hand = 4 * (w.values.size + w.index.size + w.count.size + w.count_t.size)
+    assert few.nbytes == by_hand < goal * dense.nbytes
+    assert w.nbytes > all_lists * dense.nbytes
+
+
+def test_a_matrix_for_inference_and_back():
+    dense = blocks_of(np.array([[1, 0, 0], [1, 1, 0], [0, 1, 0], [1, 0, 0]], bool))
+    w = BlockArray.fromdense(jnp.stack([dense, 2 * dense]), BLOCK)
+    few, x = w.for_inference(), jnp.arange(48.0).reshape(2, 3, 8)
+    few.validate()
+    np.testing.assert_array_equal(few.todense(), w.todense())
+    np.testing.assert_array_equal(matmul(x, few), matmul(x, w))
+    for a, b in zip(jax.tree.leaves(few.with_rows()), jax.tree.leaves(w)):
+        np.testing.assert_array_equal(a, b)
+    one = jax.tree.map(lambda leaf: leaf[0], few)
+    assert (formats.to_scipy(one).toarray() == np.asarray(dense)).all()
+    for wrong in (lambda: few.T, lambda: jax.grad(lambda x: matmul(x, few).sum())(x)):
+        with pytest.raises(ValueError, match=r"sj.compress\(model, plan, masks\).*with_rows"):
+            wrong()
+    # A matrix of zeros has no list in either form, and its gradient is 0.
+    nothing = BlockArray.fromdense(0 * dense, BLOCK, slots=2).for_inference().with_rows()
+    assert (jax.grad(lambda x: matmul(x, nothing).sum())(x[0]) == 0).all()

@@ -100,6 +100,18 @@ def test_fine_tuning_a_compressed_model():
     assert losses[-1] < 0.5 * losses[0]
 
 
+def test_a_model_for_inference_has_no_gradient():
+    model, x = two_layers(), jnp.ones((3, 8))
+    plan = sj.plan(model, sj.Block((4, 4), 0.5))
+    fast, small = (sj.compress(model, plan, inference=only) for only in (False, True))
+    assert small.layers[0].kernel[...].index_t.shape == (2, 0)
+    np.testing.assert_array_equal(small(x), fast(x))
+    with pytest.raises(ValueError, match=r"for inference.*sj.compress\(model, plan, masks\)"):
+        nnx.grad(lambda m: m(x).sum())(small)
+    tree = sj.compress(pure(model), plan, inference=True)
+    assert tree["layers"][0]["kernel"].nbytes < fast.layers[0].kernel[...].nbytes
+
+
 @pytest.mark.slow
 def test_layers_stacked_by_vmap():
     @nnx.vmap(in_axes=0, out_axes=0)

@@ -27,6 +27,7 @@ def _product(x, w, bias, names: tuple[str, ...], how: How):
 
 
 def _forward(x, w, bias, names, how):
+    w.check_gradient()
     fixed = _without_padding(w)
     if how.activation is None:
         y = _attempt(names, w, how, lambda i: i.product(x, fixed, bias, how))

@@ -93,7 +93,7 @@ def explain(rows: int, w: BlockArray) -> str:
 
 def check(w: BlockArray) -> None:
     """Raises if the tensor cores have no instruction for the blocks."""
-    if not w.values.size or not w.index_t.size:
+    if not w.values.size:
         raise NotImplementedError("no block is stored")
     if any(side not in SIDES for side in w.block):
         raise NotImplementedError(

@@ -83,7 +83,7 @@ def explain(rows: int, w: BlockArray) -> str:
 
 def check(w: BlockArray) -> None:
     """Raises if the hardware cannot tile the blocks."""
-    if not w.values.size or not w.index_t.size:
+    if not w.values.size:
         raise NotImplementedError("no block is stored")
     if any(side % LANES for side in w.block):
         raise NotImplementedError(

@@ -85,7 +85,7 @@ def scanned(x: Shaped[Array, "m k"], w: BlockArray, **dot: Any) -> Float[Array, 
 def transposed(dy: Shaped[Array, "m n"], w: BlockArray, **dot: Any) -> Float[Array, "m k"]:
     """`dy W^T` through the lists by block row."""
     rows, slots = w.index_t.shape
-    if not w.values.size or not slots:
+    if not w.values.size:
         return jnp.zeros((dy.shape[0], w.shape[0]), dot["preferred_element_type"])
     chosen = _choose(dy.shape[0], (rows, slots), w.values.shape[0], w.block[1])
     if chosen == "decompressed":
