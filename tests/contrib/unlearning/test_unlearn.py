@@ -53,11 +53,11 @@ def test_one_step_of_full_batches_by_hand(method, sign):
     close(found, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_l1_adds_signs_that_fall_by_epoch():
-    found = run(method="l1", optimizer=optax.sgd(0.1), steps=3, strength=0.3)
+@pytest.mark.parametrize("free, gammas", [(0, (0.3, 0.2, 0.1)), (1, (0.3, 0.15, 0)), (3, (0,) * 3)])
+def test_l1_adds_signs_that_fall_by_epoch(free, gammas):
+    found = run(method="l1", optimizer=optax.sgd(0.1), steps=3, strength=0.3, free_epochs=free)
     params = masked(PARAMS)
-    for epoch in range(3):  # a full batch is an epoch
-        gamma = 0.3 * (1 - epoch / 3)
+    for gamma in gammas:  # a full batch is an epoch
         grads = jax.grad(loss)(params, RETAIN)
         params = jax.tree.map(lambda p, g, c=gamma: p - 0.1 * (g + c * jnp.sign(p)), params, grads)
         params = masked(params)
@@ -80,6 +80,37 @@ def test_influence_against_a_dense_solve():
     np.testing.assert_allclose(ravel_pytree(found)[0], expected, rtol=1e-3, atol=1e-5)
 
 
+def test_the_cheap_recursion_is_that_of_the_authors():
+    theta, some = jnp.array([0.5, -1.0, 2.0]), lambda n: jax.random.normal(KEY, (n, 3))
+    square = lambda w, batch: jnp.mean((batch @ w - 1) ** 2) / 2  # noqa: E731
+    found = unlearning.influence_unlearning(
+        theta, None, square, forget=some(4), retain=some(9), samples=7, method="woodfisher_cheap"
+    )
+    w = np.asarray(theta, np.float64)
+    each = lambda x: np.asarray(x, np.float64) * (np.asarray(x, np.float64) @ w - 1)[:, None]  # noqa: E731
+    retained = each(some(9))
+    k = 4 / 13 * (each(some(4)).mean(0) - retained.mean(0))
+    o = retained[0].copy()
+    for g in retained[1:7]:
+        t = o @ g
+        k -= (k @ g) / (7 + t) * o
+        o -= t / (7 + t) * o
+    np.testing.assert_allclose(found, w + k, rtol=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 64])
+def test_the_batchwise_fisher_diagonal_of_softmax_regression(chunk):
+    x, w = DATA["x"][:10], jax.random.normal(KEY, (8, 4))
+    found = unlearning.fisher_diagonal(w, lambda w, x: x @ w, x, batch_size=4, chunk=chunk)
+    p, x = np.asarray(jax.nn.softmax(x @ w)), np.asarray(x)
+    total = 0
+    for rows in (slice(0, 4), slice(4, 8), slice(8, 10)):
+        for c in range(4):
+            gradient = x[rows].T @ (p[rows] - np.eye(4)[c]) / len(x[rows])
+            total = total + p[rows, c].mean() * gradient**2 / 3
+    np.testing.assert_allclose(found, total, rtol=1e-3, atol=1e-6)
+
+
 def test_the_fisher_diagonal_of_softmax_regression():
     x = DATA["x"][:10]
     w = jax.random.normal(KEY, (8, 4))
@@ -99,6 +130,27 @@ def test_fisher_noise_has_the_variance_said():
     # F = 0: the bounds 1e3 and 1e2 are met, the output layer times ten.
     assert float(found["hidden"].std()) == pytest.approx(1.0, rel=0.05)
     assert float(found["output"].std()) == pytest.approx(1.0, rel=0.05)
+
+
+def test_a_forgotten_class_becomes_noise_in_the_output_layer():
+    w = {
+        "hidden": jnp.ones((2000, 3)),
+        "output": {"kernel": jnp.ones((4000, 3)), "bias": jnp.ones(3)},
+    }
+    forget = partial(
+        unlearning.fisher_forgetting, w, None,
+        lambda p, x: x @ p["hidden"], jnp.ones((1, 2000)), key=KEY, alpha=0.0, output="output",
+    )  # fmt: skip
+    found = forget(label=1)
+    kernel = np.asarray(found["output"]["kernel"])
+    assert (kernel[:, [0, 2]] == 1).all() and (found["hidden"] == 1).all()
+    assert (np.asarray(found["output"]["bias"]) == 1).tolist() == [True, False, True]
+    assert kernel[:, 1].std() == pytest.approx(1e-3**0.5, rel=0.05)
+    assert abs(kernel[:, 1].mean()) < 2e-3
+    for bad, match in ((dict(label=3), "label=3 must be below 3"), (dict(label=1, output=None),
+                       "needs the output layer")):  # fmt: skip
+        with pytest.raises(ValueError, match=match):
+            forget(**bad)
 
 
 @pytest.mark.slow
@@ -172,6 +224,14 @@ def test_what_is_refused():
         unlearning.influence_unlearning(PARAMS, None, lambda p: 0.0, forget=FORGET, retain=RETAIN)
     with pytest.raises(ValueError, match="matches none"):
         unlearning.fisher_forgetting(PARAMS, None, logits, RETAIN["x"], key=KEY, output="head")
+    influence = partial(
+        unlearning.influence_unlearning, PARAMS, None, loss, forget=FORGET, retain=RETAIN
+    )
+    wrong = {"'exact' or 'woodfisher_cheap'": dict(method="cg"),
+             "must be 1 with": dict(method="woodfisher_cheap", damping=0.5)}  # fmt: skip
+    for match, bad in wrong.items():
+        with pytest.raises(ValueError, match=match):
+            inspect.unwrap(influence.func)(*influence.args, **influence.keywords, **bad)
     p = jnp.ones((0, 2))
     with pytest.raises(ValueError, match="retain is empty"):
         unlearning.unlearning_report(*[(p, jnp.zeros(0, int))] * 3)
