@@ -50,7 +50,7 @@ class BlockArray(SparseArray):
       >>> (jnp.ones((1, 4)) @ w).tolist()
       [[6.0, 6.0, 0.0, 0.0]]
       >>> w.nbytes, w.for_inference().nbytes
-      (80, 56)
+      (72, 56)
     """
 
     values: Any
