@@ -1,4 +1,4 @@
-"""Reprogramming of frozen networks: visual prompts, label mappings, linear probes."""
+"""Visual prompts: a learned border or frame around the images of a frozen network."""
 
 from collections.abc import Callable
 from functools import partial
@@ -6,97 +6,40 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int, Key, PyTree
+from jaxtyping import Array, Float, Int, Key
 
 from ..._arguments import check_callable, check_count, check_key, known, rows_of
 from ..._progress import check_loop, run_chunks
-from ...recipes import Progress, minibatches, train_masked
+from ...recipes import Progress, minibatches
+from ._mapping import check_labels, frequency_mapping, random_mapping
 
 Mapping = Literal["iterative", "frequency", "random"]
 
 
-def random_mapping(sources: int, targets: int, *, key: Key[Array, ""]) -> Int[Array, " t"]:
-    """Random label mapping (RLM): a random source class for each target class, all distinct.
-
-    Reference:
-      Elsayed et al., Adversarial Reprogramming of Neural Networks, 2019 (arXiv 1806.11146).
-    """
-    check_key("key", key)
-    _check_classes(sources, targets)
-    return jax.random.permutation(key, sources)[:targets]
-
-
-def frequency_mapping(
-    predicted: Int[Array, " n"], labels: Int[Array, " n"], sources: int, targets: int
-) -> Int[Array, " t"]:
-    r"""Frequency label mapping (FLM): greedy matching of predicted and true classes by frequency.
-
-    `T[s, t]` counts the samples of class t that the network classifies as s. The largest entry
-    assigns s to t and removes row s and column t; then the next largest, until every target class
-    has a source class. The first entry in row-major order wins ties.
-
-    Args:
-      predicted: Source class predicted for each sample.
-      labels: Target class of each sample.
-      sources: Number of classes of the network.
-      targets: Number of classes of the task.
-
-    Returns:
-      The source class of each target class, all distinct.
-
-    Raises:
-      ValueError: If there are more target than source classes, the shapes differ, or (unless
-        traced) a class is out of range.
-
-    Reference:
-      Chen et al., Understanding and Improving Visual Prompting: A Label-Mapping Perspective, 2023
-      (arXiv 2211.11635).
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> from sparsejax.contrib import reprogramming
-      >>> predicted, labels = jnp.array([2, 2, 2, 1]), jnp.array([0, 0, 1, 1])
-      >>> reprogramming.frequency_mapping(predicted, labels, 3, 2).tolist()
-      [2, 1]
-    """
-    _check_classes(sources, targets)
-    if jnp.ndim(predicted) != 1 or jnp.shape(predicted) != jnp.shape(labels):
-        raise ValueError(
-            f"frequency_mapping: predicted {jnp.shape(predicted)} and labels {jnp.shape(labels)} "
-            "must be one class a sample, of the same shape (n,)."
-        )
-    _check_labels(predicted, sources, "predicted", "sources")
-    _check_labels(labels, targets, "labels", "targets")
-    table = jnp.zeros((sources, targets), jnp.int32).at[predicted, labels].add(1)
-
-    def pick(_, carry):
-        table, mapping = carry
-        s, t = jnp.divmod(jnp.argmax(table), targets)
-        return table.at[s, :].set(-1).at[:, t].set(-1), mapping.at[t].set(s)
-
-    start = (table, jnp.zeros(targets, jnp.int32))
-    return jax.lax.fori_loop(0, targets, pick, start)[1]
-
-
 def prompt_images(
-    images: Float[Array, "n h w c"], prompt: Float[Array, "R S c"]
+    images: Float[Array, "n h w c"],
+    prompt: Float[Array, "R S c"],
+    *,
+    frame: int | Int[Array, ""] | None = None,
 ) -> Float[Array, "n R S c"]:
     r"""Surrounds images with a learned border: `pad(images) + sigmoid(delta) * M`.
 
-    M is 1 outside the image and 0 inside; there are `ceil((R - h) / 2)` rows above the image.
+    M is 1 outside the image and 0 inside; there are `ceil((R - h) / 2)` rows above the image. With
+    a frame, images of the network's input size are not shrunk: `images + delta * F`, with F = 1 in
+    the outer `frame` rows and columns and 0 inside.
 
     Args:
       images: Images in [0, 1]; normalize the result for the network.
       prompt: delta, of the size of the network's input.
+      frame: Width of the frame, up to half of each side, which covers the image; None pads.
 
     Returns:
       The prompted images.
 
     Raises:
-      ValueError: If the images are larger than the prompt or have other channels.
+      ValueError: If the images are larger than the prompt or have other channels, or with a frame
+        differ from it in size, or the frame is not from 1 to half of a side.
 
     Reference:
       Bahng et al., Exploring Visual Prompts for Adapting Large-Scale Models, 2022 (arXiv
@@ -109,6 +52,8 @@ def prompt_images(
       >>> found[0, :, :, 0].tolist()
       [[0.5, 0.5], [0.5, 1.0]]
     """
+    if frame is not None:
+        return images + prompt * _frame(images.shape, prompt.shape, frame)
     rest = [a - b for a, b in zip(prompt.shape[:2], images.shape[1:3])]
     if min(rest) < 0 or prompt.shape[2] != images.shape[3]:
         raise ValueError(
@@ -120,20 +65,46 @@ def prompt_images(
     return jnp.pad(images, pads) + jax.nn.sigmoid(prompt) * outside
 
 
+def _frame(images: tuple[int, ...], prompt: tuple[int, ...], frame: Any) -> Array:
+    """1 in the outer rows and columns of a canvas `(R, S, 1)`, else 0."""
+    if images[1:] != prompt:
+        raise ValueError(
+            f"prompt_images: a frame needs images of the size of the prompt {prompt}, got "
+            f"{images[1:]}; resize them, or omit frame= to surround them."
+        )
+    if known(frame) and not 1 <= frame <= min(prompt[:2]) / 2:
+        raise ValueError(
+            f"prompt_images: frame={frame} must be from 1 to {min(prompt[:2]) // 2}, half of the "
+            f"prompt {prompt}."
+        )
+    near = [jnp.minimum(jnp.arange(side), jnp.arange(side)[::-1]) for side in prompt[:2]]
+    return (jnp.minimum(near[0][:, None], near[1]) < frame)[..., None]
+
+
 class Prompt(NamedTuple):
     """A learned prompt.
 
     Args:
       prompt: delta, the learned border.
-      mapping: The source class of each target class, from the last epoch of training.
+      mapping: The source class of each target class, from the last epoch of training; `(t, k)` if
+        it has several, whose logits are averaged.
+      frame: Width of the frame that is added to images of full size; None surrounds them.
     """
 
     prompt: Float[Array, "R S c"]
-    mapping: Int[Array, " t"]
+    mapping: Int[Array, "t ..."]
+    frame: int | Int[Array, ""] | None = None
 
     def logits(self, network: Callable[[Array], Array], images: Array) -> Float[Array, "n t"]:
         """The logits of the target classes for images without a border."""
-        return network(prompt_images(images, self.prompt))[:, self.mapping]
+        prompted = prompt_images(images, self.prompt, frame=self.frame)
+        return _mapped(network(prompted), self.mapping)
+
+
+def _mapped(logits: Float[Array, "n s"], mapping: Int[Array, "t ..."]) -> Float[Array, "n t"]:
+    """The mean logit of the source classes of each target class."""
+    chosen = logits[:, mapping]
+    return chosen if mapping.ndim == 1 else chosen.mean(-1)
 
 
 def visual_prompt(
@@ -145,6 +116,8 @@ def visual_prompt(
     classes: int,
     key: Key[Array, ""],
     mapping: Mapping = "iterative",
+    per_class: int = 1,
+    frame: int | None = None,
     optimizer: optax.GradientTransformation | None = None,
     epochs: int = 100,
     batch_size: int = 128,
@@ -168,6 +141,9 @@ def visual_prompt(
       classes: Number of target classes.
       key: A key from `jax.random.key`, for the random mapping and the order of the samples.
       mapping: "iterative", "frequency" or "random".
+      per_class: Number of source classes of each target class, whose logits are averaged.
+      frame: Width of a frame that is added to images of the network's input size; None surrounds
+        smaller images.
       optimizer: An optax transformation; None uses `optax.adam(0.01)`.
       epochs: Total number of epochs.
       batch_size: Samples per step; an incomplete last batch is dropped.
@@ -179,9 +155,10 @@ def visual_prompt(
       A `Prompt`.
 
     Raises:
-      ValueError: If there are no samples, a label is not below `classes`, there are more target
-        than source classes, the images are as large as the input, `mapping` is not one of the
-        three names, or `resume` began with other images or arguments.
+      ValueError: If there are no samples, a label is not below `classes`, there are fewer than
+        `classes * per_class` source classes, the images are as large as the input (or with a frame
+        are not), `mapping` is not one of the three names, or `resume` began with other images or
+        arguments.
       TypeError: If the images are not floats.
 
     Reference:
@@ -203,46 +180,47 @@ def visual_prompt(
     check_count("classes", classes)
     check_count("epochs", epochs, 0)
     check_count("batch_size", batch_size)
-    n = _check_prompt(network, images, labels, size, classes, mapping)
+    n = _check_prompt(network, images, labels, size, classes, mapping, frame)
     arguments = check_loop(
         "visual_prompt", resume, callback, key=key, size=tuple(size), classes=classes,
-        mapping=mapping, batch_size=batch_size, data={"images": images, "labels": labels},
+        mapping=mapping, per_class=per_class, frame=frame, batch_size=batch_size,
+        data={"images": images, "labels": labels},
     )  # fmt: skip
     tx = optax.adam(0.01) if optimizer is None else optimizer
     per_epoch = max(n // min(batch_size, n), 1)
-    epoch = jax.jit(partial(_epoch, network, tx, mapping == "iterative"))
+    epoch = jax.jit(partial(_epoch, network, tx, mapping == "iterative", per_class))
 
     def advance(state, e, _):
         rows = minibatches(n, batch_size, per_epoch, key=jax.random.fold_in(key, e + 1))
         return epoch(*state, images, labels, rows)
 
-    begin = _start(network, images, labels, size, classes, key, mapping, tx)
+    delta = jnp.zeros((*size, images.shape[-1]), images.dtype)
+    logits = network(prompt_images(images, delta, frame=frame))
+    if mapping == "random":
+        own = jax.random.fold_in(key, 0)
+        chosen = random_mapping(logits.shape[-1], classes, per_class, key=own)
+    else:
+        chosen = _by_frequency(logits, labels, classes, per_class)
+    begin = Prompt(delta, chosen, frame), tx.init(delta)
     return run_chunks(
         "visual_prompt", begin, advance, epochs, arguments, chunk=1, callback=callback,
         resume=resume, progress=progress,
     )[0]  # fmt: skip
 
 
-def _start(network, images, labels, size, classes, key, mapping, tx) -> tuple[Prompt, PyTree]:
-    delta = jnp.zeros((*size, images.shape[-1]), images.dtype)
-    logits = network(prompt_images(images, delta))
-    sources = logits.shape[-1]
-    _check_classes(sources, classes)
-    if mapping == "random":
-        chosen = random_mapping(sources, classes, key=jax.random.fold_in(key, 0))
-    else:
-        chosen = frequency_mapping(logits.argmax(-1), labels, sources, classes)
-    return Prompt(delta, chosen), tx.init(delta)
+def _by_frequency(logits, labels, classes: int, per_class: int) -> Int[Array, "t ..."]:
+    predicted, sources = logits.argmax(-1), logits.shape[-1]
+    return frequency_mapping(predicted, labels, sources, classes, per_class=per_class)
 
 
-def _epoch(network, tx, remap, prompt, opt_state, images, labels, rows):
-    delta, mapping = prompt
+def _epoch(network, tx, remap, per_class, prompt, opt_state, images, labels, rows):
+    delta, mapping, frame = prompt
     if remap:
-        logits = network(prompt_images(images, delta))
-        mapping = frequency_mapping(logits.argmax(-1), labels, logits.shape[-1], mapping.shape[0])
+        logits = network(prompt_images(images, delta, frame=frame))
+        mapping = _by_frequency(logits, labels, mapping.shape[0], per_class)
 
     def loss(delta, row):
-        logits = network(prompt_images(images[row], delta))[:, mapping]
+        logits = Prompt(delta, mapping, frame).logits(network, images[row])
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels[row]).mean()
 
     def step(carry, row):
@@ -251,128 +229,10 @@ def _epoch(network, tx, remap, prompt, opt_state, images, labels, rows):
         return (optax.apply_updates(delta, updates), state), None
 
     (delta, opt_state), _ = jax.lax.scan(step, (delta, opt_state), rows)
-    return Prompt(delta, mapping), opt_state
+    return Prompt(delta, mapping, frame), opt_state
 
 
-def linear_probe(
-    X: Float[Array, "n d"],
-    y: Int[Array, " n"],
-    *,
-    classes: int,
-    steps: int,
-    key: Key[Array, ""],
-    optimizer: optax.GradientTransformation | None = None,
-    batch_size: int = 128,
-    chunk: int = 1000,
-    callback: Callable[[Progress], Any] | None = None,
-    resume: Progress | None = None,
-    progress: bool = False,
-) -> dict[str, Array]:
-    r"""Linear probing: trains a linear head `X W + b` on frozen features by cross-entropy.
-
-    Args:
-      X: Features from a frozen network.
-      y: Target classes.
-      classes: Number of target classes.
-      steps: Number of training steps.
-      key: A key from `jax.random.key`, for the initial weights and the order of the samples.
-      optimizer: An optax transformation; None uses `optax.adam(0.01)`.
-      batch_size: Samples per step.
-      chunk: Number of steps between two calls of the callback.
-      callback: Called with a `sj.recipes.Progress` after each chunk; not under jit or vmap.
-      resume: A `Progress` to continue from; the result is that of an uninterrupted run.
-      progress: Whether to show a progress bar.
-
-    Returns:
-      `{"kernel": (d, classes), "bias": (classes,)}`.
-
-    Raises:
-      ValueError: If there are no samples, or a label is not below `classes`.
-
-    Reference:
-      Misra et al., Reprogramming under Constraints, 2023 (arXiv 2308.14969).
-
-    Example:
-      >>> import jax, jax.numpy as jnp
-      >>> from sparsejax.contrib import reprogramming
-      >>> X, y = jnp.eye(2), jnp.array([1, 0])
-      >>> head = reprogramming.linear_probe(X, y, classes=2, steps=300, key=jax.random.key(0))
-      >>> (X @ head["kernel"] + head["bias"]).argmax(-1).tolist()
-      [1, 0]
-    """
-    data = {"X": X, "y": y}
-    rows_of("X and y", data)
-    _check_labels(y, classes)
-    d = X.shape[1]
-    bound = 1 / np.sqrt(d)
-    check_key("key", key)
-    start, order = jax.random.split(key)
-    head = {
-        "kernel": jax.random.uniform(start, (d, classes), minval=-bound, maxval=bound),
-        "bias": jnp.zeros(classes),
-    }
-
-    def loss(p, batch):
-        logits = batch["X"] @ p["kernel"] + p["bias"]
-        return optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"]).mean()
-
-    tx = optax.adam(0.01) if optimizer is None else optimizer
-    return train_masked(
-        head, None, loss, tx, data, steps=steps, key=order, batch_size=batch_size,
-        chunk=chunk, callback=callback, resume=resume, progress=progress,
-    )  # fmt: skip
-
-
-def few_shot(
-    labels: Int[ArrayLike, " n"], shots: int, *, key: Key[Array, ""]
-) -> Int[np.ndarray, " m"]:
-    """Draws the rows of a few samples per class, without replacement.
-
-    Args:
-      labels: Class of each sample.
-      shots: Samples per class; smaller classes are taken whole.
-      key: A key from `jax.random.key`.
-
-    Returns:
-      Increasing indices.
-
-    Raises:
-      ValueError: If there are no labels or `shots` is not at least 1.
-
-    Example:
-      >>> import jax, jax.numpy as jnp
-      >>> from sparsejax.contrib import reprogramming
-      >>> rows = reprogramming.few_shot(jnp.array([0, 1, 0, 1, 0]), 1, key=jax.random.key(0))
-      >>> rows.size
-      2
-    """
-    check_key("key", key)
-    check_count("shots", shots)
-    y = np.asarray(labels)
-    if not y.size:
-        raise ValueError("few_shot: labels must not be empty.")
-    order = np.asarray(jax.random.permutation(key, y.size))
-    chosen = [order[y[order] == c][:shots] for c in np.unique(y)]
-    return np.sort(np.concatenate(chosen))
-
-
-def _check_classes(sources: int, targets: int) -> None:
-    if not 1 <= targets <= sources:
-        raise ValueError(f"{targets} target classes cannot be mapped to {sources} source classes.")
-
-
-def _check_labels(labels: Any, classes: int, name: str = "labels", of: str = "classes") -> None:
-    if not known(labels) or not np.size(labels):
-        return
-    labels = np.asarray(labels)
-    if labels.max() >= classes or labels.min() < 0:
-        raise ValueError(
-            f"{name} must be from 0 to {classes - 1} for {of}={classes}, got {labels.min()} to "
-            f"{labels.max()}."
-        )
-
-
-def _check_prompt(network, images, labels, size, classes, mapping) -> int:
+def _check_prompt(network, images, labels, size, classes, mapping, frame) -> int:
     check_callable("network", network, "x")
     if mapping not in ("iterative", "frequency", "random"):
         raise ValueError(f"mapping={mapping!r} must be 'iterative', 'frequency' or 'random'.")
@@ -381,7 +241,10 @@ def _check_prompt(network, images, labels, size, classes, mapping) -> int:
             f"images {images.shape} are {images.dtype}; give floats in [0, 1], as images / 255."
         )
     n = rows_of("images and labels", {"images": images, "labels": labels})
-    _check_labels(labels, classes)
-    if tuple(size) == images.shape[1:3]:
-        raise ValueError(f"images of size {tuple(size)} leave no border for a prompt; shrink them.")
+    check_labels(labels, classes)
+    if frame is None and tuple(size) == images.shape[1:3]:
+        raise ValueError(
+            f"images of size {tuple(size)} leave no border for a prompt; shrink them, or pass "
+            "frame=, the width of a frame that is added to them."
+        )
     return n

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from sparsejax.contrib import reprogramming
-from sparsejax.contrib.reprogramming._prompt import random_mapping
+from sparsejax.contrib.reprogramming._mapping import random_mapping
 from tests._problem import DATA, same
 
 KEY = jax.random.key(3)
@@ -27,27 +27,36 @@ learn = partial(
 )
 
 
-def greedy(table):
-    table, mapping = table.astype(float), np.zeros(table.shape[1], int)
-    for _ in range(table.shape[1]):
+def greedy(table, k=1):
+    table, mapping = table.astype(float), [[] for _ in table.T]
+    for _ in range(k * table.shape[1]):
         s, t = np.unravel_index(np.argmax(table), table.shape)
-        mapping[t] = s
-        table[s], table[:, t] = -1, -1
-    return mapping
+        mapping[t].append(s)
+        table[s] = -1
+        if len(mapping[t]) == k:
+            table[:, t] = -1
+    return np.array(mapping)
 
 
 @pytest.mark.slow
 def test_mapping_by_frequency_is_a_plain_greedy_loop():
     rng = np.random.default_rng(0)
-    for sources, targets, n in ((7, 3, 40), (5, 5, 12), (4, 1, 3), (6, 4, 2)):
+    for sources, targets, n, k in (
+        (7, 3, 40, 1),
+        (5, 5, 12, 1),
+        (6, 4, 2, 1),
+        (7, 3, 40, 2),
+        (6, 2, 3, 3),
+    ):
         predicted, labels = rng.integers(0, sources, n), rng.integers(0, targets, n)
         table = np.zeros((sources, targets), int)
         np.add.at(table, (predicted, labels), 1)
         found = reprogramming.frequency_mapping(
-            jnp.asarray(predicted), jnp.asarray(labels), sources, targets
+            jnp.asarray(predicted), jnp.asarray(labels), sources, targets, per_class=k
         )
-        np.testing.assert_array_equal(found, greedy(table))
-        assert len(set(found.tolist())) == targets
+        expected = greedy(table, k)
+        np.testing.assert_array_equal(found, expected[:, 0] if k == 1 else expected)
+        assert len(set(found.ravel().tolist())) == k * targets
 
 
 def test_the_border():
@@ -55,6 +64,39 @@ def test_the_border():
     expected = np.array(jnp.broadcast_to(jax.nn.sigmoid(delta), (32, 4, 5, 2)))
     expected[:, 1:3, 2:4] = X  # ceil(2 / 2) = 1 above, ceil(3 / 2) = 2 on the left
     np.testing.assert_allclose(reprogramming.prompt_images(X, delta), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("width, inner", [(1, np.s_[1:3, 1:4]), (2, np.s_[:0])])
+def test_a_frame_covers_the_outer_rows(width, inner):
+    image, delta = jnp.ones((1, 4, 5, 2)), jax.random.normal(KEY, (4, 5, 2))
+    expected = 1 + np.array(delta)
+    expected[inner] = 1
+    found = reprogramming.prompt_images(image, delta, frame=width)
+    np.testing.assert_allclose(found[0], expected, rtol=1e-6)
+
+
+def test_a_frame_is_trained_with_two_sources_a_class():
+    images = jnp.pad(X, ((0, 0), (1, 1), (1, 2), (0, 0)))
+    found = reprogramming.visual_prompt(
+        network, images, Y, size=(4, 5), classes=2, key=KEY, batch_size=32, epochs=1,
+        optimizer=optax.sgd(0.5), frame=1, per_class=2,
+    )  # fmt: skip
+    predicted = np.asarray(network(images).argmax(-1))
+    table = np.zeros((6, 2), int)
+    np.add.at(table, (predicted, np.asarray(Y)), 1)
+    mapping = greedy(table, 2)
+    np.testing.assert_array_equal(found.mapping, mapping)
+    ring = np.ones((4, 5, 1))
+    ring[1:3, 1:4] = 0
+
+    def loss(delta):
+        logits = network(images + delta * ring)
+        logits = (logits[:, mapping[:, 0]] + logits[:, mapping[:, 1]]) / 2
+        return optax.softmax_cross_entropy_with_integer_labels(logits, Y).mean()
+
+    np.testing.assert_allclose(found.prompt, -0.5 * jax.grad(loss)(jnp.zeros((4, 5, 2))), atol=1e-6)
+    expected = network(images + found.prompt * ring)[:, mapping].mean(-1)
+    np.testing.assert_allclose(found.logits(network, images), expected, rtol=1e-5)
 
 
 @pytest.mark.slow
@@ -123,6 +165,14 @@ def test_what_is_refused():
         reprogramming.visual_prompt(network, X, Y, size=(4, 5), classes=1, key=KEY)
     with pytest.raises(ValueError, match="do not fit"):
         reprogramming.prompt_images(X, jnp.zeros((1, 5, 2)))
+    for images, width, what in (
+        (X, 1, "size of the prompt"),
+        (jnp.ones((1, 4, 5, 2)), 3, "1 to 2"),
+    ):
+        with pytest.raises(ValueError, match=what):
+            reprogramming.prompt_images(images, jnp.zeros((4, 5, 2)), frame=width)
+    with pytest.raises(ValueError, match="2 target classes, 4 each, cannot be mapped to 6"):
+        learn(per_class=4)
     with pytest.raises(ValueError, match="empty"):
         reprogramming.linear_probe(jnp.ones((0, 3)), jnp.ones(0, int), classes=2, steps=1, key=KEY)
     with pytest.raises(TypeError, match=r"network\(x\)"):
