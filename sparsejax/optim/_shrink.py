@@ -1,5 +1,7 @@
 """Iterative shrinkage by percentage: the lowest-ranked weights shrink at every step."""
 
+import math
+from dataclasses import replace
 from typing import NamedTuple
 
 import jax
@@ -8,9 +10,15 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Int, PyTree
 
-from .._arguments import check_scheduled_fraction, check_some, check_step, require_params
+from .._arguments import (
+    check_fraction,
+    check_scheduled_fraction,
+    check_some,
+    check_step,
+    require_params,
+)
 from .._tree import is_gap
-from ..masks import Masks, Plan, magnitude
+from ..masks import Masks, Plan, PlannedLeaf, magnitude
 from ._pruning import at_step, next_step, zero_off
 
 
@@ -27,6 +35,7 @@ def iterative_shrinkage(
     *,
     prune_steps: ArrayLike = 100_000,
     every: ArrayLike = 1,
+    cap: float = 0.995,
 ) -> optax.GradientTransformationExtraArgs:
     r"""ISS-P: multiplies the lowest-ranked weights by alpha instead of zeroing them.
 
@@ -38,19 +47,21 @@ def iterative_shrinkage(
     smallest kept weights are of that order.
 
     Args:
-      plan: The pruned leaves, with one sparsity for all in the paper. (The paper rounds the number
-        of pruned weights up; this library rounds to nearest.)
+      plan: The pruned leaves, with one sparsity for all in the paper, which rounds the number of
+        pruned weights up: `sj.plan(..., rounding="up")`.
       alpha: Factor per step: 0 is iterative hard thresholding, 1 never prunes; a number or an
         optax schedule.
       prune_steps: Length of the first stage, at least 1.
       every: Steps between two shrinkages, by `alpha ** every`.
+      cap: Largest fraction of zeros of a leaf (of a slice of a stacked one), whatever its sparsity:
+        `min(zeros, floor(cap * units))`. Leaves of a joint plan are capped together; N:M is not.
 
     Returns:
       A transformation whose state has `count` and `masks`.
 
     Raises:
-      ValueError: If `update` gets no parameters, no leaf is planned, alpha is outside of [0, 1], or
-        `prune_steps` or `every` is less than 1.
+      ValueError: If `update` gets no parameters, no leaf is planned, alpha or cap is outside of
+        [0, 1], or `prune_steps` or `every` is less than 1.
 
     Reference:
       Wang et al., Iterative Soft Shrinkage Learning for Efficient Image Super-Resolution, 2023
@@ -72,8 +83,10 @@ def iterative_shrinkage(
 
     Plan.require("iterative_shrinkage", plan)
     check_scheduled_fraction("iterative_shrinkage", "alpha", alpha)
+    check_fraction("cap", cap)
     check_step("iterative_shrinkage", "every", every, 1)
     check_step("iterative_shrinkage", "prune_steps", prune_steps, 1)
+    plan = replace(plan, leaves=tuple(_capped(leaf, cap) for leaf in plan.leaves))
 
     def init(params):
         masks = plan.full_masks(params)
@@ -106,6 +119,13 @@ def iterative_shrinkage(
         return moves, ShrinkState(next_step(count), Masks(masks))
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _capped(leaf: PlannedLeaf, cap: float) -> PlannedLeaf:
+    if not leaf.pattern.free or not leaf.units:
+        return leaf
+    most = leaf.slices * math.floor(leaf.units // leaf.slices * cap + 1e-9)
+    return replace(leaf, zeros=min(leaf.zeros, most))
 
 
 def _sum(p, u):

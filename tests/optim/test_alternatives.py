@@ -185,6 +185,26 @@ def test_iterative_shrinkage(alpha):
         np.testing.assert_array_equal(sj.get_masks(state)["kernel"], mask)
 
 
+@pytest.mark.parametrize(
+    "sparsity, options, kept",
+    [
+        (1.0, {}, (2, 2)),
+        (0.999, {}, (2, 2)),
+        (1.0, {"cap": 0.9}, (40, 30)),
+        (1.0, {"cap": 1.0}, (0, 0)),
+    ],
+)
+def test_shrinkage_keeps_some_of_every_leaf(sparsity, options, kept):
+    """q = min(ceil(p n), floor(.995 n)) of n = 400, and 300 in each of two slices."""
+    params = {"a": jnp.ones((20, 20)), "b": jnp.ones((2, 30, 10))}
+    rules = {"a": sj.Unstructured(sparsity), "b": sj.Unstructured(sparsity, stacked=1)}
+    plan = sj.plan(params, rules, rounding="up", layout="in_out")
+    tx = sj.optim.iterative_shrinkage(plan, prune_steps=1, **options)
+    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+    new = optax.apply_updates(params, updates)
+    assert (int(new["a"].sum()), *new["b"].sum((1, 2)).tolist()) == (kept[0], *[kept[1]] * 2)
+
+
 def test_shrinkage_acts_in_bfloat16():
     """0.99 w rounds back to w there, unless computed in float32 with what the step adds."""
     params = {"kernel": jnp.array([[4.0], [1.0]], jnp.bfloat16)}
@@ -307,6 +327,7 @@ SGD, KEY = optax.sgd(RATE), jax.random.key(0)
         (lambda: sj.optim.top_kast(SGD, PLAN, WIDER, every=0), "every=0 must"),
         (lambda: sj.optim.iterative_shrinkage(PLAN, every=0), "every=0 must"),
         (lambda: sj.optim.iterative_shrinkage(PLAN, 2.0), "alpha=2.0 must"),
+        (lambda: sj.optim.iterative_shrinkage(PLAN, cap=2.0), "cap.*2.0"),
         (lambda: sj.optim.iterative_shrinkage(PLAN, prune_steps=0), "prune_steps=0 must"),
         (lambda: sj.optim.track_masks(PLAN, 1.5), "schedule=1.5 must"),
         (lambda: sj.optim.movement(PLAN, -1.0), "schedule=-1.0 must"),
