@@ -3,15 +3,16 @@
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
-from .._arguments import check_masks, named_masks, require_params
+from .._arguments import check_masks, checked_number, named_masks, require_params
 from .._tree import map_named, named_leaves
 from ._proximal import Rules, check_penalty, check_rules, labels_of, matched_leaves
 
 
 def add_penalty(
-    penalty: Rules, keep: PyTree | None = None
+    penalty: Rules, keep: PyTree | None = None, *, smooth: ArrayLike | None = None
 ) -> optax.GradientTransformationExtraArgs:
     r"""Adds the (sub)gradient of a penalty, optionally only on the entries to be pruned.
 
@@ -26,13 +27,17 @@ def add_penalty(
         regular expressions and penalties.
       keep: Masks by path, True where the penalty is not applied; leaves without a mask are
         penalised completely.
+      smooth: The learning rate r, against oscillation around 0: where a step of that length would
+        cross 0, `|p| < r |d|` for the (sub)gradient d, it is `|d| p` instead. With `l1` this is the
+        "smooth l1" of MaskSparsity, `strength * p` below `r * strength`; `sj.prox.huber` is the
+        continuous form. None uses d everywhere.
 
     Returns:
       A transformation without state.
 
     Raises:
-      ValueError: If no leaf matches, a mask has another shape than its leaf, or `update` gets no
-        parameters.
+      ValueError: If no leaf matches, a mask has another shape than its leaf, `smooth` is negative,
+        or `update` gets no parameters.
 
     Reference:
       Liu et al., Learning Efficient Convolutional Networks through Network Slimming, 2017 (arXiv
@@ -48,6 +53,8 @@ def add_penalty(
       [0.0, -0.25]
     """
     check_penalty("add_penalty", penalty)
+    if smooth is not None:
+        smooth = checked_number("smooth", smooth, "sj.optim.add_penalty(penalty, smooth=0.1)")
     by_name = {} if keep is None else named_masks("add_penalty", keep)
 
     def init(params):
@@ -67,11 +74,13 @@ def add_penalty(
             else:
                 pulls |= {name: jax.grad(rule.value)(leaves[name]) for name in names}
 
-        def pull(name, u, p, mask):
-            del name
-            if p is None:
+        def pull(name, u, d, mask):
+            if d is None:
                 return u
-            return u + (p if mask is None else jnp.where(mask, 0, p)).astype(u.dtype)
+            if smooth is not None:
+                p = leaves[name]
+                d = jnp.where(jnp.abs(p) < smooth * jnp.abs(d), jnp.abs(d) * p, d)
+            return u + (d if mask is None else jnp.where(mask, 0, d)).astype(u.dtype)
 
         return map_named(pull, updates, pulls, by_name), state
 

@@ -163,6 +163,19 @@ def test_add_penalty_is_the_gradient_of_loss_plus_penalty():
     jax.tree.map(lambda u, e: np.testing.assert_allclose(u, 1 + e, rtol=1e-6), updates, expected)
 
 
+def test_a_smooth_l1_is_that_of_mask_sparsity():
+    """Spec 22: lambda gamma where |gamma| < rate lambda, else lambda sign(gamma), if pruned."""
+    scale = np.array([0.0, 0.04, -0.04, 0.05, -0.06, 3.0, 0.01], np.float32)
+    keep = np.arange(7) == 6
+    expected = 1 + np.where(np.abs(scale) < 0.1 * 0.5, 0.5 * scale, 0.5 * np.sign(scale)) * ~keep
+    tx = sj.optim.add_penalty({"scale$": sj.prox.l1(0.5)}, {"scale": jnp.asarray(keep)}, smooth=0.1)
+    params = {"scale": jnp.asarray(scale)}
+    updates, _ = tx.update(jax.tree.map(jnp.ones_like, params), tx.init(params), params)
+    np.testing.assert_allclose(updates["scale"], expected, rtol=1e-6)
+    with pytest.raises(ValueError, match="smooth"):
+        sj.optim.add_penalty({"scale$": sj.prox.l1(0.5)}, smooth=-0.1)
+
+
 def test_a_rule_of_none_leaves_its_leaves_alone():
     params = {"a": {"kernel": jnp.ones((2, 2))}, "b": {"kernel": jnp.ones((2, 2))}}
     tx = sj.optim.proximal({"a/": None, "kernel$": sj.prox.l1(0.5)}, 1.0)

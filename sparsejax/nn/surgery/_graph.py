@@ -1,6 +1,7 @@
 """The graph of axes that carry the same channels."""
 
 import functools
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -99,7 +100,8 @@ def channel_graph(
       model: An NNX or Equinox module or a tree of parameters, in which `path/kernel` or
         `path/weight` is found.
       layers: As above; `model.channel_layers()` of a `sj.models.MobileNet`. None: a sequence of the
-        kernels in the order of their names (`layer_2` before `layer_10`).
+        kernels in the order of their names (`layer_2` before `layer_10`), each with the norms
+        that follow it: numbered alike (`layers/0`, `layers/1`) or named after it (`a`, `a_norm`).
       layout: "in_out" or "out_in", for all kernels or by regular expressions over paths, as for
         `sj.plan`; None uses that of the framework.
 
@@ -107,8 +109,9 @@ def channel_graph(
       A `ChannelGraph`.
 
     Raises:
-      ValueError: If a kind or an input is unknown, a kernel is missing, sizes do not match, or the
-        layout of a kernel is unknown.
+      ValueError: If a kind or an input is unknown, a kernel is missing, sizes do not match, the
+        layout of a kernel is unknown, or (without `layers`) the names do not show which channels
+        a norm carries.
 
     Reference:
       Xu et al., SparseByteNN, 2023 (arXiv 2310.19509).
@@ -122,13 +125,14 @@ def channel_graph(
     """
     leaves = {name: leaf for name, leaf in named_leaves(pure(model)).items() if is_array(leaf)}
     orders = kernel_orders(model, layout)
-    if layers is None:
-        layers = _chain([name for name, leaf in leaves.items() if is_kernel(name, leaf)])
     load_frameworks()
     shapes = {name: tuple(leaf.shape) for name, leaf in leaves.items()}
     tracer = _Tracer(shapes, orders, group_counts(model))
-    for name, kind, inputs in layers:
-        tracer.add(name, kind, tuple(inputs))
+    if layers is None:
+        layers = _chain(tracer, [name for name, leaf in leaves.items() if is_kernel(name, leaf)])
+    else:
+        for name, kind, inputs in layers:
+            tracer.add(name, kind, tuple(inputs))
     read = {source for _, _, inputs in layers for source in inputs}
     for name, _, _ in layers:
         if name not in read:
@@ -163,12 +167,52 @@ def groups_of(modules: Iterable[tuple[str, Any]]) -> dict[str, int]:
     return {path: found[0] for path, found in about.items() if found}
 
 
-def _chain(kernels: Sequence[str]) -> list[tuple[str, str, tuple[str, ...]]]:
-    """A sequence of layers."""
-    layers: list[tuple[str, str, tuple[str, ...]]] = [("the input", "input", ())]
-    for name in sorted(kernels, key=natural_order):
-        layers.append((name.rpartition("/")[0], "dense", (layers[-1][0],)))
+def _chain(tracer: "_Tracer", kernels: Sequence[str]) -> list[tuple[str, str, tuple[str, ...]]]:
+    """Adds the kernels and norms as a sequence of layers, and returns it."""
+    layers: list[tuple[str, str, tuple[str, ...]]] = []
+    dense = [name.rpartition("/")[0] for name in sorted(kernels, key=natural_order)]
+    widths, unplaced = _widths(tracer.shapes, dense), {}
+
+    def add(name: str, kind: str) -> None:
+        layers.append((name, kind, (layers[-1][0],) if layers else ()))
+        tracer.add(*layers[-1])
+
+    add("the input", "input")
+    before = ""
+    for name in sorted({*dense, *widths}, key=natural_order):
+        if name in dense:
+            add(name, "dense")
+            before = name
+        elif before and _beside(name, before) and tracer.carries(layers[-1][0], widths[name]):
+            add(name, "same")
+        elif before or not dense or not _beside(name, dense[0]):  # else a norm of the input
+            unplaced[name] = widths[name]
+    sizes = {tracer.sizes[name] for name in dense[:-1]}
+    lost = [name for name, width in unplaced.items() if width in sizes]
+    if lost:
+        raise ValueError(
+            f"channel_graph: the names do not show which channels {', '.join(lost)} carries; "
+            f"declare the layers: channel_graph(model, [('x', 'input', ()), ('{dense[0]}', "
+            f"'dense', ('x',)), ('{lost[0]}', 'same', ('{dense[0]}',)), ...])."
+        )
     return layers
+
+
+def _widths(shapes: Mapping[str, tuple[int, ...]], dense: Sequence[str]) -> dict[str, int]:
+    """The width of each layer of vectors only, such as a norm, outside of layers with a kernel."""
+    found: dict[str, int] = {}
+    for name, shape in shapes.items():
+        layer = name.rpartition("/")[0]
+        if len(shape) == 1 and not any(layer == x or layer.startswith(f"{x}/") for x in dense):
+            found[layer] = max(found.get(layer, 0), shape[0])
+    deep = {name.rpartition("/")[0] for name, shape in shapes.items() if len(shape) > 1}
+    return {layer: width for layer, width in found.items() if layer and layer not in deep}
+
+
+def _beside(name: str, layer: str) -> bool:
+    """Whether a name is that of a layer with another number, or begins with it."""
+    stem, other = (re.sub(r"\d+$", "", x) for x in (name, layer))
+    return stem == other or name.startswith(layer)
 
 
 class _Tracer:
@@ -290,6 +334,11 @@ class _Tracer:
         if axis.flat == "first":
             return tuple(s._replace(each=s.each * positions) for s in axis.segments)
         return axis.segments * positions
+
+    def carries(self, name: str, size: int) -> bool:
+        """Whether the axis of a layer has so many channels."""
+        axis = self.axes[name]
+        return axis is not None and _length(axis) == size
 
     def freeze(self, axis: Axis | None) -> None:
         self.frozen |= {s.source for s in axis.segments} if axis else set()

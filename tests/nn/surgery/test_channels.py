@@ -66,6 +66,35 @@ def test_equals_the_model_with_dead_channels(model):
     assert model.conv.kernel.shape == (3, 3, 2, 6) and model.conv.out_features == 6
 
 
+@pytest.mark.parametrize("norm", [nnx.BatchNorm, nnx.LayerNorm])
+def test_norms_of_a_sequence_lose_their_channels(norm):
+    """Issue 14.10: they kept their width beside smaller kernels."""
+    rngs = nnx.Rngs(0)
+    layers = [norm(4, rngs=rngs), nnx.Linear(4, 6, rngs=rngs), norm(6, rngs=rngs), nnx.relu]
+    layers += [nnx.Linear(6, 5, rngs=rngs), norm(5, rngs=rngs), nnx.Linear(5, 2, rngs=rngs)]
+    model = nnx.Sequential(*layers)
+    keep = {"layers/1": np.arange(6) != 2, "layers/4": np.arange(5) < 3}
+    graph = surgery.channel_graph(model)
+    small = surgery.remove_channels(model, graph, keep)
+    leaves = jax.tree.leaves(nnx.state((small.layers[2], small.layers[5])))
+    assert sorted({x.shape for x in leaves}) == [(3,), (5,)]
+    assert small.layers[0].scale.shape == (4,) and small(jnp.ones((3, 4))).shape == (3, 2)
+    masks = surgery.mask_channels(model, graph, keep)
+    np.testing.assert_array_equal(masks["layers"][2]["scale"], keep["layers/1"])
+    tree = {
+        "a": {"kernel": jnp.eye(3)},
+        "a_norm": {"scale": jnp.ones(3)},
+        "b": {"kernel": jnp.eye(3)},
+    }
+    some = {"a": np.array([True, False, True])}
+    found = surgery.remove_channels(tree, surgery.channel_graph(tree), some)
+    assert found["a_norm"]["scale"].shape == (2,)
+    # Linen numbers norms and layers apart: which of them do they follow?
+    apart = {"Dense_0": tree["a"], "Dense_1": tree["b"], "LayerNorm_0": tree["a_norm"]}
+    with pytest.raises(ValueError, match="which channels LayerNorm_0 carries; declare the layers"):
+        surgery.channel_graph(apart)
+
+
 def test_what_a_shift_leaves_moves_to_the_next_bias(model):
     keep = np.array([True, False, True, False])
     model.middle.scale.set_value(jnp.where(keep, model.middle.scale[...], 0))
@@ -182,7 +211,7 @@ def test_masks_of_channels_by_hand():
     params = {
         "0": {"kernel": jnp.ones((3, 3, 1, 4))},
         "1": {"kernel": jnp.ones((3, 3, 4, 2)), "bias": jnp.ones(2)},
-        "norm": {"scale": jnp.ones(4), "bias": jnp.ones(4)},
+        "norm": {"scale": jnp.ones(5), "bias": jnp.ones(5)},
     }
     graph = surgery.channel_graph(params)
     keep = {"0": jnp.array([True, False, False, True])}
