@@ -79,7 +79,8 @@ def score_prune(
     Args:
       params: Parameters, already trained if `pretrain` is None.
       loss: Function `(params, batch)` to a scalar.
-      plan: The leaves to prune and their patterns.
+      plan: The leaves to prune and their patterns; with `rounding="down"` the counts are those of
+        the paper, which empty no leaf.
       data: A tree of arrays with the samples along their first axis.
       key: A key from `jax.random.key`, for the order of the samples.
       pretrain: Steps and optimizer of dense training; None skips it.
@@ -156,7 +157,8 @@ def dass(
       params: Parameters of the network with all its operations.
       alpha: Upper variables, for example small random numbers; None disables the search.
       loss: Function `(params, alpha, batch)` to a scalar; it is called with pruned parameters.
-      plan: The leaves to prune and their patterns, in the second and third stage.
+      plan: The leaves to prune and their patterns, in the second and third stage; with
+        `rounding="down"` the counts are those of the paper, which empty no leaf.
       data: Training set: a tree of arrays with the samples along their first axis.
       validation: Held-out data to learn alpha from; None if alpha is None.
       key: A key from `jax.random.key`, for the order of the samples.

@@ -32,6 +32,7 @@ class Scored(nnx.Module):
     Args:
       layer: `nnx.Linear`, `nnx.Conv` or any NNX layer with a parameter `kernel`.
       pattern: Pattern of the mask; None for a dense layer.
+      rounding: As for `score_mask`; "down" keeps at least one entry below sparsity 1.
 
     Raises:
       TypeError: If the layer has no kernel.
@@ -53,11 +54,12 @@ class Scored(nnx.Module):
       (['scores'], 32)
     """
 
-    def __init__(self, layer: Any, pattern: Pattern | None):
+    def __init__(self, layer: Any, pattern: Pattern | None, *, rounding: str = "down"):
         if "kernel" not in nnx.state(layer, nnx.Param):
             raise TypeError(f"Scored: a {type(layer).__name__} has no kernel to mask.")
         self.layer = layer
         self.pattern = pattern
+        self.rounding = rounding
         self.scores = Score(layer.kernel[...])
         if pattern is not None:
             self.rescale()
@@ -74,7 +76,8 @@ class Scored(nnx.Module):
         kernel = self.layer.kernel[...]
         if self.pattern is None:
             return kernel
-        return kernel * score_mask(self.scores[...], self.pattern).astype(kernel.dtype)
+        mask = score_mask(self.scores[...], self.pattern, rounding=self.rounding)
+        return kernel * mask.astype(kernel.dtype)
 
     def __call__(self, x: Any) -> Any:
         """Applies the layer with the masked kernel."""

@@ -7,20 +7,25 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from ..._tree import map_named, named_leaves
-from ...masks import Plan, topk
+from ...masks import Plan, plan as make_plan
 from ...patterns import Pattern
 
 
-def score_mask(scores: Float[Array, "..."], pattern: Pattern) -> Float[Array, "..."]:
+def score_mask(
+    scores: Float[Array, "..."], pattern: Pattern, *, rounding: str = "down"
+) -> Float[Array, "..."]:
     r"""The mask of the largest `|S|`, exactly 0 or 1, with a straight-through gradient.
 
     Forward `m = topk(|S|)`; backward `dL/dS = dL/dm * sign(S)` for all entries, kept or not. A
-    score of exactly 0 has gradient 0. Multiply the mask with the weights:
+    score of exactly 0 has gradient 0. Of n entries `n - floor(sparsity n)` are kept, at least one
+    below sparsity 1. Multiply the mask with the weights:
     `w * sj.contrib.search.score_mask(scores, sj.Unstructured(0.99))`.
 
     Args:
       scores: Scores of one leaf.
       pattern: Pattern of the mask.
+      rounding: How the number of zeros is rounded, as for `sj.plan`: "down" as published, "nearest"
+        or "up".
 
     Returns:
       An array of the dtype of the scores.
@@ -41,7 +46,9 @@ def score_mask(scores: Float[Array, "..."], pattern: Pattern) -> Float[Array, ".
       >>> jax.grad(lambda s: search.score_mask(s, sj.Unstructured(0.34)).sum())(scores).tolist()
       [1.0, -1.0, -1.0]
     """
-    return _through(scores, topk(jax.lax.stop_gradient(jnp.abs(scores)), pattern))
+    tree = {"kernel": jax.lax.stop_gradient(jnp.abs(scores))}
+    plan = make_plan(tree, {"kernel": pattern}, rounding=rounding)
+    return _through(scores, plan.masks(tree)["kernel"])
 
 
 def scaled_scores(params: PyTree, plan: Plan) -> PyTree:

@@ -112,6 +112,13 @@ def test_operations_with_learned_masks():
     def conv(*args, **options):
         return search.Scored(nnx.Conv(*args, **options), sj.Unstructured(0.9))
 
+    def tiny(*args, **options):
+        return search.Scored(nnx.Conv(*args, **options), sj.Unstructured(0.99))
+
+    modules = (m for _, m in nnx.iter_modules(search.MixedOp(list(
+        search.darts_ops(4, conv=tiny, rngs=nnx.Rngs(0)).values()))))  # fmt: skip
+    kept = [int((m.masked_kernel() != 0).sum()) for m in modules if isinstance(m, search.Scored)]
+    assert len(kept) == 12 and min(kept) == 1
     ops = search.darts_ops(4, 2, conv=conv, rngs=nnx.Rngs(0))
     cell = search.DartsCell(lambda stride: ops.values(), nodes=1)
     assert len(jax.tree.leaves(nnx.state(cell, search.Score))) == 2 + 4 + 4 + 2 + 2

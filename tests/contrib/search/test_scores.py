@@ -13,12 +13,22 @@ W, S, X = (jax.random.normal(k, s) for k, s in zip(KEYS, [(8, 8), (8, 8), (5, 8)
 PARAMS = {"a": {"kernel": W, "bias": jnp.ones(8)}, "b": {"kernel": 2 * W}}
 
 
-@pytest.mark.parametrize("sparsity, kept", [(0.0, 64), (0.7, 19), (0.99, 1), (1.0, 0)])
+@pytest.mark.parametrize("sparsity, kept", [(0.0, 64), (0.7, 20), (0.99, 1), (1.0, 0)])
 def test_the_mask_is_zero_or_one(sparsity, kept):
     mask = np.asarray(search.score_mask(S, sj.Unstructured(sparsity)))
     assert set(np.unique(mask)) <= {0.0, 1.0} and mask.sum() == kept
     order = np.argsort(-np.abs(np.asarray(S)).ravel(), kind="stable")
     np.testing.assert_array_equal(np.flatnonzero(mask), np.sort(order[:kept]))
+
+
+@pytest.mark.parametrize("n", [1, 7, 10, 30, 50, 100, 101])
+def test_the_counts_are_the_papers(n):
+    """n - floor((1 - k) n), in integers: never empty, also where nearest would be."""
+    for percent in (1, 10, 29, 30, 50, 90, 99):
+        scores, pattern = jnp.arange(1.0, n + 1), sj.Unstructured(percent / 100)
+        assert int(search.score_mask(scores, pattern).sum()) == n - percent * n // 100
+    nearest = search.score_mask(scores, pattern, rounding="nearest")
+    assert int(nearest.sum()) == n - round(0.99 * n)
 
 
 def test_equal_scores_keep_the_lower_index():
