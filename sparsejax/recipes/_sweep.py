@@ -117,8 +117,9 @@ def sparsity_sweep(
     Raises:
       TypeError: If a callable has another signature or result type, `params` hold NNX variables
         that are not `nnx.Param`s, or `resume` is not a `Progress`.
-      ValueError: If sparsities are missing or do not increase, fine-tuning has no key or returns
-        non-finite values (all earlier points were passed to `callback`).
+      ValueError: If sparsities are missing or do not increase, two have the same masks (a grid
+        finer than the entries), or fine-tuning has no key or returns non-finite values (all
+        earlier points were passed to `callback`).
 
     Reference:
       Jaiswal et al., The Emergence of Essential Sparsity in Large Pre-trained Models, 2023
@@ -181,7 +182,9 @@ def _points(params, sparsities, rules, patterns, allocate, score) -> list[PyTree
         grid = [float(s) for s in sparsities]
         if not grid or any(b <= a for a, b in zip(grid, grid[1:])):
             raise ValueError(f"sparsities={grid} must be increasing fractions, at least one.")
-        return nested_masks(score(params), plan, grid)
+        points = nested_masks(score(params), plan, grid)
+        _check_grid(grid, points)
+        return points
     if not patterns:
         raise ValueError("sparsity_sweep: patterns must not be empty, as in [sj.NM(2, 4)].")
     names = [leaf.name for leaf in plan.leaves]
@@ -190,6 +193,19 @@ def _points(params, sparsities, rules, patterns, allocate, score) -> list[PyTree
         make_plan(params, {f"^{re.escape(name)}$": pattern for name in names}).masks(scores)
         for pattern in patterns
     ]
+
+
+def _check_grid(grid: list[float], points: list[PyTree]) -> None:
+    """Raises if two sparsities have the same masks: the curve would have no order of them."""
+    size = sum(m.size for m in jax.tree.leaves(points[0]))
+    found = [zero_fraction(masks) for masks in points]
+    for at in range(1, len(grid)):
+        if found[at] <= found[at - 1]:
+            raise ValueError(
+                f"sparsity_sweep: sparsities={grid} must differ by at least one of the {size} "
+                f"planned entries, but {grid[at - 1]} and {grid[at]} both zero "
+                f"{round(found[at] * size)} of them; pass a coarser grid."
+            )
 
 
 def _check_point(done: Progress, points: list[PyTree]) -> None:

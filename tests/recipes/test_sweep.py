@@ -113,6 +113,12 @@ def test_what_is_refused():
         recipes.sparsity_sweep(PARAMS, lambda: 0.0)
     with pytest.raises(ValueError, match=r"must be in \[0, 1\]"):
         recipes.sparsity_sweep(PARAMS, lambda p: 0.0, sparsities=[90.0])
+    few, called = {"kernel": jnp.arange(1.0, 5.0).reshape(2, 2)}, []
+    sweep = partial(recipes.sparsity_sweep, few, lambda p: called.append(p) or 0.0)
+    with pytest.raises(ValueError, match="of the 4 planned entries, but 0.2 and 0.3 both zero 1 "):
+        sweep(sparsities=[0.0, 0.2, 0.3, 0.5])
+    assert not called
+    assert sweep(sparsities=[0.0, 0.2, 0.4, 0.7, 1.0]).extra["sparsity"] == (0, 0.25, 0.5, 0.75, 1)
 
 
 def test_similarity_of_random_masks_is_their_density():
