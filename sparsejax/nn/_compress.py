@@ -88,7 +88,7 @@ def compress_leaf(
     pattern = leaf.pattern.final
     try:
         array = None
-        if leaf.layout.contraction:
+        if leaf.layout.contraction and pattern.follows_matrix(leaf.layout):
             matrix, kept = leaf.layout.to_matrix(w), leaf.layout.to_matrix(mask)
             array = compress_matrix(pattern, matrix, kept)
     except ValueError as error:

@@ -74,6 +74,11 @@ class Pattern(ABC):
     ) -> Bool[Array, "..."]:
         """The mask that zeroes `round(fraction * zeros)` units of lowest score."""
 
+    def follows_matrix(self, layout: Layout) -> bool:
+        """Whether its units are those of the matrix `(K, N)`: else it has no compressed form."""
+        del layout
+        return True
+
     def compressed(self, matrix: Float[Array, "... k n"], mask: Bool[Array, "... k n"]) -> Any:
         """The masked matrix in a compressed format; None if the pattern has none."""
         del matrix, mask

@@ -107,6 +107,7 @@ def nm_stages(
     axis: int | Sequence[int] | None = None,
     stacked: int = 0,
     stages: int = 4,
+    pad: bool = False,
 ) -> Stages:
     r"""The stages of SdGf, ending at N:M.
 
@@ -120,6 +121,7 @@ def nm_stages(
       axis: Contraction axis or axes, as for `NM`.
       stacked: Leading axes that index layers, as for `NM`.
       stages: Number of geometric stages.
+      pad: Whether the last group is padded, as for `NM`.
 
     Raises:
       ValueError: If kind is neither or not 1 <= n < m.
@@ -141,4 +143,4 @@ def nm_stages(
         counts = [(kept, m) for kept in dict.fromkeys([m - 1, *halves, n])]
     else:
         raise ValueError(f'kind={kind!r} must be "stepwise" or "geometric".')
-    return Stages(tuple(NM(*count, axis, stacked) for count in counts))
+    return Stages(tuple(NM(*count, axis, stacked, pad) for count in counts))

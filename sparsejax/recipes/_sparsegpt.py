@@ -118,6 +118,11 @@ class _Rows(NamedTuple):
 def _selection(leaf: PlannedLeaf, matrix: Array, upper: Array) -> tuple[_Rows | None, Array]:
     """Row-by-row selection, or the mask of a pattern that needs all rows."""
     pattern = leaf.pattern.final
+    if not pattern.follows_matrix(leaf.layout):
+        raise ValueError(
+            f"sparsegpt: {leaf.name} {leaf.shape} has padded groups of {pattern!r} at each "
+            f"position of its window; choose an m that divides {leaf.layout.run}."
+        )
     if pattern.rows_at_once is not None:
         allocated = leaf.zeros != pattern.zeros(leaf.layout)
         sparsity = leaf.sparsity if allocated else pattern.sparsity
@@ -133,7 +138,7 @@ def _reconstruct(matrix, upper, mask, rows: _Rows | None, block: int):
     group = (rows.pattern.rows_at_once if rows else 0) or 0
     block = min(block, inputs)
     block = math.lcm(block, group) if group else block
-    block = min(block, inputs)
+    block = min(block, -(-inputs // group) * group if group else inputs)
     pad = -inputs % block
     matrix = jnp.pad(matrix, ((0, pad), (0, 0)))
     mask = jnp.pad(mask, ((0, pad), (0, 0)), constant_values=True)

@@ -81,7 +81,7 @@ def pattern_bytes(pattern: Pattern, mask: Any, layout: Layout, kept: int | None,
 @pattern_bytes.register
 def _(pattern: NM, mask, layout: Layout, kept: int | None, bits: int) -> int:
     del mask, kept
-    slots = pattern.units(layout) // pattern.m * pattern.n
+    slots = pattern.groups(layout) * pattern.n
     return _whole(slots * bits) + _whole(slots * (pattern.m - 1).bit_length())
 
 

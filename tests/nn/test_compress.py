@@ -100,6 +100,29 @@ def test_fine_tuning_a_compressed_model():
     assert losses[-1] < 0.5 * losses[0]
 
 
+def test_padded_groups_are_compressed_or_stay_dense():
+    pattern, key = sj.NM(2, 4, pad=True), jax.random.key(0)
+    params = {
+        "linear": {"kernel": jax.random.normal(key, (7, 3))},
+        "conv": {"kernel": jax.random.normal(key, (3, 3, 6, 2))},
+    }
+    plan = sj.plan(params, pattern)
+    masks = plan.masks(sj.masks.magnitude(params))
+    small, zeroed = sj.compress(params, plan, masks), sj.masks.apply_masks(params, masks)
+    w, x = small["linear"]["kernel"], jax.random.normal(key, (5, 7))
+    np.testing.assert_array_equal(w.todense(), zeroed["linear"]["kernel"])
+    found = sj.matmul(x, w, implementation="xla")
+    np.testing.assert_allclose(found, x @ zeroed["linear"]["kernel"], rtol=1e-4, atol=1e-5)
+    gradient = jax.grad(lambda x: sj.matmul(x, w).sum())(x)
+    np.testing.assert_allclose(gradient[0], zeroed["linear"]["kernel"].sum(1), rtol=1e-4, atol=1e-5)
+    # Groups at each position of a window are no groups of the rows of a matrix.
+    np.testing.assert_array_equal(small["conv"]["kernel"], zeroed["conv"]["kernel"])
+    layer = sj.nn.SparseLinear(7, 3, pattern, rngs=nnx.Rngs(0))
+    dense = layer.kernel[...].todense()
+    np.testing.assert_array_equal((dense != 0).sum(0), [4, 4, 4])
+    np.testing.assert_allclose(layer(x), x @ dense, rtol=1e-4, atol=1e-5)
+
+
 def test_a_model_for_inference_has_no_gradient():
     model, x = two_layers(), jnp.ones((3, 8))
     plan = sj.plan(model, sj.Block((4, 4), 0.5))

@@ -100,6 +100,46 @@ def test_nm_along_a_schedule(c):
         np.testing.assert_array_equal(mask.reshape(2, 8, 3).sum(1), kept)
 
 
+def padded_by_hand(scores, n, m):
+    """Per sequence along the last axis: the n largest of each m, the last group shorter."""
+    mask = np.zeros(scores.shape, bool)
+    for at in np.ndindex(scores.shape[:-1]):
+        for start in range(0, scores.shape[-1], m):
+            best = np.argsort(-scores[at][start : start + m], kind="stable")[:n]
+            mask[(*at, start + best)] = True
+    return mask
+
+
+@pytest.mark.parametrize(
+    "options, shape, last, n, m",
+    [
+        ({}, (7, 6), (1, 0), 2, 4),
+        ({}, (50, 2), (1, 0), 3, 40),  # long groups are selected by bisection
+        ({}, (3, 2), (1, 0), 1, 5),
+        ({"axis": 1, "stacked": 1}, (2, 9, 3), (0, 2, 1), 2, 4),
+        ({"axis": (0, 1)}, (3, 5, 2), (2, 0, 1), 2, 4),
+        ({}, (3, 2, 6, 2), (0, 1, 3, 2), 2, 4),
+    ],
+)
+def test_a_padded_group_keeps_at_most_n(options, shape, last, n, m):
+    pattern = sj.NM(n, m, pad=True, **options)
+    scores = jnp.abs(normal(*shape)).at[(0,) * len(shape)].set(jnp.nan)
+    along = np.nan_to_num(np.asarray(scores), nan=-1).transpose(last)
+    if options.get("axis") == (0, 1):
+        along = along.reshape(2, 15)
+    mask = sj.masks.topk(scores, pattern)
+    found = np.asarray(mask).transpose(last).reshape(along.shape)
+    np.testing.assert_array_equal(found, padded_by_hand(along, n, m))
+    plan = sj.plan({"kernel": scores}, {"kernel": pattern})
+    assert plan["kernel"].kept == int(mask.sum())
+    layout = pattern.layout(shape)
+    assert pattern.fits(mask, layout)
+    assert pattern.fits(jnp.ones(shape, bool), layout) == (n >= along.shape[-1])
+    half = np.asarray(sj.masks.topk(scores, pattern, 0.5)).transpose(last).reshape(along.shape)
+    np.testing.assert_array_equal(half, padded_by_hand(along, m - round(0.5 * (m - n)), m))
+    assert pattern.groups(layout) == along.size // along.shape[-1] * -(-along.shape[-1] // m)
+
+
 def test_nm_of_nothing_and_everything():
     assert not sj.masks.topk(jnp.ones((4, 2)), sj.NM(0, 4)).any()
     assert sj.masks.topk(jnp.ones((4, 2)), sj.NM(4, 4)).all()

@@ -61,12 +61,12 @@ def test_sparsegpt_unstructured(rows, block):
         np.testing.assert_allclose(new["kernel"], expected, atol=1e-9)
 
 
-@pytest.mark.parametrize("n, m", [(2, 4), (1, 4), (4, 8)])
-def test_sparsegpt_groups(n, m):
-    x = inputs_of(48)
-    w = np.random.default_rng(2).normal(size=(48, 20))
+@pytest.mark.parametrize("n, m, rows", [(2, 4, 48), (1, 4, 48), (4, 8, 48), (2, 4, 50), (2, 4, 6)])
+def test_sparsegpt_groups(n, m, rows):
+    x = inputs_of(rows)
+    w = np.random.default_rng(2).normal(size=(rows, 20))
     with jax.enable_x64(True):
-        plan = sj.plan({"kernel": jnp.asarray(w)}, sj.NM(n, m))
+        plan = sj.plan({"kernel": jnp.asarray(w)}, sj.NM(n, m, pad=True))
         new, masks = sj.recipes.sparsegpt(
             {"kernel": jnp.asarray(w)}, {"kernel": jnp.asarray(x.T @ x)}, plan, block=16
         )
@@ -132,6 +132,12 @@ def test_kernels_with_heads_are_seen_as_matrices():
     a, _ = sj.recipes.sparsegpt({"kernel": w}, gram, plan)
     b, _ = sj.recipes.sparsegpt({"kernel": w.reshape(32, 6)}, gram, flat)
     np.testing.assert_allclose(a["kernel"].reshape(32, 6), b["kernel"], rtol=1e-6)
+
+
+def test_padded_groups_of_a_window_are_refused():
+    params, gram = {"kernel": jnp.ones((3, 3, 6, 2))}, {"kernel": jnp.eye(54)}
+    with pytest.raises(ValueError, match="padded groups .* choose an m that divides 6"):
+        sj.recipes.sparsegpt(params, gram, sj.plan(params, sj.NM(2, 4, pad=True)))
 
 
 def test_mistakes():
