@@ -2,6 +2,7 @@
 
 import zlib
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,8 @@ from jaxtyping import Array, Key, PyTree
 from .._arguments import check_key, check_not_nan
 from .._sharding import drawn_like
 from .._tree import is_array, map_named, named_leaves
+from ._plan import Plan
+from ._planned_leaf import PlannedLeaf
 
 
 def magnitude(params: PyTree) -> PyTree:
@@ -35,17 +38,28 @@ def magnitude(params: PyTree) -> PyTree:
     return jax.tree.map(lambda w: jnp.abs(w) if number(w) else w, params)
 
 
-def random(params: PyTree, *, key: Key[Array, ""]) -> PyTree:
-    r"""Independent uniform scores, for uniformly random masks with an exact count.
+def random(
+    params: PyTree, plan: Plan | None = None, *, key: Key[Array, ""], exact: bool = True
+) -> PyTree:
+    r"""Independent uniform scores, for uniformly random masks; or, with a plan, the masks.
 
     The key is folded with the name of each leaf, so adding a layer does not change the other masks.
+    Masks have the counts of the plan; with `exact=False` every unit of a leaf is kept by itself
+    with probability `1 - zeros / units` (Bernoulli), so that only the expected count is that.
 
     Args:
       params: A tree of arrays (or of shapes with a dtype).
+      plan: The leaves and their sparsities; None returns scores.
       key: A key made by `jax.random.key`.
+      exact: Whether masks have exact counts.
 
     Returns:
-      A tree of float32 scores in [0, 1).
+      A tree of float32 scores in [0, 1); with a plan `plan.masks` of them, or Bernoulli masks, with
+      None for the leaves that are not planned.
+
+    Raises:
+      ValueError: If `exact=False` has no plan, or a pattern that fixes the counts of its units, as
+        N:M does.
 
     Reference:
       Liu et al., The Unreasonable Effectiveness of Random Pruning, 2022 (arXiv 2202.02643).
@@ -54,16 +68,55 @@ def random(params: PyTree, *, key: Key[Array, ""]) -> PyTree:
       >>> import jax, jax.numpy as jnp, sparsejax as sj
       >>> sj.masks.random({"kernel": jnp.ones((2, 3))}, key=jax.random.key(0))["kernel"].shape
       (2, 3)
+      >>> params = {"kernel": jnp.ones((100, 100))}
+      >>> plan = sj.plan(params, sj.Unstructured(0.9))
+      >>> masks = sj.masks.random(params, plan, key=jax.random.key(0), exact=False)
+      >>> 900 < int(masks["kernel"].sum()) < 1100
+      True
     """
 
     check_key("key", key)
+    if plan is None and not exact:
+        raise ValueError(
+            "masks.random: exact=False needs the plan whose masks are drawn: "
+            "sj.masks.random(params, plan, key=key, exact=False)."
+        )
+    own = lambda name: jax.random.fold_in(key, zlib.crc32(name.encode()))  # noqa: E731
+    if not exact:
+        planned = {leaf.name: leaf for leaf in plan.leaves}  # pyright: ignore
+        return map_named(
+            lambda name, w: _bernoulli(planned[name], w, own(name)) if name in planned else None,
+            params,
+        )
 
     def uniform(name, leaf):
-        folded = jax.random.fold_in(key, zlib.crc32(name.encode()))
         draw = lambda key: jax.random.uniform(key, leaf.shape, jnp.float32)  # noqa: E731
-        return drawn_like(leaf, draw, folded)
+        return drawn_like(leaf, draw, own(name))
 
-    return map_named(uniform, params)
+    scores = map_named(uniform, params)
+    return scores if plan is None else plan.masks(scores)
+
+
+def _bernoulli(leaf: PlannedLeaf, w: Any, key: Array) -> Array:
+    """A mask whose units are kept independently, by integers: floats end at 2**-24."""
+    pattern, layout, zeros, units = leaf.pattern, leaf.layout, leaf.zeros, leaf.units
+    fixed = pattern.balanced or pattern.slices(layout) != layout.slices
+    if not pattern.pooled or fixed:
+        raise ValueError(
+            f"masks.random: exact=False draws the units of a leaf independently, but {pattern!r} "
+            f"of {leaf.name} fixes how many are kept together; omit exact=False."
+        )
+    if tuple(w.shape) != leaf.shape:
+        raise ValueError(f"masks.random: {leaf.name} {w.shape} was planned as {leaf.shape}.")
+    shape = jax.eval_shape(lambda: pattern.pool(jnp.zeros(leaf.shape), layout)).shape
+
+    def draw(key):
+        kept = jax.random.bits(key, shape, jnp.uint32) >= jnp.uint32((zeros << 32) // units)
+        return pattern.expand(kept, layout)
+
+    if zeros >= units:
+        return jnp.zeros(leaf.shape, bool)
+    return drawn_like(w, draw, key)
 
 
 def saliency(params: PyTree, grads: PyTree) -> PyTree:

@@ -111,6 +111,43 @@ def test_random_masks_depend_on_the_path_only():
     assert (masks["a"]["kernel"] != other["a"]["kernel"]).any()
 
 
+def test_bernoulli_masks_have_binomial_counts():
+    params = {
+        "a": {"kernel": jnp.ones((10, 10)), "bias": jnp.ones(10)},
+        "b": {"kernel": jnp.ones((8, 6))},
+    }
+    plan = sj.plan(params, {"a/kernel": sj.Unstructured(0.8), "b/": sj.Block((2, 3), 0.5)})
+    draw = lambda key: sj.masks.random(params, plan, key=key, exact=False)  # noqa: E731
+    found = jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(0), 2000))
+    assert found["a"]["bias"] is None
+    each = np.asarray(found["a"]["kernel"], float).reshape(2000, 100)
+    np.testing.assert_allclose(each.mean(0), 0.2, atol=0.05)
+    np.testing.assert_allclose((each.sum(1).mean(), each.sum(1).var()), (20, 16), rtol=0.1)
+    together = np.cov(each.T) - np.diag(np.full(100, 0.16))
+    assert np.abs(together).max() < 0.03
+    blocks = np.asarray(found["b"]["kernel"]).reshape(2000, 4, 2, 2, 3)
+    assert (blocks == blocks[:, :, :1, :, :1]).all()
+    counts = blocks[:, :, 0, :, 0].sum((1, 2))
+    np.testing.assert_allclose((counts.mean(), counts.var()), (4, 2), rtol=0.1)
+    assert not (found["b"]["kernel"] == found["b"]["kernel"][0]).all()
+
+
+def test_random_masks_of_a_plan():
+    params, key = {"kernel": jnp.ones((8, 8))}, jax.random.key(0)
+    plan = sj.plan(params, sj.Unstructured(0.7))
+    exact = sj.masks.random(params, plan, key=key)["kernel"]
+    scores = sj.masks.random(params, key=key)
+    np.testing.assert_array_equal(exact, plan.masks(scores)["kernel"])
+    for sparsity, kept in ((0.0, 64), (1.0, 0)):
+        at = sj.plan(params, sj.Unstructured(sparsity))
+        assert int(sj.masks.random(params, at, key=key, exact=False)["kernel"].sum()) == kept
+    with pytest.raises(ValueError, match="exact=False needs the plan"):
+        sj.masks.random(params, key=key, exact=False)
+    for pattern in (sj.NM(2, 4), sj.patterns.FanIn(0.5), sj.Block((2, 2), 0.5, balanced=True)):
+        with pytest.raises(ValueError, match="of kernel fixes how many are kept"):
+            sj.masks.random(params, sj.plan(params, pattern), key=key, exact=False)
+
+
 def test_saliency_movement_and_grasp():
     w, g = jnp.array([1.0, -2.0, 3.0]), jnp.array([0.5, 0.25, -1.0])
     np.testing.assert_allclose(sj.masks.saliency(w, g), [0.5, 0.5, 3.0])
