@@ -6,6 +6,7 @@ from ._grams import input_grams
 from ._linear import SparseKernel, SparseLinear
 from ._linear_layer import LinearLayer, linear_layer
 from ._linen import linen_compressed
+from ._recalibrate import recalibrate
 from ._taps import observe, record, replace
 from ._threshold import learned_threshold
 
@@ -19,6 +20,7 @@ __all__ = [
     "linear_layer",
     "linen_compressed",
     "observe",
+    "recalibrate",
     "record",
     "replace",
     "surgery",

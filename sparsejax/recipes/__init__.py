@@ -8,13 +8,12 @@ from ._sequential import sequential_prune
 from ._soups import sparse_model_soup
 from ._sparsegpt import sparsegpt
 from ._sweep import nested_masks, sparsity_sweep
-from ._training import minibatches, train_masked
+from ._training import train_masked
 
 __all__ = [
     "Progress",
     "greedy_soup",
     "iterative_prune",
-    "minibatches",
     "nested_masks",
     "prune_remaining",
     "retraining_schedule",

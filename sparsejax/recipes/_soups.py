@@ -59,7 +59,7 @@ def sparse_model_soup(
       soup: "uniform" averages all copies; "greedy" those that improve `evaluate`.
       evaluate: `evaluate(params) -> number` on held-out data, larger is better; "greedy" needs it.
       recalibrate: Function applied to each candidate and soup before it is scored or returned, to
-        recompute normalisation statistics on training data.
+        recompute normalisation statistics on training data, as `sj.nn.recalibrate` does.
       parallel: "vmap" trains the copies in parallel, if `train` can be traced; "loop" one by one.
       callback: Called with the `Progress` after each phase.
       resume: A `Progress` to continue from; the result is that of an uninterrupted run.

@@ -10,8 +10,9 @@ import optax
 from jaxtyping import Array, Float, Int, Key
 
 from ..._arguments import check_callable, check_count, check_key, known, rows_of
+from ..._minibatches import minibatches
 from ..._progress import check_loop, run_chunks
-from ...recipes import Progress, minibatches
+from ...recipes import Progress
 from ._mapping import check_labels, frequency_mapping, random_mapping
 
 Mapping = Literal["iterative", "frequency", "random"]

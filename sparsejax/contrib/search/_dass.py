@@ -9,10 +9,11 @@ import optax
 from jaxtyping import Array, Key, PyTree
 
 from ..._arguments import check_callable, check_count, check_key, check_params, rows_of
+from ..._minibatches import minibatches
 from ..._progress import check_loop, run_chunks
 from ...masks import Plan, apply_masks
 from ...optim import keep_masked
-from ...recipes import Progress, minibatches
+from ...recipes import Progress
 from ._bilevel import bilevel_gradient
 from ._scores import apply_scores, check_separate, scaled_scores
 
