@@ -38,8 +38,9 @@ class Convolution(nnx.Module):
 
     def __call__(self, x: Float[Array, "batch c h w"]) -> Float[Array, "batch o h2 w2"]:
         dims: Any = ("NCHW", "HWIO", "NCHW")
+        kernel = self.kernel[...]
         return lax.conv_general_dilated(
-            x, self.kernel[...], (self.stride,) * 2, "SAME", dimension_numbers=dims,
+            x.astype(kernel.dtype), kernel, (self.stride,) * 2, "SAME", dimension_numbers=dims,
             feature_group_count=self.groups,
         )  # fmt: skip
 

@@ -61,6 +61,7 @@ def recalibrate(
     measured.eval()
     for norm in _norms(measured).values():
         norm.use_running_average, norm.momentum = False, 0.0  # the statistics of the last batch
+        norm.dtype = norm.mean[...].dtype  # of a wider batch, too, under jax_enable_x64
     graphdef, state = nnx.split(measured)
 
     @jax.jit

@@ -115,3 +115,11 @@ def test_flops_of_the_compressed_network(images):
     masks = plan.masks(sj.masks.magnitude(pure(model)))
     found = sj.reporting.flops(model, images, masks=masks).leaves["blocks/1/expand/kernel"]
     assert found.dense == 2 * 8 * 32 * 64 * 2 and found.sparse == found.dense // 4
+
+
+def test_wider_images_get_the_dtype_of_the_kernels():
+    """Under x64: float64 images were refused by float32 kernels."""
+    with jax.enable_x64(True):
+        images = jnp.ones((2, 1, 8, 8), jnp.float64)
+        logits = nnx.eval_shape(lambda x: small_v2()(x), images)
+    assert logits.dtype == jnp.float32

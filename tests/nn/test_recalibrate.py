@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -76,3 +77,11 @@ def test_what_is_refused():
     pairs = [(x, None) for x in BATCHES]
     same = sj.nn.recalibrate(model, pairs, call=lambda model, pair: model(pair[0]))
     np.testing.assert_array_equal(same.first.mean[...], renew(BATCHES).first.mean[...])
+
+
+def test_wider_batches_are_measured_in_the_dtype_of_the_statistics():
+    with jax.enable_x64(True):
+        norm = nnx.BatchNorm(3, rngs=nnx.Rngs(0))
+        found = sj.nn.recalibrate(norm, [jnp.asarray(BATCHES[0], jnp.float64)])
+        assert found.mean[...].dtype == jnp.float32
+        np.testing.assert_allclose(found.mean[...], BATCHES[0].mean(0), rtol=1e-5)

@@ -223,7 +223,7 @@ class Parallel(nnx.Module):
         total = 0.0
         for i, branch in enumerate(self.branches):
             y = branch(x)
-            y = self.norms[i](y) if len(self.norms) else y
+            y = _normalized(self.norms[i], y) if len(self.norms) else y
             total = total + (y if self.activation is None else self.activation(y))
         return jnp.asarray(total)
 
@@ -271,8 +271,14 @@ class Factorized(nnx.Module):
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         y = self.first(x)
-        y = y if self.norm is None else self.norm(y)
+        y = y if self.norm is None else _normalized(self.norm, y)
         return self.second(y if self.activation is None else self.activation(y))
+
+
+def _normalized(norm: nnx.BatchNorm, y: Array) -> Array:
+    """`norm(y)`; a y wider than the statistics, as under jax_enable_x64, cannot be stored there."""
+    narrow = y.astype(jnp.promote_types(norm.mean[...].dtype, jnp.float32))
+    return norm(narrow).astype(jnp.promote_types(y.dtype, narrow.dtype))
 
 
 class Doped(nnx.Module):

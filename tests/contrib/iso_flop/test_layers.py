@@ -97,3 +97,12 @@ def test_masks_and_budgets():
     assert iso_flop.match_flops(cost, 9999) == 0.0
     with pytest.raises(ValueError, match="make it narrower"):
         iso_flop.match_flops(cost, 400)
+
+
+@pytest.mark.parametrize("make", [iso_flop.Parallel, iso_flop.Factorized])
+def test_norms_store_no_wider_statistics(make):
+    """Under x64 JAX warned that it will refuse to store float64 statistics in float32."""
+    with jax.enable_x64(True):
+        layer = make(nnx.Linear(8, 6, rngs=nnx.Rngs(0)), 0.75, rngs=nnx.Rngs(1))
+        shapes = nnx.eval_shape(lambda layer, x: layer(x), layer, jnp.ones((4, 8)))
+    assert shapes.shape == (4, 6) and shapes.dtype == jnp.float64
