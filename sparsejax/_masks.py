@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from ._sharding import on_host
 from ._tree import is_gap, named_leaves, pure
 
 History = Mapping[Any, PyTree] | Sequence[PyTree]
@@ -23,7 +24,7 @@ def count(x: Any) -> int:
     if isinstance(x, np.ndarray):
         return int(np.count_nonzero(x))
     with jax.ensure_compile_time_eval():  # known masks, also inside jit
-        return int(np.asarray(row_counts(x)).sum(dtype=np.int64))
+        return int(on_host(row_counts(x)).sum(dtype=np.int64))
 
 
 def within(scores: Any, mask: Any) -> Any:

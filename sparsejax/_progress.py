@@ -28,8 +28,8 @@ class Progress(NamedTuple):
 
     Every recipe returns one. Recipes and all other long procedures pass one to `callback` after
     each step, or each chunk of steps, and continue from the one passed as `resume`: the result is
-    bit for bit that of an uninterrupted run. A pytree of arrays and numbers that can be pickled; a
-    resumed run checks that the arguments are the same.
+    bit for bit that of an uninterrupted run. A pytree of arrays and numbers that can be pickled
+    (with orbax, if arrays span processes); a resumed run checks that the arguments are the same.
 
     Attributes:
       params: The parameters, exactly zero off the masks; or what else is sought, such as the

@@ -1,4 +1,4 @@
-"""Arrays on meshes with explicit axes, the default of `jax.make_mesh`."""
+"""Arrays on meshes with explicit axes, the default of `jax.make_mesh`, and of many processes."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,6 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType
 from jaxtyping import Array, PyTree
 
@@ -32,6 +34,14 @@ def drawn_like(x: Any, f: Callable[[Array], Array], key: Array) -> Array:
         return jnp.where(x == x, values, values)  # depends on x, and so runs on its devices
 
     return with_auto_axes(draw, key, x, like=x)
+
+
+def on_host(x: Any) -> np.ndarray:
+    """The array in NumPy; gathered if it spans processes, all of which must then call this."""
+    held = isinstance(x, jax.Array) and not isinstance(x, Tracer)
+    if held and not (x.is_fully_addressable or x.is_fully_replicated):
+        x = multihost_utils.process_allgather(x, tiled=True)
+    return np.asarray(x)
 
 
 def _is_explicit(x: Any) -> bool:

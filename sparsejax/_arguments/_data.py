@@ -7,6 +7,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from .._sharding import on_host
 from .._tree import is_array
 from ._numbers import is_infinite_in, is_nan_in, known
 
@@ -28,16 +29,23 @@ def matrix_and_target(X: Any, y: Any, ndim: int, call: str) -> tuple[Array, Arra
     if jnp.issubdtype(dtype, jnp.complexfloating):
         raise TypeError(f"X and y must be real, got {dtype}; use solve.proximal_gradient.")
     for name, x in (("X", X), ("y", y)):
-        if known(x) and not np.isfinite(np.asarray(x)).all():
+        if not _is_finite(x):
             raise ValueError(f"{name} holds NaN or infinity; drop or impute those rows first.")
     return jnp.asarray(X, dtype), jnp.asarray(y, dtype)
+
+
+def _is_finite(x: Any) -> bool:
+    """Whether all entries are finite; True if traced. JAX arrays are not copied to the host."""
+    return not known(x) or bool(
+        jnp.isfinite(x).all() if isinstance(x, Array) else np.isfinite(x).all()
+    )
 
 
 def near_one(**arrays: Any) -> None:
     """Validates data of problems that are not scale invariant and cannot be rescaled internally."""
     if not all(map(known, arrays.values())):
         return
-    sizes = {name: float(np.max(np.abs(x))) for name, x in arrays.items()}
+    sizes = {name: float(abs(x).max()) for name, x in arrays.items()}
     for a, x in sizes.items():
         for b, y in sizes.items():
             limits = jnp.finfo(arrays[a].dtype)
@@ -58,10 +66,10 @@ def check_strength(name: str, x: Any, shape: tuple[int, ...], dtype: Any = jnp.f
             "" if shape else f"; for several jax.vmap over {name}, or solve.lasso_path for a path"
         )
         raise ValueError(f"{name} must have shape {shape}, got {np.shape(x)}{many}.")
-    if known(x) and (np.any(np.isnan(np.asarray(x))) or np.any(np.asarray(x) < 0)):
+    if known(x) and not np.all(on_host(x) >= 0):
         raise ValueError(f"{name} must be >= 0, got {x}.")
     if known(x):
-        limits, numbers = jnp.finfo(dtype), np.asarray(x, np.float64)
+        limits, numbers = jnp.finfo(dtype), on_host(x).astype(np.float64)
         lost = (numbers < float(limits.tiny)) & (numbers > 0)
         if np.any(lost | (numbers > float(limits.max)) & np.isfinite(numbers)):
             raise ValueError(f"{name}={x} is out of the range of {limits.dtype}; rescale X and y.")
@@ -70,7 +78,7 @@ def check_strength(name: str, x: Any, shape: tuple[int, ...], dtype: Any = jnp.f
 def check_weights(weights: Any, p: int) -> None:
     """Raises unless concrete weights are positive."""
     check_strength("weights", weights, (p,))
-    if known(weights) and np.any(np.asarray(weights) == 0):
+    if known(weights) and np.any(on_host(weights) == 0):
         raise ValueError(
             "weights must be > 0, infinite ones force a zero: the duality gap of a feature "
             "without penalty is not finite. Project it out of X and y first, or use "
@@ -83,7 +91,7 @@ def finite_array(caller: str, x: ArrayLike, ndim: int) -> Array:
     x = jnp.asarray(x)
     if x.ndim != ndim or 0 in x.shape:
         raise ValueError(f"{caller} needs arrays of {ndim} axes, not empty, got shape {x.shape}.")
-    if known(x) and not np.isfinite(np.asarray(x)).all():
+    if not _is_finite(x):
         raise ValueError(f"{caller}: an array of shape {x.shape} holds NaN or infinity.")
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 

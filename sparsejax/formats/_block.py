@@ -13,6 +13,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from .._arguments import known
+from .._sharding import on_host
 from .._tree import register
 from ._array import SparseArray, as_mask, check_matrix, stacked
 from ._validate import need, need_floats, need_lists
@@ -228,7 +229,7 @@ def choose_output_block(w: Shaped[Array | np.ndarray, "k n"]) -> int:
       >>> sj.formats.choose_output_block(np.kron(np.eye(4), np.ones((1, 2))))
       2
     """
-    kept = np.asarray(w) != 0
+    kept = on_host(w) != 0
     if kept.ndim != 2:
         raise ValueError(f"choose_output_block: w must be a matrix (K, N), got shape {kept.shape}.")
     for b in (4, 2):
@@ -245,9 +246,9 @@ def lists_of(
     """`index, count, index_t, slot_t, count_t` from the stored blocks."""
     *lead, rows, columns = stored.shape
     if known(stored):
-        on_host = np.asarray(stored)
-        slots = _room("slots", on_host.sum(-2), slots)
-        slots_t = _room("slots_t", on_host.sum(-1), slots_t)
+        held = on_host(stored)
+        slots = _room("slots", held.sum(-2), slots)
+        slots_t = _room("slots_t", held.sum(-1), slots_t)
     slots = rows if slots is None else min(slots, rows)
     slots_t = columns if slots_t is None else min(slots_t, columns)
     # Lists by row without slots mark a matrix for inference.

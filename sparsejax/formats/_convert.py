@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._arguments import known
+from .._sharding import on_host
 from ._array import SparseArray
 from ._block import BlockArray
 from ._nm import NMArray
@@ -37,7 +38,7 @@ def to_bcoo(w: SparseArray) -> BCOO:
     """
     values, rows, columns = _entries(w)
     if known(rows):
-        stored = np.flatnonzero(np.asarray(rows) < w.shape[0])
+        stored = np.flatnonzero(on_host(rows) < w.shape[0])
         values, rows, columns = values[stored], rows[stored], columns[stored]
     indices = jnp.stack([rows, columns], axis=-1)
     from jax.experimental.sparse import BCOO
@@ -85,7 +86,7 @@ def to_scipy(w: SparseArray) -> Any:
     _check_matrix(w)
     if isinstance(w, BlockArray):
         return _to_bsr(w, sparse)
-    values, rows, columns = (np.asarray(x) for x in _entries(w))
+    values, rows, columns = (on_host(x) for x in _entries(w))
     inside = rows < w.shape[0]
     entries = _known(values)[inside], (rows[inside], columns[inside])
     return sparse.csr_array(entries, shape=w.shape)
@@ -164,10 +165,10 @@ def _(w: BlockArray):
 
 def _to_bsr(w: BlockArray, sparse: Any) -> Any:
     w = w.with_rows()
-    count = np.asarray(w.count_t)
+    count = on_host(w.count_t)
     used = np.arange(w.slot_t.shape[1]) < count[:, None]
-    slot, column = np.asarray(w.slot_t)[used], np.asarray(w.index_t)[used]
-    blocks = _known(np.asarray(w.values)).reshape(-1, *w.block)[slot]
+    slot, column = on_host(w.slot_t)[used], on_host(w.index_t)[used]
+    blocks = _known(on_host(w.values)).reshape(-1, *w.block)[slot]
     indptr = np.concatenate([[0], np.cumsum(count)])
     return sparse.bsr_array((blocks, column, indptr), shape=w.shape, blocksize=w.block)
 

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Shaped
 
 from .._arguments import known
+from .._sharding import on_host
 from .._tree import register
 from ._array import SparseArray, as_mask, check_matrix, stacked
 from ._validate import need_ascending, need_floats, need_integers, need_range
@@ -78,7 +79,7 @@ class Entries(SparseArray):
         kept, (k, n) = jnp.asarray(as_mask("Entries.fromdense", w, mask)), w.shape[-2:]
         kept = kept.reshape(*kept.shape[:-2], k * n)
         if known(kept):
-            most = int(np.asarray(kept).sum(-1).max(initial=0))
+            most = int(on_host(kept).sum(-1).max(initial=0))
             slots = most if slots is None else slots
             if most > slots:
                 raise ValueError(f"Entries.fromdense: {most} entries do not fit slots={slots}.")

@@ -11,6 +11,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Shaped, UInt
 
 from .._arguments import known
+from .._sharding import on_host
 from .._topk import nm_mask
 from .._tree import register
 from ._array import SparseArray, as_mask, check_matrix
@@ -145,10 +146,14 @@ class NMArray(SparseArray):
         dtype = _packed(n, m)
         shape = (*lead, groups, tiles) if dtype else (*lead, n, groups, tiles)
         code = need_integers(self, "code", shape, dtype or _plane(m))
-        index = np.asarray(self.index)
+        index = on_host(self.index)
         need_range(self, "index", index, m)
         need_ascending(self, "index", index, True, axis=-3)
-        need(self, np.array_equal(encode(self.index, m), code), "code has bits beyond its slots")
+        need(
+            self,
+            np.array_equal(on_host(encode(self.index, m)), code),
+            "code has bits beyond its slots",
+        )
 
     @property
     def label(self) -> str:

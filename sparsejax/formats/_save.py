@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from .._files import replacing
+from .._sharding import on_host
 from .._tree import fields_of, name_of
 from ._array import Matrix
 from ._block import BlockArray
@@ -34,7 +35,8 @@ def save_safetensors(tree: PyTree, path: str | os.PathLike[str]) -> None:
 
     A compressed matrix becomes one tensor for each of its leaves, `NAME.values` and so on; its
     static fields are stored in the metadata of the file, with a checksum. The file
-    appears when it is complete.
+    appears when it is complete. Arrays that span processes are gathered: every process must make
+    this call, and writes the whole file.
 
     Args:
       tree: Nested dicts of arrays and compressed matrices.
@@ -64,7 +66,7 @@ def save_safetensors(tree: PyTree, path: str | os.PathLike[str]) -> None:
             kinds[name] = kind
         if tensors.keys() & parts.keys():
             raise ValueError(f"save_safetensors: two leaves are named {name}; rename one.")
-        tensors |= {key: jnp.asarray(value) for key, value in parts.items()}
+        tensors |= {key: jnp.asarray(on_host(value)) for key, value in parts.items()}
     for name in names:
         folders = itertools.accumulate(name.split("/")[:-1], "{}/{}".format)
         if clash := names.intersection(folders):

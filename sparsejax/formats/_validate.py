@@ -6,6 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from .._sharding import on_host
+
 
 def need(matrix: Any, holds: Any, what: str) -> None:
     """Raises ValueError unless the condition holds: `what` is true of a valid matrix."""
@@ -28,7 +30,7 @@ def need_integers(matrix: Any, name: str, shape: tuple[int, ...], *dtypes: Any) 
     fits = isinstance(x, Array | np.ndarray) and x.dtype in dtypes and x.shape == shape
     named = " or ".join(np.dtype(d).name for d in dtypes)
     need(matrix, fits, f"{name} must be {named} of shape {shape}, got {_about(x)}")
-    return np.asarray(x)
+    return on_host(x)
 
 
 def need_range(matrix: Any, name: str, x: np.ndarray, end: int) -> None:

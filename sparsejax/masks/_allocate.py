@@ -11,6 +11,7 @@ from jaxtyping import PyTree
 
 from .._arguments import check_number
 from .._frameworks import kernel_orders
+from .._masks import count
 from .._topk import topk_masks
 from .._tree import is_kernel, map_named, named_leaves, natural_order
 from ..patterns import Layout, layout
@@ -224,7 +225,7 @@ def from_scores(scores: PyTree) -> Allocation:
                 raise ValueError(f"from_scores has no score for {', '.join(missing)}.")
             total = sum(layer.size for layer in layers.values())
             masks = topk_masks([by_name[name] for name in layers], total - round(total * s))
-            return {name: 1 - int(np.sum(m)) / m.size for name, m in zip(layers, masks)}
+            return {name: 1 - count(m) / m.size for name, m in zip(layers, masks)}
 
         return _allocate(params, sparsity, None, shares)
 

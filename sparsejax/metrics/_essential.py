@@ -9,6 +9,7 @@ from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
 from .._arguments import check_finite, check_not_nan
+from .._sharding import on_host
 from .._tree import named_leaves, pure
 
 _GUARD = 1e-12  # tolerance for rounding in a drop of exactly eps
@@ -138,7 +139,7 @@ def mask_similarity(
         raise ValueError(f"mask_similarity: the masks differ in shape: {shapes[0]}, {shapes[1]}.")
     for name in first:
         check_not_nan("mask_similarity", a=first[name], b=second[name])
-    pairs = [(np.asarray(m, bool), np.asarray(second[name], bool)) for name, m in first.items()]
+    pairs = [[on_host(masks[name]).astype(bool) for masks in (first, second)] for name in first]
     both = sum(int(np.sum(x & y)) for x, y in pairs)
     of_a, of_b = (sum(int(pair[i].sum()) for pair in pairs) for i in (0, 1))
     over = {

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, PyTree, Shaped
 
 from .._arguments import check_not_nan
 from .._masks import History, count, masks_by_name, row_counts, steps_of
+from .._sharding import on_host
 
 Masks = PyTree
 
@@ -146,10 +147,10 @@ def exploration_rate(history: History) -> float:
       0.6666666666666666
     """
     first, *others = steps_of(history).values()
-    union = {name: np.asarray(m) for name, m in first.items()}
+    union = {name: on_host(m) for name, m in first.items()}
     for masks in others:
         _same_leaves("exploration_rate", union, masks)
-        union = {name: m | np.asarray(masks[name]) for name, m in union.items()}
+        union = {name: m | on_host(masks[name]) for name, m in union.items()}
     return sum(map(count, union.values())) / sum(m.size for m in union.values())
 
 

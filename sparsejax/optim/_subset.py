@@ -12,6 +12,7 @@ from jaxtyping import PyTree
 
 from .._arguments import check_masks, check_optimizer, known, named_masks
 from .._masks import count
+from .._sharding import on_host
 from .._tree import is_gap, map_named, named_leaves, pure, register
 from ..masks import Masks
 from ._inner import steady
@@ -171,7 +172,7 @@ def _places(name: str, mask: Any) -> np.ndarray:
             f"subset(compact=True): {name} {mask.shape} has more than 2**31 entries, whose indices "
             "need 64 bits: set jax_enable_x64, or omit compact=True."
         )
-    return np.flatnonzero(mask).astype(np.int64 if wide else np.int32)
+    return np.flatnonzero(on_host(mask)).astype(np.int64 if wide else np.int32)
 
 
 def _check_elementwise(optimizer: optax.GradientTransformation, params: PyTree) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from .._arguments import as_number, check_callable, known, returned_params
+from .._sharding import on_host
 from .._tree import named_leaves
 
 
@@ -179,4 +180,4 @@ def soup_geometry(trees: Sequence[PyTree]) -> dict[str, float]:
 
 def _flat(tree: PyTree) -> np.ndarray:
     leaves = [x for x in named_leaves(tree).values() if jnp.issubdtype(x.dtype, jnp.floating)]
-    return np.concatenate([np.asarray(x, np.float64).ravel() for x in leaves])
+    return np.concatenate([on_host(x).astype(np.float64).ravel() for x in leaves])

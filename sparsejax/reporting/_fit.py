@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Array, Bool
 
+from .._sharding import on_host
 from ..patterns import NM, Block, Layout, Pattern, Unstructured, layout as layout_of
 
 _BLOCKS = (64, 32, 16, 8, 4)
@@ -66,7 +67,7 @@ def fit_pattern(
       >>> fit_pattern(sj.masks.topk(w, sj.NM(2, 4))).name
       '2:4'
     """
-    kept = np.asarray(mask)
+    kept = on_host(mask)
     stacked = min(stacked, max(kept.ndim - 1, 0))
     return fit_layout(kept, layout_of(kept.shape, axis, stacked))
 

@@ -6,6 +6,7 @@ from typing import Any, Literal
 import numpy as np
 
 from .._masks import History, steps_of
+from .._sharding import on_host
 from ..metrics import exploration_rate, flip_rate
 
 
@@ -78,7 +79,7 @@ def taxonomy(history: History, *, dense_weights: bool = False) -> Taxonomy:
 
 
 def _flat(masks: dict[str, Any]) -> np.ndarray:
-    return np.concatenate([np.asarray(masks[name]).ravel() for name in sorted(masks)] or [[]])
+    return np.concatenate([on_host(masks[name]).ravel() for name in sorted(masks)] or [[]])
 
 
 def _settled(flat: list[np.ndarray]) -> int:

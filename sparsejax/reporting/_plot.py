@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import PyTree
 
-from .._masks import History, masks_by_name, steps_of
+from .._masks import History, count, masks_by_name, steps_of
+from .._sharding import on_host
 from ..masks import Plan
 from ..metrics import Reliability, exploration_rate, flip_rate
 from ._report import Report
@@ -50,7 +51,7 @@ def plot_masks(masks: PyTree, *, columns: int = 4) -> Figure:
     rows = -(-len(named) // columns)
     figure = _figure(2.6 * columns + 0.2, 2.75 * rows + 0.1)
     for place, (name, mask) in enumerate(named.items(), start=1):
-        _draw_mask(figure.add_subplot(rows, columns, place), name, np.asarray(mask))
+        _draw_mask(figure.add_subplot(rows, columns, place), name, on_host(mask))
     return figure
 
 
@@ -109,7 +110,7 @@ def plot_training(history: History, metrics: Mapping[str, Any] | None = None) ->
     steps = steps_of(history)
     times, records = list(steps), list(steps.values())
     sizes = [sum(np.size(m) for m in masks.values()) for masks in records]
-    kept = [sum(np.count_nonzero(m) for m in masks.values()) for masks in records]
+    kept = [sum(count(m) for m in masks.values()) for masks in records]
     explored = [exploration_rate(records[: i + 1]) for i in range(len(records))]
     curves = {
         "sparsity": (times, [1 - k / n for k, n in zip(kept, sizes)]),

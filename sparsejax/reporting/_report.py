@@ -243,7 +243,7 @@ def report(
 
     Args:
       model: An `nnx.Module`, `nnx.State`, Linen or plain dict, Equinox module; arrays, compressed
-        kernels or shapes.
+        kernels or shapes. If arrays span processes, all of these must make the call.
       masks: A tree of boolean masks and None, such as `sj.get_masks(opt_state)`.
       plan: The plan to compare with.
       example: Input of the model, an array or a tuple: FLOPs are then counted by tracing; without

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from .._masks import count, row_counts
+from .._sharding import on_host
 from ..masks import Plan, PlannedLeaf
 from ..patterns import Layout, Pattern, layout as layout_of
 from ._fit import Fit, divides, fit_layout
@@ -80,7 +81,7 @@ class Study:
         mask = np.ones((), bool) if self.mask is None else self.mask
         parts = _value_counts(jnp.asarray(w), jnp.asarray(mask))
         names = ("zeros", "under_mask", "near_zeros", "not_finite")
-        return {n: int(np.asarray(p).sum(dtype=np.int64)) for n, p in zip(names, parts)}
+        return {n: int(on_host(p).sum(dtype=np.int64)) for n, p in zip(names, parts)}
 
 
 @jax.jit
@@ -109,8 +110,8 @@ def studies(
 
 def _mask_of(entry: Entry, given: Any, from_values: bool) -> np.ndarray | None:
     if given is not None and not isinstance(given, jax.ShapeDtypeStruct):
-        return np.asarray(given)
+        return on_host(given)
     # A compressed kernel is sparse even if its mask is not passed.
     if (from_values or entry.compressed) and entry.dense is not None:
-        return np.asarray(entry.dense) != 0
+        return on_host(entry.dense != 0)
     return None

@@ -8,6 +8,7 @@ import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float, Int, PyTree
 
+from ..._sharding import on_host
 from ..._tree import map_named, named_leaves
 
 # `indices_of` returns sorted indices; an index equal to the size of the array is padding.
@@ -39,7 +40,7 @@ def indices_of(masks: PyTree) -> PyTree:
             raise ValueError(
                 f"indices_of: {name} must have fewer than 2^31 entries (int32), got {mask.size}."
             )
-        return jnp.asarray(np.flatnonzero(mask).astype(np.int32))
+        return jnp.asarray(np.flatnonzero(on_host(mask)).astype(np.int32))
 
     return map_named(one, masks)
 

@@ -20,6 +20,7 @@ from ..._arguments import (
     checked_number,
 )
 from ..._progress import check_loop, check_shapes, run_chunks
+from ..._sharding import on_host
 from ..._tree import map_named, named_leaves, pure
 from ...prox import nuclear
 from ...recipes import Progress
@@ -295,6 +296,6 @@ def _select(params: PyTree, theta: ArrayLike, where: str) -> SaRAState:
 
 def _reselect(state: SaRAState, theta: float) -> SaRAState:
     values = _at(state.values, state.places)
-    places = jax.tree.map(lambda p, v: p[np.abs(np.asarray(v)) < theta], state.places, values)
+    places = jax.tree.map(lambda p, v: p[np.abs(on_host(v)) < theta], state.places, values)
     moments = _ADAM.init(_at(state.values, places))
     return state._replace(step=state.step + 1, places=places, moments=moments)

@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, PyTree, Shaped
 
+from ..._sharding import on_host
 from ..._tree import map_named, name_of, named_leaves, pure
 from .._frameworks import load_frameworks
 from ._graph import GROUPS, ChannelGraph, Segment, is_module
@@ -316,7 +317,7 @@ def _constants(left: Mapping[str, Any], graph: ChannelGraph, segment: Segment) -
 def _checked_masks(what: str, graph: ChannelGraph, keep: Keep) -> dict[str, np.ndarray]:
     for name, mask in keep.items():
         _check_mask(what, name, mask, graph)
-    return {name: np.asarray(mask) for name, mask in keep.items()}
+    return {name: on_host(mask) for name, mask in keep.items()}
 
 
 def _check_mask(what: str, name: str, mask: Any, graph: ChannelGraph) -> None:

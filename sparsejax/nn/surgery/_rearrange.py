@@ -8,6 +8,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import PyTree
 
+from ..._sharding import on_host
 from ..._tree import named_leaves, pure
 from ...masks import Plan, magnitude
 from ...patterns import Block
@@ -77,7 +78,7 @@ def rearrange(
     if method not in ("l1", "greedy"):
         raise ValueError(f'rearrange(method={method!r}) must be "l1" or "greedy".')
     # Sort and gather on the host, so that nothing is compiled.
-    params = jax.tree.map(np.asarray, pure(model))
+    params = jax.tree.map(on_host, pure(model))
     best = before = _kept(params, plan)
     permutations: dict[str, np.ndarray] = {}
     for name in graph.sets:
@@ -100,7 +101,7 @@ def _kept(params: PyTree, plan: Plan) -> float:
     leaves, kept, total = named_leaves(params), 0.0, 0.0
     for name, mask in named_leaves(_masks(params, plan)).items():
         size = np.abs(np.asarray(leaves[name], np.float64))
-        kept, total = kept + size[np.asarray(mask)].sum(), total + size.sum()
+        kept, total = kept + size[on_host(mask)].sum(), total + size.sum()
     return float(kept / total) if total else 1.0
 
 
