@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key, PyTree
-from rich.progress import track
+from rich.progress import Progress as Bar
 
 from ._arguments import check_callable, check_count, check_resume, known
 from ._tree import named_leaves
@@ -54,17 +54,26 @@ def run_steps(
     *,
     callback: Callable[[Progress], Any] | None,
     progress: bool,
-    chunk: int = 1,
     finished: Callable[[Progress], bool] = lambda done: False,
+    shown: Callable[[Progress], tuple[int, int]] | None = None,
 ) -> Progress:
-    """Takes the remaining steps, `chunk` at once, and reports each time."""
-    numbers = range(done.step, steps, chunk)
-    for _ in track(numbers, what, total=len(numbers)) if progress else numbers:
-        if finished(done):
-            break
-        done = advance(done)
-        if callback is not None:
-            callback(done)
+    """Takes the remaining steps, and reports each time that some are done.
+
+    `shown(done)` is how many steps of how many the bar shows, by default `done.step` of `steps`.
+    """
+    with Bar(disable=not progress) as bar:
+        task = bar.add_task(what)
+
+        def show(done: Progress) -> None:
+            completed, total = shown(done) if shown else (done.step, steps)
+            bar.update(task, completed=completed, total=total)
+
+        show(done)
+        while done.step < steps and not finished(done):
+            done = advance(done)
+            if callback is not None:
+                callback(done)
+            show(done)
     return done
 
 
@@ -82,6 +91,7 @@ def run_chunks(
     inputs: Any = (),
     finished: Callable[[Any], bool] = lambda state: False,
     view: Callable[[Any], PyTree] = lambda state: state[0],
+    shown: Callable[[Any], tuple[int, int]] | None = None,
 ) -> Any:
     """The state of a loop after all its steps, taken in chunks; at once if it is traced.
 
@@ -99,6 +109,7 @@ def run_chunks(
       inputs: What else may be traced.
       finished: Whether a state needs no more steps.
       view: The parameters in a state, for `Progress.params`.
+      shown: How many steps of how many the bar shows in a state, if not those of `steps`.
 
     Raises:
       ValueError: If the loop is traced and has a callback or a run to resume, which end with it.
@@ -119,8 +130,9 @@ def run_chunks(
 
     done = record(begin, 0) if resume is None else resume
     return run_steps(
-        what, done, onward, steps, callback=callback, progress=progress, chunk=chunk,
+        what, done, onward, steps, callback=callback, progress=progress,
         finished=lambda done: finished(done.extra["state"]),
+        shown=shown and (lambda done: shown(done.extra["state"])),
     ).extra["state"]  # fmt: skip
 
 
@@ -236,8 +248,28 @@ def check_loop(
     return check_progress(what, resume, callback, data=data if shown else {}, **arguments)
 
 
-def check_shapes(what: str, resume: Progress, params: PyTree) -> None:
-    """Raises if the parameters of a resumed run have other shapes."""
+def structure(optimizer: Any, params: PyTree) -> str:
+    """The structure of an optimizer's state, which tells optimizers apart but not their rates."""
+    return str(jax.tree.structure(jax.eval_shape(optimizer.init, params)))
+
+
+def also_recording(callback: Callable[[Progress], Any] | None, arguments: Arguments) -> Any:
+    """The callback of a procedure within another one, whose arguments it adds to the record."""
+    if callback is None:
+        return None
+
+    def report(done: Progress) -> None:
+        items = done.extra["arguments"].items + arguments.items
+        callback(done._replace(extra=done.extra | {"arguments": Arguments(items)}))
+
+    return report
+
+
+def check_shapes(what: str, resume: Progress | None, params: PyTree) -> None:
+    """Raises if `resume` is not a `Progress`, or its parameters have other shapes."""
+    if resume is None:
+        return
+    check_resume("resume", resume, Progress)
     before, after = named_leaves(params), named_leaves(resume.params)
     for name in {**before, **after}:
         given, held = (_shape(leaves, name) for leaves in (before, after))

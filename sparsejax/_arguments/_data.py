@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
@@ -36,9 +37,10 @@ def matrix_and_target(X: Any, y: Any, ndim: int, call: str) -> tuple[Array, Arra
 
 def _is_finite(x: Any) -> bool:
     """Whether all entries are finite; True if traced. JAX arrays are not copied to the host."""
-    return not known(x) or bool(
-        jnp.isfinite(x).all() if isinstance(x, Array) else np.isfinite(x).all()
-    )
+    if not known(x) or not isinstance(x, Array):
+        return not known(x) or bool(np.isfinite(x).all())
+    with jax.ensure_compile_time_eval():  # known arrays, also inside jit
+        return bool(jnp.isfinite(x).all())
 
 
 def near_one(**arrays: Any) -> None:

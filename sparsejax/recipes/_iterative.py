@@ -79,8 +79,8 @@ def iterative_prune(
       TypeError: If a callable has another signature or result type, `params` hold NNX variables
         that are not `nnx.Param`s, or `resume` is not a `Progress`.
       ValueError: If `train` revives pruned entries or returns non-finite values (all earlier
-        results were passed to `callback`), a number or name is invalid, or `resume` has another
-        plan, number of rounds or rewinding.
+        results were passed to `callback`), a number or name is invalid, or `resume` began with
+        other parameters, another plan, number of rounds or rewinding.
 
     Reference:
       Frankle and Carbin, The Lottery Ticket Hypothesis, 2019 (arXiv 1803.03635); Frankle et al.,
@@ -100,9 +100,11 @@ def iterative_prune(
     _check(train, evaluate, rounds, rewind, rewind_step)
     check_params("iterative_prune", params)
     check_key("key", key)
+    check_shapes("iterative_prune", resume, params)
     arguments = check_progress(
-        "iterative_prune", resume, callback,
-        plan=plan, key=key, rounds=rounds, rewind=rewind, rewind_step=rewind_step,
+        "iterative_prune", resume, callback, data={"params": params}, trained=trained,
+        score=score is not None, evaluate=evaluate is not None, plan=plan,
+        key=key, rounds=rounds, rewind=rewind, rewind_step=rewind_step,
     )  # fmt: skip
     # `start` and `stop` are passed only if they are not 0.
     later = {} if rewind_step == 0 or rewind == "none" else {"start": rewind_step}
@@ -135,7 +137,7 @@ def iterative_prune(
             callback(done)
     else:
         done = resume
-        check_masks_at("iterative_prune", done, params, plan, rounds)
+        check_masks_at("iterative_prune", done, plan, rounds)
     return run_steps("iterative_prune", done, advance, rounds, callback=callback, progress=progress)
 
 
@@ -236,9 +238,8 @@ def zero_fraction(masks: PyTree) -> float:
     return (size - kept) / max(size, 1)
 
 
-def check_masks_at(what: str, done: Progress, params: PyTree, plan: Plan, steps: int) -> None:
+def check_masks_at(what: str, done: Progress, plan: Plan, steps: int) -> None:
     """Raises if the masks of a resumed run are not those of `plan` after its steps."""
-    check_shapes(what, done, params)
     masks = named_leaves(done.masks)
     scores, part = magnitude(done.params), done.step / steps
     again = prune_remaining(plan, scores, plan.full_masks(scores), part)

@@ -67,7 +67,7 @@ def sequential_prune(
       TypeError: If the model is not an NNX module, or `plan` is not a plan.
       ValueError: If the plan is empty or selects leaves together, there are no batches, a planned
         leaf is not a linear kernel that ran, the modules at `blocks` do not run one after another,
-        or as for `sj.recipes.sparsegpt`.
+        `resume` began with something else, or as for `sj.recipes.sparsegpt`.
 
     Reference:
       Frantar and Alistarh, SparseGPT: Massive Language Models Can Be Accurately Pruned in
@@ -111,6 +111,7 @@ def sequential_prune(
     else:
         params = model
         steps = steps_of_functions(params, batches, plan, blocks)
+    check_shapes("sequential_prune", resume, params)
     arguments = check_progress(
         "sequential_prune", resume, callback, plan=plan, method=method, block=block,
         damping=damping, data={"params": params, "batches": batches},
@@ -152,13 +153,9 @@ def sequential_prune(
         masks = map_named(lambda name, w: masks.get(name), params)
         return Progress(params, masks, done.step + 1, done.extra)
 
-    if resume is None:
-        done = Progress(params, map_named(lambda *_: None, params), 0, {"arguments": arguments})
-    else:
-        done = resume
-        check_shapes("sequential_prune", done, params)
+    start = Progress(params, map_named(lambda *_: None, params), 0, {"arguments": arguments})
     return run_steps(
-        "sequential_prune", done, advance, len(steps), callback=callback, progress=progress
+        "sequential_prune", resume or start, advance, len(steps), callback=callback, progress=progress
     )
 
 

@@ -15,7 +15,7 @@ from .._arguments import (
     check_params,
     returned_params,
 )
-from .._progress import Progress, appended, check_progress, run_steps
+from .._progress import Progress, appended, check_progress, check_shapes, run_steps
 from ..masks import Plan, apply_masks, magnitude
 from ._average import greedy_soup, uniform_soup
 from ._iterative import check_masks_at, prune_remaining, zero_fraction
@@ -75,7 +75,8 @@ def sparse_model_soup(
         that are not `nnx.Param`s, or `resume` is not a `Progress`.
       ValueError: If `train` revives pruned entries or returns non-finite values (all earlier
         results were passed to `callback`), "greedy" has no `evaluate`, the number of settings is
-        not that of the copies, or `resume` has another plan or number of phases or copies.
+        not that of the copies, or `resume` began with other
+        parameters, another plan, settings, or number of phases or copies.
 
     Reference:
       Zimmer, Spiegel and Pokutta, Sparse Model Soups, 2023 (arXiv 2306.16788).
@@ -96,11 +97,12 @@ def sparse_model_soup(
     check_params("sparse_model_soup", params)
     check_key("key", key)
     # Settings may be any objects: numbers, arrays and strings in them are compared.
-    settings_of = {} if settings is None else {"settings": list(settings)}
+    data = {"params": params} | ({} if settings is None else {"settings": list(settings)})
+    check_shapes("sparse_model_soup", resume, params)
     arguments = check_progress(
-        "sparse_model_soup", resume, callback, data=settings_of,
-        recalibrate=recalibrate is not None, plan=plan, key=key, phases=phases, copies=copies,
-        soup=soup, parallel=parallel,
+        "sparse_model_soup", resume, callback, data=data,
+        recalibrate=recalibrate is not None, evaluate=evaluate is not None, plan=plan, key=key,
+        phases=phases, copies=copies, soup=soup, parallel=parallel,
     )  # fmt: skip
     finish = (lambda p: p) if recalibrate is None else recalibrate
 
@@ -135,7 +137,7 @@ def sparse_model_soup(
         done = Progress(params, plan.full_masks(params), 0, {"arguments": arguments})
     else:
         done = resume
-        check_masks_at("sparse_model_soup", done, params, plan, phases)
+        check_masks_at("sparse_model_soup", done, plan, phases)
     return run_steps(
         "sparse_model_soup", done, advance, phases, callback=callback, progress=progress
     )

@@ -14,7 +14,6 @@ from .._arguments import (
     check_count,
     check_key,
     check_params,
-    check_resume,
     returned_params,
 )
 from .._progress import Progress, appended, check_progress, check_shapes, run_steps
@@ -136,9 +135,7 @@ def sparsity_sweep(
     """
     _check(evaluate, finetune, seeds, key)
     check_params("sparsity_sweep", params)
-    if resume is not None:
-        check_resume("resume", resume, Progress)
-        check_shapes("sparsity_sweep", resume, params)
+    check_shapes("sparsity_sweep", resume, params)
     arguments = check_progress(
         "sparsity_sweep", resume, callback, data={"params": params},
         key=key, score=score is not None, finetune=finetune is not None,

@@ -10,7 +10,7 @@ from jaxtyping import Array, Key, PyTree
 
 from .._arguments import check_callable, check_count, check_key, check_params, rows_of
 from .._minibatches import minibatches
-from .._progress import Progress, check_loop, run_chunks
+from .._progress import Progress, check_loop, run_chunks, structure
 from ..masks import apply_masks
 from ..optim import keep_masked
 
@@ -83,7 +83,8 @@ def train_masked(
     rows = minibatches(rows_of("data", data), batch_size, steps, key=key)[start:]
     arguments = check_loop(
         "train_masked", resume, callback, key=key, start=start, batch_size=batch_size, chunk=chunk,
-        data={"params": params, "masks": masks, "data": data},
+        data={"params": params, "masks": masks, "data": data,
+              "optimizer": structure(optimizer, params)},
     )  # fmt: skip
     params = apply_masks(params, masks)
     tx = optax.chain(optimizer, keep_masked(masks))

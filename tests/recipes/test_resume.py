@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 import sparsejax as sj
 from sparsejax import prox, solve
@@ -48,6 +49,11 @@ def masks_of(key, params, sparsity=0.5):
     return plan.masks(sj.masks.random(params, key=key))
 
 
+def layers(seed):
+    rngs = nnx.Rngs(seed)
+    return nnx.Sequential(*(nnx.Linear(6, 6, rngs=rngs) for _ in range(3)))
+
+
 def data(x=X):
     return {"x": x, "y": Y}
 
@@ -59,17 +65,17 @@ def train(p, masks, key):
 # By name: the run, and arguments of another run, which must be refused.
 RUNS = {
     "train_masked": (
-        lambda x=X, key=KEY, **more: sj.recipes.train_masked(
-            PARAMS, None, loss, ADAM, data(x), steps=7, key=key, **SMALL, **more
+        lambda x=X, key=KEY, optimizer=ADAM, **more: sj.recipes.train_masked(
+            PARAMS, None, loss, optimizer, data(x), steps=7, key=key, **SMALL, **more
         ),
-        ({"x": 2 * X}, {"key": jax.random.key(9)}),
+        ({"x": 2 * X}, {"key": jax.random.key(9)}, {"optimizer": optax.sgd(0.1)}),
     ),
     "unlearn": (
-        lambda method="l1", x=X, **more: unlearning.unlearn(
-            PARAMS, None, method, loss, ADAM, forget=data(), retain=data(x), steps=5, key=KEY,
-            **SMALL, **more
+        lambda method="l1", x=X, strength=1e-3, steps=5, **more: unlearning.unlearn(
+            PARAMS, None, method, loss, ADAM, forget=data(), retain=data(x), steps=steps, key=KEY,
+            strength=strength, **SMALL, **more
         ),
-        ({"x": 2 * X},),
+        ({"x": 2 * X}, {"strength": 1e-2}, {"steps": 7}, {"method": "finetune"}),
     ),
     "linear_probe": (
         lambda x=X, **more: reprogramming.linear_probe(
@@ -84,12 +90,12 @@ RUNS = {
         ({"size": (5, 5)}, {"images": IMAGES / 2}),
     ),
     "dass": (
-        lambda alpha=1.0, steps=3, **more: search.dass(
+        lambda alpha=1.0, steps=3, last=ADAM, **more: search.dass(
             PARAMS, alpha * jnp.ones(2), dass_loss, PLAN, data(), data(), key=KEY,
             pretrain=search.Stage(3, ADAM), prune=search.Stage(steps, ADAM),
-            finetune=search.Stage(2, ADAM), **SMALL, **more
+            finetune=search.Stage(2, last), **SMALL, **more
         ),
-        ({"alpha": 2.0}, {"steps": 4}),
+        ({"alpha": 2.0}, {"steps": 4}, {"last": optax.sgd(0.1)}),
     ),
     "score_prune": (
         lambda x=X, **more: search.score_prune(
@@ -98,20 +104,20 @@ RUNS = {
         ({"x": 2 * X},),
     ),
     "random_search": (
-        lambda candidates=9, scale=1.0, **more: search.random_search(
+        lambda candidates=9, scale=1.0, sparsity=0.5, **more: search.random_search(
             jax.tree.map(lambda x: scale * x, PARAMS), lambda p, masks: loss(p, data()),
-            lambda key: masks_of(key, PARAMS), key=KEY, candidates=candidates, batch_size=3,
-            chunk=4, **more
+            lambda key: masks_of(key, PARAMS, sparsity), key=KEY, candidates=candidates,
+            batch_size=3, chunk=4, **more
         ),
-        ({"candidates": 8}, {"scale": 2.0}),
+        ({"candidates": 8}, {"scale": 2.0}, {"sparsity": 0.75}),
     ),
     "compare_random_search": (
-        lambda trials=2, **more: search.compare_random_search(
-            lambda key: PARAMS, masks_of, lambda p, masks: loss(p, data()),
-            lambda p, masks, key: loss(p, data()), key=KEY, sparsities=(0.25, 0.5, 0.75),
-            trials=trials, candidates=3, **more
+        lambda trials=2, scale=1.0, **more: search.compare_random_search(
+            lambda key: jax.tree.map(lambda x: scale * x, PARAMS), masks_of,
+            lambda p, masks: loss(p, data()), lambda p, masks, key: loss(p, data()), key=KEY,
+            sparsities=(0.25, 0.5, 0.75), trials=trials, candidates=3, **more
         ),
-        ({"trials": 3},),
+        ({"trials": 3}, {"scale": 2.0}),
     ),
     "colide": (
         lambda strength=0.05, x=X, **more: dag.colide(
@@ -153,12 +159,26 @@ RUNS = {
         ),
         ({"seeds": 2}, {"scale": 2.0}, {"grid": (0.0, 0.5, 0.8)}),
     ),
+    "iterative_prune": (
+        lambda scale=1.0, score=None, **more: sj.recipes.iterative_prune(
+            jax.tree.map(lambda x: scale * x, PARAMS), train, PLAN, key=KEY, rounds=3, score=score,
+            **more
+        ),
+        ({"scale": 2.0}, {"score": sj.masks.magnitude}),
+    ),
+    "sequential_sparsegpt": (
+        lambda seed=0, x=X, **more: sj.recipes.sequential_sparsegpt(
+            layers(seed), [x], sj.plan(layers(seed), sj.Unstructured(0.5)), **more
+        ),
+        ({"seed": 1}, {"x": 2 * X}),
+    ),
     "sparse_model_soup": (
-        lambda settings=(0.1, 0.2), **more: sj.recipes.sparse_model_soup(
-            PARAMS, lambda p, masks, key, setting: train(p, masks, key), PLAN, key=KEY, phases=3,
+        lambda settings=(0.1, 0.2), scale=1.0, **more: sj.recipes.sparse_model_soup(
+            jax.tree.map(lambda x: scale * x, PARAMS),
+            lambda p, masks, key, setting: train(p, masks, key), PLAN, key=KEY, phases=3,
             copies=2, settings=settings, **more
         ),
-        ({"settings": (0.1, 0.3)},),
+        ({"settings": (0.1, 0.3)}, {"scale": 2.0}),
     ),
 }  # fmt: skip
 
@@ -179,6 +199,12 @@ def test_a_run_resumes_bit_for_bit_or_refuses(name):
     for other in others:
         with pytest.raises(ValueError, match="resume began with|has shape"):
             run(resume=pickle.loads(saved[0]), **other)
+
+
+@pytest.mark.parametrize("name", ["colide", "train_masked", "sparsity_sweep"])
+def test_the_bar_reaches_its_end(name, capsys):
+    RUNS[name][0](progress=True)
+    assert f"{name} " in (shown := capsys.readouterr().out) and "100%" in shown, shown
 
 
 CHILD = """

@@ -108,12 +108,17 @@ def fit(
         point, stats = _end(state)
         return _Follow(point, None, (*follow.stats, stats))
 
-    count = len(stages.mu)
+    count, most = len(stages.mu), [0, *map(int, jnp.cumsum(stages.max_steps))]
+
+    def shown(follow: _Follow) -> tuple[int, int]:
+        steps = 0 if follow.state is None else int(follow.state.steps)
+        return most[len(follow.stats)] + steps, most[-1]
+
     # A stage that is restarted counts its steps again: no number of checks is certain beforehand.
     end = run_chunks(
         what, _Follow((weights, start), None, ()), advance, 2**62, arguments, chunk=1,
         callback=callback, resume=resume, progress=progress, view=lambda follow: follow.point[0],
-        finished=lambda follow: len(follow.stats) == count,
+        finished=lambda follow: len(follow.stats) == count, shown=shown,
     )  # fmt: skip
     stats = jax.tree.map(lambda *x: jnp.stack(x), *end.stats)
     raw, scale = end.point

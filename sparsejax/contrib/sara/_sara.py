@@ -16,7 +16,6 @@ from ..._arguments import (
     check_fraction,
     check_key,
     check_params,
-    check_resume,
     checked_number,
 )
 from ..._progress import check_loop, check_shapes, run_chunks
@@ -138,9 +137,7 @@ def sara(
         checked_number(name, number, f"{name}=1e-3")
     if progressive_step is not None:
         check_count("progressive_step", progressive_step, 0)
-    if resume is not None:
-        check_resume("resume", resume, Progress)
-        check_shapes("sara", resume, params)
+    check_shapes("sara", resume, params)
     theta = _threshold(params, theta, fraction, where)
     rate = _rate(learning_rate, theta, steps)
     arguments = check_loop(

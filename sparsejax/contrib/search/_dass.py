@@ -10,7 +10,7 @@ from jaxtyping import Array, Key, PyTree
 
 from ..._arguments import check_callable, check_count, check_key, check_params, rows_of
 from ..._minibatches import minibatches
-from ..._progress import check_loop, run_chunks
+from ..._progress import check_loop, run_chunks, structure
 from ...masks import Plan, apply_masks
 from ...optim import keep_masked
 from ...recipes import Progress
@@ -215,7 +215,8 @@ def dass(
     arguments = check_loop(
         "dass", resume, callback, plan=plan, key=key, batch_size=batch_size, chunk=chunk,
         second_order=second_order, stages=tuple((n, x.steps) for n, x in stages.items() if x),
-        data={"params": params, "alpha": alpha, "data": data, "validation": validation},
+        data={"params": params, "alpha": alpha, "data": data, "validation": validation,
+              "optimizers": [structure(x.optimizer, params) for x in stages.values() if x]},
     )  # fmt: skip
     keys = dict(zip(stages, jax.random.split(key, 3)))
     finished = [] if resume is None else list(resume.extra["finished"])

@@ -90,11 +90,12 @@ def random_search(
     check_key("key", key)
     if batch_size is not None:
         check_count("batch_size", batch_size)
+    keys = jax.random.split(key, candidates)
+    first = None if callback is None and resume is None else sample(keys[0])
     arguments = check_loop(
         "random_search", resume, callback, key=key, candidates=candidates, batch_size=batch_size,
-        chunk=chunk, data={"params": params},
+        chunk=chunk, data={"params": params, "masks": first},
     )  # fmt: skip
-    keys = jax.random.split(key, candidates)
 
     def score(key):
         masks = sample(key)
@@ -210,12 +211,12 @@ def compare_random_search(
     check_count("trials", trials, 2)
     check_key("key", key)
     check_count("candidates", candidates)
-    arguments = check_progress(
-        "compare_random_search", resume, callback, key=key, trials=trials, candidates=candidates,
-        sparsities=tuple(map(float, sparsities)),
-    )  # fmt: skip
     keys = jax.random.split(key, trials)
     dense = jax.jit(jax.vmap(lambda key: _dense(start, train, key)))(keys)
+    arguments = check_progress(
+        "compare_random_search", resume, callback, key=key, trials=trials, candidates=candidates,
+        sparsities=tuple(map(float, sparsities)), data={"dense": dense},
+    )  # fmt: skip
 
     def compare(sparsity):
         def trial(key):

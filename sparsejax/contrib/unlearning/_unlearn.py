@@ -20,6 +20,7 @@ from ..._arguments import (
     checked_number,
     rows_of,
 )
+from ..._progress import also_recording, check_progress
 from ..._tree import named_leaves
 from ...masks import apply_masks
 from ...optim import add_penalty
@@ -171,6 +172,8 @@ def unlearn(
     for name, data in (("forget", forget), ("retain", retain)):
         if not named_leaves(data):  # None, or no arrays
             rows_of(name, data)
+    l1 = (strength, steps) if method == "l1" else None
+    arguments = check_progress("unlearn", resume, callback, method=method, l1=l1)
     if all(jnp.shape(x)[:1] == (0,) for x in named_leaves(forget).values()):
         return apply_masks(params, masks)
     data = forget if method == "ascent" else retain
@@ -180,7 +183,7 @@ def unlearn(
     objective = (lambda p, b: -loss(p, b)) if method == "ascent" else loss
     return train_masked(
         params, masks, objective, optimizer, data, steps=steps, key=key, batch_size=batch_size,
-        chunk=chunk, callback=callback, resume=resume, progress=progress,
+        chunk=chunk, callback=also_recording(callback, arguments), resume=resume, progress=progress,
     )  # fmt: skip
 
 
