@@ -21,10 +21,15 @@ def out_dtype(v: ArrayLike) -> Any:
     return dtype if jnp.issubdtype(dtype, jnp.inexact) else jnp.dtype(jnp.float32)
 
 
-def wide_dtype(x: ArrayLike) -> Any:
-    """The dtype of x in at least float32; strict promotion of dtypes allows it."""
-    dtype = out_dtype(x)
-    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
+def wide_dtype(*arrays: Any) -> Any:
+    """The dtype to compute with arrays in: at least float32, also where promotion is strict."""
+    return common_dtype(*arrays, jnp.float32)
+
+
+def common_dtype(*arrays: Any) -> Any:
+    """The dtype of a sum of arrays, also where promotion is strict."""
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.result_type(*(jnp.result_type(x) for x in arrays))
 
 
 def magnitude(*arrays: Array) -> Float[Array, ""]:

@@ -8,6 +8,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from .._arrays import wide_dtype
 from .._sharding import on_host
 from .._tree import is_array
 from ._numbers import is_infinite_in, is_nan_in, known
@@ -26,7 +27,7 @@ def matrix_and_target(X: Any, y: Any, ndim: int, call: str) -> tuple[Array, Arra
     if 0 in y.shape or len(y.shape) != ndim or y.shape[0] != X.shape[0]:
         shape = f"({X.shape[0]},)" if ndim == 1 else f"({X.shape[0]}, q)"
         raise ValueError(f"y must have the shape {shape} of X's rows, got {y.shape}; as in {call}.")
-    dtype = jnp.promote_types(jnp.result_type(X, y), jnp.float32)
+    dtype = wide_dtype(X, y)
     if jnp.issubdtype(dtype, jnp.complexfloating):
         raise TypeError(f"X and y must be real, got {dtype}; use solve.proximal_gradient.")
     for name, x in (("X", X), ("y", y)):
@@ -95,7 +96,7 @@ def finite_array(caller: str, x: ArrayLike, ndim: int) -> Array:
         raise ValueError(f"{caller} needs arrays of {ndim} axes, not empty, got shape {x.shape}.")
     if not _is_finite(x):
         raise ValueError(f"{caller}: an array of shape {x.shape} holds NaN or infinity.")
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x.astype(wide_dtype(x))
 
 
 def check_not_nan(caller: str, **arrays: Any) -> None:

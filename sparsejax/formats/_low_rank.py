@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from .._arrays import wide_dtype
 from .._tree import register
 from ._array import Matrix
 from ._validate import need_floats
@@ -75,7 +76,7 @@ class LowRank(Matrix):
 
     def todense(self) -> Float[Array, "... k n"]:
         """`A B`, summed in at least float32."""
-        wide = jnp.promote_types(self.dtype, jnp.float32)
+        wide = wide_dtype(self)
         return jnp.matmul(self.a, self.b, preferred_element_type=wide).astype(self.dtype)
 
     def _repr(self) -> str:

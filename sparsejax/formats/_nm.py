@@ -11,6 +11,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Shaped, UInt
 
 from .._arguments import known
+from .._arrays import wide_dtype
 from .._sharding import on_host
 from .._topk import nm_mask
 from .._tree import register
@@ -216,7 +217,7 @@ def _groups(x: Shaped[Array, "... k columns"], m: int) -> Shaped[Array, "... g m
 def _scores(groups, kept, share: int) -> Float[Array, "... g m tiles"]:
     """Scores for slots: kept entries by magnitude, then the others, lowest index first."""
     *lead, columns = groups.shape
-    size = jnp.abs(groups).astype(jnp.promote_types(groups.dtype, jnp.float32))
+    size = jnp.abs(groups).astype(wide_dtype(groups))
     size = jnp.where(jnp.isnan(size) | ~kept, 0, size).reshape(*lead, columns // share, share)
     kept = kept.reshape(*lead, columns // share, share)
     return jnp.where(kept.any(-1), size.sum(-1), -1)

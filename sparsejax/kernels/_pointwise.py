@@ -8,6 +8,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Shaped
 
+from .._arrays import wide_dtype
 from ..formats import BlockArray, SparseArray
 from ._table import platform_of, requested
 from .matmul import matmul
@@ -60,7 +61,7 @@ def pointwise(
         y = matmul(jnp.moveaxis(x, -3, -1), w, implementation=implementation)
         y = jnp.moveaxis(y, -1, -3)
     else:
-        total = jnp.promote_types(jnp.result_type(x, w), jnp.float32)
+        total = wide_dtype(x, w)
         y = jnp.einsum("co,...chw->...ohw", w, x, preferred_element_type=total).astype(x.dtype)
     y = y if bias is None else y + jnp.asarray(bias, y.dtype)[:, None, None]
     return y if clamp is None else jnp.clip(y, *clamp)

@@ -8,6 +8,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree, Shaped
 
 from .._arguments import check_masks, named_masks
+from .._arrays import wide_dtype
 from .._frameworks import map_params
 from .._tree import map_named
 from ._plan import Plan
@@ -92,7 +93,7 @@ def straight_through(
     full = plain if pruned_gradient is None else pruned_gradient == "full"
 
     def see(w, mask):
-        wide = jnp.promote_types(w.dtype, jnp.float32)
+        wide = wide_dtype(w)
         if not isinstance(decay, int | float) or decay != 0:
             w = _pulled(w, mask, jnp.asarray(decay, wide))
         return jnp.where(mask, w, _pruned(w, jnp.asarray(pruned_scale, wide), full))
@@ -110,9 +111,10 @@ def _pruned(w: Array, scale: Array, full: bool) -> Array:
     """`scale w`, 0 for a scale of 0 and any w, with the gradient 1 or scale in w."""
     finite = jnp.where(jnp.isfinite(w), w, jnp.zeros_like(w))
     fixed, fixed_scale = jax.lax.stop_gradient((finite, scale))
-    value = jnp.where(scale == 0, fixed, jax.lax.stop_gradient(w)) * scale
+    value = jnp.where(scale == 0, fixed, jax.lax.stop_gradient(w)).astype(scale.dtype) * scale
     flow = finite - fixed
-    return value.astype(w.dtype) + (flow if full else (flow * fixed_scale).astype(w.dtype))
+    part = flow if full else (flow.astype(scale.dtype) * fixed_scale).astype(w.dtype)
+    return value.astype(w.dtype) + part
 
 
 @jax.custom_vjp
@@ -128,7 +130,7 @@ def _pulled_forward(w, mask, decay):
 
 def _pulled_backward(residuals, g):
     w, mask, decay = residuals
-    pull = jnp.where(mask, 0, (decay * w).astype(g.dtype))
+    pull = jnp.where(mask, 0, (decay * w.astype(decay.dtype)).astype(g.dtype))
     return g + pull.astype(g.dtype), None, None
 
 

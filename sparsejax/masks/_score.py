@@ -10,6 +10,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Key, PyTree
 
 from .._arguments import check_key, check_not_nan
+from .._arrays import wide_dtype
 from .._sharding import drawn_like
 from .._tree import is_array, map_named, named_leaves
 from ._plan import Plan
@@ -285,7 +286,7 @@ def update_mask(before: PyTree, after: PyTree, tol: ArrayLike = 0.0) -> PyTree:
         x, y = jnp.asarray(x), jnp.asarray(y)
         if not jnp.issubdtype(x.dtype, jnp.inexact):
             return x != y
-        x, y = (z.astype(jnp.promote_types(z.dtype, jnp.float32)) for z in (x, y))
+        x, y = (z.astype(wide_dtype(z)) for z in (x, y))
         return ~((x == y) | (jnp.abs(y - x) <= tol))
 
     return map_named(differ, before, new)

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from .._arguments import is_infinite_in
+from .._arrays import wide_dtype
 from ._plan import Plan
 
 
@@ -48,6 +49,7 @@ def wanda(params: PyTree, inputs: PyTree, plan: Plan) -> PyTree:
                 f"wanda: the inputs of {leaf.name} {given.shape} have norms that are not finite; "
                 "pass finite inputs: sj.nn.input_grams(model, batches) of batches without NaN."
             )
-        return leaf.layout.from_matrix(jnp.abs(leaf.layout.to_matrix(w)) * norms[:, None])
+        size, wide = jnp.abs(leaf.layout.to_matrix(w)), wide_dtype(w, norms)
+        return leaf.layout.from_matrix(size.astype(wide) * norms[:, None].astype(wide))
 
     return plan.map_inputs("wanda", score, params, inputs)

@@ -9,6 +9,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from .._arguments import known
+from .._arrays import wide_dtype
 
 
 class Reliability(NamedTuple):
@@ -148,4 +149,4 @@ def _checked(probabilities, labels) -> tuple[jax.Array, jax.Array]:
                 f"probabilities of shape {p.shape} lie in [{low:.3g}, {high:.3g}], not in [0, 1]; "
                 "pass jax.nn.softmax(logits)."
             )
-    return p.astype(jnp.promote_types(p.dtype, jnp.float32)), labels
+    return p.astype(wide_dtype(p)), labels

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree
 
+from .._arrays import wide_dtype
 from .._masks import masks_by_name
 from .._tree import is_kernel, named_leaves, pure
 from ..masks import Plan
@@ -104,5 +105,5 @@ def gradient_noise(grads: PyTree, masks: PyTree | Plan | None = None) -> Float[A
             "gradient_noise: no leaf named kernel or weight, or none that is masked; the leaves "
             f"are {', '.join(leaves)}. Select leaves with masks=."
         )
-    wide = [g.astype(jnp.promote_types(g.dtype, jnp.float32)) for g in chosen]
+    wide = [g.astype(wide_dtype(g)) for g in chosen]
     return jnp.mean(jnp.stack([jnp.var(jnp.abs(g)) for g in wide]))

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._arrays import wide_dtype
 from ._frameworks import load_frameworks
 from ._linear_layer import linear_layer, product_class, rows_of
 from ._taps import Recorder, observing, run_recording
@@ -110,5 +111,5 @@ def _check_batch(error: Exception, batch: Any, call: Call | None) -> None:
 
 def gram(rows: Float[Array, "tokens k"]) -> Float[Array, "k k"]:
     """`X^T X` in at least float32."""
-    wide = rows.astype(jnp.promote_types(rows.dtype, jnp.float32))
+    wide = rows.astype(wide_dtype(rows))
     return jnp.matmul(wide.T, wide, precision=jax.lax.Precision.HIGHEST)

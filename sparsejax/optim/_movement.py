@@ -8,6 +8,7 @@ import optax
 from jaxtyping import Array, Int, PyTree
 
 from .._arguments import check_scheduled_fraction, check_some, require_params
+from .._arrays import wide_dtype
 from .._tree import is_gap, map_named
 from ..masks import Masks, Plan
 from ..patterns import Unstructured
@@ -132,7 +133,7 @@ def _scored(what: str, plan: Plan, choose, learning_rate, pull, limit):
         def zero(name, p):
             if name not in planned:
                 return None
-            return jnp.zeros_like(p, jnp.promote_types(p.dtype, jnp.float32))
+            return jnp.zeros_like(p, wide_dtype(p))
 
         plan.full_masks(params)  # checks the shapes
         scores, count = map_named(zero, params), jnp.zeros((), jnp.int32)
@@ -148,7 +149,9 @@ def _scored(what: str, plan: Plan, choose, learning_rate, pull, limit):
         def accumulate(score, g, p):
             if is_gap(score) or is_gap(g):
                 return score
-            return score - (rate * (g * p + pull(score, state.count))).astype(score.dtype)
+            g, p = g.astype(score.dtype), p.astype(score.dtype)
+            pulled = g * p + jnp.asarray(pull(score, state.count), score.dtype)
+            return score - jnp.asarray(rate, score.dtype) * pulled
 
         scores = jax.tree.map(accumulate, state.scores, updates, params, is_leaf=is_gap)
         masks = choose(scores, count)

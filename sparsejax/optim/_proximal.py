@@ -11,6 +11,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Int, PyTree
 
 from .._arguments import require_params
+from .._arrays import common_dtype, wide_dtype
 from .._tree import is_kernel, map_named, named_leaves
 from ..prox import Penalty
 from ._inner import steady
@@ -179,7 +180,7 @@ def proximal_adam(
         steps = jax.tree.map(lambda d: (-rate * d).astype(d.dtype), directions)
         unbiased = optax.tree.bias_correction(inner.nu, b2, inner.count)  # pyright: ignore
         lengths = {
-            name: rate / (jnp.sqrt(nu.astype(jnp.promote_types(nu.dtype, jnp.float32))) + eps)
+            name: rate / (jnp.sqrt(nu.astype(wide_dtype(nu))) + eps)
             for name, nu in named_leaves(unbiased).items()
         }
         moved = proximal_updates(penalty, steps, params, lengths.__getitem__)
@@ -205,7 +206,7 @@ def proximal_updates(penalty: Rules, updates: PyTree, params: PyTree, step_of) -
             return u
         p, x = leaves[name], targets[name]
         # Not rounded to a narrower update dtype: p + u must equal x, and be 0 where x is 0.
-        return jnp.where(x == 0, -p, x - p).astype(jnp.promote_types(u.dtype, p.dtype))
+        return jnp.where(x == 0, -p, x - p).astype(common_dtype(u, p))
 
     return map_named(update, updates)
 

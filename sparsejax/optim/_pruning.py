@@ -22,6 +22,7 @@ from .._arguments import (
     named_masks,
     require_params,
 )
+from .._arrays import common_dtype
 from .._tree import is_gap
 from ..masks import Masks, Plan, magnitude
 from ._inner import filled_gaps
@@ -286,7 +287,8 @@ def zero_off(updates: PyTree, params: PyTree, masks: PyTree) -> PyTree:
         if mask is None or update is None or is_gap(mask):
             return update
         # In the wider dtype of both: an update narrower than -p would leave p + u different from 0.
-        return jnp.where(mask, update, -param)
+        dtype = common_dtype(update, param)
+        return jnp.where(mask, update.astype(dtype), -param.astype(dtype))
 
     return jax.tree.map(one, masks, updates, params, is_leaf=is_gap)
 

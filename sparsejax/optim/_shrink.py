@@ -17,6 +17,7 @@ from .._arguments import (
     check_step,
     require_params,
 )
+from .._arrays import wide_dtype
 from .._tree import is_gap
 from ..masks import Masks, Plan, PlannedLeaf, magnitude
 from ._pruning import at_step, next_step, zero_off
@@ -138,7 +139,7 @@ def _shrunk(updates, params, masks, factor):
     def one(mask, u, p):
         if is_gap(mask) or is_gap(u):
             return u
-        wide = jnp.promote_types(jnp.promote_types(u.dtype, p.dtype), jnp.float32)
+        wide = wide_dtype(u, p)
         p, u = p.astype(wide), u.astype(wide)
         return jnp.where(mask, u, factor.astype(wide) * (p + u) - p)
 

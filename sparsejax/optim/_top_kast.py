@@ -15,6 +15,7 @@ from .._arguments import (
     checked_number,
     require_params,
 )
+from .._arrays import wide_dtype
 from .._masks import row_counts
 from .._tree import is_gap
 from ..masks import Masks, Plan, magnitude
@@ -100,9 +101,11 @@ def top_kast(
         def pull(mask, wide, g, p):
             if is_gap(mask) or is_gap(g):
                 return g
-            own = jnp.sum(row_counts(mask) / float(max(mask.size, 1)))
-            strength = jnp.where(mask, 1.0, 1.0 / jnp.maximum(own, 1e-9))
-            return jnp.where(wide, g + (2 * exploration * strength * p).astype(g.dtype), 0)
+            dtype = wide_dtype(p)
+            own = jnp.sum(row_counts(mask).astype(dtype) / max(mask.size, 1))
+            strength = jnp.asarray(2 * exploration, dtype) * p.astype(dtype)
+            pulled = jnp.where(mask, strength, strength / jnp.maximum(own, 1e-9))
+            return jnp.where(wide, g + pulled.astype(g.dtype), 0)
 
         pulled = jax.tree.map(pull, masks, wider, updates, params, is_leaf=is_gap)
         moves, new = inner.update(pulled, state.inner, params, **extra)

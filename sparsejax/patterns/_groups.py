@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from .._arguments import checked_sparsity, is_int
+from .._arrays import wide_dtype
 from ._layout import Layout
 from ._pattern import Pooled
 from ._pool import check_pool
@@ -84,7 +85,7 @@ class Groups(Pooled):
 
     def pool(self, scores: Float[Array, "..."], layout: Layout) -> Float[Array, "*slices units"]:
         """The pooled score of each group."""
-        wide = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
+        wide = scores.astype(wide_dtype(scores))
         at_group = (*[slice(None)] * self.stacked, jnp.asarray(self.labels))
         shape = (*layout.shape[: self.stacked], self.count)
         if self.pool_by == "max":

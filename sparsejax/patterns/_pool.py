@@ -5,12 +5,14 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._arrays import wide_dtype
+
 
 def join(x: Float[Array, "..."], axes: tuple[int, ...], how: str) -> Float[Array, "..."]:
     """The scores of units from those of their entries, at least float32 if summed."""
     if how == "max":
         return jnp.max(x, axes)
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    x = x.astype(wide_dtype(x))
     if how == "l2":
         return jnp.sqrt(jnp.sum(x * x, axes))
     return jnp.mean(x, axes) if how == "mean" else jnp.sum(x, axes)

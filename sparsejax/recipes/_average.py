@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from .._arguments import as_number, check_callable, known, returned_params
+from .._arrays import wide_dtype
 from .._sharding import on_host
 from .._tree import named_leaves
 
@@ -64,7 +65,7 @@ def uniform_soup(
     def average(first, *rest):
         if not jnp.issubdtype(jnp.result_type(first), jnp.inexact):
             return first
-        wide = jnp.promote_types(jnp.result_type(first), jnp.float32)
+        wide = wide_dtype(first)
         total = jnp.zeros(jnp.shape(first), wide)
         for weight, x in zip(weights, (first, *rest)):
             total = total + weight * jnp.asarray(x).astype(wide)

@@ -155,7 +155,12 @@ def sequential_prune(
 
     start = Progress(params, map_named(lambda *_: None, params), 0, {"arguments": arguments})
     return run_steps(
-        "sequential_prune", resume or start, advance, len(steps), callback=callback, progress=progress
+        "sequential_prune",
+        resume or start,
+        advance,
+        len(steps),
+        callback=callback,
+        progress=progress,
     )
 
 

@@ -10,6 +10,7 @@ from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, PyTree
 
+from .._arrays import wide_dtype
 from .._tree import map_named, named_leaves
 from ..masks import Plan, PlannedLeaf
 from ..patterns import Pattern
@@ -74,7 +75,7 @@ def sparsegpt(
     def prune(leaf, w, given):
         if given.ndim != 2:
             raise ValueError(f"sparsegpt: {leaf.name} needs a Gram matrix, got {given.shape}.")
-        wide = jnp.promote_types(w.dtype, jnp.float32)
+        wide = wide_dtype(w)
         matrix, gram = leaf.layout.to_matrix(w).astype(wide), given.astype(wide)
         upper, dead = _upper_factor(gram, damping)
         if not isinstance(upper, Tracer) and not bool(jnp.isfinite(upper).all()):

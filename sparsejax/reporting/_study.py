@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from .._arrays import wide_dtype
 from .._masks import count, row_counts
 from .._sharding import on_host
 from ..masks import Plan, PlannedLeaf
@@ -86,7 +87,7 @@ class Study:
 
 @jax.jit
 def _value_counts(w, mask):
-    size = jnp.abs(w.astype(jnp.promote_types(w.dtype, jnp.float32)))
+    size = jnp.abs(w.astype(wide_dtype(w)))
     near = (size > 0) & (size <= TOLERANCE * jnp.max(size, initial=0)) & mask
     under_mask = (size != 0) & ~mask
     return tuple(map(row_counts, (size == 0, under_mask, near, ~jnp.isfinite(size))))

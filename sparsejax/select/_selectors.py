@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from .._arguments import check_count
+from .._arrays import wide_dtype
 from .._topk import topk_mask
 from .._tree import register
 from ._active_set import ActiveSet
@@ -158,7 +159,7 @@ class TopP(Selector):
 
     def __call__(self, scores: Float[Array, "*t n"]) -> Bool[Array, "*t n"]:
         """The mask of the largest scores up to the fraction."""
-        wide = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
+        wide = scores.astype(wide_dtype(scores))
         order = jnp.argsort(-wide, axis=-1, stable=True)
         falling = jnp.take_along_axis(wide, order, axis=-1)
         before = jnp.cumsum(falling, axis=-1) - falling

@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from .._arguments import check_strength, known, matrix_and_target, path_strengths
-from .._arrays import Units
+from .._arrays import Units, wide_dtype
 from .._solution import Result, Solution, code, finish, refuse_infinite
 from ._duality import Problem, balanced, correlations, default_tol, gap_of, max_strength, problem
 from ._gram import masked_solve, quadratic, solve_gram
@@ -334,6 +334,6 @@ def falling(X, y, strengths: Any, count: int, eps: float, weights: Any, positive
         raise ValueError(
             f"strengths must be numbers (k,), at least one, got shape {np.shape(strengths)}."
         )
-    dtype = jnp.promote_types(jnp.result_type(X, y), jnp.float32)
+    dtype = wide_dtype(X, y)
     check_strength("strengths", strengths, np.shape(strengths), dtype)
     return strengths

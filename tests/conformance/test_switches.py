@@ -4,7 +4,9 @@ Each row of OPERATIONS runs plainly, without jit, with strict ranks and dtypes, 
 NaN, and with the check for leaked tracers.
 """
 
+import sys
 import traceback
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -61,7 +63,7 @@ def value(solution):
 
 
 def linear():
-    return nnx.Linear(8, 4, rngs=nnx.Rngs(0))
+    return nnx.Linear(8, 4, param_dtype=W.dtype, rngs=nnx.Rngs(0))
 
 
 def graph_masks():
@@ -101,7 +103,7 @@ OPERATIONS = {
     "joint": lambda: sj.plan(PARAMS, sj.Unstructured(0.5), allocate=sj.masks.joint).masks(PARAMS),
     "iterative": lambda: sj.masks.iterative(sj.masks.magnitude, PLAN, PARAMS, rounds=3),
     "grasp": lambda: sj.masks.grasp(PARAMS, lambda p: loss(p, DATA)),
-    "synflow": lambda: sj.masks.synflow(PARAMS, lambda p: jnp.ones(8) @ p["kernel"]),
+    "synflow": lambda: sj.masks.synflow(PARAMS, lambda p: jnp.ones(8, W.dtype) @ p["kernel"]),
     "wanda": lambda: sj.masks.wanda(PARAMS, {"kernel": jnp.arange(8.0)}, PLAN),
     "straight_through": lambda: jax.grad(
         lambda p: loss(sj.masks.straight_through(p, PLAN, decay=0.1), DATA)
@@ -129,18 +131,22 @@ OPERATIONS = {
         solve.multitask_lasso(X, jnp.stack([Y, -Y], 1), 0.5, tol=0.1)
     ),
     "iht": lambda: value(
-        solve.iht(lambda w: jnp.sum((X @ w - Y) ** 2), prox.hard_k(2), jnp.zeros(4))
+        solve.iht(lambda w: jnp.sum((X @ w - Y) ** 2), prox.hard_k(2), jnp.zeros(4, X.dtype))
     ),
     "basis_pursuit": lambda: solve.basis_pursuit(X[:2], Y[:2]),
     "proximal_gradient": lambda: value(
-        solve.proximal_gradient(lambda w: jnp.sum((X @ w - Y) ** 2), prox.l1(0.1), jnp.zeros(4))
+        solve.proximal_gradient(
+            lambda w: jnp.sum((X @ w - Y) ** 2), prox.l1(0.1), jnp.zeros(4, X.dtype)
+        )
     ),
     "sparse_code": lambda: value(solve.sparse_code(X, jnp.eye(4), prox.l1(0.1))),
     # recipes and metrics
     "train_masked": lambda: sj.recipes.train_masked(
         PARAMS, PLAN.masks(PARAMS), loss, optax.adam(0.1), DATA, steps=2, key=KEY, batch_size=4
     ),
-    "sparsegpt": lambda: sj.recipes.sparsegpt(PARAMS, {"kernel": W @ W.T + jnp.eye(8)}, PLAN),
+    "sparsegpt": lambda: sj.recipes.sparsegpt(
+        PARAMS, {"kernel": (W @ W.T).astype(jnp.float32) + jnp.eye(8)}, PLAN
+    ),
     "prune_remaining": lambda: sj.recipes.prune_remaining(
         PLAN, sj.masks.magnitude(PARAMS), PLAN.full_masks(PARAMS), 0.5
     ),
@@ -164,8 +170,8 @@ OPERATIONS = {
     ).coefficients,
     "g_optimal": lambda: value(contrib.bandits.g_optimal(X, tol=1.0)),
     "dass": lambda: contrib.search.dass(
-        PARAMS, jnp.ones(2), lambda p, a, b: loss(p, b) * jnp.sum(a), PLAN, DATA, DATA, key=KEY,
-        prune=contrib.search.Stage(2, optax.adam(0.1)),
+        PARAMS, jnp.ones(2, W.dtype), lambda p, a, b: loss(p, b) * jnp.sum(a), PLAN, DATA, DATA,
+        key=KEY, prune=contrib.search.Stage(2, optax.adam(0.1)),
     ).params,
     "random_search": lambda: contrib.search.random_search(
         PARAMS, lambda p, m: jnp.sum(p["kernel"]),
@@ -221,6 +227,21 @@ def test_switches_change_no_result(name):
         close(compiled(), plain)
     with jax.disable_jit():
         close(operation(), plain)
+
+
+@parametrize("name", OPERATIONS, lambda name: name in QUICK)
+def test_low_precision_with_strict_dtypes(name, monkeypatch):
+    low = lambda x: x.astype(jnp.bfloat16)  # noqa: E731
+    module = sys.modules[__name__]
+    for each in ("X", "Y", "W", "V", "PARAMS", "DATA", "SIGNS"):
+        monkeypatch.setattr(module, each, jax.tree.map(low, getattr(module, each)))
+    monkeypatch.setattr(module, "params_of", partial(params_of, jnp.bfloat16))
+    operation = OPERATIONS[name]
+    try:
+        with jax.numpy_dtype_promotion("strict"):
+            operation() if name in HOST else jax.eval_shape(operation)
+    except ValueError as error:  # also bfloat16 parameters plus float32 updates
+        assert raised_in_optax(error)
 
 
 def raised_in_optax(error):

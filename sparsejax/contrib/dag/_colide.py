@@ -9,6 +9,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from ..._arguments import check_strength, known
+from ..._arrays import wide_dtype
 from ..._solution import finish
 from ...recipes import Progress
 from ...solve import Solution
@@ -186,7 +187,7 @@ def _covariance(caller: str, samples: ArrayLike, precomputed: bool) -> Array:
     if x.ndim != 2 or not x.size or (precomputed and x.shape[0] != x.shape[1]):
         shape = "a covariance (d, d)" if precomputed else "samples in rows (n, d)"
         raise ValueError(f"{caller}: samples must be {shape}, got shape {x.shape}.")
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    x = x.astype(wide_dtype(x))
     if known(x) and not np.isfinite(np.asarray(x)).all():
         raise ValueError(f"{caller}: samples of shape {x.shape} hold values that are not finite.")
     if not precomputed and known(x) and _like_covariance(np.asarray(x)):

@@ -9,6 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from ..._arguments import check_finite, check_not_nan
+from ..._arrays import common_dtype, wide_dtype
 
 # Larger than the rounding error of 1 / (1 - s), smaller than any difference between integers.
 _SLACK = 1e-9
@@ -277,8 +278,8 @@ class Factorized(nnx.Module):
 
 def _normalized(norm: nnx.BatchNorm, y: Array) -> Array:
     """`norm(y)`; a y wider than the statistics, as under jax_enable_x64, cannot be stored there."""
-    narrow = y.astype(jnp.promote_types(norm.mean[...].dtype, jnp.float32))
-    return norm(narrow).astype(jnp.promote_types(y.dtype, narrow.dtype))
+    narrow = y.astype(wide_dtype(norm.mean[...]))
+    return norm(narrow).astype(common_dtype(y, narrow))
 
 
 class Doped(nnx.Module):

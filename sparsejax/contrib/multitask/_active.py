@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from ..._arguments import check_key, matrix_and_target, near_one, path_strengths
-from ..._arrays import Units, magnitude
+from ..._arrays import Units, magnitude, wide_dtype
 from ...solve import lasso_path, max_strength
 
 EXPONENT = {"l1": 1.0, "l2": 2.0}
@@ -82,7 +82,7 @@ def task_relevance(
     if strength is not None and not 0 < strength < math.inf:
         raise ValueError(f"task_relevance: strength must be > 0, got {strength}; pass 0.1 or None.")
     weights = None if costs is None else jnp.sqrt(_costs(costs, W.shape[1]))
-    W, w = (x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in (W, w))
+    W, w = (x.astype(wide_dtype(x)) for x in (W, w))
     units = Units(magnitude(W), magnitude(w))
     W, w = W / units.X, w / units.y
     top = float(max_strength(W, w, weights=weights))

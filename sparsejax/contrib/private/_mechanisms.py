@@ -10,6 +10,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from ..._arguments import known
+from ..._arrays import wide_dtype
 from ._sampling import truthful
 
 # After clipping, rounding can leave a float32 norm this far above its bound.
@@ -306,4 +307,4 @@ def _floats(x: ArrayLike) -> Array:
     x = jnp.asarray(x)
     if jnp.issubdtype(x.dtype, jnp.complexfloating):
         raise TypeError(f"x must be real, got {x.dtype}.")
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x.astype(wide_dtype(x))

@@ -8,6 +8,7 @@ import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float, Int, PyTree
 
+from ..._arrays import wide_dtype
 from ..._sharding import on_host
 from ..._tree import map_named, named_leaves
 
@@ -69,7 +70,7 @@ def gather_values(params: PyTree, indices: PyTree) -> PyTree:
         del name
         if at is None:
             return None
-        wide = jnp.promote_types(w.dtype, jnp.float32)
+        wide = wide_dtype(w)
         return w.reshape(-1).at[at].get(mode="fill", fill_value=0).astype(wide)
 
     return map_named(one, params, _by_name("gather_values", params, indices))

@@ -8,6 +8,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
 from ..._arguments import check_fraction, is_nan_in
+from ..._arrays import wide_dtype
 from ..._topk import topk_masks
 from ..._tree import map_named, named_leaves
 
@@ -55,7 +56,7 @@ def below_threshold(
             "or below_threshold(p, fraction=0.1)."
         )
     sizes = {
-        name: jnp.abs(p).astype(jnp.promote_types(p.dtype, jnp.float32))
+        name: jnp.abs(p).astype(wide_dtype(p))
         for name, p in named_leaves(params).items()
         if re.search(where, name) and jnp.issubdtype(p.dtype, jnp.floating)
     }

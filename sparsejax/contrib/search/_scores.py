@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from ..._arrays import wide_dtype
 from ..._tree import map_named, named_leaves
 from ...masks import Plan, plan as make_plan
 from ...patterns import Pattern
@@ -82,7 +83,7 @@ def scaled_scores(params: PyTree, plan: Plan) -> PyTree:
             return None
         layout = planned[name]
         fan_in = layout.matrix_shape[-2]
-        w = w.astype(jnp.promote_types(w.dtype, jnp.float32))
+        w = w.astype(wide_dtype(w))
         inner = tuple(range(len(layout.stacked), w.ndim))
         largest = jnp.max(jnp.abs(w), axis=inner, keepdims=True)
         return math.sqrt(6 / max(fan_in, 1)) * w / jnp.where(largest > 0, largest, 1)

@@ -15,6 +15,7 @@ from ..._arguments import (
     checked_number,
     rows_of,
 )
+from ..._arrays import wide_dtype
 from ..._tree import map_named, named_leaves
 from ...masks import apply_masks
 
@@ -142,10 +143,12 @@ def fisher_diagonal(
     def one(rows):
         log_p = lambda p: jnp.mean(jax.nn.log_softmax(logits(p, rows)), axis=0)  # noqa: E731
         weight = jnp.mean(jax.nn.softmax(logits(params, rows)), axis=0)
-        return jax.tree.map(
-            lambda j: jnp.tensordot(weight, j.astype(jnp.float32) ** 2, 1),
-            jax.jacrev(log_p)(params),
-        )
+
+        def mean(j):
+            wide = wide_dtype(j, weight)
+            return jnp.tensordot(weight.astype(wide), j.astype(wide) ** 2, 1)
+
+        return jax.tree.map(mean, jax.jacrev(log_p)(params))
 
     whole = n - n % batch_size
     batches = x[:whole].reshape(-1, batch_size, *x.shape[1:])

@@ -9,6 +9,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
 from ..._arguments import check_callable, check_count, check_finite, rows_of
+from ..._arrays import wide_dtype
 from ...masks import apply_masks
 
 Inverse = Literal["exact", "woodfisher_cheap"]
@@ -82,7 +83,7 @@ def influence_unlearning(
         )
     params = apply_masks(params, masks)
     flat, unravel = ravel_pytree(params)
-    wide = jnp.promote_types(flat.dtype, jnp.float32)
+    wide = wide_dtype(flat)
 
     def gradient(batch):
         grads = jax.grad(lambda p: loss(p, batch))(params)

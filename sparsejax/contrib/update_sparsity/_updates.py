@@ -10,6 +10,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
+from ..._arrays import wide_dtype
 from ..._masks import count
 from ..._tree import named_leaves, pure
 from ...masks import update_mask
@@ -225,4 +226,4 @@ def _held(tree: PyTree) -> PyTree:
 
 def _wide(x: ArrayLike) -> jax.Array:
     x = jnp.asarray(x)
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x.astype(wide_dtype(x))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
+from ..._arrays import wide_dtype
 from ...select import ActiveSet
 from .._table import attempt, platform_of, requested
 from ._dense import spread, take_units
@@ -193,7 +194,7 @@ def active_ffn(
 def _reduced(h, w, s: ActiveSet, scale, names) -> Float[Array, "t d"]:
     """The sum over list positions of h, which is exactly zero at unused positions."""
     # Before the factor is applied: values at unused positions may be non-finite.
-    h = jnp.where(s.used[..., None], h.astype(jnp.promote_types(h.dtype, jnp.float32)), 0)
+    h = jnp.where(s.used[..., None], h.astype(wide_dtype(h)), 0)
     return _reduce(h if scale is None else h * scale[..., None], w, s, names)
 
 
@@ -245,7 +246,7 @@ _expand.defvjp(_expand_forward, _expand_backward)
 
 def _outer(h, x, s: ActiveSet, w) -> Float[Array, "n g d"]:
     """The gradient of the weights: `h_j` times x at active units, zero at the others."""
-    wide = jnp.promote_types(x.dtype, jnp.float32)
+    wide = wide_dtype(x)
     h = spread(h, s, w.shape[0])
     return jnp.einsum("tng,td->ngd", h, x, preferred_element_type=wide).astype(w.dtype)
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from ..._arrays import wide_dtype
 from ...select import ActiveSet
 
 
@@ -35,7 +36,7 @@ def produce(x: Float[Array, "t d"], rows: Float[Array, "k g d"]) -> Float[Array,
 
 
 def _dot(a, b, axis: int):
-    total = jnp.promote_types(jnp.promote_types(a.dtype, b.dtype), jnp.float32)
+    total = wide_dtype(a, b)
     return lax.dot_general(a, b, (((1,), (axis,)), ((), ())), preferred_element_type=total)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Shaped
 
+from ..._arrays import wide_dtype
 from ...formats import Matrix, multiply
 from .._finish import FUSED, How, finish
 from .._table import get, platform_of, requested
@@ -150,7 +151,7 @@ def _flat(x, w, bias, names: tuple[str, ...], how: How):
 
 def _dense(x: Array, w: Array, precision: Any) -> Array:
     """`x W` of arrays, unrounded; stacked axes of W match the leading axes of x."""
-    total = jnp.promote_types(jnp.promote_types(x.dtype, w.dtype), jnp.float32)
+    total = wide_dtype(x, w)
     multiply: Any = partial(jnp.matmul, precision=precision, preferred_element_type=total)
     for _ in range(w.ndim - 2):
         multiply = jax.vmap(multiply)

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 from jaxtyping import Array, Float, Shaped
 
+from ..._arrays import wide_dtype
 from ...formats import LowRank, Sum
 from .._finish import How, finish
 from .._table import Implementation
@@ -27,7 +28,7 @@ def _sum(x: Shaped[Array, "m k"], w: Sum, bias: Any, how: How) -> Float[Array, "
 
 
 def _total(x: Any, w: Any) -> Any:
-    return jax.numpy.promote_types(jax.numpy.promote_types(x.dtype, w.dtype), "float32")
+    return wide_dtype(x, w)
 
 
 LOW_RANK = Implementation(_low_rank, explain=lambda rows, w: "two products")

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..._arrays import wide_dtype
 from ...formats import SparseArray
 from .._finish import How, finish
 from .._table import attempt
@@ -49,7 +50,7 @@ def _backward(names, how, saved, dy):
     values = _attempt(names, w, how, lambda i: _part(i.sampled)(x, dy, w, back)).astype(w.dtype)
     db = None
     if bias is not None:
-        db = dy.sum(0, dtype=jnp.promote_types(dy.dtype, jnp.float32)).astype(bias.dtype)
+        db = dy.sum(0, dtype=wide_dtype(dy)).astype(bias.dtype)
     return dx, replace(jax.tree.map(_no_gradient, w), values=values), db
 
 

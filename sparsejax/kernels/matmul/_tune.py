@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Shaped
 
 from ..._arguments import known
+from ..._arrays import wide_dtype
 from ...formats import SparseArray
 from .. import _tuning
 from .._table import names, platform_of, runs_on
@@ -73,7 +74,7 @@ def _right(name: str, call: Any, want: Array) -> bool:
     except Exception as error:  # compilers and drivers may raise any exception
         warnings.warn(f"tune: {name} fails: {str(error)[:200]}", stacklevel=3)
         return False
-    got, want = (a.astype(jnp.promote_types(a.dtype, jnp.float32)) for a in (got, want))
+    got, want = (a.astype(wide_dtype(a)) for a in (got, want))
     error, size = jnp.linalg.norm((got - want).ravel()), jnp.linalg.norm(want.ravel())
     if error <= 1e-2 * size:
         return True

@@ -6,6 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
+from ..._arrays import wide_dtype
 from ...formats import SparseArray
 from .._finish import How, finish
 from .._table import Implementation
@@ -50,6 +51,6 @@ def _promoted(x: Any, w: SparseArray, how: How) -> tuple[Any, SparseArray, dict[
 def dot_dtypes(a: Any, b: Any, how: How) -> tuple[Any, Any]:
     """The dtype of the operands, and that of their sums."""
     dtype = jnp.promote_types(a.dtype, b.dtype)
-    total = jnp.promote_types(dtype, jnp.float32)
+    total = wide_dtype(dtype)
     # XLA's CPU backend fails on some batched bfloat16 products and has no fast ones.
     return (total if how.platform == "cpu" else dtype), total
