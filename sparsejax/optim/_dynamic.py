@@ -20,10 +20,10 @@ from .._arguments import (
 )
 from .._counts import floor_of
 from .._sharding import drawn_like, with_auto_axes
+from .._steady import filled_gaps, reset_moments, steady, with_gaps
 from .._topk import topk_mask
 from .._tree import is_gap, map_named, named_leaves
 from ..masks import Masks, Plan, PlannedLeaf, magnitude, random
-from ._inner import filled_gaps, reset_moments, steady, with_gaps
 from ._pruning import at_step, masked_updates, next_step, unless_nan, zero_off
 
 # Maps parameters, gradients and a key to scores.

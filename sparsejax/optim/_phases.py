@@ -10,8 +10,8 @@ import optax
 from jaxtyping import Array, Int, PyTree
 
 from .._arguments import check_optimizer, check_some, check_step, require_params
+from .._steady import reset_moments, steady
 from ..masks import Masks, Plan, magnitude
-from ._inner import reset_moments, steady
 from ._pruning import masked_updates, next_step, zero_off
 
 

@@ -12,9 +12,9 @@ from jaxtyping import Array, Int, PyTree
 
 from .._arguments import require_params
 from .._arrays import common_dtype, wide_dtype
+from .._steady import steady
 from .._tree import is_kernel, map_named, named_leaves
 from ..prox import Penalty
-from ._inner import steady
 from ._pruning import at_step, next_step
 
 # None leaves the leaves that match the rule unchanged.

@@ -23,9 +23,9 @@ from .._arguments import (
     require_params,
 )
 from .._arrays import common_dtype
+from .._steady import filled_gaps
 from .._tree import is_gap
 from ..masks import Masks, Plan, magnitude
-from ._inner import filled_gaps
 
 
 class PruneState(NamedTuple):

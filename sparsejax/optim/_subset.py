@@ -13,9 +13,9 @@ from jaxtyping import PyTree
 from .._arguments import check_masks, check_optimizer, known, named_masks
 from .._masks import count
 from .._sharding import on_host
+from .._steady import steady
 from .._tree import is_gap, map_named, named_leaves, pure, register
 from ..masks import Masks
-from ._inner import steady
 from ._pruning import masked_updates
 
 

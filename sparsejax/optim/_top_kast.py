@@ -17,9 +17,9 @@ from .._arguments import (
 )
 from .._arrays import wide_dtype
 from .._masks import row_counts
+from .._steady import steady
 from .._tree import is_gap
 from ..masks import Masks, Plan, magnitude
-from ._inner import steady
 from ._pruning import masked_updates, next_step
 
 

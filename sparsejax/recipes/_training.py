@@ -11,6 +11,7 @@ from jaxtyping import Array, Key, PyTree
 from .._arguments import check_callable, check_count, check_key, check_params, rows_of
 from .._minibatches import minibatches
 from .._progress import Progress, check_loop, run_chunks, structure
+from .._steady import steady
 from ..masks import apply_masks
 from ..optim import keep_masked
 
@@ -87,7 +88,7 @@ def train_masked(
               "optimizer": structure(optimizer, params)},
     )  # fmt: skip
     params = apply_masks(params, masks)
-    tx = optax.chain(optimizer, keep_masked(masks))
+    tx = optax.chain(steady(optimizer), keep_masked(masks))
 
     def step(carry, row):
         params, state = carry

@@ -1,5 +1,6 @@
 """Products in C++ against float64: every pattern, ragged sizes, gradients, mapped and stacked."""
 
+import concurrent.futures
 import os
 import shutil
 import signal
@@ -193,6 +194,9 @@ def test_compiled_once_or_said_why_not(monkeypatch, tmp_path):
     stamp = file.stat().st_mtime_ns
     assert _compile.built(source, ["-O1"]) == file and file.stat().st_mtime_ns == stamp
     assert _compile.built(source, ["-O1"], "another processor") != file
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        files = list(pool.map(lambda _: _compile.built(source, ["-O0"]), range(4)))
+    assert len(set(files)) == 1 and len(list(tmp_path.glob("*.so"))) == 3
     source.write_text("no C++")
     with pytest.raises(NotImplementedError, match=r"g\+\+ fails: .*small.cc"):
         _compile.built(source, [])

@@ -1,8 +1,12 @@
 """The tuning cache: measured, kept, used, explained; robust against what files can hold."""
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 import warnings
 
 import jax
@@ -94,6 +98,34 @@ def test_writers_at_once_lose_nothing(file):
         list(pool.map(lambda case: _tuning.keep(case, {"xla": 1.0}), cases))
     assert sorted(json.loads(file.read_text())[_tuning.device()]) == sorted(cases)
     assert list(file.parent.iterdir()) == [file]
+
+
+WRITER = """
+import pathlib, sys
+from sparsejax.kernels import _compile, _tuning
+for i in range(20):
+    _tuning.keep(f"case {sys.argv[1]} {i}", {"xla": 1.0})
+print(_compile.built(pathlib.Path(sys.argv[2]), ["-O1"]))
+"""
+
+
+@pytest.mark.slow
+def test_processes_that_tune_and_compile_at_once(file, tmp_path):
+    source = tmp_path / "small.cc"
+    source.write_text('extern "C" int four() { return 4; }')
+    environment = os.environ | {"SPARSEJAX_CACHE": str(file)}
+    call = lambda i: [sys.executable, "-c", WRITER, str(i), str(source)]  # noqa: E731
+    with contextlib.ExitStack() as stack:
+        running = [
+            stack.enter_context(
+                subprocess.Popen(call(i), env=environment, stdout=subprocess.PIPE, text=True)
+            )
+            for i in range(2)
+        ]
+        found = {child.communicate()[0] for child in running}
+    (kept,) = json.loads(file.read_text()).values()
+    assert sorted(kept) == sorted(f"case {i} {k}" for i in range(2) for k in range(20))
+    assert len(found) == 1 and len(list(file.parent.glob("*.so"))) == 1
 
 
 def test_lookups_read_the_file_once(file, monkeypatch):

@@ -201,6 +201,29 @@ def test_a_run_resumes_bit_for_bit_or_refuses(name):
             run(resume=pickle.loads(saved[0]), **other)
 
 
+# A rate of float32 and parameters of bfloat16: after its first step the state has another dtype.
+DRIFTING = optax.inject_hyperparams(optax.adamw, hyperparam_dtype=jnp.float32)(0.1)
+LOW = jax.tree.map(lambda x: x.astype(jnp.bfloat16), PARAMS)
+LOOPS = {
+    "train_masked": lambda: sj.recipes.train_masked(
+        LOW, None, loss, DRIFTING, data(), steps=3, key=KEY, **SMALL
+    ),
+    "dass": lambda: search.dass(
+        LOW, jnp.ones(2), dass_loss, PLAN, data(), data(), key=KEY, prune=search.Stage(2, DRIFTING),
+        alpha_optimizer=DRIFTING, **SMALL
+    ).params,
+    "visual_prompt": lambda: reprogramming.visual_prompt(
+        network, IMAGES.astype(jnp.bfloat16), Y[:16], size=(4, 4), classes=2, key=KEY, epochs=2,
+        batch_size=8, optimizer=DRIFTING,
+    ).prompt,
+}  # fmt: skip
+
+
+@parametrize("name", LOOPS, lambda name: name == "train_masked")
+def test_optimizers_whose_state_changes_dtype_at_its_first_step(name):
+    assert all(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(LOOPS[name]()))
+
+
 @pytest.mark.parametrize("name", ["colide", "train_masked", "sparsity_sweep"])
 def test_the_bar_reaches_its_end(name, capsys):
     RUNS[name][0](progress=True)

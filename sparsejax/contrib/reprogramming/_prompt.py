@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int, Key
 from ..._arguments import check_callable, check_count, check_key, known, rows_of
 from ..._minibatches import minibatches
 from ..._progress import check_loop, run_chunks
+from ..._steady import steady
 from ...recipes import Progress
 from ._mapping import check_labels, frequency_mapping, random_mapping
 
@@ -187,7 +188,7 @@ def visual_prompt(
         mapping=mapping, per_class=per_class, frame=frame, batch_size=batch_size,
         data={"images": images, "labels": labels},
     )  # fmt: skip
-    tx = optax.adam(0.01) if optimizer is None else optimizer
+    tx = steady(optax.adam(0.01) if optimizer is None else optimizer)
     per_epoch = max(n // min(batch_size, n), 1)
     epoch = jax.jit(partial(_epoch, network, tx, mapping == "iterative", per_class))
 

@@ -11,6 +11,7 @@ from jaxtyping import Array, Key, PyTree
 from ..._arguments import check_callable, check_count, check_key, check_params, rows_of
 from ..._minibatches import minibatches
 from ..._progress import check_loop, run_chunks, structure
+from ..._steady import steady
 from ...masks import Plan, apply_masks
 from ...optim import keep_masked
 from ...recipes import Progress
@@ -208,7 +209,7 @@ def dass(
     check_params("score_prune and dass", params)
     check_key("key", key)
     _check(loss, plan, alpha, validation, (pretrain, prune, finetune))
-    upper = _PUBLISHED if alpha_optimizer is None else alpha_optimizer
+    upper = steady(_PUBLISHED if alpha_optimizer is None else alpha_optimizer)
     held = None if validation is None else jax.tree.map(jnp.asarray, validation)
     sets = (jax.tree.map(jnp.asarray, data), held)
     stages = {"pretrain": pretrain, "prune": prune, "finetune": finetune}
@@ -230,7 +231,7 @@ def dass(
         if place < len(finished):
             return finished[place][0]
         before = sum(len(end[-1][0]) for end in finished)
-        own = optimizer or given.optimizer
+        own = steady(optimizer or given.optimizer)
         upper_state = finished[-1][2:4] if finished else (alpha, upper.init(alpha))
         begin, advance = _stage(
             loss, sets, upper, second_order, batch_size, view, given.steps, own, keys[name],

@@ -56,6 +56,32 @@ def test_second_order_is_the_derivative_through_the_step():
         assert np.abs(gradients[0] - gradients[1]).max() > 0.01 * np.abs(gradients[0]).max()
 
 
+def test_second_order_through_adam_where_a_gradient_is_zero():
+    """A pixel that is always dead: Adam moves by its rate, so that `w = 0.5 + 0.01` at alpha 1."""
+    f = lambda w, a: jnp.sum((a * jnp.array([0.0, 1.0]) * w - 1) ** 2)  # noqa: E731
+    w, tx = jnp.array([1.0, 0.5]), optax.adam(0.01)
+    _, found = search.bilevel_gradient(f, f, w, jnp.array(1.0), tx, tx.init(w))
+    np.testing.assert_allclose(found, 2 * (0.51 - 1) * 0.51, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_masks_of_data_with_a_dead_pixel():
+    x = jax.random.normal(KEY, (16, 4)).at[:, 0].set(0.0)
+    data = {"x": x, "y": x @ jnp.array([[0.0], [1.0], [-2.0], [0.5]])}
+    fit = lambda p, a, b: jnp.mean((a * (b["x"] @ p["kernel"]) - b["y"]) ** 2)  # noqa: E731
+    params, stage = (
+        {"kernel": jnp.array([[0.1], [1.0], [-1.0], [0.1]])},
+        search.Stage(4, optax.adam(0.01)),
+    )
+    found = search.dass(
+        params, jnp.array(1.0), fit, sj.plan(params, {"kernel": sj.Unstructured(0.5)}), data, data,
+        key=KEY, pretrain=stage, prune=stage, finetune=stage, batch_size=8, second_order=True,
+        alpha_optimizer=optax.adam(0.01),
+    )  # fmt: skip
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
+    assert found.masks["kernel"].ravel().tolist() == [False, True, True, False]
+
+
 @pytest.mark.slow
 def test_alpha_sees_the_network_that_the_scores_prune():
     """First order, against the network with its smallest weights set to 0 by hand."""

@@ -8,7 +8,7 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
-from .._tree import is_gap
+from ._tree import is_gap
 
 
 def steady(optimizer: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
