@@ -1,0 +1,208 @@
+"""Rows of sparsejax.contrib."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+import sparsejax as sj
+from sparsejax.contrib import (
+    bandits,
+    dag,
+    iso_flop,
+    multitask,
+    private,
+    random_support,
+    receptive_fields,
+    reprogramming,
+    sara,
+    search,
+    unlearning,
+    unmixing,
+    update_sparsity,
+)
+
+from ._core import GRAPH, KEY, LAYER, OWN, PLAN, TWO, M, P
+from ._training import DATA, LOOP, SGD, loss
+from ._values import row
+
+EYE, W = jnp.eye(3), jnp.array([0.1, 0.0, 1.0])
+NET = bandits.sparse_net(3, 1, 0.5)
+DAG = jnp.array([[0.0, 1.0, 0.0], [0.0, 0.0, 0.5], [0.0, 0.0, 0.0]])
+G = np.array([[0, 1, 0], [0, 0, 1], [0, 0, 0]])
+SAMPLES = jax.random.normal(KEY, (20, 3))
+MECHANISM = private.moment_mechanism(3, 10, 1.0, 1e-6)
+FAST = {"path": (0.1,), "shifts": (1.0,), "max_steps": (2,), "check_every": 2, "throw": False}
+BOUNDS = {"epsilon": 1.0, "bound_x": 1.0, "bound_y": 1.0}
+PIXELS = jnp.abs(jax.random.normal(KEY, (3, 12)))
+IMAGE = jax.random.normal(KEY, (8, 8))
+PROBABILITIES, CLASSES = jnp.array([[0.9, 0.1], [0.2, 0.8]]), jnp.array([0, 1])
+KERNEL = {"kernel": P["kernel"]}
+KPLAN, KMASK = sj.plan(KERNEL, sj.Unstructured(0.5)), {"kernel": M["kernel"]}
+STAGE = search.Stage(1, SGD)
+AT = {"kernel": jnp.array([0, 3])}
+
+
+def nll(p, batch):
+    return jnp.mean((batch["x"] @ p["kernel"] - batch["y"]) ** 2)
+
+
+def logits(p, x):
+    return x @ p["kernel"]
+
+
+def sampler(key, task, n):
+    x = jax.random.normal(key, (n, 4))
+    return x, x[:, 0]
+
+
+ROWS = [
+    row(bandits.exhaustive_bandit, X=EYE, reward=W, candidates=NET),
+    row(bandits.g_optimal, X=EYE, tol=0.01, max_steps=10, throw=False),
+    row(bandits.lasso_bandit, X=EYE, reward=W, s=1, n_queries=2, eps=0.0, key=KEY, refit=True,
+        tol=1e-4, max_steps=10, throw=False),
+    row(bandits.ols_bandit, X=EYE, reward=W, tol=0.01, max_steps=10, throw=False),
+    row(bandits.parameter_elimination, X=EYE, reward=W, candidates=NET, eps=0.1, h=0.5,
+        eps_stat=0.0, max_queries=5, throw=False),
+    row(bandits.sparse_net, d=3, s=1, h=0.5, ball=False),
+    row(bandits.sphere_net, s=1, h=0.5),
+    row(dag.colide, samples=SAMPLES, strength=0.05, equal_variance=True, precomputed=False,
+        threshold=0.3, learning_rate=3e-4, scale_floor=0.01, tol=1e-3, **FAST, **LOOP),
+    row(dag.dagma, samples=SAMPLES, strength=0.05, precomputed=False, threshold=0.3,
+        learning_rate=3e-4, tol=1e-3, **FAST, **LOOP),
+    row(dag.concomitant_lasso, X=SAMPLES, y=SAMPLES[:, 0], strength=0.1, floor=0.01, w0=W,
+        tol=1e-4, max_steps=10, throw=False),
+    row(dag.cpdag, graph=G),
+    *(row(f, estimate=G, truth=G) for f in (dag.edge_scores, dag.shd, dag.shd_cpdag, dag.sid)),
+    row(dag.edge_weights, adjacency=DAG != 0, low=0.5, high=2.0, key=KEY),
+    row(dag.erdos_renyi_dag, nodes=4, edges=3, key=KEY),
+    row(dag.scale_free_dag, nodes=4, per_node=1, key=KEY),
+    *(row(f, weights=DAG) for f in (dag.expm_acyclicity, dag.polynomial_acyclicity)),
+    row(dag.logdet_acyclicity, weights=DAG, shift=1.0),
+    row(dag.is_acyclic, adjacency=DAG),
+    row(dag.is_m_matrix, matrix=EYE, tol=0.0),
+    row(dag.noise_scale, residual=SAMPLES, floor=0.0),
+    row(dag.sample_sem, weights=DAG, n_samples=5, scale=1.0, noise=jax.random.normal, key=KEY),
+    row(dag.threshold_to_dag, weights=DAG, threshold=0.3),
+    row(iso_flop.doped_rank, inputs=16, outputs=16, sparsity=0.5, taps=1),
+    row(iso_flop.factorized_rank, inputs=16, outputs=16, sparsity=0.5, taps=1, first_only=False),
+    row(iso_flop.log2_masks, size=4, kept=2),
+    row(iso_flop.match_flops, flops=lambda s: 100 + 400 * (1 - s), budget=300.0, tol=1e-3),
+    row(iso_flop.parallel_branches, sparsity=0.5),
+    row(iso_flop.wide_width, width=16, sparsity=0.5),
+    row(iso_flop.Parallel, layer=LAYER, sparsity=0.75, rngs=nnx.Rngs(1)),
+    row(iso_flop.Factorized, layer=LAYER, sparsity=0.5, activation=jax.nn.relu, rngs=nnx.Rngs(1)),
+    row(iso_flop.Doped, layer=LAYER, sparsity=0.5, rngs=nnx.Rngs(1)),
+    row(multitask.active_mtl, sampler=sampler, target=(jnp.ones((30, 4)), jnp.ones(30)), tasks=2,
+        k=1, budget=40, key=KEY, method="l1", n0=10, n_min=0, n_rounds=1, strength=0.1),
+    row(multitask.allocate_samples, relevance=W, total=10, power=1.0, n_min=0, costs=jnp.ones(3)),
+    row(multitask.design_value, W=EYE, w=W, shares=jnp.ones(3)),
+    row(multitask.multitask_als, grams=jnp.stack([EYE] * 2), moments=jnp.ones((2, 3)), k=1, steps=2),
+    row(multitask.task_relevance, W=EYE, w=W, kind="l1", strength=0.1, costs=jnp.ones(3)),
+    row(private.clip_entries, x=W, bound=1.0),
+    row(private.clip_l2, x=W, radius=1.0),
+    row(private.gaussian_delta, epsilon=1.0, mu=1.0),
+    row(private.gaussian_sigma, sensitivity=1.0, epsilon=1.0, delta=1e-5, method="analytic"),
+    row(private.l2_randomizer, v=W / 2, radius=1.0, epsilon=1.0, key=KEY),
+    row(private.ldp_iht, X=SAMPLES / 9, y=SAMPLES[:, 0] / 9, key=KEY, k=1, **BOUNDS, rounds=2,
+        step=1.0, kept=1, norm_bound=1.0, out_of_range="refuse", throw=False),
+    row(private.moment_mechanism, features=3, users=10, epsilon=1.0, delta=1e-6, radius=1.0,
+        bound_x=1.0, bound_y=1.0, clip="both", share=0.5, accounting="gdp", split="budget",
+        public=False),
+    row(private.nldp_message, x=W / 4, y=0.5, mechanism=MECHANISM, key=KEY, part="both",
+        out_of_range="refuse"),
+    row(private.nldp_regression, X=SAMPLES / 9, y=SAMPLES[:, 0] / 9, key=KEY, epsilon=1.0,
+        delta=1e-6, public=SAMPLES, strength=0.1, norm_bound=1.0, eig_floor=0.1,
+        out_of_range="clip", throw=False),
+    row(private.nldp_server, mean_second=jnp.array([1.0, 0, 0, 1, 0, 1]), mean_cross=W, users=10,
+        mechanism=MECHANISM, strength=0.1, norm_bound=1.0, eig_floor=0.1, throw=False),
+    row(private.privacy_audit, first=np.arange(50.0), second=np.arange(50.0), delta=0.0,
+        confidence=0.95),
+    row(private.soft_thresholded_ols, X=2 * EYE, y=W, strength=0.1),
+    row(random_support.random_reference, X=SAMPLES, m=1, key=KEY, rtol=1e-6),
+    row(random_support.random_support_lasso, X=SAMPLES, y=SAMPLES[:, 0], k=1, key=KEY, m=1,
+        strength=0.1, sigma=None, delta=0.25, n_restarts=1, intercept=False, rtol=1e-6,
+        solver=sj.solve.lasso, throw=False),
+    row(receptive_fields.active_units, codes=SAMPLES),
+    row(receptive_fields.circular_variance, responses=jnp.ones((4, 2)), angles=jnp.arange(4.0)),
+    row(receptive_fields.error_at_activity, active=jnp.array([4.0, 16.0]),
+        error=jnp.array([0.4, 0.1]), target=8.0),
+    row(receptive_fields.orientation_tuning, atoms=jnp.ones((16, 2)), angles=jnp.arange(3.0),
+        frequencies=jnp.array([0.5]), phases=4),
+    row(receptive_fields.sample_patches, image=IMAGE, count=3, size=4, key=KEY),
+    row(receptive_fields.whiten_image, image=IMAGE, cutoff=0.4),
+    row(reprogramming.few_shot, labels=jnp.array([0, 1, 0, 1]), shots=1, key=KEY),
+    row(reprogramming.frequency_mapping, predicted=CLASSES, labels=CLASSES, sources=3, targets=2),
+    row(reprogramming.linear_probe, X=SAMPLES, y=jnp.arange(20) % 2, classes=2, steps=2, key=KEY,
+        optimizer=SGD, batch_size=4, chunk=2, **LOOP),
+    row(reprogramming.prompt_images, images=jnp.ones((1, 2, 2, 1)), prompt=jnp.zeros((4, 4, 1))),
+    row(reprogramming.visual_prompt, network=lambda x: jnp.stack([x.sum((1, 2, 3))] * 2, -1),
+        images=jnp.ones((2, 1, 1, 1)), labels=CLASSES, size=(2, 2), classes=2, key=KEY,
+        mapping="iterative", optimizer=SGD, epochs=1, batch_size=2, **LOOP),
+    row(sara.below_threshold, OWN, params=P, theta=0.1, where=""),
+    row(sara.gather_values, OWN, params=KERNEL, indices=AT),
+    row(sara.indices_of, masks=KMASK),
+    row(sara.select_gradients, OWN, params=KERNEL, values={"kernel": jnp.ones(2)}, indices=AT),
+    row(sara.write_back, OWN, params=KERNEL, values={"kernel": jnp.ones(2)}, indices=AT),
+    row(sara.vlhi, fid=W + 1, clip=W + 1),
+    row(sara.sara, OWN, params=P, loss=lambda p, key: loss(p, DATA), key=KEY, fraction=0.5, where="",
+        steps=2, progressive_step=1, learning_rate=0.01, weight_decay=0.01, rank_strength=0.0,
+        rank_min_dim=64, rank_of_all=False, chunk=1, **LOOP),
+    row(search.Stage, steps=1, optimizer=SGD),
+    row(search.Scored, layer=LAYER, pattern=sj.NM(2, 4)),
+    row(search.MixedOp, ops=[jnp.zeros_like, lambda x: x]),
+    row(search.apply_scores, OWN, params=KERNEL, scores=KERNEL, plan=KPLAN),
+    row(search.bilevel_gradient, train_loss=lambda w, a: (w - a) ** 2, validation_loss=lambda w, a: w,
+        params=jnp.array(1.0), alpha=jnp.array(3.0), optimizer=SGD,
+        opt_state=SGD.init(jnp.array(1.0))),
+    row(search.compare_random_search, start=lambda key: KERNEL, sample=lambda key, p, s: KMASK,
+        loss=lambda p, m: 1.0, train=lambda p, m, k: 1.0, key=KEY, sparsities=(0.5,), trials=2,
+        candidates=2, **LOOP),
+    row(search.darts_ops, channels=4, stride=1, rngs=nnx.Rngs(0)),
+    row(search.dass, OWN, params=KERNEL, alpha=jnp.zeros(2), loss=lambda p, a, b: nll(p, b) + a.sum(),
+        plan=KPLAN, data=DATA, validation=DATA, key=KEY, pretrain=STAGE, prune=STAGE,
+        finetune=STAGE, alpha_optimizer=SGD, second_order=False, batch_size=2, chunk=2, **LOOP),
+    row(search.genotype, alpha=jnp.ones((5, 3)), op_names=["none", "skip", "conv"], nodes=2,
+        none="none"),
+    row(search.random_nodes, graph=GRAPH, sparsity=0.75, key=KEY),
+    row(search.random_search, OWN, params=KERNEL, loss=lambda p, m: p["kernel"].sum(),
+        sample=lambda key: KMASK, key=KEY, candidates=2, batch_size=1, chunk=1, **LOOP),
+    row(search.scaled_scores, OWN, params=KERNEL, plan=KPLAN),
+    row(search.score_mask, scores=W, pattern=sj.Unstructured(0.5)),
+    row(search.score_prune, OWN, params=KERNEL, loss=nll, plan=KPLAN, data=DATA, key=KEY,
+        pretrain=STAGE, prune=STAGE, finetune=STAGE, batch_size=2, chunk=2, **LOOP),
+    row(unlearning.fisher_diagonal, OWN, params=KERNEL, logits=logits, x=jnp.ones((2, 4)), chunk=2),
+    row(unlearning.fisher_forgetting, OWN, params=KERNEL, masks=KMASK, logits=logits,
+        retain=jnp.ones((2, 4)), key=KEY, alpha=1e-7, output="kernel", chunk=2),
+    row(unlearning.forget_split, labels=CLASSES, label=1),
+    row(unlearning.influence_unlearning, OWN, params=KERNEL, masks=KMASK, loss=nll, forget=DATA,
+        retain=DATA, alpha=1.0, damping=1.0, samples=4),
+    row(unlearning.membership_attack, members=W, others=W, targets=W, attack="threshold"),
+    row(unlearning.membership_features, probabilities=PROBABILITIES, labels=CLASSES),
+    row(unlearning.unlearn, OWN, params=KERNEL, masks=KMASK, method="ascent", loss=nll,
+        optimizer=SGD, forget=DATA, retain=DATA, steps=1, key=KEY, strength=5e-4, batch_size=2,
+        chunk=1, **LOOP),
+    row(unlearning.unlearning_report, **dict.fromkeys(
+        ("forget", "retain", "test"), (PROBABILITIES, CLASSES)), attack="threshold"),
+    row(unmixing.channel_noise, pixels=PIXELS),
+    row(unmixing.clean_channels, pixels=PIXELS),
+    row(unmixing.fcls, pixels=PIXELS, endmembers=EYE, weight=15.0, steps=2),
+    row(unmixing.hoyer_sparsity, x=PIXELS, axis=-1),
+    row(unmixing.irls_weights, residual=PIXELS, axis=-1, floor=1e-8),
+    row(unmixing.learn_guidance, guidance=jnp.zeros(12), abundances=PIXELS, largest=0.8),
+    row(unmixing.pure_pixels, pixels=PIXELS, count=2),
+    row(unmixing.spa, pixels=PIXELS, count=2),
+    row(unmixing.vca, pixels=PIXELS, count=2, key=KEY),
+    row(unmixing.spatial_guidance, image=jnp.ones((2, 2, 3)), width=0.1, largest=0.8),
+    row(unmixing.spectral_angle, a=W, b=W),
+    row(unmixing.unmix, pixels=PIXELS, count=2, strength=0.05, robust=True, guidance=None, w0=None,
+        tol=1e-5, max_steps=2, sum_weight=1.0, largest_guidance=0.8, warm_up=1, every=1, floor=1e-8,
+        throw=False, chunk=1, **LOOP),
+    row(unmixing.unmixing_errors, endmembers=EYE, abundances=PIXELS, true_endmembers=EYE,
+        true_abundances=PIXELS),
+    row(update_sparsity.update_overlap, OWN, base=P, first=P, second=P, tol=1e-5),
+    row(update_sparsity.update_partition, checkpoints=[P, P, P], tol=0.0),
+    row(update_sparsity.update_rank, before=P, after=P),
+    row(update_sparsity.update_sparsity, before=P, after=P, tol=1e-5),
+]  # fmt: skip

@@ -1,0 +1,182 @@
+"""Rows of the table, the bad values of each kind of argument, and what a call must do with them."""
+
+import re
+import signal
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from numpy import inf, nan
+
+import sparsejax as sj
+
+NOTHING = {"None": None, "text": "text", "empty": [], "dict": {"a": 1.0}, "object": object()}
+WORDS = {"text": "text", "nan": nan, "dict": {"a": 1.0}, "object": object()}
+
+
+def _number(valid):
+    return NOTHING | {
+        "nan": nan, "inf": inf, "-inf": -inf, "-1": -1.0, "0": 0.0, "complex": 1j,
+        "vector": np.ones(7), "flag": True, "words": ["a"],
+    }  # fmt: skip
+
+
+def _count(valid):
+    return NOTHING | {"nan": nan, "inf": inf, "-1": -1, "0": 0, "1.5": 1.5, "flag": True,
+                      "vector": np.ones(7, int), "huge": -(10**20), "words": ["a"]}  # fmt: skip
+
+
+def _flag(valid):
+    return WORDS | {"None": None, "empty": [], "vector": np.ones(2, bool)}
+
+
+def _choice(valid):
+    return {"None": None, "text": "no such choice", "nan": nan, "1": 1, "empty": [], "dict": {}}
+
+
+def _key(valid):
+    return NOTHING | {"0": 0, "vector": jnp.ones(2), "nan": nan, "keys": jax.random.split(valid)}
+
+
+def _function(valid):
+    return NOTHING | {"nan": nan, "1": 1.0, "arity": lambda: 0.0}
+
+
+def _array(valid):
+    shape, dtype = np.shape(valid), np.asarray(valid).dtype
+    bad = NOTHING | {
+        "words": ["a", "b"], "rank": jnp.ones((2, 1, *shape), dtype), "scalar": jnp.ones((), dtype),
+        "no rows": jnp.ones((0, *shape[1:]), dtype), "lambda": lambda x: x,
+    }  # fmt: skip
+    if np.issubdtype(dtype, np.floating) and shape:
+        one = np.zeros(shape, bool)
+        one.flat[0] = True
+        bad |= {k: jnp.where(one, v, valid) for k, v in (("nan in", nan), ("inf in", inf))}
+    if np.issubdtype(dtype, np.integer) and shape:
+        bad |= {"-1 in": valid - valid.max() - 1, "floats": valid * 0.5, "over": valid + 10**6}
+    return bad
+
+
+def _tree(valid):
+    leaves = jax.tree.leaves(valid)
+    if not leaves:
+        return WORDS
+    dtype = jnp.result_type(leaves[0])
+    bad = WORDS | {
+        "None": None, "other names": {"other": jnp.ones((3, 2), dtype)},
+        "shapes": jax.tree.map(lambda x: jnp.ones((5, *np.shape(x)), dtype), valid),
+        "words": jax.tree.map(lambda x: "a", valid), "lambda": lambda x: x,
+    }  # fmt: skip
+    bad.pop("dict")
+    if dtype == bool:
+        return bad | {"floats": jax.tree.map(lambda x: x * 0.5, valid)}
+    return bad | {"nan in": jax.tree.map(lambda x: x * nan, valid)}
+
+
+def _other(valid):
+    """Values of one class: a plan, a pattern, a penalty, an optimizer, a format, a module."""
+    return NOTHING | {"nan": nan, "1": 1, "class": type(valid), "vector": jnp.ones(3)}
+
+
+def _sequence(valid):
+    bad = NOTHING | {"nan": nan, "1": 1.0, "words": ["a"], "nan in": (nan, *valid[1:])}
+    return bad | {"None in": (None, *valid[1:]), "object in": (object(), *valid[1:])}
+
+
+def bad_values(valid: Any) -> dict[str, Any]:
+    """The bad values for an argument of which `valid` is a valid one, by label."""
+    if valid is None:
+        return WORDS
+    if isinstance(valid, jax.Array) and jnp.issubdtype(valid.dtype, jax.dtypes.prng_key):
+        return _key(valid)
+    for kind, values in KINDS:
+        if isinstance(valid, kind):
+            return values(valid)
+    return _function(valid) if callable(valid) else _other(valid)
+
+
+KINDS = [
+    (bool, _flag),
+    (int, _count),
+    (float, _number),
+    (str, _choice),
+    (jax.Array | np.ndarray, _array),
+    (dict, _tree),
+    (
+        optax.GradientTransformation | sj.masks.Plan | sj.patterns.Pattern | sj.formats.Matrix
+        | sj.prox.Penalty | sj.recipes.Progress | sj.select.ActiveSet,
+        _other,
+    ),
+    (tuple | list, _sequence),
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Row:
+    """A public callable, a valid call, and the bad values it takes by argument; "*" for all."""
+
+    function: Callable
+    arguments: dict[str, Any]
+    takes: dict[str, str] = field(default_factory=dict)
+    name: str = ""
+
+    def cases(self) -> list[tuple[str, str, Any]]:
+        """(argument, label, bad value) for each bad value that the argument does not take."""
+        return [
+            (name, label, value)
+            for name, valid in self.arguments.items()
+            for label, value in bad_values(valid).items()
+            if not {label, "*"} & set(self.takes.get(name, "").split(", "))
+        ]
+
+
+def row(function, takes=None, /, **arguments):
+    return Row(function, arguments, takes or {}, function.__name__)
+
+
+def named(name, function):
+    """A function that stands for a public one, under its name."""
+    function.__name__ = name
+    return function
+
+
+class _Late(Exception):
+    pass
+
+
+def _late(*_):
+    raise _Late
+
+
+def fault(call: Row, argument: str, label: str, value: Any, seconds: int = 10) -> str | None:
+    """The fault of a call with a bad value, None if it is refused by name or gives NaN for NaN."""
+    before = signal.signal(signal.SIGALRM, _late)
+    signal.alarm(seconds)
+    try:
+        result = call.function(**call.arguments | {argument: value})
+        if label in ("nan in", "inf in") and not _finite(result):
+            return None
+        return f"taken: {result!r:.60}"
+    except _Late:
+        return f"takes more than {seconds} s"
+    except (ValueError, TypeError) as error:
+        named = re.search(rf"\b{argument}\b", str(error))
+        if named and "site-packages" not in traceback.extract_tb(error.__traceback__)[-1].filename:
+            return None
+        return f"unnamed: {type(error).__name__}: {error!s:.90}"
+    except Exception as error:
+        return f"raw: {type(error).__name__}: {error!s:.90}"
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _finite(result) -> bool:
+    numbers = [x for x in jax.tree.leaves(result) if isinstance(x, float | np.ndarray | jax.Array)]
+    numbers = [x for x in numbers if jnp.issubdtype(jnp.result_type(x), jnp.inexact)]
+    return all(bool(np.isfinite(x).all()) for x in numbers)
