@@ -128,7 +128,7 @@ def check_known(
     unknown = [name for name in names if name not in leaves]
     if unknown:
         raise ValueError(
-            f"{what and what + ': '}there is a mask for "
+            f"{what and what + ': '}masks holds a mask for "
             f"{', '.join(name or 'the parameter' for name in unknown)} but no such parameter; the "
             f"parameters are {', '.join(leaves)}.{advice and ' ' + advice}"
         )

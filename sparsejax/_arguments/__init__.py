@@ -1,5 +1,6 @@
 """All checks of arguments: one function for each kind of argument."""
 
+from ._annotations import checked
 from ._data import (
     check_finite,
     check_not_nan,
@@ -67,6 +68,7 @@ __all__ = [
     "check_step",
     "check_strength",
     "check_weights",
+    "checked",
     "checked_axis",
     "checked_integer",
     "checked_number",

@@ -14,23 +14,29 @@ from .._tree import is_array
 from ._numbers import is_infinite_in, is_nan_in, known
 
 
-def matrix_and_target(X: Any, y: Any, ndim: int, call: str) -> tuple[Array, Array]:
+def matrix_and_target(
+    X: Any, y: Any, ndim: int, call: str, names: tuple[str, str] = ("X", "y")
+) -> tuple[Array, Array]:
     """X (n, p) and y (n,) or (n, q) as floats of one dtype; rejects NaN unless traced."""
-    for name, x in (("X", X), ("y", y)):
+    for name, x in zip(names, (X, y)):
         if not is_array(x):
             raise TypeError(
                 f"{name} must be an array, got a {type(x).__name__}; as in {call}. "
                 f"Of a SciPy sparse matrix pass {name}.toarray()."
             )
     if len(X.shape) != 2 or 0 in X.shape:
-        raise ValueError(f"X must be a matrix (n, p), not empty, got {X.shape}; as in {call}.")
+        wanted = f"{names[0]} must be a matrix (n, p), not empty"
+        raise ValueError(f"{wanted}, got {X.shape}; as in {call}.")
     if 0 in y.shape or len(y.shape) != ndim or y.shape[0] != X.shape[0]:
         shape = f"({X.shape[0]},)" if ndim == 1 else f"({X.shape[0]}, q)"
-        raise ValueError(f"y must have the shape {shape} of X's rows, got {y.shape}; as in {call}.")
+        wanted = f"{names[1]} must have the shape {shape} of {names[0]}'s rows"
+        raise ValueError(f"{wanted}, got {y.shape}; as in {call}.")
     dtype = wide_dtype(X, y)
     if jnp.issubdtype(dtype, jnp.complexfloating):
-        raise TypeError(f"X and y must be real, got {dtype}; use solve.proximal_gradient.")
-    for name, x in (("X", X), ("y", y)):
+        raise TypeError(
+            f"{names[0]} and {names[1]} must be real, got {dtype}; use solve.proximal_gradient."
+        )
+    for name, x in zip(names, (X, y)):
         if not _is_finite(x):
             raise ValueError(f"{name} holds NaN or infinity; drop or impute those rows first.")
     return jnp.asarray(X, dtype), jnp.asarray(y, dtype)
@@ -62,7 +68,7 @@ def near_one(**arrays: Any) -> None:
 
 def check_strength(name: str, x: Any, shape: tuple[int, ...], dtype: Any = jnp.float64) -> None:
     """A number >= 0 (or an array of them) of the dtype; validated if concrete."""
-    if x is None or isinstance(x, str):
+    if not is_array(x) and (isinstance(x, bool) or not isinstance(x, int | float)):
         raise TypeError(f"{name} must be a number, got {x!r}; 0.1 for example.")
     if np.shape(x) != shape:
         many = (
@@ -89,13 +95,15 @@ def check_weights(weights: Any, p: int) -> None:
         )
 
 
-def finite_array(caller: str, x: ArrayLike, ndim: int) -> Array:
+def finite_array(caller: str, name: str, x: ArrayLike, ndim: int) -> Array:
     """A non-empty array of floats, without NaN or infinity unless traced."""
     x = jnp.asarray(x)
     if x.ndim != ndim or 0 in x.shape:
-        raise ValueError(f"{caller} needs arrays of {ndim} axes, not empty, got shape {x.shape}.")
+        raise ValueError(
+            f"{caller}: {name} must be an array of {ndim} axes, not empty, got shape {x.shape}."
+        )
     if not _is_finite(x):
-        raise ValueError(f"{caller}: an array of shape {x.shape} holds NaN or infinity.")
+        raise ValueError(f"{caller}: {name} of shape {x.shape} holds NaN or infinity.")
     return x.astype(wide_dtype(x))
 
 

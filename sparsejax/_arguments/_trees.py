@@ -48,7 +48,8 @@ def named_masks(what: str, masks: PyTree) -> dict[str, Array]:
     for name, mask in by_name.items():
         if mask.dtype != bool:
             raise TypeError(
-                f"{what}: the mask of {name or 'the parameter'} holds {mask.dtype}, not booleans; "
+                f"{what}: masks must be booleans: the mask of {name or 'the parameter'} holds "
+                f"{mask.dtype}, not booleans; "
                 "True means kept: pass mask != 0."
             )
     return by_name
@@ -61,7 +62,7 @@ def check_masks(what: str, params: PyTree, by_name: Mapping[str, Any]) -> PyTree
         if mask is not None and mask.shape != leaf.shape:
             raise ValueError(
                 f"{what}: {name or 'the parameter'} has shape {leaf.shape} and its mask shape "
-                f"{mask.shape}."
+                f"{mask.shape}; masks must be made for these parameters."
             )
         return mask
 

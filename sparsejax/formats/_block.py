@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from .._arguments import known
+from .._arguments import checked, known
 from .._sharding import on_host
 from .._tree import register
 from ._array import SparseArray, as_mask, check_matrix, stacked
@@ -209,6 +209,7 @@ class BlockArray(SparseArray):
         return f"blocks={bk}x{bn}, slots={slots}, shape={self.shape}, dtype={self.dtype}"
 
 
+@checked()
 def choose_output_block(w: Shaped[Array | np.ndarray, "k n"]) -> int:
     """The number of outputs per block of a sparse matrix, 1, 2 or 4, by the rule of XNNPACK.
 

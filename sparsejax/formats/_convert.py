@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import jax.numpy as jnp
 import numpy as np
 
-from .._arguments import known
+from .._arguments import checked, known
 from .._sharding import on_host
 from ._array import SparseArray
 from ._block import BlockArray
@@ -20,6 +20,7 @@ else:
     BCOO = BCSR = Any
 
 
+@checked()
 def to_bcoo(w: SparseArray) -> BCOO:
     """The stored entries as a BCOO matrix, sorted by row; unused N:M slots are explicit zeros.
 
@@ -46,6 +47,7 @@ def to_bcoo(w: SparseArray) -> BCOO:
     return BCOO((values, indices), shape=w.shape, unique_indices=True).sort_indices()
 
 
+@checked()
 def to_bcsr(w: SparseArray) -> BCSR:
     """The stored entries as a BCSR matrix; unused N:M slots are explicit zeros.
 
@@ -66,6 +68,7 @@ def to_bcsr(w: SparseArray) -> BCSR:
     return BCSR.from_bcoo(to_bcoo(w))
 
 
+@checked()
 def to_scipy(w: SparseArray) -> Any:
     """The stored entries as a SciPy array: `bsr_array` of blocks, `csr_array` of N:M.
 
@@ -92,6 +95,7 @@ def to_scipy(w: SparseArray) -> Any:
     return sparse.csr_array(entries, shape=w.shape)
 
 
+@checked()
 def from_sparse(
     matrix: Any,
     *,

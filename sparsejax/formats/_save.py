@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
+from .._arguments import checked
 from .._files import replacing
 from .._sharding import on_host
 from .._tree import fields_of, name_of
@@ -30,6 +31,7 @@ _FORMATS = (BlockArray, Entries, LowRank, NMArray, Sum, TensorCoreArray, Transpo
 _KINDS, _DIGEST, _UNSIGNED = "sparsejax", "sparsejax_sha256", "0" * 64
 
 
+@checked()
 def save_safetensors(tree: PyTree, path: str | os.PathLike[str]) -> None:
     """Writes a tree of arrays and compressed matrices as one safetensors file.
 
@@ -83,6 +85,7 @@ def save_safetensors(tree: PyTree, path: str | os.PathLike[str]) -> None:
             file.write(digest.encode())
 
 
+@checked()
 def load_safetensors(
     path: str | os.PathLike[str], formats: Sequence[type[Matrix]] = ()
 ) -> dict[str, Any]:
@@ -148,6 +151,7 @@ def _signature(file: Any, digest: str) -> tuple[str, int]:
     return found.hexdigest(), len(size) + place
 
 
+@checked()
 def convert_block(w: BlockArray, block: int | tuple[int, int]) -> BlockArray:
     """The same matrix in blocks of another size, through the dense matrix.
 

@@ -5,10 +5,12 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from .._arguments import checked
 from .._tree import fields_of
 from ._array import SparseArray
 
 
+@checked()
 def shard_columns(w: Any, mesh: Mesh, axis: str) -> SparseArray:
     """Shards the columns (outputs) of a compressed matrix over a mesh axis.
 

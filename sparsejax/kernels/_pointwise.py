@@ -8,12 +8,14 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Shaped
 
+from .._arguments import checked
 from .._arrays import wide_dtype
 from ..formats import BlockArray, SparseArray
 from ._table import platform_of, requested
 from .matmul import matmul
 
 
+@checked()
 def pointwise(
     x: Shaped[Array | np.ndarray, "..."],
     w: SparseArray | Shaped[Array | np.ndarray, "c o"],
@@ -67,6 +69,7 @@ def pointwise(
     return y if clamp is None else jnp.clip(y, *clamp)
 
 
+@checked()
 def group_conv(
     x: Shaped[Array | np.ndarray, "..."],
     w: BlockArray,

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import jax
 from jax.core import Tracer
 
+from .._arguments import checked
+
 EVERYWHERE = ("cpu", "gpu", "tpu")
 _platform: ContextVar[str | None] = ContextVar("platform", default=None)
 
@@ -48,6 +50,7 @@ class _Entry(NamedTuple):
 _table: dict[str, dict[type, dict[str, _Entry]]] = {}
 
 
+@checked()
 def implement(
     operation: str,
     format: type,
@@ -87,6 +90,7 @@ def implement(
     return register
 
 
+@checked()
 def names(operation: str, format: type | None = None) -> tuple[str, ...]:
     """The names of the implementations of an operation, for one format or for all.
 
@@ -185,6 +189,7 @@ def platform_of(*arrays: Any) -> str:
     return jax.default_backend()
 
 
+@checked()
 @contextlib.contextmanager
 def lowering_for(platform: str) -> Iterator[None]:
     """Traces for another platform: to lower or export for it, or to interpret its kernels.

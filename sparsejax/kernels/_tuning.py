@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+from .._arguments import checked
 from .._files import locked, replacing
 
 ROUNDS, SECONDS = 5, 0.02  # interleaved timing rounds; duration per candidate and round
@@ -62,6 +63,7 @@ def device() -> str:
     return f"{jax.devices()[0].device_kind}, JAX {jax.__version__}"
 
 
+@checked()
 def measure(
     calls: Mapping[str, Callable[[], Any]], rounds: int = ROUNDS, seconds: float = SECONDS
 ) -> dict[str, float]:

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from .._arguments import check_number
+from .._arguments import check_number, checked
 from .._frameworks import kernel_orders
 from .._masks import count
 from .._topk import topk_masks
@@ -36,6 +36,7 @@ class Layer:
         return math.prod(self.layout.shape)
 
 
+@checked()
 def uniform(params: PyTree, sparsity: float, *, fixed: Mapping[str, float] | None = None) -> PyTree:
     r"""The same sparsity for every layer.
 
@@ -58,6 +59,7 @@ def uniform(params: PyTree, sparsity: float, *, fixed: Mapping[str, float] | Non
     return _allocate(params, sparsity, fixed, lambda layers, s: dict.fromkeys(layers, s))
 
 
+@checked(last_sparsity="[0, 1]")
 def uniform_plus(
     params: PyTree,
     sparsity: float,
@@ -122,6 +124,7 @@ def uniform_plus(
     return _allocate(params, sparsity, None, shares)
 
 
+@checked()
 def erdos_renyi(
     params: PyTree, sparsity: float, *, fixed: Mapping[str, float] | None = None
 ) -> PyTree:
@@ -155,6 +158,7 @@ def erdos_renyi(
     return _allocate(params, sparsity, fixed, lambda layers, s: _scaled(layers, s, score))
 
 
+@checked()
 def erk(
     params: PyTree,
     sparsity: float,
@@ -194,6 +198,7 @@ def erk(
     return _allocate(params, sparsity, fixed, lambda layers, s: _scaled(layers, s, score))
 
 
+@checked()
 def from_scores(scores: PyTree) -> Allocation:
     r"""The layer ratios of a global top-k of given scores; the positions are not used.
 
@@ -232,6 +237,7 @@ def from_scores(scores: PyTree) -> Allocation:
     return allocate
 
 
+@checked()
 def joint(params: PyTree, sparsity: float) -> PyTree:
     r"""One selection over all layers together, repeated at every mask update.
 

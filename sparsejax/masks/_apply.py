@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree, Shaped
 
-from .._arguments import check_masks, named_masks
+from .._arguments import check_masks, checked, named_masks
 from .._arrays import wide_dtype
 from .._frameworks import map_params
 from .._tree import map_named
@@ -15,7 +15,8 @@ from ._plan import Plan
 from ._score import magnitude
 
 
-def apply_masks(params: PyTree, masks: PyTree) -> PyTree:
+@checked()
+def apply_masks(params: PyTree, masks: PyTree | None) -> PyTree:
     r"""The parameters with exact zeros off the masks: `where(m, w, 0)`, forward and backward.
 
     Leaves without a mask (None or absent) are unchanged.
@@ -39,6 +40,7 @@ def apply_masks(params: PyTree, masks: PyTree) -> PyTree:
     return map_params(params, lambda params: _map_masked("apply_masks", zero_off, params, masks))
 
 
+@checked(pruned_scale="(-inf, inf)", decay="[0, inf)")
 def straight_through(
     params: PyTree,
     masks: PyTree | Plan,

@@ -7,12 +7,13 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import PyTree
 
-from .._arguments import check_count, known
+from .._arguments import checked, known
 from .._masks import within
 from ._apply import apply_masks
 from ._plan import Plan
 
 
+@checked(rounds="[1, inf)")
 def iterative(
     score: Callable[[PyTree], PyTree], plan: Plan, params: PyTree, rounds: int = 100
 ) -> PyTree:
@@ -48,7 +49,6 @@ def iterative(
       >>> sum(int(m["kernel"].sum()) for m in masks.values())
       8
     """
-    check_count("rounds", rounds)
     density = 1 - plan.sparsity
 
     def one(r, state):

@@ -9,7 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from .._arguments import check_count
+from .._arguments import check_count, checked
 from .._frameworks import kernel_orders
 from .._tree import is_array, is_kernel, named_leaves, pure
 from ..patterns import Pattern
@@ -19,6 +19,7 @@ from ._plan import Plan
 from ._planned_leaf import PlannedLeaf
 
 
+@checked()
 def plan(
     model: PyTree,
     rules: Pattern | Mapping[str, Any],

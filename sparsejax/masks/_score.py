@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Key, PyTree
 
-from .._arguments import check_key, check_not_nan
+from .._arguments import check_key, check_not_nan, checked
 from .._arrays import wide_dtype
 from .._sharding import drawn_like
 from .._tree import is_array, map_named, named_leaves
@@ -17,6 +17,7 @@ from ._plan import Plan
 from ._planned_leaf import PlannedLeaf
 
 
+@checked()
 def magnitude(params: PyTree) -> PyTree:
     r"""Magnitude, `|w|`: the default score.
 
@@ -39,6 +40,7 @@ def magnitude(params: PyTree) -> PyTree:
     return jax.tree.map(lambda w: jnp.abs(w) if number(w) else w, params)
 
 
+@checked()
 def random(
     params: PyTree, plan: Plan | None = None, *, key: Key[Array, ""], exact: bool = True
 ) -> PyTree:
@@ -120,6 +122,7 @@ def _bernoulli(leaf: PlannedLeaf, w: Any, key: Array) -> Array:
     return drawn_like(w, draw, key)
 
 
+@checked()
 def saliency(params: PyTree, grads: PyTree) -> PyTree:
     r"""Connection sensitivity, `|w g|`: the score of SNIP and of first-order Taylor pruning.
 
@@ -143,6 +146,7 @@ def saliency(params: PyTree, grads: PyTree) -> PyTree:
     return jax.tree.map(lambda w, g: jnp.abs(w * g), params, grads)
 
 
+@checked()
 def movement(params: PyTree, grads: PyTree) -> PyTree:
     r"""Movement, `-w g`: high where a step of gradient descent moves a weight away from zero.
 
@@ -167,6 +171,7 @@ def movement(params: PyTree, grads: PyTree) -> PyTree:
     return jax.tree.map(lambda w, g: -w * g, params, grads)
 
 
+@checked()
 def grasp(params: PyTree, loss_fn: Callable[[PyTree], Array]) -> PyTree:
     r"""Gradient signal preservation, `w (H g)`: the largest are kept.
 
@@ -196,6 +201,7 @@ def grasp(params: PyTree, loss_fn: Callable[[PyTree], Array]) -> PyTree:
     return map_named(lambda name, w: w * product[name] if name in product else w, params)
 
 
+@checked()
 def synflow(params: PyTree, output_fn: Callable[[PyTree], Array]) -> PyTree:
     r"""Synaptic flow, `|w dR/dw|` with `R = sum(output_fn(|params|))`: needs no data.
 
@@ -226,6 +232,7 @@ def synflow(params: PyTree, output_fn: Callable[[PyTree], Array]) -> PyTree:
     return map_named(lambda name, w: jnp.abs(w * flow[name]) if name in flow else w, params)
 
 
+@checked()
 def fisher(params: PyTree, second_moments: PyTree) -> PyTree:
     r"""Diagonal Fisher information times the weight, `w^2 nu`, with Adam's second moment.
 
@@ -248,6 +255,7 @@ def fisher(params: PyTree, second_moments: PyTree) -> PyTree:
     return jax.tree.map(lambda w, nu: w * w * nu, params, second_moments)
 
 
+@checked(tol="[0, inf)")
 def update_mask(before: PyTree, after: PyTree, tol: ArrayLike = 0.0) -> PyTree:
     r"""The masks of the entries that differ, `|after - before| > tolerance`: a sub-network.
 

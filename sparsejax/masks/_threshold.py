@@ -5,11 +5,12 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
-from .._arguments import check_not_nan, check_ranking, check_scheduled_fraction
+from .._arguments import check_not_nan, check_ranking, check_scheduled_fraction, checked
 from .._arrays import poison
 from .._topk import topk_mask
 
 
+@checked(threshold="(-inf, inf)", at_least="[0, inf)")
 def above(
     scores: Float[Array, " n"], threshold: ArrayLike = 0.01, at_least: int = 1
 ) -> Bool[Array, " n"]:
@@ -44,6 +45,7 @@ def above(
     return kept
 
 
+@checked(fraction="[0, 1]")
 def energy_threshold(scores: Float[Array, " n"], fraction: ArrayLike = 1e-4) -> Float[Array, ""]:
     r"""The threshold below which scores have a given fraction of the sum of squares.
 

@@ -4,11 +4,12 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Shaped
 
-from .._arguments import check_not_nan, check_ranking
+from .._arguments import check_not_nan, check_ranking, checked
 from .._sharding import with_auto_axes
 from ..patterns import Pattern
 
 
+@checked()
 def topk(
     scores: Shaped[ArrayLike, "..."], pattern: Pattern, fraction: ArrayLike = 1.0
 ) -> Bool[Array, "..."]:

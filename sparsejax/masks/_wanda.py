@@ -3,11 +3,12 @@
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from .._arguments import is_infinite_in
+from .._arguments import checked, is_infinite_in
 from .._arrays import wide_dtype
 from ._plan import Plan
 
 
+@checked()
 def wanda(params: PyTree, inputs: PyTree, plan: Plan) -> PyTree:
     r"""Weights times the norms of their inputs, `|W_ij| ||X_i||`: the score of Wanda.
 

@@ -8,7 +8,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
-from .._arguments import known
+from .._arguments import checked, known
 from .._arrays import wide_dtype
 
 
@@ -21,6 +21,7 @@ class Reliability(NamedTuple):
     count: Float[Array, " bins"]
 
 
+@checked(bins="[1, inf)")
 def reliability(
     probabilities: Float[ArrayLike, "n classes"], labels: Int[ArrayLike, " n"], bins: int = 15
 ) -> Reliability:
@@ -64,6 +65,7 @@ def reliability(
     return Reliability(edges, sum_confidence / full, sum_correct / full, count)
 
 
+@checked(bins="[1, inf)")
 def expected_calibration_error(
     probabilities: Float[ArrayLike, "n classes"], labels: Int[ArrayLike, " n"], bins: int = 15
 ) -> Float[Array, ""]:
@@ -94,6 +96,7 @@ def expected_calibration_error(
     return jnp.sum(count / jnp.sum(count) * jnp.abs(accuracy - confidence))
 
 
+@checked(bins="[1, inf)")
 def maximum_calibration_error(
     probabilities: Float[ArrayLike, "n classes"], labels: Int[ArrayLike, " n"], bins: int = 15
 ) -> Float[Array, ""]:

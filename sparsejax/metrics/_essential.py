@@ -8,13 +8,14 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
-from .._arguments import check_finite, check_not_nan
+from .._arguments import check_finite, check_not_nan, checked
 from .._sharding import on_host
 from .._tree import named_leaves, pure
 
 _GUARD = 1e-12  # tolerance for rounding in a drop of exactly eps
 
 
+@checked(eps="[0, inf)")
 def essential_sparsity(
     sparsities: ArrayLike | Sequence[float | int],
     scores: ArrayLike | Sequence[Any],
@@ -70,6 +71,7 @@ def essential_sparsity(
     return float(s[last] + max(share, 0.0) * (s[last + 1] - s[last]))
 
 
+@checked()
 def knee(sparsities: ArrayLike | Sequence[float | int], scores: ArrayLike | Sequence[Any]) -> int:
     r"""The knee of a curve: the index of the point highest above its chord.
 
@@ -104,6 +106,7 @@ def knee(sparsities: ArrayLike | Sequence[float | int], scores: ArrayLike | Sequ
     return best if above[best] > 1e-9 else 0
 
 
+@checked()
 def mask_similarity(
     a: PyTree, b: PyTree, kind: Literal["cosine", "jaccard", "overlap"] = "cosine"
 ) -> float:
@@ -154,6 +157,7 @@ def mask_similarity(
     return float(both / over[kind])
 
 
+@checked(factor="(0, inf)")
 def abrupt_change(counts: ArrayLike | Sequence[float | int], factor: float = 2.0) -> int:
     r"""The checkpoint of abrupt sparsification: the first at which a count jumps.
 

@@ -7,12 +7,14 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree
 
+from .._arguments import checked
 from .._arrays import wide_dtype
 from .._masks import masks_by_name
 from .._tree import is_kernel, named_leaves, pure
 from ..masks import Plan
 
 
+@checked()
 def max_softmax_probability(logits: Float[ArrayLike, "... classes"]) -> Float[Array, "..."]:
     r"""MSP, `max_c softmax(logits)_c`: an in-distribution score.
 
@@ -35,6 +37,7 @@ def max_softmax_probability(logits: Float[ArrayLike, "... classes"]) -> Float[Ar
     return jnp.max(jax.nn.softmax(jnp.asarray(logits), axis=-1), axis=-1)
 
 
+@checked(epsilon="[0, inf)")
 def fgsm(
     loss_fn: Callable[[Array], Array],
     inputs: Float[Array, "*shape"],
@@ -67,6 +70,7 @@ def fgsm(
     return hostile if bounds is None else jnp.clip(hostile, *bounds)
 
 
+@checked()
 def gradient_noise(grads: PyTree, masks: PyTree | Plan | None = None) -> Float[Array, ""]:
     r"""Gradient noise, the mean over layers of `Var_i |g_i|`, entries of the layer.
 

@@ -9,7 +9,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, PyTree, Shaped
 
-from .._arguments import check_not_nan
+from .._arguments import check_not_nan, checked
 from .._masks import History, count, masks_by_name, row_counts, steps_of
 from .._sharding import on_host
 
@@ -23,6 +23,7 @@ class Divergence(NamedTuple):
     leaves: dict[str, Any]
 
 
+@checked()
 def sad(masks_a: Masks, masks_b: Masks, normalize: Literal["weights"] | None = None) -> Divergence:
     r"""Sparse architecture divergence, `sum_l || E_b - E_a ||_0`.
 
@@ -63,6 +64,7 @@ def sad(masks_a: Masks, masks_b: Masks, normalize: Literal["weights"] | None = N
     return Divergence(total / max(sum(sizes.values()), 1), shares)
 
 
+@checked()
 def mask_change(old: Masks, new: Masks) -> Any:
     r"""The replaced fraction of the masks, `|old xor new| / (2 max(|old|, |new|))`.
 
@@ -96,6 +98,7 @@ def mask_change(old: Masks, new: Masks) -> Any:
     return differing / max(2 * max(kept), 1)
 
 
+@checked()
 def flip_rate(history: History) -> Float[np.ndarray, " changes"]:
     r"""Flips per weight between consecutive masks, `SAD_{t:t+1} / n`.
 
@@ -122,6 +125,7 @@ def flip_rate(history: History) -> Float[np.ndarray, " changes"]:
     return np.array([sad(a, b, "weights").total for a, b in pairs], np.float64)
 
 
+@checked()
 def exploration_rate(history: History) -> float:
     r"""R_s, the share of weights that were active at least once, `|union of masks| / n`.
 
@@ -154,6 +158,7 @@ def exploration_rate(history: History) -> float:
     return sum(map(count, union.values())) / sum(m.size for m in union.values())
 
 
+@checked()
 def live_units(
     incoming: Shaped[Array, "..."],
     bias: Shaped[Array, " units"] | None = None,

@@ -12,6 +12,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from .._arguments import checked
 from ..kernels import pointwise
 from ..nn import LinearLayer, linear_layer
 
@@ -176,6 +177,7 @@ class MobileNet(nnx.Module):
         return [*layers, ("classifier", "dense", (layers[-1][0],))]
 
 
+@checked()
 def mobilenet_v1(
     channels: int,
     classes: int,
@@ -219,6 +221,7 @@ def mobilenet_v1(
     return MobileNet(channels, classes, (first, stem[1]), rows, rngs=rngs)
 
 
+@checked()
 def mobilenet_v2(
     channels: int,
     classes: int,
@@ -275,6 +278,7 @@ def mobilenet_v2(
     return MobileNet(channels, classes, (first, stem[1]), rows, True, last, rngs=rngs)
 
 
+@checked()
 def cache_aware_width(cache_bytes: int, strip: int = 16, dtype: DTypeLike | None = None) -> int:
     """Maximum channels whose pixel strip fits into a cache: `cache / (strip * itemsize)`.
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._arguments import checked
 from .._arrays import wide_dtype
 from ._frameworks import load_frameworks
 from ._linear_layer import linear_layer, product_class, rows_of
@@ -18,6 +19,7 @@ Call = Callable[[Any, Any], Any]
 Grams = OrderedDict[str, Float[Array, "..."]]
 
 
+@checked()
 def input_grams(
     model: Any, batches: Iterable[Any], call: Call | None = None
 ) -> dict[str, Float[Array, "*layers k k"]]:

@@ -10,6 +10,7 @@ from typing import Any
 import jax.extend
 from jaxtyping import PyTree
 
+from .._arguments import checked
 from ._frameworks import load_frameworks
 
 # Called with the path of a module, the module's own call, and the inputs of the call.
@@ -72,6 +73,7 @@ def trace_state() -> Any:
     return jax.extend.core.get_opaque_trace_state(convention="nnx")
 
 
+@checked()
 def record(
     model: Any,
     where: str,
@@ -130,6 +132,7 @@ def record(
     return y, values
 
 
+@checked()
 def replace(model: Any, taps: Mapping[str, Tap]) -> Any:
     r"""A copy of a model in which the calls of some modules are replaced.
 
@@ -171,6 +174,7 @@ def replace(model: Any, taps: Mapping[str, Tap]) -> Any:
     return with_taps(model, choose, tuple(taps))
 
 
+@checked()
 def observe(path: str, x: Any) -> Any:
     """Returns x unchanged; a surrounding `sj.nn.record` records it under a path.
 

@@ -5,10 +5,12 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
+from .._arguments import checked
 from .._tree import map_named, named_leaves
 from ..prox import soft_threshold
 
 
+@checked()
 def learned_threshold(params: PyTree, logits: PyTree) -> PyTree:
     r"""Soft thresholding with learned thresholds: `sign(w) max(|w| - sigmoid(s), 0)`.
 

@@ -9,7 +9,7 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Int, PyTree
 
-from .._arguments import check_finite, check_step, require_params
+from .._arguments import check_finite, check_step, checked, require_params
 from .._tree import is_gap
 from ..masks import Masks, Plan, magnitude
 from ._pruning import next_step
@@ -22,6 +22,7 @@ class PrunedDecayState(NamedTuple):
     masks: PyTree
 
 
+@checked(strength="[0, inf)")
 def add_pruned_decay(
     plan: Plan, strength: ArrayLike = 2e-4
 ) -> optax.GradientTransformationExtraArgs:
@@ -82,6 +83,7 @@ def add_pruned_decay(
 sr_ste = add_pruned_decay
 
 
+@checked(rate="[0, inf)")
 def mask_decay_schedule(
     kind: str, rate: float, *, begin: int = 0, end: int | None = None
 ) -> optax.Schedule:
@@ -128,6 +130,7 @@ def mask_decay_schedule(
     return schedule
 
 
+@checked()
 def stage_schedule(
     stages: int, total: int, *, dense: int = 0, fine_tune: int = 0
 ) -> optax.Schedule:

@@ -16,6 +16,7 @@ from .._arguments import (
     check_optimizer,
     check_scheduled_fraction,
     check_step,
+    checked,
     require_params,
 )
 from .._counts import floor_of
@@ -42,6 +43,7 @@ class DynamicState(NamedTuple):
     inner: optax.OptState
 
 
+@checked()
 def rigl(
     optimizer: optax.GradientTransformation,
     plan: Plan,
@@ -101,6 +103,7 @@ def rigl(
     )
 
 
+@checked()
 def sparse_evolution(
     optimizer: optax.GradientTransformation,
     plan: Plan,
@@ -147,6 +150,7 @@ def sparse_evolution(
     )
 
 
+@checked()
 def drop_and_grow(
     optimizer: optax.GradientTransformation,
     plan: Plan,
@@ -237,6 +241,7 @@ def drop_and_grow(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+@checked()
 def every_until(every: ArrayLike, end: ArrayLike) -> Callable[[Int[Array, ""]], Bool[Array, ""]]:
     """True at every `every`-th step before `end`, but not at step 0, for `drop_and_grow`.
 

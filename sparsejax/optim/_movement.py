@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, PyTree
 
-from .._arguments import check_scheduled_fraction, check_some, require_params
+from .._arguments import check_scheduled_fraction, check_some, checked, require_params
 from .._arrays import wide_dtype
 from .._tree import is_gap, map_named
 from ..masks import Masks, Plan
@@ -23,6 +23,7 @@ class MovementState(NamedTuple):
     scores: PyTree
 
 
+@checked(learning_rate="[0, inf)")
 def movement(
     plan: Plan,
     schedule: optax.ScalarOrSchedule = 1.0,
@@ -70,6 +71,7 @@ def movement(
     return _scored("movement", plan, choose, learning_rate, lambda score, count: 0.0, schedule)
 
 
+@checked(threshold="[0, inf]", strength="[0, inf)", learning_rate="[0, inf)")
 def soft_movement(
     plan: Plan,
     threshold: optax.ScalarOrSchedule = 0.1,

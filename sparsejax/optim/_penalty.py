@@ -6,11 +6,12 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
-from .._arguments import check_masks, checked_number, named_masks, require_params
+from .._arguments import check_masks, checked, checked_number, named_masks, require_params
 from .._tree import map_named, named_leaves
 from ._proximal import Rules, check_penalty, check_rules, labels_of, matched_leaves
 
 
+@checked()
 def add_penalty(
     penalty: Rules, keep: PyTree | None = None, *, smooth: ArrayLike | None = None
 ) -> optax.GradientTransformationExtraArgs:

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Int, PyTree
 
-from .._arguments import check_optimizer, check_some, check_step, require_params
+from .._arguments import check_optimizer, check_some, check_step, checked, require_params
 from .._steady import reset_moments, steady
 from ..masks import Masks, Plan, magnitude
 from ._pruning import masked_updates, next_step, zero_off
@@ -23,6 +23,7 @@ class PhaseState(NamedTuple):
     inner: optax.OptState
 
 
+@checked()
 def acdc(
     optimizer: optax.GradientTransformation, plan: Plan, phases: Sequence[tuple[int, int]]
 ) -> optax.GradientTransformationExtraArgs:
@@ -103,6 +104,7 @@ def acdc(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+@checked(warmup="[0, 1]", length="(0, 1]", last="[0, 1]")
 def acdc_phases(
     steps: int, *, warmup: float = 0.1, length: float = 0.05, last: float = 0.15
 ) -> list[tuple[int, int]]:

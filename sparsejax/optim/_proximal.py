@@ -10,7 +10,7 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Int, PyTree
 
-from .._arguments import require_params
+from .._arguments import checked, require_params
 from .._arrays import common_dtype, wide_dtype
 from .._steady import steady
 from .._tree import is_kernel, map_named, named_leaves
@@ -27,6 +27,7 @@ class ProximalState(NamedTuple):
     count: Int[Array, ""]
 
 
+@checked(learning_rate="[0, inf)")
 def proximal(
     penalty: Rules, learning_rate: optax.ScalarOrSchedule
 ) -> optax.GradientTransformationExtraArgs:
@@ -77,6 +78,7 @@ def proximal(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+@checked(learning_rate="[0, inf)", momentum="[0, 1]")
 def proximal_sgd(
     learning_rate: optax.ScalarOrSchedule,
     penalty: Rules,
@@ -118,6 +120,7 @@ class ProximalAdamState(NamedTuple):
     adam: optax.OptState
 
 
+@checked(learning_rate="[0, inf)", b1="[0, 1)", b2="[0, 1)", eps="[0, inf)")
 def proximal_adam(
     learning_rate: optax.ScalarOrSchedule,
     penalty: Rules,

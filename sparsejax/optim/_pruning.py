@@ -17,6 +17,7 @@ from .._arguments import (
     check_scheduled_fraction,
     check_some,
     check_step,
+    checked,
     is_number,
     known,
     named_masks,
@@ -35,6 +36,7 @@ class PruneState(NamedTuple):
     masks: PyTree
 
 
+@checked()
 def prune(
     plan: Plan,
     schedule: optax.ScalarOrSchedule = 1.0,
@@ -121,6 +123,7 @@ class KeepState(NamedTuple):
     masks: PyTree
 
 
+@checked()
 def keep_masked(masks: PyTree) -> optax.GradientTransformationExtraArgs:
     r"""Keeps given masks: new parameters are `p + u` where kept and exactly 0 elsewhere.
 
@@ -170,6 +173,7 @@ class TrackState(NamedTuple):
     pruned_scale: Array
 
 
+@checked(pruned_scale="[0, inf)")
 def track_masks(
     plan: Plan,
     schedule: optax.ScalarOrSchedule = 1.0,
@@ -229,6 +233,7 @@ def track_masks(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+@checked()
 def get_masks(opt_state: PyTree) -> PyTree:
     r"""The masks in any nested optimizer state, merged, as a tree like the parameters.
 

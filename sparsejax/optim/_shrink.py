@@ -15,6 +15,7 @@ from .._arguments import (
     check_scheduled_fraction,
     check_some,
     check_step,
+    checked,
     require_params,
 )
 from .._arrays import wide_dtype
@@ -30,6 +31,7 @@ class ShrinkState(NamedTuple):
     masks: PyTree
 
 
+@checked()
 def iterative_shrinkage(
     plan: Plan,
     alpha: optax.ScalarOrSchedule = 0.95,

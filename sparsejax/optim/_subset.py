@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jaxtyping import PyTree
 
-from .._arguments import check_masks, check_optimizer, known, named_masks
+from .._arguments import check_masks, check_optimizer, checked, known, named_masks
 from .._masks import count
 from .._sharding import on_host
 from .._steady import steady
@@ -29,6 +29,7 @@ class SubsetState(NamedTuple):
     inner: optax.OptState
 
 
+@checked()
 def subset(
     optimizer: optax.GradientTransformation, masks: PyTree, *, compact: bool = False
 ) -> optax.GradientTransformationExtraArgs:

@@ -12,6 +12,7 @@ from .._arguments import (
     check_optimizer,
     check_some,
     check_step,
+    checked,
     checked_number,
     require_params,
 )
@@ -32,6 +33,7 @@ class TopKASTState(NamedTuple):
     inner: optax.OptState
 
 
+@checked(exploration="[0, inf)")
 def top_kast(
     optimizer: optax.GradientTransformation,
     plan: Plan,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from .._arguments import checked_sparsity, is_int
+from .._arguments import checked, checked_sparsity, is_int
 from .._arrays import wide_dtype
 from ._layout import Layout
 from ._pattern import Pooled
@@ -102,6 +102,7 @@ class Groups(Pooled):
         return kept[..., self.labels]
 
 
+@checked()
 def filter_groups(shape: tuple[int, ...], n: int, *, taps: bool = False) -> Int[np.ndarray, "..."]:
     r"""Labels for `Groups` of n neighbouring outputs with a common input; the last may be smaller.
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from jaxtyping import Array, Shaped
 
-from .._arguments import check_count
+from .._arguments import check_count, checked
 
 Order = Literal["in_out", "out_in"]
 ORDERS = ("in_out", "out_in")
@@ -90,6 +90,7 @@ class Layout:
         return tuple(self.shape[axis] for axis in axes)
 
 
+@checked()
 def layout(
     shape: tuple[int, ...],
     axis: int | Sequence[int] | None = None,

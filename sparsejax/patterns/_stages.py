@@ -10,6 +10,7 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
+from .._arguments import checked
 from ._layout import Layout
 from ._nm import NM
 from ._pattern import Pattern
@@ -99,6 +100,7 @@ class Stages(Pattern):
         return lax.switch(reached, dense + stages, scores)
 
 
+@checked()
 def nm_stages(
     kind: str,
     n: int,

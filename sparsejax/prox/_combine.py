@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
-from .._arguments import checked_number, known
+from .._arguments import checked, checked_number, known
 from .._arrays import poison
 from ._penalty import Leaf, Penalty, register
 
@@ -217,6 +217,7 @@ def scale(penalty: Penalty, factor: ArrayLike) -> Penalty:
     return Scaled(_penalty(penalty, call), checked_number("factor", factor, call))
 
 
+@checked()
 def shift(penalty: Penalty, center: PyTree) -> Penalty:
     r"""A shifted penalty: `f(x - center)`, `prox(v, t) = center + prox_f(v - center, t)`.
 
@@ -298,6 +299,7 @@ def nonneg(penalty: Penalty) -> Penalty:
     return NonNegative(_growing(penalty, "prox.nonneg(prox.l1(0.1))"))
 
 
+@checked()
 def masked(penalty: Penalty, mask: PyTree) -> Penalty:
     r"""A penalty of some entries: `f(mask * x)`; the others (biases, norms) are unchanged.
 
@@ -324,6 +326,7 @@ def masked(penalty: Penalty, mask: PyTree) -> Penalty:
     return Masked(_growing(penalty, "prox.masked(prox.l1(0.1), mask)"), mask)
 
 
+@checked()
 def moreau_envelope(penalty: Penalty, smoothing: ArrayLike = 1.0) -> Penalty:
     r"""A smooth penalty below f: `min_u f(u) + ||x - u||^2 / (2 smoothing)`.
 

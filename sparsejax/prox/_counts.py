@@ -8,7 +8,7 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
-from .._arguments import check_count, checked_axis, checked_integer, checked_number
+from .._arguments import check_count, checked, checked_axis, checked_integer, checked_number
 from .._topk import nm_mask, topk_mask
 from ..patterns import layout
 from ._group import OnNorm
@@ -74,6 +74,7 @@ def _topk_rows(scores: Array, k: Any) -> Array:
     return jax.vmap(topk_mask, (0, None))(rows, k).reshape(scores.shape)
 
 
+@checked()
 def hard_k(k: ArrayLike, axis: int | None = -1) -> Penalty:
     r"""The indicator of at most k non-zero entries: keep the k largest.
 
@@ -140,6 +141,7 @@ def nm(
     return NM(n, m, checked_axis(axis), stacked)
 
 
+@checked()
 def group_hard_k(
     k: ArrayLike,
     axis: Axes = None,

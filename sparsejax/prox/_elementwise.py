@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from .._arguments import checked_number
+from .._arguments import checked, checked_number
 from .._arrays import poison
 from ._penalty import Elementwise, Indicator, Leaf, Penalty, register, relu
 
@@ -336,6 +336,7 @@ def berhu(strength: ArrayLike, delta: ArrayLike = 1.0) -> Penalty:
     )
 
 
+@checked()
 def box(lower: ArrayLike = 0.0, upper: ArrayLike = jnp.inf) -> Penalty:
     r"""The indicator of a box: clipping.
 

@@ -8,7 +8,7 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree
 
-from .._arguments import checked_integer, checked_number
+from .._arguments import checked, checked_integer, checked_number
 from .._arrays import poison
 from ._cells import Cells, largest_sum
 from ._group import OnNorm
@@ -117,6 +117,7 @@ class WGSEF(OnNorm):
         return u if self.groups is not None or axis is None else jnp.squeeze(u, axis)
 
 
+@checked()
 def sef(k: ArrayLike, strength: ArrayLike = 1.0, axis: Axes = -1) -> Penalty:
     r"""The sparse envelope: the largest convex minorant of half the squared norm on k-sparse x.
 
@@ -150,6 +151,7 @@ def sef(k: ArrayLike, strength: ArrayLike = 1.0, axis: Axes = -1) -> Penalty:
     return SEF(checked_number("strength", strength, call), k, partition(axis, call=call))
 
 
+@checked()
 def gsef(
     k: ArrayLike,
     strength: ArrayLike = 1.0,
@@ -185,6 +187,7 @@ def gsef(
     return wgsef(k, strength, axis, groups, num_groups)
 
 
+@checked()
 def wgsef(
     k: ArrayLike,
     strength: ArrayLike = 1.0,
@@ -276,6 +279,7 @@ def exclusive_lasso(
     return SEF(checked_number("strength", strength, call), 1, cells)
 
 
+@checked()
 def fenchel_young_gap(
     penalty: Penalty, v: PyTree, x: PyTree, step: ArrayLike = 1.0
 ) -> Float[Array, ""]:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
+from .._arguments import checked
 from .._tree import is_kernel, map_named, named_leaves
 from ..patterns import layout
 
@@ -19,6 +20,7 @@ class GroupLabels(NamedTuple):
     num_groups: int
 
 
+@checked()
 def group_labels(
     params: PyTree, kind: str = "neuron", axis: int | tuple[int, ...] | None = None
 ) -> GroupLabels:

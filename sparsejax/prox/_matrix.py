@@ -6,7 +6,7 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from .._arguments import checked_integer
+from .._arguments import checked, checked_integer
 from .._arrays import out_dtype
 from ._counts import HardK
 from ._elementwise import l0, l1
@@ -204,6 +204,7 @@ def rank(strength: ArrayLike) -> Penalty:
     return on_singular_values(l0(strength))
 
 
+@checked()
 def max_rank(r: ArrayLike) -> Penalty:
     r"""The indicator of matrices of rank at most r: keep the r largest singular values.
 

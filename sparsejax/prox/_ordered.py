@@ -5,7 +5,7 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
-from .._arguments import checked_axis, checked_number, known
+from .._arguments import checked, checked_axis, checked_number, known
 from .._arrays import quotient
 from ._cells import Cells, level
 from ._elementwise import outside
@@ -236,6 +236,7 @@ def l1_inf(
     return LInf(checked_number("strength", strength, call), cells, weights)
 
 
+@checked()
 def slope(strength: ArrayLike, axis: int | None = -1) -> Penalty:
     r"""Sorted l1 (SLOPE, OWL): larger entries are penalised more.
 

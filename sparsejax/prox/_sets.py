@@ -5,7 +5,7 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from .._arguments import checked_number
+from .._arguments import checked, checked_number
 from ._cells import level
 from ._partition import Axes, Partition, partition, ratio
 from ._penalty import Indicator, Leaf, Penalty, Symmetric, register, relu, static
@@ -205,6 +205,7 @@ def l2_ball(radius: ArrayLike = 1.0, axis: Axes = -1) -> Penalty:
     return L2Ball(checked_number("radius", radius, call), partition(axis, call=call))
 
 
+@checked()
 def half_space(normal: ArrayLike, offset: ArrayLike) -> Penalty:
     r"""The indicator of a half-space: `<normal, x> <= offset`.
 
@@ -230,6 +231,7 @@ def half_space(normal: ArrayLike, offset: ArrayLike) -> Penalty:
     return _plane(normal, offset, True)
 
 
+@checked()
 def hyperplane(normal: ArrayLike, offset: ArrayLike) -> Penalty:
     r"""The indicator of a hyperplane: `<normal, x> = offset`.
 
@@ -263,6 +265,7 @@ def _plane(normal: ArrayLike, offset: ArrayLike, one_sided: bool) -> Plane:
     return Plane(jnp.asarray(normal, float), jnp.asarray(offset, float), one_sided)
 
 
+@checked()
 def affine(matrix: ArrayLike, offset: ArrayLike) -> Penalty:
     r"""The indicator of `matrix @ x = offset`, whose projection uses the pseudo-inverse.
 

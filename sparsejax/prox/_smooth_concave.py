@@ -8,7 +8,7 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from .._arguments import checked_number
+from .._arguments import checked, checked_number
 from ._penalty import Leaf, Penalty, polynomial, register, static
 from ._scaled import Scaled
 
@@ -332,6 +332,7 @@ def transformed_l1(strength: ArrayLike, a: ArrayLike = 1.0) -> Penalty:
     return TransformedL1(checked_number("strength", strength, call), a)
 
 
+@checked()
 def concave(
     value: Callable[[Array], Array],
     derivative: Callable[[Array], Array],

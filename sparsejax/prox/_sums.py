@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
+from .._arguments import checked
 from ._combine import masked
 from ._elementwise import l1
 from ._group import group_lasso
@@ -100,6 +101,7 @@ class SeparableSum(Penalty):
         return jax.tree.map(part, self.penalties, x, is_leaf=stop)
 
 
+@checked()
 def separable_sum(penalties: PyTree) -> Penalty:
     r"""A penalty of a pytree: one penalty for every leaf, or a tree of penalties.
 
@@ -169,6 +171,7 @@ def nested(*penalties: Penalty) -> Penalty:
     return Nested(penalties)
 
 
+@checked()
 def sparse_group_lasso(
     strength: ArrayLike,
     group_strength: ArrayLike,

@@ -4,12 +4,13 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Inexact
 
-from .._arguments import checked_number, known
+from .._arguments import checked, checked_number, known
 from ._concave import MCP
 from ._elementwise import L1
 from ._penalty import Elementwise, Leaf, Penalty, register
 
 
+@checked()
 def soft_threshold(x: ArrayLike, a: ArrayLike) -> Inexact[Array, "..."]:
     """Soft thresholding `sign(x) max(|x| - a, 0)`; complex x by modulus and phase.
 
@@ -22,6 +23,7 @@ def soft_threshold(x: ArrayLike, a: ArrayLike) -> Inexact[Array, "..."]:
     return _apply(L1(checked_number("a", a, "soft_threshold(x, 0.5)")), x)
 
 
+@checked()
 def hard_threshold(x: ArrayLike, a: ArrayLike) -> Inexact[Array, "..."]:
     """Hard thresholding: x where `|x| > a`, else 0.
 
@@ -34,6 +36,7 @@ def hard_threshold(x: ArrayLike, a: ArrayLike) -> Inexact[Array, "..."]:
     return _apply(HardThreshold(checked_number("a", a, "hard_threshold(x, 0.5)")), x)
 
 
+@checked()
 def firm_threshold(x: ArrayLike, low: ArrayLike, high: ArrayLike) -> Inexact[Array, "..."]:
     """Firm thresholding: 0 up to low, x beyond high, linear between (`mcp` with a step of 1).
 

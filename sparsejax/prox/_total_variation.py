@@ -8,7 +8,7 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from .._arguments import checked_number
+from .._arguments import checked, checked_number
 from ._elementwise import l1
 from ._ordered import along, one_axis
 from ._penalty import Leaf, Penalty, register, static
@@ -188,6 +188,7 @@ def total_variation(strength: ArrayLike, axis: int | None = -1) -> Penalty:
     )
 
 
+@checked()
 def fused_lasso(strength: ArrayLike, l1_strength: ArrayLike, axis: int | None = -1) -> Penalty:
     r"""Total variation plus l1 (fused lasso): constant segments, most of them 0.
 

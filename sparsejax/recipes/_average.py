@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from .._arguments import as_number, check_callable, known, returned_params
+from .._arguments import as_number, check_callable, checked, known, returned_params
 from .._arrays import wide_dtype
 from .._sharding import on_host
 from .._tree import named_leaves
 
 
+@checked()
 def uniform_soup(
     trees: Sequence[PyTree],
     weights: Sequence[float] | None = None,
@@ -91,6 +92,7 @@ def _check_one_mask(trees: Sequence[PyTree]) -> None:
             )
 
 
+@checked()
 def greedy_soup(
     trees: Sequence[PyTree], score: Callable[[PyTree], Any], *, allow_union: bool = False
 ) -> tuple[PyTree, tuple[int, ...]]:
@@ -140,6 +142,7 @@ def greedy_soup(
     return soup, tuple(chosen)
 
 
+@checked()
 def soup_geometry(trees: Sequence[PyTree]) -> dict[str, float]:
     r"""Distances of the members: pairwise distances, angles, and distances to their average.
 

@@ -16,6 +16,7 @@ from .._arguments import (
     check_key,
     check_params,
     check_ranking,
+    checked,
     returned_params,
 )
 from .._masks import count, within
@@ -26,6 +27,7 @@ from ..masks import Plan, apply_masks, magnitude
 Rewind = Literal["weights", "learning_rate", "none"]
 
 
+@checked()
 def iterative_prune(
     params: PyTree,
     train: Callable[..., PyTree],
@@ -141,6 +143,7 @@ def iterative_prune(
     return run_steps("iterative_prune", done, advance, rounds, callback=callback, progress=progress)
 
 
+@checked()
 def ticket(progress: Progress) -> PyTree:
     """The lottery ticket of `iterative_prune`: the parameters it rewinds to, under its masks.
 
@@ -167,6 +170,7 @@ def _rewound(progress: Progress) -> PyTree:
     return progress.params if origin is None else origin
 
 
+@checked(progress="[0, 1]")
 def prune_remaining(plan: Plan, scores: PyTree, masks: PyTree, progress: float) -> PyTree:
     r"""Sub-masks of `masks` that keep the fraction `(1 - s)^progress` of each leaf of the plan.
 

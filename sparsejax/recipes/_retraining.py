@@ -9,11 +9,12 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Float
 
-from .._arguments import check_count
+from .._arguments import check_count, checked
 
 Kind = Literal["ft", "lrw", "llr", "clr", "slr", "allr"]
 
 
+@checked(warmup="[0, inf)", drop="[0, inf)", pruned="[0, 1]")
 def retraining_schedule(
     kind: Kind,
     steps: int,

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, PyTree
 
+from .._arguments import checked
 from .._progress import Progress, check_progress, check_shapes, run_steps
 from .._tree import map_named, named_leaves, pure
 from ..masks import Plan, PlannedLeaf, apply_masks, magnitude, wanda
@@ -18,6 +19,7 @@ _METHODS = ("sparsegpt", "wanda", "magnitude")
 Block = Callable[[PyTree, Any], Any]
 
 
+@checked()
 def sequential_prune(
     model: Any,
     batches: Iterable[Any],

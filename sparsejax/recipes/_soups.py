@@ -13,6 +13,7 @@ from .._arguments import (
     check_count,
     check_key,
     check_params,
+    checked,
     returned_params,
 )
 from .._progress import Progress, appended, check_progress, check_shapes, run_steps
@@ -21,6 +22,7 @@ from ._average import greedy_soup, uniform_soup
 from ._iterative import check_masks_at, prune_remaining, zero_fraction
 
 
+@checked()
 def sparse_model_soup(
     params: PyTree,
     train: Callable[..., PyTree],

@@ -10,12 +10,14 @@ from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, PyTree
 
+from .._arguments import checked
 from .._arrays import wide_dtype
 from .._tree import map_named, named_leaves
 from ..masks import Plan, PlannedLeaf
 from ..patterns import Pattern
 
 
+@checked()
 def sparsegpt(
     params: PyTree,
     inputs: PyTree,

@@ -14,6 +14,7 @@ from .._arguments import (
     check_count,
     check_key,
     check_params,
+    checked,
     returned_params,
 )
 from .._progress import Progress, appended, check_progress, check_shapes, run_steps
@@ -23,6 +24,7 @@ from ..patterns import NM, Unstructured
 from ._iterative import zero_fraction
 
 
+@checked()
 def nested_masks(scores: PyTree, plan: Plan, sparsities: Sequence[float]) -> list[PyTree]:
     r"""Nested masks at many sparsities from one ranking.
 
@@ -63,6 +65,7 @@ def nested_masks(scores: PyTree, plan: Plan, sparsities: Sequence[float]) -> lis
     return [at.masks(scores) for at in plan.at_sparsities([float(s) for s in sparsities])]
 
 
+@checked()
 def sparsity_sweep(
     params: PyTree,
     evaluate: Callable[[PyTree], Any],

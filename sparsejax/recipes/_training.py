@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Key, PyTree
 
-from .._arguments import check_callable, check_count, check_key, check_params, rows_of
+from .._arguments import check_callable, check_count, check_key, check_params, checked, rows_of
 from .._minibatches import minibatches
 from .._progress import Progress, check_loop, run_chunks, structure
 from .._steady import steady
@@ -16,9 +16,10 @@ from ..masks import apply_masks
 from ..optim import keep_masked
 
 
+@checked()
 def train_masked(
     params: PyTree,
-    masks: PyTree,
+    masks: PyTree | None,
     loss: Callable[[PyTree, PyTree], Any],
     optimizer: optax.GradientTransformation,
     data: PyTree,

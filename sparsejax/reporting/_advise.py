@@ -10,6 +10,8 @@ from typing import Literal
 from rich.console import Console
 from rich.table import Table
 
+from .._arguments import checked
+
 Hardware = Literal["gpu", "tpu", "cpu", "any"]
 Goal = Literal["accuracy", "memory", "speed", "many_sparsities"]
 
@@ -229,6 +231,7 @@ def is_available(name: str) -> bool:
 _COLUMNS = ("case", "use", "pattern", "because")
 
 
+@checked()
 def advise(
     *,
     trained: bool,
@@ -274,6 +277,7 @@ def advise(
     return Advice(tuple(rule for rule in RULES if rule.applies(answers)))
 
 
+@checked()
 def advice_markdown() -> str:
     """The decision table and the ten questions as Markdown: the page `choose.md` of the docs."""
     lines = ["| case | use | pattern | because |", "|---|---|---|---|"]

@@ -9,12 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool
 
+from .._arguments import checked
 from .._masks import count
 from ..patterns import NM, Block, Layout, Pattern
 
 Format = Literal["dense", "bitmask", "csr"] | Pattern
 
 
+@checked()
 def bytes_of(
     mask: Bool[Array, "..."] | Bool[np.ndarray, "..."] | tuple[int, ...],
     dtype: Any = jnp.float32,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Array, Bool
 
+from .._arguments import checked
 from .._sharding import on_host
 from ..patterns import NM, Block, Layout, Pattern, Unstructured, layout as layout_of
 
@@ -36,6 +37,7 @@ class Fit:
         return self.chance <= 1e-3
 
 
+@checked()
 def fit_pattern(
     mask: Bool[Array, "..."] | Bool[np.ndarray, "..."],
     axis: int | tuple[int, ...] | None = None,

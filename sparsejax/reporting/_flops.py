@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from jaxtyping import PyTree
 
+from .._arguments import checked
 from .._masks import count
 from .._tree import is_kernel
 from ._leaves import Entry, checked_masks, entries
@@ -51,6 +52,7 @@ class Flops:
         return sum(leaf.sparse for leaf in self.leaves.values())
 
 
+@checked()
 def flops(
     model: PyTree,
     example: Any = None,
@@ -139,6 +141,9 @@ def _leaf_flops(size: int, kept: int, positions: Fraction) -> LeafFlops:
     return LeafFlops(places, round(2 * size * positions), round(2 * kept * positions))
 
 
+@checked(
+    dense="[0, inf)", sparse="[0, inf)", steps="[0, inf)", every="[1, inf)", scoring="[0, inf)"
+)
 def training_flops(
     kind: Training,
     dense: Number,

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from .._arguments import checked
 from .._masks import History, steps_of
 from .._sharding import on_host
 from ..metrics import exploration_rate, flip_rate
@@ -36,6 +37,7 @@ class Taxonomy:
         return f"{self.appears} training, {self.weights}, {self.over_time}"
 
 
+@checked()
 def taxonomy(history: History, *, dense_weights: bool = False) -> Taxonomy:
     r"""Classifies a run in the taxonomy of sparse training, from its masks.
 

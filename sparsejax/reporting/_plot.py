@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import PyTree
 
+from .._arguments import checked
 from .._masks import History, count, masks_by_name, steps_of
 from .._sharding import on_host
 from ..masks import Plan
@@ -22,6 +23,7 @@ INK, BLUE, ORANGE, GREY, LIGHT = "#22303c", "#2a78b5", "#d9822b", "#9aa5b1", "#e
 _SIDE = 512  # pixels: a larger mask is shown as densities of tiles
 
 
+@checked(columns="[1, inf)")
 def plot_masks(masks: PyTree, *, columns: int = 4) -> Figure:
     """Plots each mask: kept entries dark, contraction vertical, outputs horizontal.
 
@@ -55,6 +57,7 @@ def plot_masks(masks: PyTree, *, columns: int = 4) -> Figure:
     return figure
 
 
+@checked()
 def plot_sparsity(report: Report | Plan) -> Figure:
     """Plots the sparsity by layer as bars, with the total as a line.
 
@@ -86,6 +89,7 @@ def plot_sparsity(report: Report | Plan) -> Figure:
     return figure
 
 
+@checked()
 def plot_training(history: History, metrics: Mapping[str, Any] | None = None) -> Figure:
     """Plots masks over training: sparsity, flips per weight, and the share of weights explored.
 
@@ -127,6 +131,7 @@ def plot_training(history: History, metrics: Mapping[str, Any] | None = None) ->
     return figure
 
 
+@checked()
 def plot_reliability(curve: Reliability | Mapping[str, Reliability]) -> Figure:
     """Plots the reliability diagram: accuracy over confidence, and the number of samples per bin.
 

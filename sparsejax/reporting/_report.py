@@ -10,6 +10,7 @@ import jax
 from jaxtyping import PyTree
 from rich.console import Group
 
+from .._arguments import checked
 from .._frameworks import kernel_orders
 from .._masks import History
 from .._tree import at_path
@@ -221,6 +222,7 @@ _OWN = (
 )
 
 
+@checked()
 def report(
     model: PyTree,
     masks: PyTree = None,

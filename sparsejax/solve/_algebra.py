@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, PyTree
 
+from .._arguments import checked
 from .._arrays import magnitude, out_dtype, real_dtype
 
 
@@ -34,6 +35,7 @@ def floats(w0: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, out_dtype(leaf)), w0)
 
 
+@checked(steps="[1, inf)")
 def operator_norm(
     operator: Callable[[PyTree], PyTree] | Any, like: PyTree, steps: int = 50
 ) -> Float[Array, ""]:

@@ -5,11 +5,12 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from .._arguments import known, matrix_and_target
+from .._arguments import checked, known, matrix_and_target
 
 CALL = "solve.basis_pursuit(W, w)"
 
 
+@checked(rtol="[0, 1)")
 def basis_pursuit(W: ArrayLike, w: ArrayLike, rtol: float = 1e-6) -> Float[Array, " t"]:
     r"""The combination of columns with minimal l1 norm, which uses at most k columns.
 
@@ -43,7 +44,7 @@ def basis_pursuit(W: ArrayLike, w: ArrayLike, rtol: float = 1e-6) -> Float[Array
         raise TypeError(
             "basis_pursuit runs on the host: under jit use solve.lasso with a small strength."
         )
-    W, w = matrix_and_target(W, w, 1, CALL)
+    W, w = matrix_and_target(W, w, 1, CALL, ("W", "w"))
     A, b = np.asarray(W, np.float64), np.asarray(w, np.float64)
     size = np.linalg.norm(b)
     if size == 0:

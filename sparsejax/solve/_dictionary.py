@@ -9,7 +9,7 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .._arguments import check_count, check_key, checked_number, finite_array, near_one
+from .._arguments import check_count, check_key, checked, checked_number, finite_array, near_one
 from .._arrays import largest_eigenvalue
 from .._progress import Progress, check_loop, run_chunks
 from .._solution import Solution, code, finish
@@ -17,6 +17,7 @@ from ..prox import Penalty
 from ._proximal_gradient import check_step
 
 
+@checked(step="(0, inf)", tol="[0, inf)")
 def sparse_code(
     X: ArrayLike,
     dictionary: ArrayLike,
@@ -67,8 +68,8 @@ def sparse_code(
       >>> solve.sparse_code(X, jnp.eye(2), prox.l0(0.5), step=1.0).value.tolist()
       [[3.0, 0.0]]
     """
-    X = finite_array("sparse_code", X, 2)
-    dictionary = finite_array("sparse_code", dictionary, 2)
+    X = finite_array("sparse_code", "X", X, 2)
+    dictionary = finite_array("sparse_code", "dictionary", dictionary, 2)
     if X.shape[1] != dictionary.shape[0]:
         raise ValueError(
             f"sparse_code: signals of {X.shape[1]} pixels, shape {X.shape}, cannot be coded by "
@@ -101,6 +102,7 @@ def sparse_code(
     return finish("sparse_code", Solution(codes, found, stats), throw)
 
 
+@checked(learning_rate="[0, inf)")
 def dictionary_step(
     dictionary: Float[Array, "pixels atoms"],
     X: Float[Array, "batch pixels"],
@@ -132,7 +134,7 @@ def dictionary_step(
       Array([[0.71, 0.  ],
              [0.71, 1.  ]], dtype=float32)
     """
-    X = finite_array("dictionary_step", X, 2)
+    X = finite_array("dictionary_step", "X", X, 2)
     residual = X - codes @ dictionary.T
     moved = dictionary + learning_rate * residual.T @ codes / len(X)
     return normalise(moved)
@@ -144,6 +146,7 @@ def normalise(dictionary: Array) -> Array:
     return dictionary / jnp.maximum(norm, 1e-12)
 
 
+@checked(learning_rate="(0, inf)", tol="[0, inf)")
 def dictionary_learning(
     batches: ArrayLike,
     atoms: int,
@@ -204,7 +207,7 @@ def dictionary_learning(
       >>> fit.value.shape, fit.stats["error"].shape
       ((16, 32), (5,))
     """
-    batches = finite_array("dictionary_learning", batches, 3)
+    batches = finite_array("dictionary_learning", "batches", batches, 3)
     check_count("atoms", atoms)
     check_key("key", key)
     checked_number("learning_rate", learning_rate, "learning_rate=0.5")

@@ -9,7 +9,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from .._arguments import check_strength, check_weights, known, matrix_and_target
+from .._arguments import check_strength, check_weights, checked, known, matrix_and_target
 from .._arrays import Units, magnitude
 
 CALL = "solve.lasso(X, y, 0.1)"
@@ -92,6 +92,7 @@ def gap_of(pb: Problem, w: Array, r: Array, c: Array, positive: bool) -> tuple[A
     return jnp.maximum(gap, 0), s
 
 
+@checked(strength="[0, inf)", l2="[0, inf)")
 def duality_gap(
     X: ArrayLike,
     y: ArrayLike,
@@ -141,6 +142,7 @@ def duality_gap(
     return jnp.where(positive & jnp.any(w < 0), jnp.inf, units.objective(gap))
 
 
+@checked()
 def max_strength(
     X: ArrayLike, y: ArrayLike, *, weights: ArrayLike | None = None, positive: bool = False
 ) -> Float[Array, ""]:

@@ -9,6 +9,7 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
+from .._arguments import checked
 from .._arrays import real_dtype
 from .._solution import Solution, code, finish
 from ..prox import Penalty
@@ -16,6 +17,7 @@ from ._algebra import dot, floats, norm
 from ._proximal_gradient import Smooth, _gradient, _relative, check_step, forward
 
 
+@checked(step="(0, inf)", tol="[0, inf)", max_steps="[0, inf)")
 def iht(
     smooth: Smooth,
     projection: Penalty | Callable[[PyTree], PyTree],

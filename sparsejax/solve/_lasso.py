@@ -11,7 +11,7 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
-from .._arguments import check_strength, known, matrix_and_target, path_strengths
+from .._arguments import check_strength, checked, known, matrix_and_target, path_strengths
 from .._arrays import Units, wide_dtype
 from .._solution import Result, Solution, code, finish, refuse_infinite
 from ._duality import Problem, balanced, correlations, default_tol, gap_of, max_strength, problem
@@ -32,6 +32,9 @@ class _State(NamedTuple):
     full: Array
 
 
+@checked(
+    strength="[0, inf]", tol="(0, inf)", max_steps="[0, inf)", working_set="[1, inf)", l2="[0, inf)"
+)
 def lasso(
     X: ArrayLike,
     y: ArrayLike,
@@ -221,6 +224,7 @@ def _attach_jvp(m: int, primals: Any, tangents: Any) -> tuple[Array, Array]:
     return w, jnp.zeros_like(w).at[chosen].set(masked_solve(q.gram, on, right), unique_indices=True)
 
 
+@checked(strength="[0, inf)", ratio="[0, 1]")
 def enet(
     X: ArrayLike, y: ArrayLike, strength: ArrayLike, ratio: ArrayLike = 0.5, **options: Any
 ) -> Solution:
@@ -265,6 +269,7 @@ def shares(strength: ArrayLike, ratio: ArrayLike) -> tuple[Array, Array]:
     return strength * ratio, finite * (1 - ratio)
 
 
+@checked(n_strengths="[1, inf)", eps="(0, 1]")
 def lasso_path(
     X: ArrayLike,
     y: ArrayLike,

@@ -9,7 +9,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from .._arguments import known
+from .._arguments import checked, known
 from .._arrays import Units
 from .._solution import Result, Solution, finish, refuse_infinite
 from ._duality import Problem, balanced, correlations, default_tol, gap_of, problem
@@ -33,6 +33,7 @@ class _Problem(NamedTuple):
     positive: bool
 
 
+@checked(strength="[0, inf]", tol="(0, inf)", max_steps="[0, inf)", l2="[0, inf)")
 def lasso_host(
     X: ArrayLike,
     y: ArrayLike,
@@ -98,6 +99,7 @@ def lasso_host(
     return finish("lasso_host", Solution(value, refuse_infinite(value, result), stats), throw)
 
 
+@checked(n_strengths="[1, inf)", eps="(0, 1]", tol="(0, inf)", max_steps="[0, inf)", l2="[0, inf)")
 def lasso_path_host(
     X: ArrayLike,
     y: ArrayLike,

@@ -4,7 +4,10 @@ from collections.abc import Callable
 
 import numpy as np
 
+from .._arguments import checked
 
+
+@checked(low="[0, inf)", high="(0, inf)", target="(-inf, inf)", tol="[0, inf)", max_runs="[1, inf)")
 def match_strength(
     run: Callable[[float], float],
     low: float,

@@ -10,7 +10,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from .._arguments import check_strength, check_weights, known, matrix_and_target, near_one
+from .._arguments import check_strength, check_weights, checked, known, matrix_and_target, near_one
 from .._arrays import Units, magnitude
 from .._solution import Solution, finish, refuse_infinite
 from ..prox import Penalty, group_lasso as group_penalty, l1, scale as scaled
@@ -20,6 +20,7 @@ from ._proximal_gradient import proximal_gradient
 STEPS = 20_000
 
 
+@checked(tol="[0, inf)", max_steps="[0, inf)")
 def penalized_regression(
     X: ArrayLike,
     y: ArrayLike,
@@ -75,6 +76,7 @@ def penalized_regression(
     return finish("penalized_regression", found, throw)
 
 
+@checked(strength="[0, inf]", tol="(0, inf)", max_steps="[0, inf)")
 def group_lasso(
     X: ArrayLike,
     y: ArrayLike,
@@ -131,6 +133,7 @@ def group_lasso(
     return _certified("group_lasso", X, y, strength, unit, w0, tol, max_steps, throw)
 
 
+@checked(strength="[0, inf]", tol="(0, inf)", max_steps="[0, inf)")
 def multitask_lasso(
     X: ArrayLike,
     Y: ArrayLike,
@@ -177,6 +180,7 @@ def multitask_lasso(
     return _certified("multitask_lasso", X, Y, strength, unit, w0, tol, max_steps, throw)
 
 
+@checked(strength="[0, inf]", tol="(0, inf)", max_steps="[0, inf)")
 def logistic_lasso(
     X: ArrayLike,
     y: ArrayLike,

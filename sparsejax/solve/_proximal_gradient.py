@@ -10,7 +10,7 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
-from .._arguments import known
+from .._arguments import checked, known
 from .._arrays import real_dtype
 from .._solution import Solution, code, finish
 from ..prox import Penalty
@@ -32,6 +32,7 @@ class _State(NamedTuple):
     n: Array
 
 
+@checked(step="(0, inf)", tol="[0, inf)", max_steps="[0, inf)")
 def proximal_gradient(
     smooth: Smooth,
     penalty: Penalty,

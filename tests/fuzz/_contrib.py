@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 
 import sparsejax as sj
@@ -23,7 +22,7 @@ from sparsejax.contrib import (
     update_sparsity,
 )
 
-from ._core import GRAPH, KEY, LAYER, OWN, PLAN, TWO, M, P
+from ._core import GRAPH, KEY, LAYER, OWN, M, P
 from ._training import DATA, LOOP, SGD, loss
 from ._values import row
 

@@ -29,7 +29,9 @@ OWN = {"params": "other names, shapes, nan in"}  # the caller's own tree
 DATA = "rank, scalar, no rows, nan in, inf in"
 PROBABILITIES, CLASSES = jnp.array([[0.9, 0.1], [0.2, 0.8]]), jnp.array([0, 1])
 THREE = {name: {"kernel": jnp.ones((4, 4))} for name in "abc"}
-GRAPH = surgery.channel_graph({"a": {"kernel": jnp.ones((4, 4))}, "b": {"kernel": jnp.ones((4, 3))}})
+GRAPH = surgery.channel_graph(
+    {"a": {"kernel": jnp.ones((4, 4))}, "b": {"kernel": jnp.ones((4, 3))}}
+)
 TWO = {"a": {"kernel": jnp.ones((4, 4))}, "b": {"kernel": jnp.ones((4, 3))}}
 HISTORY = [{"a": jnp.array([True, False])}, {"a": jnp.array([False, True])}]
 
@@ -154,11 +156,11 @@ ROWS = [
     row(sj.compress, model=P, plan=PLAN, masks=None),
     row(sj.matmul, x=X, w=NM, implementation="xla", precision=None, out_dtype=None, bias=V,
         activation=jax.nn.relu),
-    row(kernels.active_expand, x=X, w=X, s=ACTIVE, scale=V, activation=jax.nn.relu,
+    row(kernels.active_expand, x=X, w=X, s=ACTIVE, scale=X[:, :2], activation=jax.nn.relu,
         implementation="xla"),
-    row(kernels.active_reduce, v=X, w=X, s=ACTIVE, scale=V, gathered=False, implementation="xla"),
+    row(kernels.active_reduce, v=X, w=X, s=ACTIVE, scale=X[:, :2], gathered=False, implementation="xla"),
     row(kernels.active_ffn, x=X, w_up=X, w_down=X, s=ACTIVE, activation=jax.nn.relu,
-        w_gate=X, scale=V, implementation="xla"),
+        w_gate=X, scale=X[:, :2], implementation="xla"),
     row(kernels.explain, x=X, w=NM, implementation=None),
     row(kernels.group_conv, x=jnp.ones((1, 2, 4, 4)), w=formats.BlockArray.fromdense(
         jnp.ones((8, 4)), (4, 4)), window=(2, 2), strides=(1, 1), padding="SAME"),

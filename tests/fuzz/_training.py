@@ -1,10 +1,8 @@
 """Rows of optim, solve, recipes and reporting."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
 
 import sparsejax as sj
 from sparsejax import optim, prox, recipes, reporting, solve

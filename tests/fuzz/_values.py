@@ -1,5 +1,6 @@
 """Rows of the table, the bad values of each kind of argument, and what a call must do with them."""
 
+import inspect
 import re
 import signal
 import traceback
@@ -50,13 +51,15 @@ def _function(valid):
 def _array(valid):
     shape, dtype = np.shape(valid), np.asarray(valid).dtype
     bad = NOTHING | {
-        "words": ["a", "b"], "rank": jnp.ones((2, 1, *shape), dtype), "scalar": jnp.ones((), dtype),
-        "no rows": jnp.ones((0, *shape[1:]), dtype), "lambda": lambda x: x,
+        "words": ["a", "b"], "rank": np.ones((2, 1, *shape), dtype), "scalar": np.ones((), dtype),
+        "no rows": np.ones((0, *shape[1:]), dtype), "lambda": lambda x: x,
     }  # fmt: skip
     if np.issubdtype(dtype, np.floating) and shape:
         one = np.zeros(shape, bool)
         one.flat[0] = True
-        bad |= {k: jnp.where(one, v, valid) for k, v in (("nan in", nan), ("inf in", inf))}
+        bad |= {
+            k: np.where(one, np.float32(v), valid) for k, v in (("nan in", nan), ("inf in", inf))
+        }
     if np.issubdtype(dtype, np.integer) and shape:
         bad |= {"-1 in": valid - valid.max() - 1, "floats": valid * 0.5, "over": valid + 10**6}
     return bad
@@ -64,7 +67,7 @@ def _array(valid):
 
 def _tree(valid):
     leaves = jax.tree.leaves(valid)
-    if not leaves:
+    if not leaves or callable(leaves[0]):
         return WORDS
     dtype = jnp.result_type(leaves[0])
     bad = WORDS | {
@@ -127,11 +130,15 @@ class Row:
 
     def cases(self) -> list[tuple[str, str, Any]]:
         """(argument, label, bad value) for each bad value that the argument does not take."""
+        parameters = inspect.signature(self.function).parameters
+        optional = {name for name, p in parameters.items() if p.default is None}
         return [
             (name, label, value)
             for name, valid in self.arguments.items()
             for label, value in bad_values(valid).items()
-            if not {label, "*"} & set(self.takes.get(name, "").split(", "))
+            if not (value is None and name in optional)
+            if not {label, "*"}
+            & {*self.takes.get(name, "").split(", "), *self.takes.get("*", "").split(", ")}
         ]
 
 
@@ -143,6 +150,22 @@ def named(name, function):
     """A function that stands for a public one, under its name."""
     function.__name__ = name
     return function
+
+
+# Two trees that do not fit: the leaf, or the argument that it does not fit, may be named.
+_MISMATCHES = (
+    "other names",
+    "shapes",
+    "words",
+    "floats",
+    "nan",
+    "nan in",
+    "rank",
+    "scalar",
+    "no rows",
+    "empty",
+)
+_LEAVES = ["kernel", "bias", "other"]
 
 
 class _Late(Exception):
@@ -165,7 +188,8 @@ def fault(call: Row, argument: str, label: str, value: Any, seconds: int = 10) -
     except _Late:
         return f"takes more than {seconds} s"
     except (ValueError, TypeError) as error:
-        named = re.search(rf"\b{argument}\b", str(error))
+        names = [argument, *(_LEAVES + [*call.arguments] if label in _MISMATCHES else [])]
+        named = re.search(rf"\b({'|'.join(names)})\b", str(error))
         if named and "site-packages" not in traceback.extract_tb(error.__traceback__)[-1].filename:
             return None
         return f"unnamed: {type(error).__name__}: {error!s:.90}"

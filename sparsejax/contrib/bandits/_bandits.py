@@ -12,7 +12,7 @@ from jax.experimental import io_callback
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
-from ..._arguments import check_key, matrix_and_target
+from ..._arguments import check_key, checked, matrix_and_target
 from ..._arrays import Units, magnitude
 from ..._solution import code, finish
 from ...solve import Result, Solution, lasso_host, max_strength
@@ -48,6 +48,7 @@ class LinearBandit(NamedTuple):
     queried: Int[np.ndarray, " n"]
 
 
+@checked()
 def parameter_elimination(
     X: ArrayLike,
     reward: Reward,
@@ -141,6 +142,7 @@ def parameter_elimination(
     return finish("parameter_elimination", Solution(value, result, stats), throw)
 
 
+@checked()
 def exhaustive_bandit(X: ArrayLike, reward: Reward, candidates: ArrayLike) -> BanditResult:
     """Queries the best action of every candidate: gap `2 (eps + L h)` without knowing eps.
 
@@ -166,6 +168,7 @@ def exhaustive_bandit(X: ArrayLike, reward: Reward, candidates: ArrayLike) -> Ba
     return BanditResult(int(best[i]), float(values[i]), len(best))
 
 
+@checked(eps="[0, inf)", tol="[0, inf)", max_steps="[0, inf)")
 def lasso_bandit(
     X: ArrayLike,
     reward: Reward,
@@ -246,6 +249,7 @@ def lasso_bandit(
     return finish("lasso_bandit", Solution(value, found.result, stats), throw)
 
 
+@checked(tol="[0, inf)", max_steps="[0, inf)")
 def g_optimal(
     X: ArrayLike, *, tol: float = 0.01, max_steps: int = 10_000, throw: bool = True
 ) -> Solution:
@@ -299,6 +303,7 @@ def g_optimal(
     return finish("g_optimal", Solution(p, result, {"n_iter": n, "leverage": g / rank}), throw)
 
 
+@checked(tol="[0, inf)", max_steps="[0, inf)")
 def ols_bandit(
     X: ArrayLike,
     reward: Reward,
@@ -365,9 +370,11 @@ def _checked(X: Any, reward: Any, candidates: Any) -> tuple[Array, Array, Callab
 
         ask = lambda a: io_callback(host, shape, a, ordered=True)  # noqa: E731
     else:
-        X, rewards = matrix_and_target(X, reward, 1, call)
+        X, rewards = matrix_and_target(X, reward, 1, call, ("X", "reward"))
         ask = lambda a: rewards[a]  # noqa: E731
-    theta, _ = matrix_and_target(candidates, jnp.zeros(jnp.shape(candidates)[:1]), 1, call)
+    theta, _ = matrix_and_target(
+        candidates, jnp.zeros(jnp.shape(candidates)[:1]), 1, call, ("candidates", "y")
+    )
     if theta.shape[1] != X.shape[1]:
         raise ValueError(
             f"candidates must have {X.shape[1]} columns like X, got {theta.shape}; as in {call}."

@@ -5,9 +5,12 @@ import math
 
 import numpy as np
 
+from ..._arguments import checked
+
 LIMIT = 20_000_000
 
 
+@checked()
 def sphere_net(s: int, h: float) -> np.ndarray:
     """An h-net of the unit sphere: every unit vector is within h of one of these vectors.
 
@@ -42,6 +45,7 @@ def sphere_net(s: int, h: float) -> np.ndarray:
     return points / np.linalg.norm(points, axis=1, keepdims=True)
 
 
+@checked()
 def sparse_net(d: int, s: int, h: float, ball: bool = False) -> np.ndarray:
     """An h-net of s-sparse unit vectors: `sphere_net` on every support of size s.
 

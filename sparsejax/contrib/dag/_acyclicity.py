@@ -7,7 +7,7 @@ from jax.scipy.linalg import expm, lu_factor, lu_solve
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Shaped
 
-from ..._arguments import check_not_nan
+from ..._arguments import check_not_nan, checked
 
 
 @jax.custom_jvp
@@ -61,6 +61,7 @@ def _logdet(weights: Array, shift: ArrayLike, factors: tuple[Array, Array]) -> A
     return len(weights) * jnp.log(jnp.asarray(shift, weights.dtype)) - logdet
 
 
+@checked(tol="[0, inf)")
 def is_m_matrix(matrix: Float[Array, "d d"], tol: ArrayLike = 0.0) -> Bool[Array, ""]:
     r"""Whether a matrix with off-diagonal entries <= 0 is an M-matrix: its inverse is >= 0.
 
@@ -87,6 +88,7 @@ def is_m_matrix(matrix: Float[Array, "d d"], tol: ArrayLike = 0.0) -> Bool[Array
     return (jnp.max(off_diagonal) <= 0) & (jnp.min(inverse) >= -jnp.asarray(tol))
 
 
+@checked()
 def expm_acyclicity(weights: Float[Array, "d d"]) -> Float[Array, ""]:
     r"""The matrix exponential characterisation, `h(W) = tr exp(W*W) - d`.
 
@@ -108,6 +110,7 @@ def expm_acyclicity(weights: Float[Array, "d d"]) -> Float[Array, ""]:
     return jnp.trace(expm(weights * weights)) - len(weights)
 
 
+@checked()
 def polynomial_acyclicity(weights: Float[Array, "d d"]) -> Float[Array, ""]:
     r"""The polynomial characterisation, `h(W) = tr (I + W*W / d)^d - d`.
 
@@ -131,6 +134,7 @@ def polynomial_acyclicity(weights: Float[Array, "d d"]) -> Float[Array, ""]:
     return jnp.trace(jnp.linalg.matrix_power(matrix, d)) - d
 
 
+@checked()
 def is_acyclic(adjacency: Shaped[Array, "d d"]) -> Bool[Array, ""]:
     r"""Whether a directed graph is acyclic, by repeated squaring of its reachability matrix.
 
@@ -156,6 +160,7 @@ def is_acyclic(adjacency: Shaped[Array, "d d"]) -> Bool[Array, ""]:
     return ~jnp.any(jnp.diagonal(reach))
 
 
+@checked(threshold="[0, inf)")
 def threshold_to_dag(
     weights: Float[Array, "d d"], threshold: ArrayLike = 0.3
 ) -> Float[Array, "d d"]:

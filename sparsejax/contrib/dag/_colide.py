@@ -8,7 +8,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from ..._arguments import check_strength, known
+from ..._arguments import check_strength, checked, known
 from ..._arrays import wide_dtype
 from ..._solution import finish
 from ...recipes import Progress
@@ -16,6 +16,17 @@ from ...solve import Solution
 from ._stages import Problem, Stages, fit
 
 
+@checked(
+    strength="[0, inf)",
+    threshold="[0, inf)",
+    learning_rate="(0, inf)",
+    scale_floor="[0, inf)",
+    path="[0, inf)",
+    shifts="(0, inf)",
+    tol="[0, inf)",
+    max_steps="[0, inf)",
+    check_every="[1, inf)",
+)
 def colide(
     samples: Float[ArrayLike, "..."],
     strength: ArrayLike = 0.05,
@@ -112,6 +123,16 @@ def colide(
     return finish("colide", found, throw)
 
 
+@checked(
+    strength="[0, inf)",
+    threshold="[0, inf)",
+    learning_rate="(0, inf)",
+    path="[0, inf)",
+    shifts="(0, inf)",
+    tol="[0, inf)",
+    max_steps="[0, inf)",
+    check_every="[1, inf)",
+)
 def dagma(
     samples: Float[ArrayLike, "..."],
     strength: ArrayLike = 0.03,

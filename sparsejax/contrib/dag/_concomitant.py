@@ -7,7 +7,7 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from ..._arguments import check_strength, matrix_and_target
+from ..._arguments import check_strength, checked, matrix_and_target
 from ..._arrays import Units, largest_eigenvalue, magnitude
 from ..._solution import code, finish
 from ...prox import l1
@@ -26,6 +26,7 @@ class ConcomitantFit(NamedTuple):
     scale: Float[Array, ""]
 
 
+@checked(floor="[0, inf)")
 def noise_scale(residual: Float[Array, "n ..."], floor: ArrayLike = 0.0) -> Float[Array, "..."]:
     r"""The minimiser of `||r||^2 / (2 n sigma) + sigma / 2` over `sigma >= floor`.
 
@@ -50,6 +51,7 @@ def noise_scale(residual: Float[Array, "n ..."], floor: ArrayLike = 0.0) -> Floa
     return jnp.maximum(jnp.sqrt(jnp.mean(residual**2, axis=0)), floor)
 
 
+@checked(strength="[0, inf)", floor="[0, inf)", tol="[0, inf)", max_steps="[0, inf)")
 def concomitant_lasso(
     X: ArrayLike,
     y: ArrayLike,

@@ -6,6 +6,8 @@ import numpy as np
 from jaxtyping import Bool
 from numpy.typing import ArrayLike
 
+from ..._arguments import checked
+
 
 class EdgeScores(NamedTuple):
     """Edge-level agreement of an estimated graph with the true one.
@@ -26,6 +28,7 @@ class EdgeScores(NamedTuple):
     estimated: int
 
 
+@checked()
 def edge_scores(estimate: ArrayLike, truth: ArrayLike) -> EdgeScores:
     r"""TPR, FDR and FPR of the edges of an estimated graph.
 
@@ -57,6 +60,7 @@ def edge_scores(estimate: ArrayLike, truth: ArrayLike) -> EdgeScores:
     return EdgeScores(rate, wrong / max(count, 1), wrong / max(pairs - edges, 1), backwards, count)
 
 
+@checked()
 def shd(estimate: ArrayLike, truth: ArrayLike) -> int:
     r"""Structural Hamming distance: edges to add, remove or reverse; a reversal counts once.
 
@@ -84,6 +88,7 @@ def shd(estimate: ArrayLike, truth: ArrayLike) -> int:
     return int(np.triu(differ, 1).sum())
 
 
+@checked()
 def shd_cpdag(estimate: ArrayLike, truth: ArrayLike) -> int:
     r"""SHD-C, the structural Hamming distance of the Markov equivalence classes of two graphs.
 
@@ -106,6 +111,7 @@ def shd_cpdag(estimate: ArrayLike, truth: ArrayLike) -> int:
     return shd(cpdag(found), cpdag(true))
 
 
+@checked()
 def cpdag(graph: ArrayLike) -> Bool[np.ndarray, "d d"]:
     r"""The completed partially directed acyclic graph (CPDAG) of a Markov equivalence class.
 
@@ -157,6 +163,7 @@ def _meek(known: np.ndarray, joined: np.ndarray) -> np.ndarray:
     return first | second | third
 
 
+@checked()
 def sid(estimate: ArrayLike, truth: ArrayLike) -> int:
     r"""Structural intervention distance: number of pairs with a wrong intervention effect.
 

@@ -8,7 +8,10 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped
 
+from ..._arguments import checked
 
+
+@checked(nodes="[1, inf)")
 def erdos_renyi_dag(nodes: int, edges: float | int, *, key: PRNGKeyArray) -> Bool[Array, "d d"]:
     r"""A random acyclic graph in which every pair of nodes is an edge with equal probability.
 
@@ -46,6 +49,7 @@ def erdos_renyi_dag(nodes: int, edges: float | int, *, key: PRNGKeyArray) -> Boo
     return _relabelled(order, jnp.tril(drawn, -1))
 
 
+@checked(nodes="[1, inf)")
 def scale_free_dag(nodes: int, per_node: int, *, key: PRNGKeyArray) -> Bool[Array, "d d"]:
     r"""A random acyclic graph with hubs, by preferential attachment.
 
@@ -98,6 +102,7 @@ def _relabelled(key: PRNGKeyArray, graph: Array) -> Array:
     return graph[order][:, order]
 
 
+@checked(low="[0, inf)", high="[0, inf)")
 def edge_weights(
     adjacency: Shaped[Array, "d d"],
     low: ArrayLike = 0.5,
@@ -130,6 +135,7 @@ def edge_weights(
     return jnp.where(adjacency != 0, moduli * signs, 0)
 
 
+@checked(n_samples="[1, inf)")
 def sample_sem(
     weights: Float[Array, "d d"],
     n_samples: int,

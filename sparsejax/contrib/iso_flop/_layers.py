@@ -8,13 +8,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from ..._arguments import check_finite, check_not_nan
+from ..._arguments import check_finite, check_not_nan, checked
 from ..._arrays import common_dtype, wide_dtype
 
 # Larger than the rounding error of 1 / (1 - s), smaller than any difference between integers.
 _SLACK = 1e-9
 
 
+@checked(width="[1, inf)")
 def wide_width(width: int, sparsity: float) -> int:
     r"""The width of Sparse Wide: `floor(width / sqrt(1 - s))`, for all hidden widths.
 
@@ -41,6 +42,7 @@ def wide_width(width: int, sparsity: float) -> int:
     return math.floor(width * (math.sqrt(1 / (1 - sparsity)) + _SLACK))
 
 
+@checked()
 def parallel_branches(sparsity: float) -> int:
     r"""The number N of branches of Sparse Parallel, each of sparsity 1 - 1/N.
 
@@ -62,6 +64,7 @@ def parallel_branches(sparsity: float) -> int:
     return round(round(1 / (1 - sparsity), 9))
 
 
+@checked(inputs="[1, inf)", outputs="[1, inf)", taps="[1, inf)")
 def factorized_rank(
     inputs: int, outputs: int, sparsity: float, taps: int = 1, first_only: bool = False
 ) -> int:
@@ -88,6 +91,7 @@ def factorized_rank(
     return math.ceil(rank * (1 - _SLACK))
 
 
+@checked(inputs="[1, inf)", outputs="[1, inf)", taps="[1, inf)")
 def doped_rank(inputs: int, outputs: int, sparsity: float, taps: int = 1) -> int:
     r"""The rank of the dense low-rank part of Sparse Doped, `s K D_in D_out / (K D_in + D_out)`.
 
@@ -110,6 +114,7 @@ def doped_rank(inputs: int, outputs: int, sparsity: float, taps: int = 1) -> int
     return math.floor(rank * (1 + _SLACK))
 
 
+@checked()
 def log2_masks(size: int, kept: int) -> float:
     r"""log2 of the number of masks with `kept` entries, `log2 binomial(size, kept)`.
 
@@ -134,6 +139,7 @@ def log2_masks(size: int, kept: int) -> float:
     return gammas / math.log(2)
 
 
+@checked(budget="[0, inf)", tol="[0, inf)")
 def match_flops(flops: Callable[[float], Any], budget: float | int, *, tol: float = 1e-3) -> float:
     r"""The sparsity at which the FLOPs of a network match a budget, by bisection on [0, 0.9999].
 

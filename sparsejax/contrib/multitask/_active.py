@@ -11,7 +11,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from ..._arguments import check_key, matrix_and_target, near_one, path_strengths
+from ..._arguments import check_key, checked, matrix_and_target, near_one, path_strengths
 from ..._arrays import Units, magnitude, wide_dtype
 from ...solve import lasso_path, max_strength
 
@@ -36,6 +36,7 @@ class ActiveMTL(NamedTuple):
     counts: np.ndarray
 
 
+@checked()
 def task_relevance(
     W: ArrayLike,
     w: ArrayLike,
@@ -101,10 +102,11 @@ def task_relevance(
 
 
 def _min_norm(W: ArrayLike, w: ArrayLike) -> Array:
-    W, w = matrix_and_target(W, w, 1, 'multitask.task_relevance(W, w, "l2")')
+    W, w = matrix_and_target(W, w, 1, 'multitask.task_relevance(W, w, "l2")', ("W", "w"))
     return jnp.linalg.pinv(W, rtol=1e-6) @ w
 
 
+@checked()
 def allocate_samples(
     relevance: ArrayLike,
     total: int,
@@ -169,6 +171,7 @@ def _costs(costs: ArrayLike, t: int) -> Array:
     return jnp.asarray(found, float)
 
 
+@checked(steps="[0, inf)")
 def multitask_als(
     grams: ArrayLike, moments: ArrayLike, k: int, *, steps: int = 25
 ) -> tuple[Float[Array, "d k"], Float[Array, "k t"]]:
@@ -242,6 +245,7 @@ def _als(G: Array, c: Array, k: int, steps: int) -> tuple[Array, Array]:
     return B, heads(B).T
 
 
+@checked()
 def active_mtl(
     sampler: Callable[[Array, int, int], tuple[Any, Any]],
     target: tuple[ArrayLike, ArrayLike],

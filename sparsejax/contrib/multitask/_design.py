@@ -4,7 +4,10 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from ..._arguments import checked
 
+
+@checked()
 def design_value(W: ArrayLike, w: ArrayLike, shares: ArrayLike) -> Float[Array, ""]:
     r"""The variance factor of a target head when task t gets a share p_t of the samples.
 

@@ -5,7 +5,10 @@ import math
 import numpy as np
 from jax.typing import ArrayLike
 
+from ..._arguments import checked
 
+
+@checked()
 def privacy_audit(
     first: ArrayLike, second: ArrayLike, delta: float = 0.0, confidence: float = 0.95
 ) -> float:

@@ -11,7 +11,7 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from ..._arguments import known, matrix_and_target
+from ..._arguments import checked, known, matrix_and_target
 from ..._solution import code, finish
 from ..._topk import topk_mask
 from ...solve import Solution
@@ -43,6 +43,7 @@ class PrivateIHTFit(NamedTuple):
     spent: PrivacySpent
 
 
+@checked()
 def ldp_iht(
     X: ArrayLike,
     y: ArrayLike,

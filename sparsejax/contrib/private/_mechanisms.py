@@ -9,7 +9,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from ..._arguments import known
+from ..._arguments import checked, known
 from ..._arrays import wide_dtype
 from ._sampling import truthful
 
@@ -35,6 +35,7 @@ class PrivacySpent(NamedTuple):
     mu: float | None = None
 
 
+@checked()
 def gaussian_delta(epsilon: float, mu: float) -> float:
     r"""The exact delta of the Gaussian mechanism at a given epsilon.
 
@@ -70,6 +71,7 @@ def gaussian_delta(epsilon: float, mu: float) -> float:
     return float(-math.exp(first) * math.expm1(min(second - first, 0.0)))
 
 
+@checked()
 def gaussian_sigma(
     sensitivity: float, epsilon: float, delta: float, method: str = "analytic"
 ) -> float:
@@ -136,6 +138,7 @@ def _accountant() -> Any:
     return dp_accounting
 
 
+@checked()
 def clip_l2(x: ArrayLike, radius: float) -> Float[Array, "..."]:
     """Clips the Euclidean norm of vectors: `x min(1, radius / |x|)` along the last axis.
 
@@ -175,6 +178,7 @@ def clip_l2(x: ArrayLike, radius: float) -> Float[Array, "..."]:
     return jnp.where(long, unit * (radius / jnp.where(length > 0, length, 1)), x)
 
 
+@checked()
 def clip_entries(x: ArrayLike, bound: float) -> Float[Array, "..."]:
     """Clips every entry to [-bound, bound]; NaN counts as 0.
 
@@ -199,6 +203,7 @@ def clip_entries(x: ArrayLike, bound: float) -> Float[Array, "..."]:
     return jnp.clip(jnp.where(jnp.isnan(x), 0, x), -bound, bound)
 
 
+@checked()
 def l2_randomizer(v: ArrayLike, radius: float, epsilon: float, *, key: Array) -> Float[Array, " d"]:
     r"""An unbiased randomized message about a vector, with pure epsilon-local privacy.
 

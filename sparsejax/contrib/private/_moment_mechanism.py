@@ -3,6 +3,7 @@
 import math
 from typing import NamedTuple
 
+from ..._arguments import checked
 from ._mechanisms import ROUNDING, PrivacySpent, check_positive, gaussian_sigma
 
 # The tails of `normal`, which end at 9.4 standard deviations, hold less than this.
@@ -35,6 +36,7 @@ class MomentMechanism(NamedTuple):
     spent: PrivacySpent
 
 
+@checked()
 def moment_mechanism(
     features: int,
     users: int,

@@ -11,7 +11,7 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from ..._arguments import check_strength, known, matrix_and_target
+from ..._arguments import check_strength, checked, known, matrix_and_target
 from ..._solution import code, finish
 from ...prox import soft_threshold
 from ...solve import Result, Solution
@@ -46,6 +46,7 @@ class PrivateFit(NamedTuple):
     spent: PrivacySpent
 
 
+@checked()
 def nldp_message(
     x: ArrayLike, y: ArrayLike, mechanism: MomentMechanism, *, key: Array, part: str = "both",
     out_of_range: str = "refuse",
@@ -93,7 +94,7 @@ def nldp_message(
             f"x must have shape ({d},) and y be a number, got {jnp.shape(x)} and {jnp.shape(y)}; "
             "vmap over users."
         )
-    matrix_and_target(jnp.asarray(x)[None], jnp.asarray(y)[None], 1, CALL)
+    matrix_and_target(jnp.asarray(x)[None], jnp.asarray(y)[None], 1, CALL, ("x", "y"))
     if mechanism.second_sigma is None and part == "second":
         raise ValueError("with public rows users send the cross moment only: part='cross'.")
     if mechanism.split == "users" and part == "both":
@@ -134,6 +135,7 @@ def _within(x: Any, y: Any, how: MomentMechanism, part: str, out_of_range: str) 
     check_range(out_of_range, **sizes)
 
 
+@checked(users="[1, inf)")
 def nldp_server(
     mean_second: ArrayLike,
     mean_cross: ArrayLike,
@@ -209,6 +211,7 @@ def nldp_server(
     return finish("nldp_regression", solution, throw and eig_floor is None)
 
 
+@checked()
 def nldp_regression(
     X: ArrayLike,
     y: ArrayLike,
@@ -288,7 +291,9 @@ def nldp_regression(
         "strength": strength, "norm_bound": norm_bound, "eig_floor": eig_floor, "throw": throw,
     }  # fmt: skip
     if public is not None:
-        known_rows, _ = matrix_and_target(public, jnp.zeros(jnp.shape(public)[:1]), 1, CALL)
+        known_rows, _ = matrix_and_target(
+            public, jnp.zeros(jnp.shape(public)[:1]), 1, CALL, ("public", "y")
+        )
         if known_rows.shape[1] != d:
             raise ValueError(f"public must have {d} columns, as X has, got {known_rows.shape}.")
         if known(X) and known(public) and np.array_equal(known_rows, X):
@@ -332,6 +337,7 @@ def _mean_message(
     return jax.tree.map(lambda t: t / n, total)
 
 
+@checked(strength="[0, inf)")
 def soft_thresholded_ols(X: ArrayLike, y: ArrayLike, strength: ArrayLike) -> Float[Array, " p"]:
     """Soft-thresholded least squares: the estimate of `nldp_regression` without privacy.
 

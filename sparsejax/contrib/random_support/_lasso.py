@@ -12,7 +12,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from ..._arguments import check_strength, known, matrix_and_target, path_strengths
+from ..._arguments import check_strength, checked, known, matrix_and_target, path_strengths
 from ..._arrays import magnitude
 from ..._solution import finish
 from ...solve import Solution, lasso, lasso_host, max_strength
@@ -45,6 +45,7 @@ class RandomSupportFit(NamedTuple):
     errors: dict[int, float]
 
 
+@checked()
 def random_support_lasso(
     X: ArrayLike,
     y: ArrayLike,

@@ -9,7 +9,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
-from ..._arguments import matrix_and_target
+from ..._arguments import checked, matrix_and_target
 
 CALL = "random_support.random_reference(X, 4, key=jax.random.key(0))"
 
@@ -87,6 +87,7 @@ class Preconditioner(NamedTuple):
         return w.at[self.reference].set(self.back @ on_reference)
 
 
+@checked()
 def random_reference(
     X: ArrayLike, m: int, *, key: Array, rtol: float | None = None
 ) -> Preconditioner:

@@ -4,9 +4,11 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Shaped
 
+from ..._arguments import checked
 from ..._arrays import poison
 
 
+@checked()
 def active_units(codes: Shaped[Array, "... atoms"]) -> Float[Array, "..."]:
     r"""The number of nonzero coefficients of each sample.
 
@@ -26,6 +28,7 @@ def active_units(codes: Shaped[Array, "... atoms"]) -> Float[Array, "..."]:
     return jnp.sum(counted.astype(jnp.float32), axis=-1)
 
 
+@checked(target="[0, inf)")
 def error_at_activity(
     active: Float[ArrayLike, "..."], error: Float[ArrayLike, "..."], target: ArrayLike
 ) -> Float[Array, ""]:
@@ -63,6 +66,7 @@ def error_at_activity(
     return jnp.exp(at) + poison(active, jnp.asarray(target))
 
 
+@checked(phases="[1, inf)")
 def orientation_tuning(
     atoms: Float[Array, "pixels atoms"],
     angles: Float[Array, " angles"],
@@ -112,6 +116,7 @@ def orientation_tuning(
     return jnp.take_along_axis(response, best[None, None], axis=0)[0]
 
 
+@checked()
 def circular_variance(
     responses: Float[Array, "angles ..."], angles: Float[Array, " angles"]
 ) -> Float[Array, "..."]:

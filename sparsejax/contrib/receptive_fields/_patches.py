@@ -6,7 +6,10 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from ..._arguments import checked
 
+
+@checked(cutoff="(0, inf)")
 def whiten_image(image: Float[ArrayLike, "..."], cutoff: ArrayLike = 0.4) -> Float[Array, "h w"]:
     r"""Whitens a natural image: flattens its 1/f spectrum below a smooth cutoff.
 
@@ -50,6 +53,7 @@ def whiten_image(image: Float[ArrayLike, "..."], cutoff: ArrayLike = 0.4) -> Flo
     return jnp.where(spread > noise, white / jnp.where(spread > 0, spread, 1), 0)
 
 
+@checked(count="[1, inf)", size="[1, inf)")
 def sample_patches(
     image: Float[ArrayLike, "..."], count: int, size: int, *, key: PRNGKeyArray
 ) -> Float[Array, "count pixels"]:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key
 
-from ..._arguments import check_callable, check_count, check_key, known, rows_of
+from ..._arguments import check_callable, check_count, check_key, checked, known, rows_of
 from ..._minibatches import minibatches
 from ..._progress import check_loop, run_chunks
 from ..._steady import steady
@@ -19,6 +19,7 @@ from ._mapping import check_labels, frequency_mapping, random_mapping
 Mapping = Literal["iterative", "frequency", "random"]
 
 
+@checked()
 def prompt_images(
     images: Float[Array, "n h w c"],
     prompt: Float[Array, "R S c"],
@@ -109,6 +110,7 @@ def _mapped(logits: Float[Array, "n s"], mapping: Int[Array, "t ..."]) -> Float[
     return chosen if mapping.ndim == 1 else chosen.mean(-1)
 
 
+@checked()
 def visual_prompt(
     network: Callable[[Array], Float[Array, "n sources"]],
     images: Float[Array, "n h w c"],

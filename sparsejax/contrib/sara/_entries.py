@@ -8,6 +8,7 @@ import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float, Int, PyTree
 
+from ..._arguments import checked
 from ..._arrays import wide_dtype
 from ..._sharding import on_host
 from ..._tree import map_named, named_leaves
@@ -16,6 +17,7 @@ from ..._tree import map_named, named_leaves
 _SORTED: dict[str, Any] = {"unique_indices": True, "indices_are_sorted": True}
 
 
+@checked()
 def indices_of(masks: PyTree) -> PyTree:
     r"""The sorted flat indices of the selected entries, computed on the host.
 
@@ -46,6 +48,7 @@ def indices_of(masks: PyTree) -> PyTree:
     return map_named(one, masks)
 
 
+@checked()
 def gather_values(params: PyTree, indices: PyTree) -> PyTree:
     r"""Gathers the selected entries as vectors in at least float32, for an optimizer to train.
 
@@ -76,6 +79,7 @@ def gather_values(params: PyTree, indices: PyTree) -> PyTree:
     return map_named(one, params, _by_name("gather_values", params, indices))
 
 
+@checked()
 def write_back(params: PyTree, values: PyTree, indices: PyTree) -> PyTree:
     r"""Writes the values at the indices into the parameters, in place if they are donated.
 
@@ -107,6 +111,7 @@ def write_back(params: PyTree, values: PyTree, indices: PyTree) -> PyTree:
     return map_named(one, params, named_leaves(values), _by_name("write_back", params, indices))
 
 
+@checked()
 def select_gradients(params: PyTree, values: PyTree, indices: PyTree) -> PyTree:
     r"""Returns the parameters unchanged, with gradients for the selected values only.
 

@@ -16,6 +16,7 @@ from ..._arguments import (
     check_fraction,
     check_key,
     check_params,
+    checked,
     checked_number,
 )
 from ..._progress import check_loop, check_shapes, run_chunks
@@ -53,6 +54,7 @@ class SaRAState(NamedTuple):
     moments: optax.OptState
 
 
+@checked(rank_strength="[0, inf)", rank_min_dim="[0, inf)")
 def sara(
     params: PyTree,
     loss: Callable[[PyTree, Key[Array, ""]], Array],

@@ -7,12 +7,13 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
-from ..._arguments import check_fraction, is_nan_in
+from ..._arguments import check_fraction, checked, is_nan_in
 from ..._arrays import wide_dtype
 from ..._topk import topk_masks
 from ..._tree import map_named, named_leaves
 
 
+@checked()
 def below_threshold(
     params: PyTree,
     theta: ArrayLike | None = None,

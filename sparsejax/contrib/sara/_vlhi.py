@@ -6,7 +6,10 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Float
 
+from ..._arguments import checked
 
+
+@checked()
 def vlhi(
     fid: ArrayLike | Sequence[float], clip: ArrayLike | Sequence[float]
 ) -> Float[np.ndarray, " methods"]:

@@ -8,7 +8,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
 
+from ..._arguments import checked
 
+
+@checked()
 def bilevel_gradient(
     train_loss: Callable[[PyTree, PyTree], Any],
     validation_loss: Callable[[PyTree, PyTree], Any],

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from ..._arguments import check_not_nan
+from ..._arguments import check_not_nan, checked
 
 
 class MixedOp(nnx.Module):
@@ -100,6 +100,7 @@ class DartsCell(nnx.Module):
         return jnp.concatenate(states[2:], axis=-1)
 
 
+@checked(nodes="[1, inf)")
 def genotype(
     alpha: Float[Array, "edges ops"], op_names: Sequence[str], nodes: int = 4, none: str = "none"
 ) -> tuple[tuple[tuple[str, int], ...], ...]:
@@ -152,6 +153,7 @@ def genotype(
     return tuple(cell)
 
 
+@checked(channels="[1, inf)", stride="[1, inf)")
 def darts_ops(
     channels: int, stride: int = 1, *, conv: Callable[..., Any] = nnx.Conv, rngs: nnx.Rngs
 ) -> dict[str, nnx.Module]:

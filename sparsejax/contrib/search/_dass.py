@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Key, PyTree
 
-from ..._arguments import check_callable, check_count, check_key, check_params, rows_of
+from ..._arguments import check_callable, check_count, check_key, check_params, checked, rows_of
 from ..._minibatches import minibatches
 from ..._progress import check_loop, run_chunks, structure
 from ..._steady import steady
@@ -55,6 +55,7 @@ class SearchedNetwork(NamedTuple):
     validation: tuple[Array, ...]
 
 
+@checked()
 def score_prune(
     params: PyTree,
     loss: Callable[[PyTree, PyTree], Any],
@@ -128,13 +129,14 @@ def score_prune(
     return ScoredResult(found.params, found.masks, found.scores, found.losses)
 
 
+@checked()
 def dass(
     params: PyTree,
-    alpha: PyTree,
+    alpha: PyTree | None,
     loss: Callable[[PyTree, PyTree, PyTree], Any],
     plan: Plan,
     data: PyTree,
-    validation: PyTree,
+    validation: PyTree | None,
     *,
     key: Key[Array, ""],
     pretrain: Stage | None = None,

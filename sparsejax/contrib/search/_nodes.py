@@ -3,11 +3,12 @@
 import jax
 from jaxtyping import Array, Bool, Key
 
-from ..._arguments import check_key
+from ..._arguments import check_key, checked
 from ..._topk import topk_mask
 from ...nn import surgery
 
 
+@checked(sparsity="[0, 1]")
 def random_nodes(
     graph: surgery.ChannelGraph, sparsity: float, *, key: Key[Array, ""]
 ) -> dict[str, Bool[Array, "_"]]:

@@ -10,7 +10,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from ..._arguments import check_callable, check_count, check_key, check_one, known
+from ..._arguments import check_callable, check_count, check_key, check_one, checked, known
 from ..._progress import Progress, check_loop, check_progress, run_chunks
 from ...masks import apply_masks
 
@@ -23,6 +23,7 @@ class SearchResult(NamedTuple):
     losses: Float[Array, " candidates"]
 
 
+@checked()
 def random_search(
     params: PyTree,
     loss: Callable[[PyTree, PyTree], Any],
@@ -148,6 +149,7 @@ class SearchComparison(NamedTuple):
     p_value: float
 
 
+@checked()
 def compare_random_search(
     start: Callable[[Key[Array, ""]], PyTree],
     sample: Callable[..., PyTree],

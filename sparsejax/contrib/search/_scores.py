@@ -6,12 +6,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from ..._arguments import checked
 from ..._arrays import wide_dtype
 from ..._tree import map_named, named_leaves
 from ...masks import Plan, plan as make_plan
 from ...patterns import Pattern
 
 
+@checked()
 def score_mask(
     scores: Float[Array, "..."], pattern: Pattern, *, rounding: str = "down"
 ) -> Float[Array, "..."]:
@@ -52,6 +54,7 @@ def score_mask(
     return _through(scores, plan.masks(tree)["kernel"])
 
 
+@checked()
 def scaled_scores(params: PyTree, plan: Plan) -> PyTree:
     r"""Initial scores, `sqrt(6 / fan_in) * w / max |w|`: their masks are magnitude pruning.
 
@@ -91,6 +94,7 @@ def scaled_scores(params: PyTree, plan: Plan) -> PyTree:
     return map_named(scale, params)
 
 
+@checked()
 def apply_scores(params: PyTree, scores: PyTree, plan: Plan) -> PyTree:
     r"""Masks the parameters by their scores, `w * score_mask(S)`, for use inside a loss.
 

@@ -7,6 +7,8 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Float, Int
 
+from ..._arguments import checked
+
 _TOLERANCE = 0.02  # of sums of probabilities, for bfloat16
 _FLOOR = 1e-30  # of probabilities in logarithms
 
@@ -30,6 +32,7 @@ class MembershipFeatures(NamedTuple):
     probabilities: np.ndarray
 
 
+@checked()
 def membership_features(
     probabilities: Float[ArrayLike, "n classes"], labels: Int[ArrayLike, " n"]
 ) -> MembershipFeatures:

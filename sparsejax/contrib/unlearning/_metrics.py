@@ -7,6 +7,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Float, Int
 
+from ..._arguments import checked
 from ._features import check_predictions
 
 Attack = Literal["threshold", "svc"]
@@ -33,6 +34,7 @@ class UnlearningReport(NamedTuple):
         return float(np.mean(np.abs(np.subtract(self, other))))
 
 
+@checked()
 def unlearning_report(
     forget: tuple[Float[ArrayLike, "f classes"], Int[ArrayLike, " f"]],
     retain: tuple[Float[ArrayLike, "r classes"], Int[ArrayLike, " r"]],
@@ -89,6 +91,7 @@ def unlearning_report(
     )
 
 
+@checked()
 def membership_attack(
     members: Float[ArrayLike, "m *features"],
     others: Float[ArrayLike, "n *features"],

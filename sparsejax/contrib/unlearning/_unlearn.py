@@ -17,6 +17,7 @@ from ..._arguments import (
     check_fraction,
     check_key,
     check_params,
+    checked,
     checked_number,
     rows_of,
 )
@@ -29,6 +30,7 @@ from ...recipes import Progress, train_masked
 Method = Literal["finetune", "ascent", "l1"]
 
 
+@checked()
 def forget_split(
     labels: Int[ArrayLike, " n"],
     *,
@@ -95,9 +97,10 @@ def forget_split(
     return np.flatnonzero(chosen), np.flatnonzero(~chosen)
 
 
+@checked(strength="[0, inf)")
 def unlearn(
     params: PyTree,
-    masks: PyTree,
+    masks: PyTree | None,
     method: Method,
     loss: Callable[[PyTree, PyTree], Any],
     optimizer: optax.GradientTransformation,

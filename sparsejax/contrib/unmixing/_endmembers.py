@@ -6,10 +6,11 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from ..._arguments import finite_array
+from ..._arguments import checked, finite_array
 from ..._arrays import magnitude
 
 
+@checked()
 def spa(pixels: ArrayLike, count: int) -> Int[Array, " count"]:
     r"""The successive projection algorithm (SPA): pixels at the vertices of the data simplex.
 
@@ -47,6 +48,7 @@ def spa(pixels: ArrayLike, count: int) -> Int[Array, " count"]:
     return lax.scan(take, (pixels, jnp.ones(pixels.shape[1], bool)), length=count)[1]
 
 
+@checked()
 def vca(pixels: ArrayLike, count: int, *, key: PRNGKeyArray) -> Int[Array, " count"]:
     r"""Vertex component analysis (VCA): extreme pixels along random orthogonal directions.
 
@@ -127,6 +129,7 @@ def _unit(x: Array) -> Array:
     return x / jnp.where(length > 0, length, 1)
 
 
+@checked()
 def channel_noise(pixels: ArrayLike) -> Float[Array, " channels"]:
     r"""The noise of each channel: the residual of its ridge regression on the other channels.
 
@@ -149,7 +152,7 @@ def channel_noise(pixels: ArrayLike) -> Float[Array, " channels"]:
       >>> int(unmixing.channel_noise(pixels).argmax())
       3
     """
-    pixels = finite_array("channel_noise", pixels, 2)
+    pixels = finite_array("channel_noise", "pixels", pixels, 2)
     size, channels = magnitude(pixels), len(pixels)
     pixels = pixels / size
     covariance = pixels @ pixels.T / pixels.shape[1]
@@ -158,6 +161,7 @@ def channel_noise(pixels: ArrayLike) -> Float[Array, " channels"]:
     return size / jnp.sqrt(jnp.diagonal(jnp.linalg.inv(covariance + ridge)))
 
 
+@checked()
 def clean_channels(pixels: ArrayLike) -> Bool[Array, " channels"]:
     r"""Selects channels whose precision `1 / std` is at least half the median precision.
 
@@ -180,6 +184,7 @@ def clean_channels(pixels: ArrayLike) -> Bool[Array, " channels"]:
     return precision >= jnp.median(precision) / 2
 
 
+@checked()
 def pure_pixels(pixels: ArrayLike, count: int) -> Int[Array, " count"]:
     r"""SPA robust to outlier channels: on the leading directions of the clean channels.
 
@@ -208,6 +213,7 @@ def pure_pixels(pixels: ArrayLike, count: int) -> Int[Array, " count"]:
     return spa(_top(usable, count).T @ usable, count)
 
 
+@checked(weight="[0, inf)", steps="[0, inf)")
 def fcls(
     pixels: ArrayLike,
     endmembers: ArrayLike,
@@ -242,7 +248,10 @@ def fcls(
       Array([[0.25],
              [0.75]], dtype=float32)
     """
-    pixels, endmembers = finite_array("fcls", pixels, 2), finite_array("fcls", endmembers, 2)
+    pixels, endmembers = (
+        finite_array("fcls", "pixels", pixels, 2),
+        finite_array("fcls", "endmembers", endmembers, 2),
+    )
     if len(pixels) != len(endmembers):
         raise ValueError(
             "fcls: pixels and endmembers must have the same number of channels in rows, got "
@@ -265,5 +274,5 @@ def _enough(caller: str, pixels: ArrayLike, count: int) -> Array:
             f"{caller}: pixels must have shape (channels, pixels) with at least count={count} of "
             f"both, got {jnp.shape(pixels)}; for example image.reshape(height * width, channels).T."
         )
-    pixels = finite_array(caller, pixels, 2)
+    pixels = finite_array(caller, "pixels", pixels, 2)
     return pixels / magnitude(pixels)

@@ -8,7 +8,7 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
-from ..._arguments import check_finite
+from ..._arguments import check_finite, checked
 
 
 class UnmixingErrors(NamedTuple):
@@ -25,6 +25,7 @@ class UnmixingErrors(NamedTuple):
     rmse: Float[np.ndarray, " k"]
 
 
+@checked()
 def spectral_angle(
     a: Float[ArrayLike, "channels ..."], b: Float[ArrayLike, "channels ..."]
 ) -> Float[Array, "..."]:
@@ -57,6 +58,7 @@ def _length(x: Array) -> Array:
     return jnp.linalg.norm(x, axis=0, keepdims=True)
 
 
+@checked()
 def unmixing_errors(
     endmembers: Float[ArrayLike, "channels k"],
     abundances: Float[ArrayLike, "k pixels"],
@@ -108,6 +110,7 @@ def unmixing_errors(
     return UnmixingErrors(order, matched, np.sqrt(np.mean(gaps**2, axis=1)))
 
 
+@checked()
 def hoyer_sparsity(x: Float[ArrayLike, "..."], axis: int = -1) -> Float[Array, "..."]:
     r"""Hoyer's sparsity, `(sqrt n - |x|_1 / |x|_2) / (sqrt n - 1)`.
 

@@ -9,7 +9,7 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from ..._arguments import check_strength, finite_array, known
+from ..._arguments import check_strength, checked, finite_array, known
 from ..._progress import Progress, check_loop, run_chunks
 from ..._solution import code, finish
 from ...solve import Solution
@@ -35,6 +35,16 @@ class Unmixing(NamedTuple):
     channel_weights: Float[Array, " channels"]
 
 
+@checked(
+    strength="[0, inf)",
+    tol="[0, inf)",
+    max_steps="[1, inf)",
+    sum_weight="[0, inf)",
+    largest_guidance="[0, 1)",
+    warm_up="[0, inf)",
+    every="[1, inf)",
+    floor="[0, inf)",
+)
 def unmix(
     pixels: Float[ArrayLike, "..."],
     count: int,
@@ -123,7 +133,7 @@ def unmix(
             f"unmix: pixels must have shape (channels, pixels) with at least count={count} of "
             f"both, got {y.shape}; for example image.reshape(height * width, channels).T."
         )
-    y = jnp.maximum(finite_array("unmix", y, 2), 0)
+    y = jnp.maximum(finite_array("unmix", "pixels", y, 2), 0)
     for name, x in {"strength": strength, "sum_weight": sum_weight, "tol": tol}.items():
         check_strength(name, x, (), y.dtype)
     _check(y, count, guidance, w0, max_steps, every)
@@ -194,6 +204,7 @@ class _State(NamedTuple):
     last: Array
 
 
+@checked(floor="[0, inf)")
 def irls_weights(
     residual: Float[Array, "..."], axis: int | tuple[int, ...] = -1, floor: ArrayLike = 1e-8
 ) -> Float[Array, "..."]:
@@ -265,6 +276,7 @@ def update_endmembers(
     )
 
 
+@checked(largest="[0, 1)")
 def learn_guidance(
     guidance: Float[Array, " pixels"],
     abundances: Float[Array, "k pixels"],
@@ -291,6 +303,7 @@ def learn_guidance(
     return jnp.clip((guidance + hoyer_sparsity(abundances, axis=0)) / 2, 0, largest)
 
 
+@checked(width="(0, inf)", largest="[0, 1)")
 def spatial_guidance(
     image: Float[Array, "h w channels"], width: ArrayLike = 0.1, largest: ArrayLike = 0.8
 ) -> Float[Array, " pixels"]:

@@ -10,6 +10,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
+from ..._arguments import checked
 from ..._arrays import wide_dtype
 from ..._masks import count
 from ..._tree import named_leaves, pure
@@ -26,6 +27,7 @@ class UpdateSparsity(NamedTuple):
     per_layer: dict[int, float]
 
 
+@checked(tol="[0, inf)")
 def update_sparsity(before: PyTree, after: PyTree, tol: ArrayLike = 1e-5) -> UpdateSparsity:
     r"""The share of parameters that training left as they were, `1 - |after - before|_0 / n`.
 
@@ -72,6 +74,7 @@ def update_sparsity(before: PyTree, after: PyTree, tol: ArrayLike = 1e-5) -> Upd
     return UpdateSparsity(total, per_leaf, per_layer)
 
 
+@checked()
 def update_rank(before: PyTree, after: PyTree) -> dict[str, float]:
     r"""The numerical rank of each matrix of differences over its largest possible rank.
 
@@ -125,6 +128,7 @@ class UpdateOverlap(NamedTuple):
     jaccard: float
 
 
+@checked(tol="[0, inf)")
 def update_overlap(
     base: PyTree, first: PyTree, second: PyTree, tol: ArrayLike = 1e-5
 ) -> UpdateOverlap:
@@ -177,6 +181,7 @@ class UpdatePartition(NamedTuple):
     net: float
 
 
+@checked(tol="[0, inf)")
 def update_partition(checkpoints: Iterable[PyTree], tol: ArrayLike = 0.0) -> UpdatePartition:
     r"""Partitions entries by their updates along a run: never updated, cancelled, or changed.
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
+from ..._arguments import checked
 from ..._arrays import wide_dtype
 from ...select import ActiveSet
 from .._table import attempt, platform_of, requested
@@ -17,6 +18,7 @@ from ._dense import spread, take_units
 Implementation = str | Sequence[str] | None
 
 
+@checked()
 def active_reduce(
     v: Shaped[Array | np.ndarray, "..."],
     w: Shaped[Array | np.ndarray, "..."],
@@ -71,6 +73,7 @@ def active_reduce(
     return _reduced(v if gathered else take_units(v, s), w, s, scale, names).astype(v.dtype)
 
 
+@checked()
 def active_expand(
     x: Shaped[Array | np.ndarray, "..."],
     w: Shaped[Array | np.ndarray, "..."],
@@ -114,6 +117,7 @@ def active_expand(
     return (h if scale is None else h * scale[..., None]).astype(x.dtype)
 
 
+@checked()
 def active_ffn(
     x: Shaped[Array | np.ndarray, "..."],
     w_up: Shaped[Array | np.ndarray, "..."],

@@ -11,6 +11,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Shaped
 
+from ..._arguments import checked
 from ..._arrays import wide_dtype
 from ...formats import Matrix, multiply
 from .._finish import FUSED, How, finish
@@ -20,6 +21,7 @@ from ._derivatives import product_of
 from ._order import case_of, order
 
 
+@checked()
 def matmul(
     x: Shaped[Array | np.ndarray, "..."],
     w: Matrix | Shaped[Array | np.ndarray, "..."],
@@ -89,6 +91,7 @@ def matmul(
     return finish(_jitted(x, w, None, names, How(precision, platform=platform)), bias, how)
 
 
+@checked()
 def explain(x: Any, w: Any, implementation: str | Sequence[str] | None = None) -> str:
     """Describes how `matmul(x, w)` is computed: the implementation, its form, and skipped ones.
 

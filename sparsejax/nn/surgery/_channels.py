@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, PyTree, Shaped
 
+from ..._arguments import checked
 from ..._sharding import on_host
 from ..._tree import map_named, name_of, named_leaves, pure
 from .._frameworks import load_frameworks
@@ -24,6 +25,7 @@ _LOW_RANK = re.compile(r"lora_(a|b)(/weight|/kernel)?$", re.IGNORECASE)
 _INPUTS, _OUTPUTS = ("in_features", "in_channels"), ("out_features", "out_channels", "num_features")
 
 
+@checked()
 def permute_channels(
     model: PyTree, graph: ChannelGraph, permutations: Mapping[str, np.ndarray]
 ) -> PyTree:
@@ -64,6 +66,7 @@ def permute_channels(
     return _gathered("permute_channels", model, graph, permutations)
 
 
+@checked()
 def remove_channels(
     model: PyTree, graph: ChannelGraph, keep: Keep, *, fold_bias: bool = False
 ) -> PyTree:
@@ -114,6 +117,7 @@ def remove_channels(
     return resized(small, graph, {name: int(mask.sum()) for name, mask in kept.items()})
 
 
+@checked()
 def mask_channels(params: PyTree, graph: ChannelGraph, keep: Keep) -> PyTree:
     r"""The masks of `remove_channels`, at full size.
 

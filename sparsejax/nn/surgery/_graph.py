@@ -10,6 +10,7 @@ import jax
 from flax import nnx
 from jaxtyping import PyTree
 
+from ..._arguments import checked
 from ..._frameworks import kernel_order, kernel_orders
 from ..._tree import is_array, is_kernel, name_of, named_leaves, natural_order, pure
 from .._frameworks import load_frameworks
@@ -73,6 +74,7 @@ class ChannelGraph:
         return any(self.sources[s.source] in sets for s in segments)
 
 
+@checked()
 def channel_graph(
     model: PyTree,
     layers: Sequence[tuple[str, str, Sequence[str]]] | None = None,

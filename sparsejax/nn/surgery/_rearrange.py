@@ -8,6 +8,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import PyTree
 
+from ..._arguments import checked
 from ..._sharding import on_host
 from ..._tree import named_leaves, pure
 from ...masks import Plan, magnitude
@@ -25,6 +26,7 @@ class Rearranged(NamedTuple):
     after: float
 
 
+@checked()
 def rearrange(
     model: PyTree,
     graph: ChannelGraph,

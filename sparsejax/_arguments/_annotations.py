@@ -1,0 +1,253 @@
+"""Checks of all arguments of a function by their annotations, before anything is traced."""
+
+import functools
+import inspect
+import math
+import os
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, TypeVar, Union
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.core import Tracer
+from jaxtyping import PyTree, Shaped
+
+from .._tree import is_array
+from ._functions import check_optimizer
+from ._numbers import is_int, known
+
+F = TypeVar("F", bound=Callable[..., Any])
+Test = Callable[[Any], bool]
+
+
+def checked(**intervals: str) -> Callable[[F], F]:
+    """Decorates a function, or a class, to raise for arguments that do not fit their annotations.
+
+    The error names the function and the argument. `intervals` gives the numbers that an argument
+    may hold, such as `rounds="[1, inf)"`; NaN is in none. Traced values, None where it is the
+    default, and schedules are not compared with it.
+    """
+
+    def decorate(function: Any) -> Any:
+        call = function.__init__ if inspect.isclass(function) else function
+        tests = functools.cache(lambda: _tests(function, intervals))
+
+        @functools.wraps(call)
+        def check(*args: Any, **kwargs: Any) -> Any:
+            __tracebackhide__ = True
+            signature, by_name = tests()
+            try:
+                given = signature.bind(*args, **kwargs).arguments
+            except TypeError as error:
+                raise TypeError(f"{function.__name__}: {error}.") from None
+            for name, value in given.items():
+                for fits, wanted in by_name.get(name, ()):
+                    if not fits(value):
+                        wrong = ValueError if _is_numeric(value) else TypeError
+                        raise wrong(
+                            f"{function.__name__}: {name} must be {wanted}, got {_text(value)}."
+                        )
+            return call(*args, **kwargs)
+
+        if inspect.isclass(function):
+            function.__init__ = check
+            return function
+        return check
+
+    return decorate
+
+
+def _text(value: Any) -> str:
+    if is_array(value) and np.ndim(value):
+        return f"an array {value.dtype} of shape {np.shape(value)}"
+    return f"{value!r:.80}"
+
+
+def _tests(function: Any, intervals: Mapping[str, str]) -> Any:
+    """The signature, and for each argument the tests and the text of what each wants."""
+    signature = inspect.signature(function)
+    by_name: dict[str, list[tuple[Test, str]]] = {}
+    for name, parameter in signature.parameters.items():
+        variadic = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        annotation = None if variadic else parameter.annotation
+        annotation = jax.random.key if name == "key" else annotation
+        tests = [found] if (found := _test_of(annotation)) else []
+        if name in intervals:
+            tests.append((_within(intervals[name]), f"a number in {intervals[name]}"))
+        elif annotation is float:
+            tests.append((lambda x: not _is_nan(x), "a number"))
+        if parameter.default is None:
+            tests = [(lambda x, fits=fits: x is None or fits(x), text) for fits, text in tests]
+        by_name[name] = tests
+    return signature, by_name
+
+
+def _test_of(annotation: Any) -> tuple[Test, str] | None:
+    """A test of values by an annotation, and what it wants; None for no test."""
+    if annotation in _KINDS:
+        return _KINDS[annotation]
+    origin, of = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Callable and of[0] is not Ellipsis:
+        many = len(of[0])
+        text = f"a function of {many} argument{'s' * (many > 1)}"
+        return lambda x: callable(x) and _takes(x, many), text
+    if origin in (Union, types.UnionType):
+        return _test_of_union(of)
+    if origin is Literal:
+        return lambda x: x is None if None in of else isinstance(x, str) and x in of, _one_of(of)
+    if origin in _KINDS:
+        fits, text = _KINDS[origin]
+        inner = _test_of(of[0]) if origin in (Sequence, tuple, list) and of else None
+        if inner is None or (origin is tuple and of[-1] is not Ellipsis and len(set(of)) > 1):
+            return fits, text
+        each = f"{text}, each {inner[1]}"
+        return lambda x: fits(x) and (is_array(x) or all(map(inner[0], x))), each
+    if isinstance(annotation, type) and annotation.__module__.startswith("sparsejax"):
+        name = annotation.__name__
+        return lambda x: isinstance(x, annotation), f"{'an' if name[0] in 'AEIO' else 'a'} {name}"
+    return _test_of_array(annotation) if isinstance(annotation, _ANNOTATED) else None
+
+
+def _test_of_union(of: tuple[Any, ...]) -> tuple[Test, str] | None:
+    if {jax.Array, np.ndarray} <= set(of):  # the parts of jax.typing.ArrayLike
+        of = (jax.Array, *(x for x in of if x is type(None) or x not in _NUMERIC))
+    tests = [_test_of(x) for x in of]
+    if None in tests:
+        return None
+    texts = dict.fromkeys(text for _, text in tests)  # pyright: ignore[reportGeneralTypeIssues]
+    return lambda x: any(fits(x) for fits, _ in tests), " or ".join(texts)  # pyright: ignore
+
+
+def _test_of_array(annotation: Any) -> tuple[Test, str]:
+    words = annotation.dim_str.split()
+    kind = next((k for name, k in _DTYPES.items() if annotation.__name__.startswith(name)), None)
+    text = f"an array of {kind[1]}" if kind else "an array"
+    free = any(w == "..." or w.startswith("*") for w in words)
+
+    def fits(x: Any) -> bool:
+        if not _is_numeric(x) or (kind and not jnp.issubdtype(jnp.result_type(_array(x)), kind[0])):
+            return False
+        shape = np.shape(x)
+        return free or (len(shape) == len(words) and len({*zip(words, shape)}) == len({*words}))
+
+    return fits, text if free else f"{text} of shape ({', '.join(words)})"
+
+
+def _array(x: Any) -> Any:
+    return x if is_array(x) else np.asarray(x)
+
+
+def _one_of(of: Sequence[Any]) -> str:
+    return "one of " + ", ".join(map(repr, of))
+
+
+def _is_numeric(x: Any) -> bool:
+    """Whether `x` is a number, an array of numbers, or nested sequences of them."""
+    if isinstance(x, list | tuple) and not any(isinstance(y, str) for y in x):
+        try:
+            x = np.asarray(x)
+        except (TypeError, ValueError):
+            return False
+    if isinstance(x, bool | int | float | complex):
+        return True
+    return is_array(x) and (jnp.issubdtype(x.dtype, jnp.number) or x.dtype == bool)
+
+
+def _is_scalar(x: Any, kind: Any) -> bool:
+    return is_array(x) and np.ndim(x) == 0 and jnp.issubdtype(x.dtype, kind)
+
+
+def _is_real(x: Any) -> bool:
+    plain = isinstance(x, int | float) and not isinstance(x, bool)
+    return plain or _is_scalar(x, jnp.integer) or _is_scalar(x, jnp.floating)
+
+
+def _is_nan(x: Any) -> bool:
+    return _is_real(x) and known(x) and math.isnan(x)
+
+
+def _is_tree(x: Any) -> bool:
+    """Whether the leaves are arrays, or parts of modules, and not words or unknown objects."""
+    leaves = jax.tree.leaves(x)
+    function = callable(x) and len(leaves) == 1 and leaves[0] is x
+    words = any(type(leaf) in (str, bytes, object) for leaf in leaves)
+    return x is not None and not words and (isinstance(x, nnx.Module) or not function)
+
+
+def _is_sequence(x: Any) -> bool:
+    words = isinstance(x, str | bytes)
+    return (isinstance(x, Sequence) and not words) or (is_array(x) and np.ndim(x) > 0)
+
+
+def _is_optimizer(x: Any) -> bool:
+    try:
+        check_optimizer("", x)
+    except TypeError:
+        return False
+    return True
+
+
+def _takes(function: Any, many: int) -> bool:
+    """Whether a function takes so many positional arguments, as far as is known."""
+    try:
+        inspect.signature(function).bind(*range(many))
+    except ValueError:  # builtins have no signature
+        return True
+    except TypeError:
+        return False
+    return True
+
+
+def _is_key(x: Any) -> bool:
+    if not isinstance(x, jax.Array | np.ndarray):
+        return False
+    typed = jnp.issubdtype(x.dtype, jax.dtypes.prng_key) and x.shape == ()
+    return typed or (x.dtype == np.uint32 and x.ndim == 1)
+
+
+def _within(interval: str) -> Test:
+    """A test whether all known numbers are in an interval such as "[0, inf)"."""
+    low, high = map(float, interval[1:-1].split(","))
+    above = np.greater_equal if interval[0] == "[" else np.greater
+    below = np.less_equal if interval[-1] == "]" else np.less
+
+    def fits(x: Any) -> bool:
+        if callable(x) or isinstance(x, Tracer):
+            return True
+        if _is_sequence(x) and not is_array(x):
+            return all(map(fits, x))
+        return _is_real(x) and bool(above(x, low) & below(x, high))
+
+    return fits
+
+
+_ANNOTATED = type(Shaped[jax.Array, "..."])
+_DTYPES = {"Int": (jnp.integer, "integers"), "Bool": (bool, "booleans")}
+_NUMERIC = {jax.Array, np.ndarray, np.bool_, np.number, bool, int, float, complex}
+_ARRAY = (_is_numeric, "a number or an array")
+_KINDS: dict[Any, Any] = {
+    bool: (lambda x: isinstance(x, bool | np.bool_) or _is_scalar(x, bool), "True or False"),
+    int: (lambda x: is_int(x) or _is_scalar(x, jnp.integer), "an integer"),
+    float: (_is_real, "a number"),
+    str: (lambda x: isinstance(x, str), "a string"),
+    type(None): (lambda x: x is None, "None"),
+    type: (lambda x: isinstance(x, type), "a class"),
+    jax.Array: _ARRAY,
+    np.ndarray: _ARRAY,
+    np.number: _ARRAY,
+    jax.random.key: (_is_key, "a random key, jax.random.key(0)"),
+    Callable: (callable, "a function"),
+    Sequence: (_is_sequence, "a sequence"),
+    tuple: (_is_sequence, "a tuple"),
+    list: (_is_sequence, "a list"),
+    Mapping: (lambda x: isinstance(x, Mapping), "a mapping"),
+    Iterable: (lambda x: isinstance(x, Iterable) and not isinstance(x, str), "an iterable"),
+    os.PathLike: (lambda x: isinstance(x, os.PathLike), "a path"),
+    PyTree: (_is_tree, "a tree of arrays"),
+    optax.GradientTransformation: (_is_optimizer, "an optimizer, optax.adamw(1e-3)"),
+}

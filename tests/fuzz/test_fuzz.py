@@ -1,0 +1,96 @@
+"""Each bad value of each argument of the public API raises an error that names the argument."""
+
+import functools
+import importlib
+import inspect
+
+import jaxtyping
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings, strategies as st
+
+from ..test_face import ROOMS
+from ._values import fault
+
+TABLES = ["core", "training", "contrib"]
+# Public names that need no row: what a call returns, or what is passed on as it is.
+WITHOUT = {
+    "results, made by the library": """
+        BanditResult LinearBandit ConcomitantFit DAGFit EdgeScores ActiveMTL MomentMechanism
+        PrivacySpent PrivateFit PrivateIHTFit Preconditioner RandomSupportFit Prompt SaRAState Score
+        ScoredResult SearchComparison SearchResult SearchedNetwork MembershipFeatures
+        UnlearningReport Unmixing UnmixingErrors UpdateOverlap UpdatePartition UpdateSparsity
+        Reliability Progress Advice Finding Report Taxonomy Solution Result Rearranged Plan
+        PlannedLeaf ActiveSet ChannelGraph Entries LinearLayer Layout Implementation""",
+    "base classes, without arguments": "Matrix SparseArray Pattern Selector NonZero Penalty",
+    "types": "Allocation",
+    "formats, checked where they are multiplied, loaded and made by fromdense": """
+        BlockArray NMArray TensorCoreArray""",
+    "modules, whose arguments flax.nnx checks": "DartsCell Bert MobileNet SparseKernel SparseLinear",
+    "no arguments": "advice_markdown minilm",
+    "registration of the user's own class or function": "linen_compressed",
+    "second names": "sr_ste",
+    "needs files, a mesh, SciPy or minutes": """
+        bert_from_safetensors shard_columns from_sparse tune""",
+}  # fmt: skip
+
+
+@functools.cache
+def rows(table):
+    return importlib.import_module(f"{__package__}._{table}").ROWS
+
+
+@pytest.fixture(autouse=True, scope="module")
+def annotations_unchecked():
+    """As for a user: without beartype, which checks annotations in the other tests."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def check(table, examples):
+    cases = functools.cache(lambda at: rows(table)[at].cases() or [None])
+
+    @settings(
+        max_examples=examples, derandomize=True, deadline=None, database=None,
+        phases=[Phase.generate], suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
+    @given(st.integers(0, len(rows(table)) - 1), st.data())
+    def named(at, data):
+        if case := data.draw(st.sampled_from(cases(at))):
+            row, (argument, label, value) = rows(table)[at], case
+            found = fault(row, argument, label, value)
+            assert found is None, f"{row.name}({argument}={label}): {found}"
+
+    named()
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_bad_arguments_are_named(table):
+    check(table, 300)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("table", TABLES)
+def test_many_bad_arguments_are_named(table):
+    check(table, 4000)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("table", TABLES)
+def test_the_valid_calls_are_valid(table):
+    for row in rows(table):
+        row.function(**row.arguments)
+
+
+def test_every_public_callable_has_a_row():
+    tried = {row.name for table in TABLES for row in rows(table)}
+    without = {name for names in WITHOUT.values() for name in names.split()}
+    public = {
+        name
+        for room in ROOMS
+        for module in [importlib.import_module(f"sparsejax.{room}")]
+        for name in module.__all__
+        if callable(getattr(module, name)) and not inspect.ismodule(getattr(module, name))
+    }
+    assert public - tried - without == set()
+    assert (tried & without, without - public) == (set(), set())
