@@ -78,7 +78,12 @@ def _tests(function: Any, intervals: Mapping[str, str]) -> Any:
         annotation = jax.random.key if name == "key" else annotation
         tests = [found] if (found := _test_of(annotation)) else []
         if name in intervals:
-            tests.append((_within(intervals[name]), f"a number in {intervals[name]}"))
+            tests.append(
+                (
+                    _within(intervals[name], _has_several(annotation)),
+                    f"a number in {intervals[name]}",
+                )
+            )
         elif annotation is float:
             tests.append((lambda x: not _is_nan(x), "a number"))
         if parameter.default is None:
@@ -210,8 +215,13 @@ def _is_key(x: Any) -> bool:
     return typed or (x.dtype == np.uint32 and x.ndim == 1)
 
 
-def _within(interval: str) -> Test:
-    """A test whether all known numbers are in an interval such as "[0, inf)"."""
+def _has_several(annotation: Any) -> bool:
+    parts = {typing.get_origin(x) for x in (annotation, *typing.get_args(annotation))}
+    return bool(parts & {Sequence, tuple})
+
+
+def _within(interval: str, several: bool) -> Test:
+    """A test whether a known number, or each of several, is in an interval such as "[0, inf)"."""
     low, high = map(float, interval[1:-1].split(","))
     above = np.greater_equal if interval[0] == "[" else np.greater
     below = np.less_equal if interval[-1] == "]" else np.less
@@ -219,7 +229,7 @@ def _within(interval: str) -> Test:
     def fits(x: Any) -> bool:
         if callable(x) or isinstance(x, Tracer):
             return True
-        if _is_sequence(x) and not is_array(x):
+        if several and isinstance(x, Sequence):
             return all(map(fits, x))
         return _is_real(x) and bool(above(x, low) & below(x, high))
 

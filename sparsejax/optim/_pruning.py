@@ -124,7 +124,7 @@ class KeepState(NamedTuple):
 
 
 @checked()
-def keep_masked(masks: PyTree) -> optax.GradientTransformationExtraArgs:
+def keep_masked(masks: PyTree | None) -> optax.GradientTransformationExtraArgs:
     r"""Keeps given masks: new parameters are `p + u` where kept and exactly 0 elsewhere.
 
     In a chain of transformations, this should be the last one. The parameters become sparse at

@@ -1,5 +1,7 @@
 """Rows of prox, patterns, select, masks, formats, kernels, metrics and nn."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,8 +27,7 @@ LABELS = np.array([0, 1, 0, 1])
 ACTIVE = select.TopK(2).set(V)
 GROUPED = {"axis": 0, "groups": None, "num_groups": None, "weights": None}
 SCALAR = {"0": "0", "-1": "-1"}
-OWN = {"params": "other names, shapes, nan in"}  # the caller's own tree
-DATA = "rank, scalar, no rows, nan in, inf in"
+OWN = {}
 PROBABILITIES, CLASSES = jnp.array([[0.9, 0.1], [0.2, 0.8]]), jnp.array([0, 1])
 THREE = {name: {"kernel": jnp.ones((4, 4))} for name in "abc"}
 GRAPH = surgery.channel_graph(
@@ -34,11 +35,6 @@ GRAPH = surgery.channel_graph(
 )
 TWO = {"a": {"kernel": jnp.ones((4, 4))}, "b": {"kernel": jnp.ones((4, 3))}}
 HISTORY = [{"a": jnp.array([True, False])}, {"a": jnp.array([False, True])}]
-
-
-def _strengths(*names):
-    """A strength is any number >= 0 or an array of them, as documented."""
-    return {name: "0, inf, vector, rank, scalar, no rows" for name in names}
 
 
 def penalty_rows():
@@ -64,17 +60,12 @@ def penalty_rows():
         " simplex slope total_variation transformed_l1 fused_lasso hard_k group_hard_k gsef wgsef "
         "max_rank box nm affine half_space hyperplane " + by_group
     )
-    import inspect
-
     for name in plain.split():
         f = getattr(prox, name)
         own = {n: numbers[n] for n in inspect.signature(f).parameters if n in numbers}
         arguments = own | more.get(name, {}) | ({"axis": 0} if name in by_group.split() else {})
-        yield row(f, TAKES.get(name, {}) | TAKEN, **arguments)
+        yield row(f, {"*": "vector, rank, scalar"}, **arguments)  # one strength for each entry
 
-
-TAKEN = {}
-TAKES = {}
 
 ROWS = [
     *penalty_rows(),
@@ -112,29 +103,29 @@ ROWS = [
     row(select.TopP, p=0.5),
     row(masks.Masks, tree=M, trainable=False),
     row(masks.above, scores=V, threshold=0.01, at_least=1),
-    row(masks.apply_masks, OWN, params=P, masks=M),
+    row(masks.apply_masks, params=P, masks=M),
     row(masks.energy_threshold, scores=V, fraction=0.1),
-    row(masks.erdos_renyi, OWN, params=P, sparsity=0.5, fixed={"kernel": 0.5}),
-    row(masks.erk, OWN, params=P, sparsity=0.5, fixed={"kernel": 0.5}, power=1.0),
-    row(masks.uniform, OWN, params=P, sparsity=0.5, fixed={"kernel": 0.5}),
-    row(masks.uniform_plus, OWN, params=THREE, sparsity=0.2, first="a/kernel", last=None,
+    row(masks.erdos_renyi, params=P, sparsity=0.5, fixed={"kernel": 0.5}),
+    row(masks.erk, params=P, sparsity=0.5, fixed={"kernel": 0.5}, power=1.0),
+    row(masks.uniform, params=P, sparsity=0.5, fixed={"kernel": 0.5}),
+    row(masks.uniform_plus, params=THREE, sparsity=0.2, first="a/kernel", last=None,
         last_sparsity=0.4, exact_budget=True),
-    row(masks.joint, OWN, params=P, sparsity=0.5),
-    row(masks.fisher, OWN, params=P, second_moments=P),
+    row(masks.joint, params=P, sparsity=0.5),
+    row(masks.fisher, params=P, second_moments=P),
     row(masks.from_scores, scores=P),
-    row(masks.grasp, OWN, params=P, loss_fn=lambda p: (p["kernel"] ** 2).sum()),
-    row(masks.synflow, OWN, params=P, output_fn=lambda p: p["kernel"]),
-    row(masks.iterative, OWN, score=masks.magnitude, plan=sj.plan(TWO, sj.NM(2, 4)), params=TWO,
+    row(masks.grasp, params=P, loss_fn=lambda p: (p["kernel"] ** 2).sum()),
+    row(masks.synflow, params=P, output_fn=lambda p: p["kernel"]),
+    row(masks.iterative, score=masks.magnitude, plan=sj.plan(TWO, sj.NM(2, 4)), params=TWO,
         rounds=2),
-    row(masks.magnitude, OWN, params=P),
-    row(masks.movement, OWN, params=P, grads=P),
-    row(masks.saliency, OWN, params=P, grads=P),
-    row(masks.random, OWN, params=P, key=KEY),
-    row(masks.straight_through, OWN, params=P, masks=M, pruned_scale=0.0, pruned_gradient="full",
+    row(masks.magnitude, params=P),
+    row(masks.movement, params=P, grads=P),
+    row(masks.saliency, params=P, grads=P),
+    row(masks.random, params=P, key=KEY),
+    row(masks.straight_through, params=P, masks=M, pruned_scale=0.0, pruned_gradient="full",
         decay=0.0),
     row(masks.topk, scores=V, pattern=sj.Unstructured(0.5), fraction=1.0),
     row(masks.update_mask, before=P, after=P, tol=0.0),
-    row(masks.wanda, OWN, params={"kernel": P["kernel"]}, inputs={"kernel": jnp.eye(4)},
+    row(masks.wanda, params={"kernel": P["kernel"]}, inputs={"kernel": jnp.eye(4)},
         plan=sj.plan({"kernel": P["kernel"]}, sj.Unstructured(0.5))),
     row(formats.BlockArray.fromdense, w=jnp.eye(8), block=(4, 4)),
     row(formats.NMArray.fromdense, w=X, n=2, m=4),

@@ -8,7 +8,7 @@ import sparsejax as sj
 from sparsejax import optim, prox, recipes, reporting, solve
 from sparsejax.solve import estimators
 
-from ._core import HISTORY, KEY, L1, LAYER, OWN, PLAN, M, P
+from ._core import HISTORY, KEY, L1, LAYER, PLAN, M, P
 from ._values import row
 
 SGD = optax.sgd(0.1)
@@ -91,7 +91,7 @@ ROWS = [
     row(solve.sparse_code, X=A, dictionary=A, penalty=L1, step=0.1, max_steps=3, tol=0.0, w0=A,
         throw=False),
     row(recipes.greedy_soup, trees=[P, P], score=lambda p: 1.0, allow_union=False),
-    row(recipes.iterative_prune, OWN, params=P, train=train, plan=PLAN, key=KEY, rounds=1,
+    row(recipes.iterative_prune, params=P, train=train, plan=PLAN, key=KEY, rounds=1,
         rewind="none", rewind_step=0, trained=True, score=None, evaluate=None, **LOOP),
     row(recipes.minibatches, samples=4, batch_size=2, steps=3, key=KEY),
     row(recipes.nested_masks, scores=P, plan=PLAN, sparsities=[0.25, 0.75]),
@@ -101,16 +101,16 @@ ROWS = [
     row(recipes.sequential_sparsegpt, model=LAYER, batches=[jnp.ones((8, 4))],
         plan=sj.plan(LAYER, sj.NM(2, 4)), call=None, block=128, damping=0.01, **LOOP),
     row(recipes.soup_geometry, trees=[P, P]),
-    row(recipes.sparse_model_soup, OWN, params=P, train=train,
+    row(recipes.sparse_model_soup, params=P, train=train,
         plan=PLAN, key=KEY, phases=1, copies=2, settings=None, soup="uniform", evaluate=None,
         recalibrate=None, parallel="loop", **LOOP),
-    row(recipes.sparsegpt, OWN, params={"kernel": P["kernel"]}, inputs={"kernel": jnp.eye(4)},
+    row(recipes.sparsegpt, params={"kernel": P["kernel"]}, inputs={"kernel": jnp.eye(4)},
         plan=sj.plan({"kernel": P["kernel"]}, sj.NM(2, 4)), block=128, damping=0.01),
-    row(recipes.sparsity_sweep, OWN, params=P, evaluate=lambda p: 1.0, sparsities=(0.0, 0.5),
+    row(recipes.sparsity_sweep, params=P, evaluate=lambda p: 1.0, sparsities=(0.0, 0.5),
         rules=None, patterns=None, joint=True, allocate=None, score=None, finetune=None, seeds=1,
         key=KEY, **LOOP),
     row(recipes.ticket, progress=recipes.iterative_prune(P, train, PLAN, key=KEY, rounds=1)),
-    row(recipes.train_masked, OWN, params=P, masks=M, loss=loss, optimizer=SGD, data=DATA, steps=2,
+    row(recipes.train_masked, params=P, masks=M, loss=loss, optimizer=SGD, data=DATA, steps=2,
         key=KEY, batch_size=2, start=0, chunk=2, **LOOP),
     row(recipes.uniform_soup, trees=[P, P], weights=[1.0, 1.0], allow_union=False),
     row(reporting.advise, trained=True, training=False, hardware="gpu", sparsity=0.5,

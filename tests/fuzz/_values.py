@@ -16,24 +16,26 @@ from numpy import inf, nan
 
 import sparsejax as sj
 
-NOTHING = {"None": None, "text": "text", "empty": [], "dict": {"a": 1.0}, "object": object()}
-WORDS = {"text": "text", "nan": nan, "dict": {"a": 1.0}, "object": object()}
+WORDS = {"text": "text", "dict": {"a": 1.0}, "object": object()}
+NOTHING = WORDS | {"None": None, "words": ["a"], "lambda": lambda x: x}
 
 
 def _number(valid):
     return NOTHING | {
-        "nan": nan, "inf": inf, "-inf": -inf, "-1": -1.0, "0": 0.0, "complex": 1j,
-        "vector": np.ones(7), "flag": True, "words": ["a"],
+        "nan": nan, "-inf": -inf, "-1": -1.0, "complex": 1j, "vector": np.ones(7), "flag": True,
+        "empty": [],
     }  # fmt: skip
 
 
 def _count(valid):
-    return NOTHING | {"nan": nan, "inf": inf, "-1": -1, "0": 0, "1.5": 1.5, "flag": True,
-                      "vector": np.ones(7, int), "huge": -(10**20), "words": ["a"]}  # fmt: skip
+    return NOTHING | {
+        "nan": nan, "inf": inf, "-1": -1, "1.5": 1.5, "flag": True, "vector": np.ones(7, int),
+        "huge": -(10**20), "empty": [],
+    }  # fmt: skip
 
 
 def _flag(valid):
-    return WORDS | {"None": None, "empty": [], "vector": np.ones(2, bool)}
+    return WORDS | {"None": None, "nan": nan, "empty": [], "vector": np.ones(2, bool)}
 
 
 def _choice(valid):
@@ -41,25 +43,20 @@ def _choice(valid):
 
 
 def _key(valid):
-    return NOTHING | {"0": 0, "vector": jnp.ones(2), "nan": nan, "keys": jax.random.split(valid)}
+    return NOTHING | {"0": 0, "vector": np.ones(2), "nan": nan, "keys": jax.random.split(valid)}
 
 
 def _function(valid):
-    return NOTHING | {"nan": nan, "1": 1.0, "arity": lambda: 0.0}
+    return WORDS | {"None": None, "nan": nan, "1": 1.0, "arity": lambda: 0.0}
 
 
 def _array(valid):
     shape, dtype = np.shape(valid), np.asarray(valid).dtype
-    bad = NOTHING | {
-        "words": ["a", "b"], "rank": np.ones((2, 1, *shape), dtype), "scalar": np.ones((), dtype),
-        "no rows": np.ones((0, *shape[1:]), dtype), "lambda": lambda x: x,
-    }  # fmt: skip
+    bad = NOTHING | {"rank": np.ones((2, 1, *shape), dtype), "scalar": np.ones((), dtype)}
     if np.issubdtype(dtype, np.floating) and shape:
         one = np.zeros(shape, bool)
         one.flat[0] = True
-        bad |= {
-            k: np.where(one, np.float32(v), valid) for k, v in (("nan in", nan), ("inf in", inf))
-        }
+        return bad | {"nan in": np.where(one, np.float32(nan), valid)}
     if np.issubdtype(dtype, np.integer) and shape:
         bad |= {"-1 in": valid - valid.max() - 1, "floats": valid * 0.5, "over": valid + 10**6}
     return bad
@@ -67,34 +64,33 @@ def _array(valid):
 
 def _tree(valid):
     leaves = jax.tree.leaves(valid)
+    bad = {"text": "text", "object": object(), "None": None, "lambda": lambda x: x}
     if not leaves or callable(leaves[0]):
-        return WORDS
+        return bad
     dtype = jnp.result_type(leaves[0])
-    bad = WORDS | {
-        "None": None, "other names": {"other": jnp.ones((3, 2), dtype)},
+    bad |= {
+        "other names": {"other": jnp.ones((3, 2), dtype)},
         "shapes": jax.tree.map(lambda x: jnp.ones((5, *np.shape(x)), dtype), valid),
-        "words": jax.tree.map(lambda x: "a", valid), "lambda": lambda x: x,
-    }  # fmt: skip
-    bad.pop("dict")
-    if dtype == bool:
-        return bad | {"floats": jax.tree.map(lambda x: x * 0.5, valid)}
-    return bad | {"nan in": jax.tree.map(lambda x: x * nan, valid)}
+        "words": jax.tree.map(lambda x: "a", valid),
+    }
+    flags = jnp.issubdtype(dtype, bool)
+    return bad | ({"floats": jax.tree.map(lambda x: x * 0.5, valid)} if flags else {})
 
 
 def _other(valid):
     """Values of one class: a plan, a pattern, a penalty, an optimizer, a format, a module."""
-    return NOTHING | {"nan": nan, "1": 1, "class": type(valid), "vector": jnp.ones(3)}
+    return NOTHING | {"nan": nan, "1": 1, "class": type(valid), "vector": np.ones(3)}
 
 
 def _sequence(valid):
-    bad = NOTHING | {"nan": nan, "1": 1.0, "words": ["a"], "nan in": (nan, *valid[1:])}
+    bad = WORDS | {"None": None, "nan": nan, "1": 1.0, "words": ["a"], "nan in": (nan, *valid[1:])}
     return bad | {"None in": (None, *valid[1:]), "object in": (object(), *valid[1:])}
 
 
 def bad_values(valid: Any) -> dict[str, Any]:
     """The bad values for an argument of which `valid` is a valid one, by label."""
     if valid is None:
-        return WORDS
+        return {"object": object()}
     if isinstance(valid, jax.Array) and jnp.issubdtype(valid.dtype, jax.dtypes.prng_key):
         return _key(valid)
     for kind, values in KINDS:
@@ -121,7 +117,7 @@ KINDS = [
 
 @dataclass(frozen=True)
 class Row:
-    """A public callable, a valid call, and the bad values it takes by argument; "*" for all."""
+    """A public callable, a valid call, and the bad values it takes by argument: "*" is each one."""
 
     function: Callable
     arguments: dict[str, Any]
@@ -131,15 +127,17 @@ class Row:
     def cases(self) -> list[tuple[str, str, Any]]:
         """(argument, label, bad value) for each bad value that the argument does not take."""
         parameters = inspect.signature(self.function).parameters
-        optional = {name for name, p in parameters.items() if p.default is None}
-        return [
-            (name, label, value)
-            for name, valid in self.arguments.items()
-            for label, value in bad_values(valid).items()
-            if not (value is None and name in optional)
-            if not {label, "*"}
-            & {*self.takes.get(name, "").split(", "), *self.takes.get("*", "").split(", ")}
-        ]
+        optional = {name for name, x in parameters.items() if x.default is None}
+        trees = sum(isinstance(x, dict) for x in self.arguments.values())
+        found = []
+        for name, valid in self.arguments.items():
+            takes = {*self.takes.get(name, "").split(", "), *self.takes.get("*", "").split(", ")}
+            takes |= {"None"} if name in optional else set()
+            takes |= {"-1", "huge"} if name in ("axis", "outgoing_axis") else set()
+            takes |= {"other names", "shapes"} if trees < 2 or name == "params" else set()
+            bad = {} if "all" in takes else bad_values(valid)
+            found += [(name, label, x) for label, x in bad.items() if label not in takes]
+        return found
 
 
 def row(function, takes=None, /, **arguments):
@@ -182,7 +180,7 @@ def fault(call: Row, argument: str, label: str, value: Any, seconds: int = 10) -
     signal.alarm(seconds)
     try:
         result = call.function(**call.arguments | {argument: value})
-        if label in ("nan in", "inf in") and not _finite(result):
+        if label == "nan in" and not _finite(result):
             return None
         return f"taken: {result!r:.60}"
     except _Late:
