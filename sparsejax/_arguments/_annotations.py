@@ -29,13 +29,15 @@ def checked(**intervals: str) -> Callable[[F], F]:
     """Decorates a function, or a class, to raise for arguments that do not fit their annotations.
 
     The error names the function and the argument. `intervals` gives the numbers that an argument
-    may hold, such as `rounds="[1, inf)"`; NaN is in none. Traced values, None where it is the
-    default, and schedules are not compared with it.
+    may hold, such as `rounds="[1, inf)"`, in which NaN never is, or how a function is called,
+    such as `smooth="smooth(w)"`. Traced values and schedules are not compared with an interval, nor
+    is None where it is the default.
     """
 
     def decorate(function: Any) -> Any:
         call = function.__init__ if inspect.isclass(function) else function
-        tests = functools.cache(lambda: _tests(function, intervals))
+        name_of = function.__qualname__.removesuffix(".__init__")
+        tests = functools.cache(lambda: _tests(call, intervals))
 
         @functools.wraps(call)
         def check(*args: Any, **kwargs: Any) -> Any:
@@ -44,19 +46,18 @@ def checked(**intervals: str) -> Callable[[F], F]:
             try:
                 given = signature.bind(*args, **kwargs).arguments
             except TypeError as error:
-                raise TypeError(f"{function.__name__}: {error}.") from None
+                raise TypeError(f"{name_of}: {error}.") from None
             for name, value in given.items():
                 for fits, wanted in by_name.get(name, ()):
                     if not fits(value):
                         wrong = ValueError if _is_numeric(value) else TypeError
-                        raise wrong(
-                            f"{function.__name__}: {name} must be {wanted}, got {_text(value)}."
-                        )
+                        raise wrong(f"{name_of}: {name} must be {wanted}, got {_text(value)}.")
             return call(*args, **kwargs)
 
         if inspect.isclass(function):
             function.__init__ = check
             return function
+        check.__wrapped__ = inspect.unwrap(call)  # below other checks of types, as of a test
         return check
 
     return decorate
@@ -77,7 +78,10 @@ def _tests(function: Any, intervals: Mapping[str, str]) -> Any:
         annotation = None if variadic else parameter.annotation
         annotation = jax.random.key if name == "key" else annotation
         tests = [found] if (found := _test_of(annotation)) else []
-        if name in intervals:
+        if intervals.get(name, "").startswith(name):
+            call = intervals[name]
+            tests.append((functools.partial(_takes, many=call.count(",") + 1), f"called as {call}"))
+        elif name in intervals:
             tests.append(
                 (
                     _within(intervals[name], _has_several(annotation)),
@@ -97,10 +101,6 @@ def _test_of(annotation: Any) -> tuple[Test, str] | None:
     if annotation in _KINDS:
         return _KINDS[annotation]
     origin, of = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is Callable and of[0] is not Ellipsis:
-        many = len(of[0])
-        text = f"a function of {many} argument{'s' * (many > 1)}"
-        return lambda x: callable(x) and _takes(x, many), text
     if origin in (Union, types.UnionType):
         return _test_of_union(of)
     if origin is Literal:
@@ -112,7 +112,7 @@ def _test_of(annotation: Any) -> tuple[Test, str] | None:
             return fits, text
         each = f"{text}, each {inner[1]}"
         return lambda x: fits(x) and (is_array(x) or all(map(inner[0], x))), each
-    if isinstance(annotation, type) and annotation.__module__.startswith("sparsejax"):
+    if isinstance(annotation, type) and annotation.__module__.startswith(("sparsejax", "flax")):
         name = annotation.__name__
         return lambda x: isinstance(x, annotation), f"{'an' if name[0] in 'AEIO' else 'a'} {name}"
     return _test_of_array(annotation) if isinstance(annotation, _ANNOTATED) else None

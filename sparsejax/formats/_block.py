@@ -62,6 +62,7 @@ class BlockArray(SparseArray):
     count_t: Any
 
     @classmethod
+    @checked()
     def fromdense(
         cls,
         w: Shaped[Array | np.ndarray, "..."],

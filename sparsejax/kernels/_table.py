@@ -103,6 +103,8 @@ def names(operation: str, format: type | None = None) -> tuple[str, ...]:
       >>> sj.kernels.names("active_reduce")
       ('pallas_tpu', 'pallas_gpu', 'xla', 'dense')
     """
+    if operation not in _table:
+        raise ValueError(f"names: operation must be one of {', '.join(_table)}, got {operation!r}.")
     if format is not None:
         return tuple(_entries(operation, format))
     return tuple(dict.fromkeys(n for entries in _table[operation].values() for n in entries))

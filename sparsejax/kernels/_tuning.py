@@ -63,7 +63,7 @@ def device() -> str:
     return f"{jax.devices()[0].device_kind}, JAX {jax.__version__}"
 
 
-@checked()
+@checked(rounds="[1, inf)", seconds="(0, inf)")
 def measure(
     calls: Mapping[str, Callable[[], Any]], rounds: int = ROUNDS, seconds: float = SECONDS
 ) -> dict[str, float]:

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from .._arguments import check_number, checked
+from .._arguments import check_number, checked, checked_sparsity
 from .._frameworks import kernel_orders
 from .._masks import count
 from .._topk import topk_masks
@@ -273,8 +273,7 @@ def _allocate(params: PyTree, sparsity: float, fixed: Mapping[str, float] | None
         named = [name for name in layers if re.search(rule, name)]
         if not named:
             raise ValueError(f"fixed={{{rule!r}: {value}}} matches none of {', '.join(layers)}.")
-        if not 0 <= value <= 1:
-            raise ValueError(f"fixed={{{rule!r}: {value}}} must be a fraction of zeros, in [0, 1].")
+        checked_sparsity(f"fixed of {rule!r}", value)
         given |= {name: value for name in named if name not in given}
     free = {name: layer for name, layer in layers.items() if name not in given}
     rest = _rest(layers, given, sparsity)

@@ -9,7 +9,7 @@ from .._sharding import with_auto_axes
 from ..patterns import Pattern
 
 
-@checked()
+@checked(fraction="[0, 1]")
 def topk(
     scores: Shaped[ArrayLike, "..."], pattern: Pattern, fraction: ArrayLike = 1.0
 ) -> Bool[Array, "..."]:

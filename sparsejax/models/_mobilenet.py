@@ -177,7 +177,7 @@ class MobileNet(nnx.Module):
         return [*layers, ("classifier", "dense", (layers[-1][0],))]
 
 
-@checked()
+@checked(channels="[1, inf)", classes="[1, inf)", width="(0, inf)", divisor="[1, inf)")
 def mobilenet_v1(
     channels: int,
     classes: int,
@@ -221,7 +221,9 @@ def mobilenet_v1(
     return MobileNet(channels, classes, (first, stem[1]), rows, rngs=rngs)
 
 
-@checked()
+@checked(
+    channels="[1, inf)", classes="[1, inf)", width="(0, inf)", head="[1, inf)", divisor="[1, inf)"
+)
 def mobilenet_v2(
     channels: int,
     classes: int,

@@ -150,7 +150,7 @@ def sparse_evolution(
     )
 
 
-@checked()
+@checked(when="when(step)", drop="drop(params, grads, key)", grow="grow(params, grads, key)")
 def drop_and_grow(
     optimizer: optax.GradientTransformation,
     plan: Plan,

@@ -36,7 +36,7 @@ class PruneState(NamedTuple):
     masks: PyTree
 
 
-@checked()
+@checked(score="score(params)")
 def prune(
     plan: Plan,
     schedule: optax.ScalarOrSchedule = 1.0,

@@ -7,13 +7,14 @@ from typing import Any
 
 from jaxtyping import Array, Bool, Float
 
-from .._arguments import checked_axis, checked_sparsity, is_int
+from .._arguments import checked, checked_axis, checked_sparsity, is_int
 from ._grid import Grid, grid
 from ._layout import Layout
 from ._pattern import Pooled
 from ._pool import check_pool
 
 
+@checked(stacked="[0, inf)")
 @dataclass(frozen=True)
 class Block(Pooled):
     r"""Prunes rectangular blocks of the (contraction, output) matrix of a kernel.

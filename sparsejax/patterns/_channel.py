@@ -6,12 +6,13 @@ from typing import ClassVar
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from .._arguments import checked_sparsity
+from .._arguments import checked, checked_sparsity
 from ._layout import Layout, Order, ambiguous, layout
 from ._pattern import Pooled
 from ._pool import check_pool, join
 
 
+@checked(stacked="[0, inf)")
 @dataclass(frozen=True)
 class Channel(Pooled):
     r"""Prunes whole slices along one axis: neurons, filters, input channels.

@@ -15,6 +15,7 @@ from ._pattern import Pooled
 from ._pool import check_pool
 
 
+@checked(stacked="[0, inf)")
 @dataclass(frozen=True, eq=False)
 class Groups(Pooled):
     r"""Groups defined by an integer label per entry: attention heads, n x 1 strips, or any others.

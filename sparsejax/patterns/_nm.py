@@ -10,7 +10,7 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Shaped
 
-from .._arguments import checked_axis, is_int
+from .._arguments import checked, checked_axis, is_int
 from .._counts import kept_at
 from .._topk import group_mask, nm_mask
 from ._grid import grid
@@ -18,6 +18,7 @@ from ._layout import Layout
 from ._pattern import Pattern
 
 
+@checked(stacked="[0, inf)")
 @dataclass(frozen=True)
 class NM(Pattern):
     r"""N:M sparsity: `n` of every `m` consecutive entries along the contraction are kept.

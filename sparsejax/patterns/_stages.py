@@ -16,6 +16,7 @@ from ._nm import NM
 from ._pattern import Pattern
 
 
+@checked()
 @dataclass(frozen=True)
 class Stages(Pattern):
     r"""An N:M pattern that tightens in stages: the structure decay of SdGf.
@@ -100,7 +101,7 @@ class Stages(Pattern):
         return lax.switch(reached, dense + stages, scores)
 
 
-@checked()
+@checked(stacked="[0, inf)", stages="[1, inf)")
 def nm_stages(
     kind: str,
     n: int,

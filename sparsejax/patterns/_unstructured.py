@@ -8,12 +8,13 @@ from typing import ClassVar
 import jax
 from jaxtyping import Array, Bool, Float
 
-from .._arguments import checked_axis, checked_sparsity
+from .._arguments import checked, checked_axis, checked_sparsity
 from .._topk import topk_mask
 from ._layout import Layout
 from ._pattern import Pooled
 
 
+@checked(stacked="[0, inf)")
 @dataclass(frozen=True)
 class Unstructured(Pooled):
     r"""Single entries: of a leaf of n entries, `n - round(n * sparsity)` are kept.
@@ -72,6 +73,7 @@ class Unstructured(Pooled):
         return topk_mask(scores, scores.size - zeros)
 
 
+@checked(stacked="[0, inf)")
 @dataclass(frozen=True)
 class FanIn(Pooled):
     r"""Constant fan-in: every output keeps the same number of its inputs.

@@ -117,7 +117,7 @@ class WGSEF(OnNorm):
         return u if self.groups is not None or axis is None else jnp.squeeze(u, axis)
 
 
-@checked()
+@checked(k="[1, inf)")
 def sef(k: ArrayLike, strength: ArrayLike = 1.0, axis: Axes = -1) -> Penalty:
     r"""The sparse envelope: the largest convex minorant of half the squared norm on k-sparse x.
 
@@ -151,7 +151,7 @@ def sef(k: ArrayLike, strength: ArrayLike = 1.0, axis: Axes = -1) -> Penalty:
     return SEF(checked_number("strength", strength, call), k, partition(axis, call=call))
 
 
-@checked()
+@checked(k="[1, inf)")
 def gsef(
     k: ArrayLike,
     strength: ArrayLike = 1.0,
@@ -187,7 +187,7 @@ def gsef(
     return wgsef(k, strength, axis, groups, num_groups)
 
 
-@checked()
+@checked(k="[1, inf)")
 def wgsef(
     k: ArrayLike,
     strength: ArrayLike = 1.0,
@@ -279,7 +279,7 @@ def exclusive_lasso(
     return SEF(checked_number("strength", strength, call), 1, cells)
 
 
-@checked()
+@checked(step="(0, inf)")
 def fenchel_young_gap(
     penalty: Penalty, v: PyTree, x: PyTree, step: ArrayLike = 1.0
 ) -> Float[Array, ""]:

@@ -204,7 +204,7 @@ def rank(strength: ArrayLike) -> Penalty:
     return on_singular_values(l0(strength))
 
 
-@checked()
+@checked(r="[0, inf)")
 def max_rank(r: ArrayLike) -> Penalty:
     r"""The indicator of matrices of rank at most r: keep the r largest singular values.
 

@@ -205,7 +205,7 @@ def l2_ball(radius: ArrayLike = 1.0, axis: Axes = -1) -> Penalty:
     return L2Ball(checked_number("radius", radius, call), partition(axis, call=call))
 
 
-@checked()
+@checked(offset="[-inf, inf]")
 def half_space(normal: ArrayLike, offset: ArrayLike) -> Penalty:
     r"""The indicator of a half-space: `<normal, x> <= offset`.
 
@@ -231,7 +231,7 @@ def half_space(normal: ArrayLike, offset: ArrayLike) -> Penalty:
     return _plane(normal, offset, True)
 
 
-@checked()
+@checked(offset="[-inf, inf]")
 def hyperplane(normal: ArrayLike, offset: ArrayLike) -> Penalty:
     r"""The indicator of a hyperplane: `<normal, x> = offset`.
 

@@ -332,7 +332,7 @@ def transformed_l1(strength: ArrayLike, a: ArrayLike = 1.0) -> Penalty:
     return TransformedL1(checked_number("strength", strength, call), a)
 
 
-@checked()
+@checked(value="value(x)", derivative="derivative(x)")
 def concave(
     value: Callable[[Array], Array],
     derivative: Callable[[Array], Array],

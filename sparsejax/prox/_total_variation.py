@@ -216,4 +216,7 @@ def fused_lasso(strength: ArrayLike, l1_strength: ArrayLike, axis: int | None = 
       >>> prox.fused_lasso(1.0, 0.5).prox(jnp.array([0.0, 0.0, 4.0, 4.0])).tolist()
       [0.0, 0.0, 3.0, 3.0]
     """
-    return nested(total_variation(strength, axis), l1(l1_strength))
+    return nested(
+        total_variation(strength, axis),
+        l1(checked_number("l1_strength", l1_strength, "prox.fused_lasso(1.0, 0.5)")),
+    )

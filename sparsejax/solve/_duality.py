@@ -92,7 +92,7 @@ def gap_of(pb: Problem, w: Array, r: Array, c: Array, positive: bool) -> tuple[A
     return jnp.maximum(gap, 0), s
 
 
-@checked(strength="[0, inf)", l2="[0, inf)")
+@checked(l2="[0, inf)")
 def duality_gap(
     X: ArrayLike,
     y: ArrayLike,

@@ -17,7 +17,7 @@ from ._algebra import dot, floats, norm
 from ._proximal_gradient import Smooth, _gradient, _relative, check_step, forward
 
 
-@checked(step="(0, inf)", tol="[0, inf)", max_steps="[0, inf)")
+@checked(step="(0, inf)", tol="[0, inf)", max_steps="[0, inf)", smooth="smooth(w)")
 def iht(
     smooth: Smooth,
     projection: Penalty | Callable[[PyTree], PyTree],

@@ -32,9 +32,7 @@ class _State(NamedTuple):
     full: Array
 
 
-@checked(
-    strength="[0, inf]", tol="(0, inf)", max_steps="[0, inf)", working_set="[1, inf)", l2="[0, inf)"
-)
+@checked(tol="(0, inf)", max_steps="[0, inf)", working_set="[1, inf)", l2="[0, inf)")
 def lasso(
     X: ArrayLike,
     y: ArrayLike,
@@ -224,7 +222,7 @@ def _attach_jvp(m: int, primals: Any, tangents: Any) -> tuple[Array, Array]:
     return w, jnp.zeros_like(w).at[chosen].set(masked_solve(q.gram, on, right), unique_indices=True)
 
 
-@checked(strength="[0, inf)", ratio="[0, 1]")
+@checked(ratio="[0, 1]")
 def enet(
     X: ArrayLike, y: ArrayLike, strength: ArrayLike, ratio: ArrayLike = 0.5, **options: Any
 ) -> Solution:

@@ -33,7 +33,7 @@ class _Problem(NamedTuple):
     positive: bool
 
 
-@checked(strength="[0, inf]", tol="(0, inf)", max_steps="[0, inf)", l2="[0, inf)")
+@checked(tol="(0, inf)", max_steps="[0, inf)", l2="[0, inf)")
 def lasso_host(
     X: ArrayLike,
     y: ArrayLike,

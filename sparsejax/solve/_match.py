@@ -7,7 +7,14 @@ import numpy as np
 from .._arguments import checked
 
 
-@checked(low="[0, inf)", high="(0, inf)", target="(-inf, inf)", tol="[0, inf)", max_runs="[1, inf)")
+@checked(
+    low="[0, inf)",
+    high="(0, inf)",
+    target="(-inf, inf)",
+    tol="[0, inf)",
+    max_runs="[1, inf)",
+    run="run(strength)",
+)
 def match_strength(
     run: Callable[[float], float],
     low: float,

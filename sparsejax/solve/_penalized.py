@@ -76,7 +76,7 @@ def penalized_regression(
     return finish("penalized_regression", found, throw)
 
 
-@checked(strength="[0, inf]", tol="(0, inf)", max_steps="[0, inf)")
+@checked(tol="(0, inf)", max_steps="[0, inf)")
 def group_lasso(
     X: ArrayLike,
     y: ArrayLike,
@@ -133,7 +133,7 @@ def group_lasso(
     return _certified("group_lasso", X, y, strength, unit, w0, tol, max_steps, throw)
 
 
-@checked(strength="[0, inf]", tol="(0, inf)", max_steps="[0, inf)")
+@checked(tol="(0, inf)", max_steps="[0, inf)")
 def multitask_lasso(
     X: ArrayLike,
     Y: ArrayLike,
@@ -180,7 +180,7 @@ def multitask_lasso(
     return _certified("multitask_lasso", X, Y, strength, unit, w0, tol, max_steps, throw)
 
 
-@checked(strength="[0, inf]", tol="(0, inf)", max_steps="[0, inf)")
+@checked(tol="(0, inf)", max_steps="[0, inf)")
 def logistic_lasso(
     X: ArrayLike,
     y: ArrayLike,

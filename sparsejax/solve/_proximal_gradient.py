@@ -32,7 +32,7 @@ class _State(NamedTuple):
     n: Array
 
 
-@checked(step="(0, inf)", tol="[0, inf)", max_steps="[0, inf)")
+@checked(step="(0, inf)", tol="[0, inf)", max_steps="[0, inf)", smooth="smooth(w)")
 def proximal_gradient(
     smooth: Smooth,
     penalty: Penalty,

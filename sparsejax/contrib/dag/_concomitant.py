@@ -51,7 +51,7 @@ def noise_scale(residual: Float[Array, "n ..."], floor: ArrayLike = 0.0) -> Floa
     return jnp.maximum(jnp.sqrt(jnp.mean(residual**2, axis=0)), floor)
 
 
-@checked(strength="[0, inf)", floor="[0, inf)", tol="[0, inf)", max_steps="[0, inf)")
+@checked(floor="[0, inf)", tol="[0, inf)", max_steps="[0, inf)")
 def concomitant_lasso(
     X: ArrayLike,
     y: ArrayLike,

@@ -51,7 +51,7 @@ def edge_scores(estimate: ArrayLike, truth: ArrayLike) -> EdgeScores:
       >>> edge_scores([[0, 1], [0, 0]], [[0, 0], [1, 0]]).false_discovery_rate
       1.0
     """
-    found, true = _graphs("edge_scores", estimate, truth)
+    found, true = _graphs("edge_scores", estimate=estimate, truth=truth)
     hits, backwards = int((found & true).sum()), int((found & true.T & ~true).sum())
     wrong = int(found.sum()) - hits
     pairs = len(true) * (len(true) - 1) // 2
@@ -83,7 +83,7 @@ def shd(estimate: ArrayLike, truth: ArrayLike) -> int:
       >>> shd([[0, 1], [0, 0]], [[0, 0], [1, 0]])
       1
     """
-    found, true = _graphs("shd", estimate, truth)
+    found, true = _graphs("shd", estimate=estimate, truth=truth)
     differ = (found != true) | (found != true).T
     return int(np.triu(differ, 1).sum())
 
@@ -107,7 +107,7 @@ def shd_cpdag(estimate: ArrayLike, truth: ArrayLike) -> int:
       >>> shd_cpdag([[0, 1], [0, 0]], [[0, 0], [1, 0]])
       0
     """
-    found, true = _graphs("shd_cpdag", estimate, truth)
+    found, true = _graphs("shd_cpdag", estimate=estimate, truth=truth)
     return shd(cpdag(found), cpdag(true))
 
 
@@ -135,7 +135,7 @@ def cpdag(graph: ArrayLike) -> Bool[np.ndarray, "d d"]:
       >>> cpdag([[0, 1, 0], [0, 0, 1], [0, 0, 0]]).astype(int).tolist()
       [[0, 1, 0], [1, 0, 1], [0, 1, 0]]
     """
-    (dag,) = _graphs("cpdag", graph)
+    (dag,) = _graphs("cpdag", graph=graph)
     _closure("cpdag", dag)
     joined = dag | dag.T
     # i -> j <- k with i and k not joined.
@@ -190,7 +190,7 @@ def sid(estimate: ArrayLike, truth: ArrayLike) -> int:
       >>> sid([[0, 1], [0, 0]], [[0, 0], [1, 0]])
       2
     """
-    found, true = _graphs("sid", estimate, truth)
+    found, true = _graphs("sid", estimate=estimate, truth=truth)
     _closure("sid", found)
     below = _closure("sid", true)  # [i, j]: j is i or descends from it
     return sum(_wrong_effects(i, found[:, i], true, below) for i in range(len(true)))
@@ -250,13 +250,18 @@ def _closure(caller: str, dag: np.ndarray) -> np.ndarray:
     return reach | np.eye(len(dag), dtype=bool)
 
 
-def _graphs(caller: str, *graphs: ArrayLike) -> list[np.ndarray]:
+def _graphs(caller: str, **named: ArrayLike) -> list[np.ndarray]:
+    for name, graph in named.items():
+        if np.asarray(graph).dtype.kind not in "biuf":
+            raise TypeError(f"{caller}: {name} must be a matrix of numbers, got {graph!r:.80}.")
+    graphs = tuple(named.values())
     if any(np.isnan(np.asarray(graph, float)).any() for graph in graphs):
-        raise ValueError(f"{caller}: graphs must not hold NaN; set missing edges to 0.")
+        raise ValueError(f"{caller}: {', '.join(named)} must not hold NaN; set missing edges to 0.")
     out = [np.asarray(graph) != 0 for graph in graphs]
     shapes = [graph.shape for graph in out]
     if any(len(s) != 2 or s[0] != s[1] or s != shapes[0] for s in shapes):
         raise ValueError(
-            f"{caller}: graphs must be square adjacency matrices (d, d) of one size, got {shapes}."
+            f"{caller}: {', '.join(named)} must be square adjacency matrices (d, d) of one size, "
+            f"got {shapes}."
         )
     return out

@@ -210,6 +210,7 @@ class Parallel(nnx.Module):
       (4, (2, 6))
     """
 
+    @checked()
     def __init__(
         self,
         layer: Any,
@@ -260,6 +261,7 @@ class Factorized(nnx.Module):
       ((64, 128), (128, 64))
     """
 
+    @checked()
     def __init__(
         self,
         layer: Any,
@@ -310,6 +312,7 @@ class Doped(nnx.Module):
       ((64, 16), (2, 64))
     """
 
+    @checked()
     def __init__(self, layer: Any, sparsity: float, *, rngs: nnx.Rngs):
         _check_layer(layer)
         rank = doped_rank(layer.in_features, layer.out_features, sparsity, _taps(layer))

@@ -211,7 +211,7 @@ def nldp_server(
     return finish("nldp_regression", solution, throw and eig_floor is None)
 
 
-@checked()
+@checked(norm_bound="(0, inf)")
 def nldp_regression(
     X: ArrayLike,
     y: ArrayLike,

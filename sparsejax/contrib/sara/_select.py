@@ -13,7 +13,7 @@ from ..._topk import topk_masks
 from ..._tree import map_named, named_leaves
 
 
-@checked()
+@checked(theta="[0, inf]")
 def below_threshold(
     params: PyTree,
     theta: ArrayLike | None = None,

@@ -31,6 +31,7 @@ class MixedOp(nnx.Module):
       [0.75, 0.75]
     """
 
+    @checked()
     def __init__(self, ops: Sequence[Callable[..., Any]]):
         if not len(ops):
             raise ValueError("MixedOp needs at least one operation.")
@@ -72,6 +73,7 @@ class DartsCell(nnx.Module):
       (5, (1, 6))
     """
 
+    @checked()
     def __init__(self, edge: Callable[[int], Any], nodes: int = 4, *, reduction: bool = False):
         self.nodes = nodes
         self.edges = sum(2 + i for i in range(nodes))

@@ -5,6 +5,7 @@ from typing import Any
 from flax import nnx
 from jaxtyping import Array, Float
 
+from ..._arguments import checked
 from ..._tree import pure
 from ...masks import plan as make_plan
 from ...patterns import Pattern
@@ -54,6 +55,7 @@ class Scored(nnx.Module):
       (['scores'], 32)
     """
 
+    @checked()
     def __init__(self, layer: Any, pattern: Pattern | None, *, rounding: str = "down"):
         if "kernel" not in nnx.state(layer, nnx.Param):
             raise TypeError(f"Scored: a {type(layer).__name__} has no kernel to mask.")

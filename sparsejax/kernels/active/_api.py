@@ -286,7 +286,9 @@ def _units(what: str, w: Any, lead: int) -> Float[Array, "..."]:
     if w.ndim == 2:
         return w[:, None] if lead == 1 else w[..., None]
     if w.ndim != 3:
-        raise ValueError(f"{what}: an array of shape {w.shape} must have 2 or 3 axes.")
+        raise ValueError(
+            f"{what}: w and v (w_up, w_down, w_gate) must have 2 or 3 axes, got {w.shape}."
+        )
     return w
 
 
