@@ -50,8 +50,10 @@ def checked(**intervals: str) -> Callable[[F], F]:
             for name, value in given.items():
                 for fits, wanted in by_name.get(name, ()):
                     if not fits(value):
-                        wrong = ValueError if _is_numeric(value) else TypeError
-                        raise wrong(f"{name_of}: {name} must be {wanted}, got {_text(value)}.")
+                        verb = "" if wanted.startswith("come ") else "be "
+                        kind = ValueError if _is_value(wanted) else TypeError
+                        what = f"{name_of}: {name} must {verb}{wanted}"
+                        raise kind(f"{what}, got {_text(value)}.")
             return call(*args, **kwargs)
 
         if inspect.isclass(function):
@@ -61,6 +63,11 @@ def checked(**intervals: str) -> Callable[[F], F]:
         return check
 
     return decorate
+
+
+def _is_value(wanted: str) -> bool:
+    """Whether the value is wrong, or the shape, and not the type."""
+    return wanted.startswith("a number in") or "of shape" in wanted or "one of" in wanted
 
 
 def _text(value: Any) -> str:
@@ -250,7 +257,7 @@ _KINDS: dict[Any, Any] = {
     jax.Array: _ARRAY,
     np.ndarray: _ARRAY,
     np.number: _ARRAY,
-    jax.random.key: (_is_key, "a random key, jax.random.key(0)"),
+    jax.random.key: (_is_key, "come from jax.random.key(0)"),
     Callable: (callable, "a function"),
     Sequence: (_is_sequence, "a sequence"),
     tuple: (_is_sequence, "a tuple"),
