@@ -16,6 +16,8 @@ from numpy import inf, nan
 
 import sparsejax as sj
 
+from ._left import LEFT
+
 WORDS = {"text": "text", "dict": {"a": 1.0}, "object": object()}
 NOTHING = WORDS | {"None": None, "words": ["a"], "lambda": lambda x: x}
 
@@ -132,6 +134,7 @@ class Row:
         found = []
         for name, valid in self.arguments.items():
             takes = {*self.takes.get(name, "").split(", "), *self.takes.get("*", "").split(", ")}
+            takes |= {*LEFT.get(f"{self.name}.{name}", "").split(", ")}
             takes |= {"None"} if name in optional else set()
             takes |= {"-1", "huge"} if name in ("axis", "outgoing_axis") else set()
             takes |= {"other names", "shapes"} if trees < 2 or name == "params" else set()

@@ -23,9 +23,12 @@ WITHOUT = {
         PlannedLeaf ActiveSet ChannelGraph Entries LinearLayer Layout Implementation""",
     "base classes, without arguments": "Matrix SparseArray Pattern Selector NonZero Penalty",
     "types": "Allocation",
+    "pytrees, rebuilt with whatever JAX puts at their leaves": """
+        LowRank Sum Transposed Threshold TopP Masks""",
     "formats, checked where they are multiplied, loaded and made by fromdense": """
         BlockArray NMArray TensorCoreArray""",
-    "modules, whose arguments flax.nnx checks": "DartsCell Bert MobileNet SparseKernel SparseLinear",
+    "modules, whose arguments flax.nnx checks": """
+        DartsCell Bert MobileNet SparseKernel SparseLinear""",
     "no arguments": "advice_markdown minilm",
     "registration of the user's own class or function": "linen_compressed",
     "second names": "sr_ste",
@@ -66,7 +69,7 @@ def check(table, examples):
 
 @pytest.mark.parametrize("table", TABLES)
 def test_bad_arguments_are_named(table):
-    check(table, 300)
+    check(table, 150)
 
 
 @pytest.mark.slow
