@@ -1,12 +1,10 @@
 """Rows of optim, solve, recipes and reporting."""
 
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 import sparsejax as sj
 from sparsejax import optim, prox, recipes, reporting, solve
-from sparsejax.solve import estimators
 
 from ._core import HISTORY, KEY, L1, LAYER, PLAN, M, P
 from ._values import row
@@ -130,6 +128,4 @@ ROWS = [
     row(reporting.taxonomy, history=HISTORY, dense_weights=False),
     row(reporting.training_flops, kind="rigl", dense=1.0, sparse=0.1, steps=1, every=100,
         schedule=None, scoring=0.0),
-    *(row(getattr(estimators, name).fit, self=getattr(estimators, name)(), X=np.asarray(A), y=np.asarray(Y))
-      for name in ("Lasso",)),
 ]  # fmt: skip
