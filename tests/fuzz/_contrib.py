@@ -1,5 +1,7 @@
 """Rows of sparsejax.contrib."""
 
+# ruff: noqa: E501
+
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -1,5 +1,7 @@
 """Rows of prox, patterns, select, masks, formats, kernels, metrics and nn."""
 
+# ruff: noqa: E501
+
 import inspect
 
 import jax

@@ -1,5 +1,7 @@
 """Rows of optim, solve, recipes and reporting."""
 
+# ruff: noqa: E501
+
 import jax.numpy as jnp
 import optax
 
