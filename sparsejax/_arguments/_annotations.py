@@ -1,5 +1,8 @@
 """Checks of all arguments of a function by their annotations, before anything is traced."""
 
+# Annotations are values here, of which pyright knows no type.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
+
 import functools
 import inspect
 import math
