@@ -10,9 +10,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Shaped, UInt
 
-from .._arguments import (known, checked)
-from .._arrays import (wide_dtype)
-from .._sharding import (on_host)
+from .._arguments import checked, known
+from .._arrays import wide_dtype
+from .._sharding import on_host
 from .._topk import nm_mask
 from .._tree import register
 from ._array import SparseArray, as_mask, check_matrix

@@ -10,10 +10,11 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array
 
-from .._arguments import check_count
+from .._arguments import checked
 from ._llama import Llama
 
 
+@checked(steps="[1, inf)", temperature="[0, inf)")
 def generate(
     model: Llama,
     prompts: Sequence[Any],
@@ -50,9 +51,6 @@ def generate(
       >>> tokenizer.decode(sj.models.generate(model, [prompt], 8)[0])  # doctest: +SKIP
       ' Paris. It is the largest city in'
     """
-    check_count("generate: steps", steps)
-    if not 0 <= temperature < np.inf:
-        raise ValueError(f"generate: temperature must be 0 or positive, got {temperature}.")
     if temperature > 0 and key is None:
         raise ValueError("generate: sampling at a temperature needs key=jax.random.key(0).")
     rows = [_tokens("generate: a prompt", row, model.config.vocabulary, 1) for row in prompts]
@@ -105,6 +103,7 @@ def _generate(model, ids, counts, ends, temperature, key, steps):
     return lax.while_loop(going, write, start)[3]
 
 
+@checked(window="[1, inf)", stride="[1, inf)")
 def token_losses(
     model: Callable[[Array], Array],
     tokens: Any,
@@ -136,9 +135,7 @@ def token_losses(
       >>> print(sj.models.token_losses(uniform, [0, 1, 2, 3, 0], window=2).round(3))
       [1.386 1.386 1.386 1.386]
     """
-    check_count("token_losses: window", window)
     stride = window if stride is None else stride
-    check_count("token_losses: stride", stride)
     if stride > window:
         raise ValueError(
             f"token_losses: stride must be at most the window, got {stride} above {window}."
@@ -168,6 +165,7 @@ def _losses(model, ids, expected):
     return jax.nn.logsumexp(logits, axis=-1) - chosen
 
 
+@checked(window="[1, inf)", stride="[1, inf)")
 def perplexity(
     model: Callable[[Array], Array],
     tokens: Any,

@@ -9,9 +9,22 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from .._arguments import check_count
+from .._arguments import checked
 
 
+@checked(
+    vocabulary="[1, inf)",
+    width="[1, inf)",
+    hidden="[1, inf)",
+    layers="[1, inf)",
+    heads="[1, inf)",
+    key_heads="[1, inf)",
+    head_size="[1, inf)",
+    positions="[1, inf)",
+    theta="(0, inf)",
+    epsilon="(0, inf)",
+    scaling="(0, inf)",
+)
 @dataclasses.dataclass(frozen=True)
 class LlamaConfig:
     r"""The sizes of a `Llama`.
@@ -49,14 +62,6 @@ class LlamaConfig:
     positions: int = 2048
 
     def __post_init__(self):
-        sizes = ("vocabulary", "width", "hidden", "layers", "heads", "key_heads", "head_size")
-        for name in sizes:
-            check_count(f"LlamaConfig: {name}", getattr(self, name))
-        for name in ("theta", "epsilon"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(
-                    f"LlamaConfig: {name} must be positive, got {getattr(self, name)}."
-                )
         if self.heads % self.key_heads:
             raise ValueError(
                 f"LlamaConfig: heads must be a multiple of key_heads, got {self.heads} and "

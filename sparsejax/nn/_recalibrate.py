@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from .._arguments import check_fraction, is_nan_in
+from .._arguments import check_fraction, checked, is_nan_in
 
 
+@checked()
 def recalibrate(
     model: nnx.Module,
     batches: Sequence[Any],

@@ -24,6 +24,13 @@ V = X[0]
 NM = formats.NMArray.fromdense(jnp.ones((4, 4)), 2, 4)
 BLOCK = formats.BlockArray.fromdense(jnp.eye(8), (4, 4))
 LAYER = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
+NORM = nnx.BatchNorm(4, rngs=nnx.Rngs(0))
+LLAMA = models.Llama(
+    models.LlamaConfig(
+        vocabulary=9, width=8, hidden=8, layers=1, heads=2, key_heads=1, head_size=4
+    ),
+    rngs=nnx.Rngs(0),
+)
 L1 = prox.l1(0.1)
 LABELS = np.array([0, 1, 0, 1])
 ACTIVE = select.TopK(2).set(V)
@@ -174,11 +181,18 @@ ROWS = [
     row(metrics.sad, masks_a=M, masks_b=M, normalize=None),
     row(metrics.max_softmax_probability, logits=X),
     row(models.cache_aware_width, cache_bytes=2**20, strip=16, dtype=jnp.float32),
+    row(models.LlamaConfig, vocabulary=9, width=8, hidden=8, layers=1, heads=2, key_heads=1,
+        head_size=4, theta=10.0, epsilon=1e-5, tied=False, interleaved=False, scaling=(),
+        positions=8),
+    row(models.generate, model=LLAMA, prompts=[[1, 2]], steps=2, temperature=0.0, stop=(2,), key=KEY),
+    row(models.perplexity, model=LLAMA, tokens=[1, 2, 3], window=4, stride=None),
+    row(models.token_losses, model=LLAMA, tokens=[1, 2, 3], window=4, stride=None),
     row(models.mobilenet_v1, channels=3, classes=2, width=0.25, stem=(8, 2), blocks=((8, 1),),
         divisor=8, rngs=nnx.Rngs(0)),
     row(models.mobilenet_v2, channels=3, classes=2, width=0.25, stem=(8, 2),
         stages=((1, 8, 1, 1),), head=16, widest=None, divisor=8, rngs=nnx.Rngs(0)),
     row(named("linear_layer", lambda layer: nn.linear_layer(layer)), layer=LAYER),
+    row(nn.recalibrate, model=NORM, batches=[jnp.ones((2, 4))], fraction=1.0, momentum=None, call=None),
     row(nn.input_grams, model=LAYER, batches=[jnp.ones((2, 4))], call=None),
     row(nn.learned_threshold, params={"kernel": X}, logits={"kernel": V[:, None]}),
     row(nn.observe, path="a", x=X),

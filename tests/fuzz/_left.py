@@ -152,7 +152,7 @@ LEFT = {
     "greedy_soup.trees": "nan in",
     "prune_remaining.masks": "other names, floats",
     "retraining_schedule.history": "nan in",
-    "sequential_sparsegpt.batches": "dict, words, nan in, None in, object in",
+    "sequential_prune.batches": "dict, words, nan in, None in, object in",
     "soup_geometry.trees": "nan in",
     "train_masked.masks": "None",
     "train_masked.data": "other names, shapes",

@@ -28,12 +28,12 @@ WITHOUT = {
     "formats, checked where they are multiplied, loaded and made by fromdense": """
         BlockArray NMArray TensorCoreArray""",
     "modules, whose arguments flax.nnx checks": """
-        DartsCell Bert MobileNet SparseKernel SparseLinear""",
+        DartsCell Bert Llama MobileNet SparseKernel SparseLinear""",
     "no arguments": "advice_markdown minilm",
     "registration of the user's own class or function": "linen_compressed",
     "second names": "sr_ste",
     "needs files, a mesh, SciPy or minutes": """
-        bert_from_safetensors shard_columns from_sparse tune""",
+        bert_from_safetensors llama save_llama smollm2 shard_columns from_sparse tune""",
 }  # fmt: skip
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Key
 
-from ..._arguments import check_count, check_key, known
+from ..._arguments import check_count, check_key, checked, known
 
 
 def random_mapping(
@@ -24,6 +24,7 @@ def random_mapping(
     return chosen if per_class == 1 else chosen.reshape(targets, per_class)
 
 
+@checked()
 def frequency_mapping(
     predicted: Int[Array, " n"],
     labels: Int[Array, " n"],

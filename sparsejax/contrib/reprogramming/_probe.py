@@ -10,11 +10,12 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Key
 
-from ..._arguments import check_count, check_key, rows_of
+from ..._arguments import check_count, check_key, checked, rows_of
 from ...recipes import Progress, train_masked
 from ._mapping import check_labels
 
 
+@checked(classes="[1, inf)", steps="[0, inf)")
 def linear_probe(
     X: Float[Array, "n d"],
     y: Int[Array, " n"],
@@ -84,6 +85,7 @@ def linear_probe(
     )  # fmt: skip
 
 
+@checked()
 def few_shot(
     labels: Int[ArrayLike, " n"], shots: int, *, key: Key[Array, ""]
 ) -> Int[np.ndarray, " m"]:

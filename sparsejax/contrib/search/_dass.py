@@ -1,7 +1,7 @@
 """Masks and architectures learned in three stages: dense training, scores, fine-tuning."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -234,7 +234,7 @@ def dass(
             return finished[place][0]
         before = sum(len(end[-1][0]) for end in finished)
         own = steady(optimizer or given.optimizer)
-        upper_state = finished[-1][2:4] if finished else (alpha, upper.init(alpha))
+        upper_state = finished[-1][2:4] if finished else (alpha, upper.init(cast(Any, alpha)))
         begin, advance = _stage(
             loss, sets, upper, second_order, batch_size, view, given.steps, own, keys[name],
             start, upper_state,

@@ -12,6 +12,7 @@ from ..._arguments import (
     check_count,
     check_finite,
     check_key,
+    checked,
     checked_number,
     rows_of,
 )
@@ -20,6 +21,7 @@ from ..._tree import map_named, named_leaves
 from ...masks import apply_masks
 
 
+@checked(alpha="[0, inf)", chunk="[1, inf)", batch_size="[1, inf)")
 def fisher_forgetting(
     params: PyTree,
     masks: PyTree,
@@ -101,6 +103,7 @@ def fisher_forgetting(
     return apply_masks(map_named(noisy, params), masks)
 
 
+@checked(chunk="[1, inf)", batch_size="[1, inf)")
 def fisher_diagonal(
     params: PyTree,
     logits: Callable[[PyTree, Array], Float[Array, "n classes"]],

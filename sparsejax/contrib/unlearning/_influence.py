@@ -8,13 +8,14 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
-from ..._arguments import check_callable, check_count, check_finite, rows_of
+from ..._arguments import check_callable, check_count, check_finite, checked, rows_of
 from ..._arrays import wide_dtype
 from ...masks import apply_masks
 
 Inverse = Literal["exact", "woodfisher_cheap"]
 
 
+@checked(alpha="(-inf, inf)", damping="(0, inf)", samples="[1, inf)")
 def influence_unlearning(
     params: PyTree,
     masks: PyTree,
