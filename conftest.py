@@ -42,20 +42,20 @@ install_import_hook("sparsejax", "beartype.beartype")
 
 
 # So many rows of each table are quick; every row is run by `make test-slow` where it is not.
-ROWS = 3
+ROWS = 2
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     """Marks what is slow; notebooks take longest and so come first.
 
-    Slow are the examples of single subjects, and all but `ROWS` rows of each table, unless it is
-    marked as `whole`. Names are shuffled by a checksum, so that other tables keep other rows, and
-    each the same ones from run to run.
+    Slow are the tests and examples of single subjects, and all but `ROWS` rows of each table,
+    unless it is marked as `whole`. Names are shuffled by a checksum, so that other tables keep
+    other rows, and each the same ones from run to run.
     """
     tables = collections.defaultdict(list)
     for item in items:
-        if item.nodeid.startswith("sparsejax/contrib/"):
+        if item.nodeid.startswith(("sparsejax/contrib/", "tests/contrib/")):
             item.add_marker(pytest.mark.slow)
         elif "[" in item.nodeid and not any(item.iter_markers("whole")):
             tables[item.nodeid.split("[")[0]].append(item)

@@ -155,15 +155,8 @@ def start(folder: pathlib.Path, part: str, processes: int) -> list[dict[str, np.
 
 
 # Each part starts three processes.
-@pytest.mark.parametrize(
-    "part",
-    [
-        "masks",
-        "gathered",
-        pytest.param("training", marks=pytest.mark.slow),
-        pytest.param("procedures", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["masks", "gathered", "training", "procedures"])
 def test_two_processes_find_what_one_finds(part, tmp_path):
     (alone,) = start(tmp_path, part, 1)
     for found in start(tmp_path, part, 2):

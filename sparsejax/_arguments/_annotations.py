@@ -54,7 +54,7 @@ def checked(**intervals: str) -> Callable[[F], F]:
                 for fits, wanted in by_name.get(name, ()):
                     if not fits(value):
                         verb = "" if wanted.startswith("come ") else "be "
-                        kind = ValueError if _is_value(wanted) else TypeError
+                        kind = ValueError if _is_value(wanted) or _is_nan(value) else TypeError
                         what = f"{name_of}: {name} must {verb}{wanted}"
                         raise kind(f"{what}, got {_text(value)}.")
             return call(*args, **kwargs)
@@ -100,7 +100,7 @@ def _tests(function: Any, intervals: Mapping[str, str]) -> Any:
             )
         elif annotation is float:
             tests.append((lambda x: not _is_nan(x), "a number"))
-        if parameter.default is None:
+        if parameter.default is None or type(None) in typing.get_args(annotation):
             tests = [(lambda x, fits=fits: x is None or fits(x), text) for fits, text in tests]
         by_name[name] = tests
     return signature, by_name

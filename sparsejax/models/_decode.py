@@ -1,5 +1,6 @@
 """Text from a decoder, and how well it predicts text."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -143,8 +144,11 @@ def token_losses(
     vocabulary = model.config.vocabulary if isinstance(model, Llama) else None
     row = _tokens("token_losses: tokens", tokens, vocabulary, 2)
     known, targets = row[:-1], row[1:]
-    losses = np.empty(len(targets), np.float32)
-    done = 0
+    losses, done = np.empty(len(targets), np.float32), 0
+    if isinstance(model, nnx.Module):
+        compiled = functools.partial(_compiled_losses, model)
+    else:
+        compiled = jax.jit(functools.partial(_losses, model))
     while done < len(targets):
         start = 0 if done == 0 else done + stride - window
         start = max(start, 0)
@@ -152,17 +156,19 @@ def token_losses(
         count = min(window, len(known) - start)
         ids[0, :count] = known[start : start + count]
         expected[0, :count] = targets[start : start + count]
-        found = np.asarray(_losses(model, ids, expected))[0]
+        found = np.asarray(compiled(ids, expected))[0]
         losses[done : start + count] = found[done - start : count]
         done = start + count
     return losses
 
 
-@nnx.jit
 def _losses(model, ids, expected):
     logits = model(ids).astype(jnp.float32)
     chosen = jnp.take_along_axis(logits, expected[..., None], axis=-1)[..., 0]
     return jax.nn.logsumexp(logits, axis=-1) - chosen
+
+
+_compiled_losses = nnx.jit(_losses)
 
 
 @checked(window="[1, inf)", stride="[1, inf)")

@@ -74,7 +74,7 @@ def _topk_rows(scores: Array, k: Any) -> Array:
     return jax.vmap(topk_mask, (0, None))(rows, k).reshape(scores.shape)
 
 
-@checked(k="[0, inf)")
+@checked()
 def hard_k(k: ArrayLike, axis: int | None = -1) -> Penalty:
     r"""The indicator of at most k non-zero entries: keep the k largest.
 
@@ -141,7 +141,7 @@ def nm(
     return NM(n, m, checked_axis(axis), stacked)
 
 
-@checked(k="[0, inf)")
+@checked()
 def group_hard_k(
     k: ArrayLike,
     axis: Axes = None,

@@ -117,7 +117,7 @@ class WGSEF(OnNorm):
         return u if self.groups is not None or axis is None else jnp.squeeze(u, axis)
 
 
-@checked(k="[1, inf)")
+@checked(k="[0, inf)")
 def sef(k: ArrayLike, strength: ArrayLike = 1.0, axis: Axes = -1) -> Penalty:
     r"""The sparse envelope: the largest convex minorant of half the squared norm on k-sparse x.
 

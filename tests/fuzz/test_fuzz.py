@@ -67,6 +67,7 @@ def check(table, examples):
     named()
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("table", TABLES)
 def test_bad_arguments_are_named(table):
     check(table, 150)

@@ -237,6 +237,7 @@ def test_a_failure_is_remembered_until_another_compiler_is_named(monkeypatch):
         assert len(tried) == times
 
 
+@pytest.mark.slow
 def test_tune_knows_it(monkeypatch, tmp_path):
     monkeypatch.setenv("SPARSEJAX_CACHE", str(tmp_path / "tuning.json"))
     x, w = BY_NAME["blocks 64x128"].make()

@@ -93,7 +93,7 @@ def test_rounds_only_remove():
     np.testing.assert_array_equal(
         masks["layer_0"]["kernel"], plan.masks(sj.masks.magnitude(params))["layer_0"]["kernel"]
     )
-    with pytest.raises(ValueError, match="rounds=0"):
+    with pytest.raises(ValueError, match="rounds must be a number in .1, inf., got 0"):
         sj.masks.iterative(score, plan, params, 0)
 
 

@@ -249,7 +249,7 @@ def test_stepwise_stages_end_at_n_of_m(n, m, expected):
 BAD = [
     (lambda: sj.Unstructured(1.5), ValueError, r"\[0, 1\], got 1.5"),
     (lambda: sj.Unstructured(-0.1), ValueError, "fraction of zeros"),
-    (lambda: sj.Unstructured(float("nan")), ValueError, "fraction of zeros"),
+    (lambda: sj.Unstructured(float("nan")), ValueError, "sparsity must be a number"),
     (lambda: sj.NM(5, 4), ValueError, "0 <= n <= m"),
     (lambda: sj.NM(2, 0), ValueError, "0 <= n <= m"),
     (lambda: sj.Block((0, 4), 0.5), ValueError, "two positive integers"),
@@ -307,7 +307,7 @@ def test_axes_must_be_integers():
     assert sj.NM(2, 4, axis=[0, 1]) == sj.NM(2, 4, axis=(0, 1))
     with pytest.raises(ValueError, match="must be an axis"):
         sj.NM(2, 4, axis=())
-    with pytest.raises(ValueError, match="must be an axis"):
+    with pytest.raises(TypeError, match="NM: axis must be an integer"):
         sj.NM(2, 4, axis=(True,))
 
 

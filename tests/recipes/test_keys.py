@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 CALLS = """
-import jax.numpy as jnp, sparsejax as sj
+import jax.numpy as jnp, optax, sparsejax as sj
 from sparsejax.contrib import reprogramming, sara, search
 params = {"kernel": jnp.ones((4, 4))}
 plan = sj.plan(params, sj.Unstructured(0.5))
@@ -15,8 +15,8 @@ for call in (
     lambda: search.random_nodes(sj.nn.surgery.channel_graph(params), 0.5, key=0),
     lambda: sj.recipes.iterative_prune(params, keep, plan, key=0),
     lambda: sj.recipes.sparse_model_soup(params, keep, plan, key=0),
-    lambda: sj.recipes.train_masked(params, None, lambda p, b: 0.0, None, jnp.ones(2), steps=1,
-                                    key=0),
+    lambda: sj.recipes.train_masked(params, None, lambda p, b: 0.0, optax.sgd(0.1), jnp.ones(2),
+                                    steps=1, key=0),
     lambda: sara.sara(params, lambda p, key: 0.0, key=0),
     lambda: reprogramming.few_shot(jnp.zeros(3, int), 1, key=0),
 ):

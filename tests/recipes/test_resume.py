@@ -166,8 +166,8 @@ RUNS = {
         ),
         ({"scale": 2.0}, {"score": sj.masks.magnitude}),
     ),
-    "sequential_sparsegpt": (
-        lambda seed=0, x=X, **more: sj.recipes.sequential_sparsegpt(
+    "sequential_prune": (
+        lambda seed=0, x=X, **more: sj.recipes.sequential_prune(
             layers(seed), [x], sj.plan(layers(seed), sj.Unstructured(0.5)), **more
         ),
         ({"seed": 1}, {"x": 2 * X}),
@@ -219,7 +219,7 @@ LOOPS = {
 }  # fmt: skip
 
 
-@parametrize("name", LOOPS, lambda name: name == "train_masked")
+@pytest.mark.parametrize("name", LOOPS)
 def test_optimizers_whose_state_changes_dtype_at_its_first_step(name):
     assert all(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(LOOPS[name]()))
 

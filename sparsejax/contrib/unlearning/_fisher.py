@@ -24,7 +24,7 @@ from ...masks import apply_masks
 @checked(alpha="[0, inf)", chunk="[1, inf)", batch_size="[1, inf)")
 def fisher_forgetting(
     params: PyTree,
-    masks: PyTree,
+    masks: PyTree | None,
     logits: Callable[[PyTree, Array], Float[Array, "n classes"]],
     retain: Float[Array, "r ..."],
     *,

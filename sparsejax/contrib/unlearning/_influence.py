@@ -18,7 +18,7 @@ Inverse = Literal["exact", "woodfisher_cheap"]
 @checked(alpha="(-inf, inf)", damping="(0, inf)", samples="[1, inf)")
 def influence_unlearning(
     params: PyTree,
-    masks: PyTree,
+    masks: PyTree | None,
     loss: Callable[[PyTree, PyTree], Any],
     *,
     forget: PyTree,

@@ -49,7 +49,7 @@ def test_sparse_net_covers_sphere_and_ball_without_repeats():
     with pytest.raises(ValueError, match="raise h"):
         bandits.sparse_net(100, 3, 0.05)
     for s, h in ((0, 0.1), (2, 0.0), (2, np.nan)):
-        with pytest.raises(ValueError, match="h > 0"):
+        with pytest.raises(ValueError, match="h > 0|h must be a number"):
             bandits.sphere_net(s, h)
 
 
