@@ -1,6 +1,9 @@
 """What is taken or not named: documented values, user errors, and what is still to be mended."""
 
 LEFT = {
+    "influence_unlearning.alpha": "-1",
+    "group_hard_k.k": "-1",
+    "hard_k.k": "-1",
     "box.lower": "-inf, -1, complex, flag, empty",
     "box.upper": "complex, flag, empty",
     "nm.n": "-1, huge",
