@@ -43,6 +43,7 @@ install_import_hook("sparsejax", "beartype.beartype")
 
 # So many rows of each table are quick; every row is run by `make test-slow` where it is not.
 ROWS = 2
+TIERS = {"slow", "whole", "notebook", "gpu", "tpu", "aot"}
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -55,12 +56,12 @@ def pytest_collection_modifyitems(items):
     """
     tables = collections.defaultdict(list)
     for item in items:
+        marks = {mark.name for mark in item.iter_markers()}
         if item.nodeid.startswith(("sparsejax/contrib/", "tests/contrib/")):
             item.add_marker(pytest.mark.slow)
-        elif "[" in item.nodeid and not any(item.iter_markers("whole")):
+        elif "[" in item.nodeid and not marks & TIERS:
             tables[item.nodeid.split("[")[0]].append(item)
     for rows in tables.values():
-        rows = [row for row in rows if not any(row.iter_markers("slow"))]
         rows.sort(key=lambda row: zlib.crc32(row.nodeid.encode()))
         for row in rows[ROWS:]:
             row.add_marker(pytest.mark.slow)
