@@ -190,8 +190,16 @@ def _is_tree(x: Any) -> bool:
     """Whether the leaves are arrays, or parts of modules, and not words or unknown objects."""
     leaves = jax.tree.leaves(x)
     function = callable(x) and len(leaves) == 1 and leaves[0] is x
-    words = any(type(leaf) in (str, bytes, object) for leaf in leaves)
+    # Modules may hold a name among their arrays.
+    words = bool(leaves) and all(type(leaf) in (str, bytes, object) for leaf in leaves)
+    plain = isinstance(x, list | tuple | dict)
+    words |= plain and any(type(leaf) in (str, bytes, object) for leaf in _plain_leaves(x))
     return x is not None and not words and (isinstance(x, nnx.Module) or not function)
+
+
+def _plain_leaves(x: Any) -> list[Any]:
+    """The leaves of lists, tuples and dicts; other containers are leaves."""
+    return jax.tree.leaves(x, is_leaf=lambda y: not isinstance(y, list | tuple | dict))
 
 
 def _is_sequence(x: Any) -> bool:
@@ -239,7 +247,7 @@ def _within(interval: str, several: bool) -> Test:
     def fits(x: Any) -> bool:
         if callable(x) or isinstance(x, Tracer):
             return True
-        if several and isinstance(x, Sequence):
+        if several and _is_sequence(x):
             return all(map(fits, x))
         return _is_real(x) and bool(above(x, low) & below(x, high))
 

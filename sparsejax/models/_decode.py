@@ -65,7 +65,7 @@ def generate(
     counts = np.array([len(row) for row in rows], np.int32)
     ends = np.array([-1, *stop], np.int32)
     key = jax.random.key(0) if key is None else key
-    written = np.asarray(_generate(model, ids, counts, ends, temperature, key, steps))
+    written = np.asarray(_generate(model, ids, counts, ends, temperature, key, int(steps)))
     return [_until(row, ends) for row in written]
 
 

@@ -45,6 +45,8 @@ class LlamaConfig:
       scaling: The `rope_scaling` of type llama3: factor, low and high frequency factors and the
         original length; or (factor,) for the linear type.
       positions: Longest sequence of training; longer ones run, worse.
+      bos: The token that begins a text, if one does.
+      eos: The tokens that end one.
     """
 
     vocabulary: int
@@ -60,6 +62,8 @@ class LlamaConfig:
     interleaved: bool = False
     scaling: tuple[float, ...] = ()
     positions: int = 2048
+    bos: int | None = None
+    eos: tuple[int, ...] = ()
 
     def __post_init__(self):
         if self.heads % self.key_heads:

@@ -5,7 +5,7 @@ import dataclasses
 import importlib
 import importlib.util
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,38 +19,8 @@ from .._tree import named_leaves, pure
 from ..formats import SparseArray
 from ._extras import extra
 from ._llama import Llama, LlamaConfig
+from ._llama_names import LAYER, OUTSIDE, SIZES, check_names, place
 from ._tokenizer import gguf_tokenizer
-
-# Path of a parameter, its name at Hugging Face, its name in GGUF. Matrices are (out, in) there.
-_OUTSIDE = {
-    "embed/embedding": ("model.embed_tokens", "token_embd"),
-    "norm/scale": ("model.norm", "output_norm"),
-    "head/kernel": ("lm_head", "output"),
-}
-_LAYER = {
-    "attention_norm/scale": ("input_layernorm", "attn_norm"),
-    "attention/query/kernel": ("self_attn.q_proj", "attn_q"),
-    "attention/key/kernel": ("self_attn.k_proj", "attn_k"),
-    "attention/value/kernel": ("self_attn.v_proj", "attn_v"),
-    "attention/out/kernel": ("self_attn.o_proj", "attn_output"),
-    "norm/scale": ("post_attention_layernorm", "ffn_norm"),
-    "mlp/gate/kernel": ("mlp.gate_proj", "ffn_gate"),
-    "mlp/up/kernel": ("mlp.up_proj", "ffn_up"),
-    "mlp/down/kernel": ("mlp.down_proj", "ffn_down"),
-}
-# Sizes in config.json and in the metadata of GGUF, behind "llama.".
-_SIZES = {
-    "vocabulary": ("vocab_size", "vocab_size"),
-    "width": ("hidden_size", "embedding_length"),
-    "hidden": ("intermediate_size", "feed_forward_length"),
-    "layers": ("num_hidden_layers", "block_count"),
-    "heads": ("num_attention_heads", "attention.head_count"),
-    "key_heads": ("num_key_value_heads", "attention.head_count_kv"),
-    "head_size": ("head_dim", "rope.dimension_count"),
-    "theta": ("rope_theta", "rope.freq_base"),
-    "epsilon": ("rms_norm_eps", "attention.layer_norm_rms_epsilon"),
-    "positions": ("max_position_embeddings", "context_length"),
-}
 
 
 def llama(
@@ -90,8 +60,9 @@ def llama(
     if not path.exists():
         raise FileNotFoundError(f"llama: there is no {path}.")
     opened = _folder(path) if path.is_dir() else _gguf(path)
-    with opened as (config, read, rows_interleaved, tokenizer):
+    with opened as (config, names, read, rows_interleaved, tokenizer):
         config = dataclasses.replace(config, interleaved=interleaved)
+        check_names(path, config, names, rows_interleaved)
         if tokenizer is not None and tokenizer.get_vocab_size() > config.vocabulary:
             raise ValueError(
                 f"llama: {path.name}: the tokenizer knows {tokenizer.get_vocab_size()} tokens, the "
@@ -104,7 +75,7 @@ def llama(
             found = found.T if name.endswith("kernel") else found
             if found.shape != shape:
                 raise ValueError(
-                    f"llama: {path.name}: {_place(name, layer)[0]} must have the shape {shape} "
+                    f"llama: {path.name}: {place(name, layer)[0]} must have the shape {shape} "
                     f"(kernels transposed), got {found.shape}."
                 )
             if name in ("attention/query/kernel", "attention/key/kernel"):
@@ -162,10 +133,15 @@ def save_llama(
         else:
             places = [("/".join(rest[1:]), int(rest[0]), leaf)]
         for name, layer, x in places:
+            if name not in (OUTSIDE if layer is None else LAYER):
+                raise ValueError(
+                    f"save_llama: the parameter {path} has no place in a Llama of Hugging Face; "
+                    "merge adapters first, or keep the model by sj.formats.save_safetensors."
+                )
             if name in ("attention/query/kernel", "attention/key/kernel"):
                 x = _reorder(np.asarray(x), config.head_size, config.interleaved, False)
             x = x.T if name.endswith("kernel") else x
-            tensors[_place(name, layer)[0]] = jnp.asarray(x)
+            tensors[place(name, layer)[0]] = jnp.asarray(x)
     shards: list[dict[str, Array]] = [{}]
     for name, x in tensors.items():
         if shards[-1] and sum(y.nbytes for y in shards[-1].values()) + x.nbytes > shard_bytes:
@@ -219,15 +195,6 @@ def smollm2(**arguments: Any) -> tuple[Llama, Any]:
     return llama(folder / "SmolLM2-135M-Instruct.Q4_1.gguf", **arguments)
 
 
-def _place(name: str, layer: int | None) -> tuple[str, str]:
-    """The names of a parameter at Hugging Face and in GGUF."""
-    if layer is None:
-        hub, ggml = _OUTSIDE[name]
-        return f"{hub}.weight", f"{ggml}.weight"
-    hub, ggml = _LAYER[name]
-    return f"model.layers.{layer}.{hub}.weight", f"blk.{layer}.{ggml}.weight"
-
-
 def _reorder(kernel: np.ndarray, size: int, have: bool, want: bool) -> np.ndarray:
     """Outputs of each head from pairs of neighbours to halves, or back."""
     if have == want:
@@ -236,7 +203,8 @@ def _reorder(kernel: np.ndarray, size: int, have: bool, want: bool) -> np.ndarra
     return kernel.reshape(len(kernel), -1, *pairs).swapaxes(-1, -2).reshape(kernel.shape)
 
 
-_Opened = tuple[LlamaConfig, Callable[[str, int | None], np.ndarray], bool, Any]
+# The sizes, the names of the tensors, a function that reads one, whether rows are interleaved.
+_Opened = tuple[LlamaConfig, Collection[str], Callable[[str, int | None], np.ndarray], bool, Any]
 
 
 @contextlib.contextmanager
@@ -261,14 +229,14 @@ def _folder(folder: Path) -> Iterator[_Opened]:
             return files[file]
 
         def read(name: str, layer: int | None) -> np.ndarray:
-            hub, _ = _place(name, layer)
-            if (where and hub not in where) or hub not in tensors(hub).keys():
+            hub, _ = place(name, layer)
+            if hub not in tensors(hub).keys():  # the index may be wrong
                 raise ValueError(f"llama: {folder.name} has no tensor {hub}.")
             return np.asarray(tensors(hub).get_tensor(hub))
 
         file = folder / "tokenizer.json"
         tokenizer = extra("tokenizers").Tokenizer.from_file(str(file)) if file.exists() else None
-        yield config, read, False, tokenizer
+        yield config, where or tensors("").keys(), read, False, tokenizer
 
 
 def _from_config(folder: Path, found: dict[str, Any]) -> LlamaConfig:
@@ -278,8 +246,11 @@ def _from_config(folder: Path, found: dict[str, Any]) -> LlamaConfig:
         "hidden_act": found.get("hidden_act", "silu") != "silu",
         "attention_bias": found.get("attention_bias", False),
         "mlp_bias": found.get("mlp_bias", False),
-        "sliding_window": found.get("sliding_window") is not None,
-        "quantization_config": "quantization_config" in found,
+        # Mistral's is 4096 where its file does not say.
+        "sliding_window": found.get("sliding_window", kinds[0].startswith("Mistral") or None)
+        is not None,
+        "quantization_config": found.get("quantization_config") is not None,
+        "partial_rotary_factor": (found.get("partial_rotary_factor") or 1) != 1,
     }
     for name, bad in refused.items():
         if bad:
@@ -288,15 +259,16 @@ def _from_config(folder: Path, found: dict[str, Any]) -> LlamaConfig:
                 "a Llama has gated SiLU layers without biases, unquantised in safetensors."
             )
     rope = found.get("rope_parameters") or found.get("rope_scaling") or {}
-    found = {"head_dim": None, "rope_theta": 10_000.0, "max_position_embeddings": 2048} | found
-    found |= {"rope_theta": rope.get("rope_theta", found["rope_theta"])}
-    heads = found.get("num_attention_heads")
-    found["num_key_value_heads"] = found.get("num_key_value_heads") or heads
-    if found["head_dim"] is None and heads:
-        found["head_dim"] = found["hidden_size"] // heads
-    missing = [hub for hub, _ in _SIZES.values() if hub not in found]
-    if missing:
-        raise ValueError(f"llama: {folder.name}/config.json has no {', '.join(missing)}.")
+    found = {name: value for name, value in found.items() if value is not None}
+    heads = found.get("num_attention_heads", 0)
+    found = {
+        "num_key_value_heads": heads,
+        "head_dim": found.get("hidden_size", 0) // max(heads, 1),
+        "rope_theta": rope.get("rope_theta", 10_000.0),
+        "rms_norm_eps": 1e-6,
+        "max_position_embeddings": 2048,
+    } | found
+    missing = [hub for hub, _ in SIZES.values() if hub not in found]
     kind = rope.get("rope_type", rope.get("type", "default"))
     scaling = {
         "default": (),
@@ -310,8 +282,14 @@ def _from_config(folder: Path, found: dict[str, Any]) -> LlamaConfig:
             f"llama: {folder.name}/config.json: rotary scaling {kind!r} is not supported, only "
             f"{', '.join(scaling)}."
         )
+    missing += [f"rope_scaling.{name}" for name in scaling[kind] if name not in rope]
+    if missing:
+        raise ValueError(f"llama: {folder.name}/config.json has no {', '.join(missing)}.")
+    eos = found.get("eos_token_id", ())
     return LlamaConfig(
-        **{name: found[hub] for name, (hub, _) in _SIZES.items()},
+        **{name: found[hub] for name, (hub, _) in SIZES.items()},
+        bos=found.get("bos_token_id"),
+        eos=(eos,) if isinstance(eos, int) else tuple(eos),
         scaling=tuple(float(rope[name]) for name in scaling[kind]),
         tied=bool(found.get("tie_word_embeddings", False)),
     )
@@ -331,8 +309,10 @@ def _to_config(config: LlamaConfig, dtype: Any) -> dict[str, Any]:
         "mlp_bias": False,
         "torch_dtype": jnp.dtype(dtype).name,
         "tie_word_embeddings": config.tied,
+        "bos_token_id": config.bos,
+        "eos_token_id": config.eos[0] if len(config.eos) == 1 else list(config.eos) or None,
         "rope_scaling": rope | {"rope_type": kind} if config.scaling else None,
-        **{hub: getattr(config, name) for name, (hub, _) in _SIZES.items()},
+        **{hub: getattr(config, name) for name, (hub, _) in SIZES.items()},
     }
 
 
@@ -355,25 +335,37 @@ def _gguf(file: Path) -> Iterator[_Opened]:
             "Hugging Face, whose config.json says how."
         )
     tokens = meta.get("tokenizer.ggml.tokens", ())
-    meta = {"llama.vocab_size": len(tokens), "llama.rope.freq_base": 10_000.0} | meta
-    meta.setdefault("llama.attention.head_count_kv", meta.get("llama.attention.head_count"))
-    missing = [name for _, name in _SIZES.values() if f"llama.{name}" not in meta]
+    heads = meta.get("llama.attention.head_count", 0)
+    size = meta.get("llama.embedding_length", 0) // max(heads, 1)
+    defaults = {"vocab_size": len(tokens), "rope.freq_base": 10_000.0}
+    defaults |= {"attention.head_count_kv": heads, "attention.key_length": size}
+    meta = {f"llama.{name}": value for name, value in defaults.items()} | meta
+    size = meta["llama.attention.key_length"]
+    if meta.get("llama.rope.dimension_count", size) != size:
+        raise ValueError(
+            f"llama: {file.name} turns a part of each head; only whole heads are read."
+        )
+    missing = [name for _, name in SIZES.values() if f"llama.{name}" not in meta]
     if missing:
         raise ValueError(f"llama: {file.name}: the metadata has no llama.{missing[0]}.")
-    linear = meta.get("llama.rope.scaling.type") == "linear"
-    sizes = {name: meta[f"llama.{ggml}"] for name, (_, ggml) in _SIZES.items()}
+    factor = meta.get("llama.rope.scaling.factor", meta.get("llama.rope.scale_linear", 1.0))
+    kind = meta.get("llama.rope.scaling.type", "linear" if factor != 1 else "none")
+    if kind not in ("none", "linear"):
+        raise ValueError(f"llama: {file.name}: rotary scaling {kind!r} is not supported.")
+    end = meta.get("tokenizer.ggml.eos_token_id")
+    sizes = {name: meta[f"llama.{ggml}"] for name, (_, ggml) in SIZES.items()}
     # Stored as float32: 1e-5 is read as 9.99999974e-06.
     sizes |= {name: float(str(np.float32(sizes[name]))) for name in ("theta", "epsilon")}
     config = LlamaConfig(
         **sizes,
         tied="output.weight" not in tensors,
-        scaling=(float(meta["llama.rope.scaling.factor"]),) if linear else (),
+        scaling=(float(factor),) if kind == "linear" else (),
+        bos=meta.get("tokenizer.ggml.bos_token_id"),
+        eos=() if end is None else (end,),
     )
 
     def read(name: str, layer: int | None) -> np.ndarray:
-        _, ggml = _place(name, layer)
-        if ggml not in tensors:
-            raise ValueError(f"llama: {file.name} has no tensor {ggml}.")
+        _, ggml = place(name, layer)
         tensor = tensors[ggml]
         try:
             values = gguf.dequantize(tensor.data, tensor.tensor_type)
@@ -384,7 +376,7 @@ def _gguf(file: Path) -> Iterator[_Opened]:
             ) from None
         return values.reshape([int(size) for size in tensor.shape[::-1]])
 
-    yield config, read, True, gguf_tokenizer(file, meta)
+    yield config, tensors, read, True, gguf_tokenizer(file, meta)
 
 
 def _write(file: Path, content: dict[str, Any]) -> None:

@@ -21,7 +21,11 @@ def gguf_tokenizer(file: Path, meta: dict[str, Any]) -> Any:
     tokens, kinds = meta["tokenizer.ggml.tokens"], meta["tokenizer.ggml.token_type"]
     merges = [tuple(merge.split(" ")) for merge in meta["tokenizer.ggml.merges"]]
     tokenizer = tokenizers.Tokenizer(
-        tokenizers.models.BPE({token: i for i, token in enumerate(tokens)}, merges)
+        tokenizers.models.BPE(
+            {token: i for i, token in enumerate(tokens)},
+            merges,
+            ignore_merges=meta.get("tokenizer.ggml.pre") == "llama-bpe",
+        )
     )
     bytes_of = split.ByteLevel
     first = {
@@ -39,8 +43,17 @@ def gguf_tokenizer(file: Path, meta: dict[str, Any]) -> Any:
         )
     tokenizer.pre_tokenizer = split.Sequence(first[kind])
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    special = [token for token, which in zip(tokens, kinds) if which == 3]
-    tokenizer.add_special_tokens(
-        [tokenizers.AddedToken(token, normalized=False) for token in special]
-    )
+    added = lambda kind: [  # noqa: E731
+        tokenizers.AddedToken(token, normalized=False)
+        for token, which in zip(tokens, kinds)
+        if which == kind
+    ]
+    tokenizer.add_special_tokens(added(3))
+    tokenizer.add_tokens(added(4))
+    first_token = meta.get("tokenizer.ggml.bos_token_id")
+    if meta.get("tokenizer.ggml.add_bos_token", kind == "llama-bpe") and first_token is not None:
+        name = tokens[first_token]
+        tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+            single=f"{name} $A", special_tokens=[(name, first_token)]
+        )
     return tokenizer

@@ -43,8 +43,8 @@ def recalibrate(
 
     Raises:
       TypeError: If the model is not an NNX module.
-      ValueError: If it has no `nnx.BatchNorm`, there are no batches, `fraction` or `momentum` is
-        not in (0, 1], or a statistic is NaN.
+      ValueError: If it has no `nnx.BatchNorm` or none ran in training mode, there are no batches,
+        `fraction` or `momentum` is not in (0, 1], or a statistic is NaN.
 
     Reference:
       Zimmer et al., Sparse Model Soups, 2023 (arXiv 2306.16788).
@@ -61,6 +61,7 @@ def recalibrate(
     measured = nnx.clone(model)
     measured.eval()
     for norm in _norms(measured).values():
+        norm.mean.set_value(jnp.full_like(norm.mean[...], _UNTOUCHED))
         norm.use_running_average, norm.momentum = False, 0.0  # the statistics of the last batch
         norm.dtype = norm.mean[...].dtype  # of a wider batch, too, under jax_enable_x64
     graphdef, state = nnx.split(measured)
@@ -72,6 +73,7 @@ def recalibrate(
         return {path: (n.mean[...], n.var[...]) for path, n in _norms(now).items()}
 
     found: Any = None
+    new: Any = {}
     for count, batch in enumerate(batches):
         new = statistics(state, batch)
         if found is None:
@@ -80,12 +82,25 @@ def recalibrate(
         weight = 1 / (count + 1) if momentum is None else momentum
         found = jax.tree.map(lambda s, b, w=weight: s + w * (b - s), found, new)
     small = nnx.clone(model)
+    ran = [path for path, (mean, _) in new.items() if not bool(jnp.all(mean == _UNTOUCHED))]
+    if not ran:
+        raise ValueError(
+            "recalibrate: no batch norm ran in training mode; a model that passes "
+            "use_running_average itself is called by call=lambda model, batch: model(batch, "
+            "train=True), or as its arguments are named."
+        )
     for path, norm in _norms(small).items():
+        if path not in ran:
+            continue
         for name, variable, value in zip(("mean", "var"), (norm.mean, norm.var), found[path]):
             if is_nan_in(value):
                 raise ValueError(f"recalibrate: the {name} of {path} is NaN; check the batches.")
             variable.set_value(value)
     return small
+
+
+# The mean of a norm that did not run.
+_UNTOUCHED = -12345.0
 
 
 def _norms(model: nnx.Module) -> dict[str, nnx.BatchNorm]:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import operator
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -10,11 +9,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.core import Tracer
 from jaxtyping import Array, PyTree
 
 from .._tree import pure
 from ..masks import Plan, PlannedLeaf
-from ..nn import input_grams, record, replace
+from ..nn import input_grams, replace
 from ..patterns import Pattern
 
 Flow = Any  # the activations before a block, one item for each batch
@@ -57,23 +57,28 @@ def silent(missing: Sequence[str], ran: Sequence[str]) -> str:
     )
 
 
+def steps_without_inputs(plan: Plan) -> list[Step]:
+    """A step for each leaf, which needs no activations."""
+    no_grams = lambda params, flow: {}  # noqa: E731
+    return [Step([Part(leaf.name, leaf)], no_grams, _no_flow) for leaf in plan.leaves]
+
+
 def module_steps(
     model: nnx.Module, batches: list[Any], plan: Plan, blocks: str | None, call: Any
 ) -> list[Step]:
     """The steps of an NNX module: kernels before the blocks, the blocks, kernels behind them."""
-    if not batches:  # magnitudes need no inputs
-        return [Step([Part(leaf.name, leaf)], _no_grams, _no_flow) for leaf in plan.leaves]
     ran = list(input_grams(model, batches[:1], call))
     missing = [leaf.name for leaf in plan.leaves if leaf.name not in ran]
     if missing:
         raise ValueError(silent(missing, ran))
-    path = _find(model, plan) if blocks is None else blocks
-    why = _why_not(model, batches[0], path, call) if path else None
-    if why and (blocks is not None or any(leaf.layout.stacked for leaf in plan.leaves)):
+    paths = _candidates(model, plan) if blocks is None else [blocks] if blocks else []
+    why = {path: _why_not(model, batches[0], path, call) for path in paths}
+    path = next((path for path in paths if not why[path]), "")
+    if not path and why and (blocks or any(leaf.layout.stacked for leaf in plan.leaves)):
+        first, reason = next(iter(why.items()))
         raise ValueError(
-            f'sequential_prune: blocks={path!r}: {why}; blocks="" prunes kernel by kernel.'
+            f'sequential_prune: blocks={first!r}: {reason}; blocks="" prunes kernel by kernel.'
         )
-    path = "" if why else path
     copy = nnx.clone(model)
 
     def updated(params: PyTree) -> nnx.Module:
@@ -84,10 +89,11 @@ def module_steps(
         grams = lambda params, flow: input_grams(updated(params), batches, call)  # noqa: E731
         return Step([Part(name, plan[name])], grams, _no_flow)
 
-    inside = [i for i, name in enumerate(ran) if path and name.startswith(path + "/")]
-    first, last = (inside[0], inside[-1]) if inside else (len(ran), len(ran))
-    before = [alone(name) for name in ran[:first] if name in plan]
-    behind = [alone(name) for name in ran[last + 1 :] if name in plan]
+    inside = [bool(path) and name.startswith(path + "/") for name in ran]
+    first = inside.index(True) if any(inside) else len(ran)
+    others = [(i, name) for i, name in enumerate(ran) if name in plan and not inside[i]]
+    before = [alone(name) for i, name in others if i < first]
+    behind = [alone(name) for i, name in others if i > first]
     return before + (_block_steps(plan, path, updated, batches, call) if path else []) + behind
 
 
@@ -113,7 +119,7 @@ def steps_of_functions(
         )
 
     for block in blocks:
-        names = list(input_grams(functools.partial(block, params), x)) if x else []
+        names = list(input_grams(functools.partial(block, params), x))
         x = [block(params, one) for one in x]
         steps.append(step(block, names))
         ran += names
@@ -121,10 +127,6 @@ def steps_of_functions(
     if missing:
         raise ValueError(silent(missing, ran))
     return steps
-
-
-def _no_grams(params: PyTree, flow: Flow) -> Grams:
-    return {}
 
 
 def _no_flow(params: PyTree, flow: Flow) -> Flow:
@@ -199,29 +201,39 @@ def _inputs(model: nnx.Module, batch: Any, path: str, call: Any) -> Any:
     def stop(path: str, call: Any, *arguments: Any, **named: Any) -> Any:
         raise _Reached((arguments, named))
 
-    first = f"{path}/0" if isinstance(_at(model, path), nnx.List) else path
-    tapped = replace(model, {f"^{re.escape(first)}$": stop})
     try:
-        with jax.disable_jit():  # a scan is then a loop, and can be left
-            tapped(batch) if call is None else call(tapped, batch)
+        _tapped(model, batch, _where(model, path), stop, call)
     except _Reached as reached:
         return reached.inputs
-    raise ValueError(f"sequential_prune: {first} did not run.")
+    raise ValueError(f"sequential_prune: {path} did not run.")
 
 
-def _find(model: nnx.Module, plan: Plan) -> str:
-    """The path of the first list or stack of modules that holds planned leaves, or ""."""
+def _tapped(model: nnx.Module, batch: Any, where: str, tap: Any, call: Any) -> None:
+    """Runs a model on values, its scans as loops, with a tap of some modules."""
+    tapped = replace(model, {where: tap})
+    with jax.disable_jit():
+        tapped(batch) if call is None else call(tapped, batch)
+
+
+def _where(model: nnx.Module, path: str) -> str:
+    entry = r"/\d+" if isinstance(_at(model, path), nnx.List) else ""
+    return f"^{re.escape(path)}{entry}$"
+
+
+def _candidates(model: nnx.Module, plan: Plan) -> list[str]:
+    """The paths of the lists and stacks of modules that hold planned leaves, outermost first."""
+    found: list[str] = []
     for path, module in sorted(nnx.iter_modules(model), key=lambda item: len(item[0])):
         name = "/".join(map(str, path))
         held = [leaf for leaf in plan.leaves if leaf.name.startswith(name + "/")]
-        if not held or not name:
+        if not held or not name or any(name.startswith(outer + "/") for outer in found):
             continue
         if isinstance(module, nnx.List):
             if len(module) > 1 and all(isinstance(entry, nnx.Module) for entry in module):
-                return name
+                found.append(name)
         elif all(leaf.layout.stacked == (0,) for leaf in held) and _depth(module) > 1:
-            return name
-    return ""
+            found.append(name)
+    return found
 
 
 def _depth(module: Any) -> int:
@@ -240,32 +252,31 @@ def _why_not(model: nnx.Module, batch: Any, path: str, call: Any) -> str | None:
     listed = isinstance(stack, nnx.List)
     if not (listed or _depth(stack)):
         return "it is neither a list of modules nor a stack of them"
-    where = rf"^{re.escape(path)}/\d+$" if listed else f"^{re.escape(path)}$"
-    try:
-        y, found = record(model, where, batch, reduce=_digests, call=call)
-    except (TypeError, ValueError) as error:
-        return f"they cannot be recorded ({error})"
-    if listed:
-        names = [f"{path}/{i}" for i in range(len(stack))]
-        if list(found) != names:
-            return "its modules do not run one after another"
-        found = [found[name] for name in names]
-    else:
-        found = [jax.tree.map(operator.itemgetter(i), found[path]) for i in range(_depth(stack))]
+    seen: list[tuple[str, Any, Any, Any]] = []
+    eps = 0.0
+
+    def look(path: str, call: Any, *arguments: Any, **named: Any) -> Any:
+        nonlocal eps
+        y = call(*arguments, **named)
+        if arguments and not any(isinstance(x, Tracer) for x in jax.tree.leaves((arguments, y))):
+            eps = max(eps, float(jnp.finfo(arguments[0].dtype).eps))
+            rest = jax.tree.map(_digest, (arguments[1:], named))
+            seen.append((path, _digest(arguments[0]), _digest(_first(y)), rest))
+        return y
+
+    _tapped(model, batch, _where(model, path), look, call)
+    ran = [name for name, *_ in seen]
+    if ran != ([f"{path}/{i}" for i in range(len(stack))] if listed else [path] * _depth(stack)):
+        return "its modules do not run one after another, with arrays as first arguments"
     # A program may compute in more than bfloat16 inside.
-    eps = max(float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves(y))
     tol = max(4 * eps, 1e-5)
-    for (_, gives, rest), (takes, _, others) in zip(found, found[1:]):
-        pairs = zip([gives, *rest], [takes, *others])
+    for (_, _, gives, rest), (_, takes, _, others) in zip(seen, seen[1:]):
+        if jax.tree.structure(rest) != jax.tree.structure(others):
+            return "its modules take other arguments"
+        pairs = zip(jax.tree.leaves((gives, rest)), jax.tree.leaves((takes, others)))
         if not all(bool(jnp.all(jnp.abs(a - b) <= tol * a[0])) for a, b in pairs):
             return "a module takes other values than the one before it gives"
     return None
-
-
-def _digests(inputs: tuple[Any, ...], output: Any) -> Any:
-    """Digests of the first input, of the output, and of the other inputs."""
-    rest = jax.tree.leaves(inputs[1:])
-    return _digest(inputs[0]), _digest(_first(output)), [_digest(x) for x in rest]
 
 
 def _digest(x: Any) -> Array:

@@ -12,7 +12,7 @@ from .._arguments import checked
 from .._progress import Progress, check_progress, check_shapes, run_steps
 from .._tree import map_named, named_leaves, pure
 from ..masks import Plan, PlannedLeaf, apply_masks, magnitude, wanda
-from ._blocks import module_steps, silent, steps_of_functions
+from ._blocks import module_steps, silent, steps_of_functions, steps_without_inputs
 from ._sparsegpt import sparsegpt
 
 _METHODS = ("sparsegpt", "wanda", "magnitude")
@@ -109,9 +109,19 @@ def sequential_prune(
                 "other networks pass their parameters and blocks=[functions of params and x]."
             )
         params = pure(nnx.state(model, nnx.Param))
-        steps = module_steps(model, batches, plan, blocks, call)
     else:
         params = model
+    missing = [leaf.name for leaf in plan.leaves if leaf.name not in named_leaves(params)]
+    if missing:
+        raise ValueError(
+            f"sequential_prune: the plan names {', '.join(missing)}, which the parameters do not "
+            "have; make it from this model: sj.plan(model, rules)."
+        )
+    if method == "magnitude":
+        steps = steps_without_inputs(plan)
+    elif blocks is None or isinstance(blocks, str):
+        steps = module_steps(model, batches, plan, blocks, call)
+    else:
         steps = steps_of_functions(params, batches, plan, blocks)
     check_shapes("sequential_prune", resume, params)
     arguments = check_progress(

@@ -335,3 +335,15 @@ def test_each_slice_keeps_the_least_number():
             params, {"kernel": sj.Unstructured(0.9, stacked=1)}, allocate=allocate, min_kept=1
         )
         assert plan.masks(params)["kernel"].sum(1).tolist() == [1, 1, 1, 1]
+
+
+def test_modules_may_hold_names_among_their_arrays():
+    eqx = pytest.importorskip("equinox")
+    norm = eqx.nn.BatchNorm(8, "batch", mode="ema")
+    model = {"norm": norm, "linear": eqx.nn.Linear(8, 4, key=jax.random.key(0))}
+    assert [leaf.name for leaf in sj.plan(model, {"linear/weight": sj.NM(2, 4)}).leaves] == [
+        "linear/weight"
+    ]
+    for wrong in ({"kernel": "words"}, "words", [jnp.ones(2), object()]):
+        with pytest.raises(TypeError, match="params must be a tree of arrays|must be a tree"):
+            sj.plan(wrong, sj.NM(2, 4))

@@ -212,14 +212,20 @@ def write_gguf(path, model, kinds, **changed):
     writer.add_head_count(c.heads)
     writer.add_head_count_kv(c.key_heads)
     writer.add_rope_dimension_count(c.head_size)
+    writer.add_key_length(c.head_size)
     writer.add_rope_freq_base(c.theta)
     writer.add_layer_norm_rms_eps(c.epsilon)
     writer.add_context_length(c.positions)
     writer.add_vocab_size(c.vocabulary)
+    if "scaling" in changed:
+        writer.add_float32("llama.rope.scaling.factor", 8.0)
+        writer.add_string("llama.rope.scaling.type", changed["scaling"])
+    if "more" in changed:
+        writer.add_tensor(changed["more"], np.zeros(4, np.float32))
     for name, x in params_of(model).items():
         where, *rest = name.split("/")
         layer = None if where != "layers" else int(rest[0])
-        place = importlib.import_module("sparsejax.models._llama_files")._place
+        place = importlib.import_module("sparsejax.models._llama_names").place
         ggml = place(name if layer is None else "/".join(rest[1:]), layer)[1]
         if ggml == changed.get("without"):
             continue
@@ -265,11 +271,43 @@ def without(folder, tmp_path, **changes):
         ({"num_hidden_layers": 3}, "no tensor model.layers.2"),
         ({"intermediate_size": 25}, r"must have the shape \(.*25"),
         ({"num_key_value_heads": 3}, "multiple of key_heads"),
+        ({"num_hidden_layers": 1}, "model.layers.1.* which a Llama"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "rope_scaling.low_freq_factor"),
+        ({"architectures": ["MistralForCausalLM"]}, "sliding_window"),
     ],
 )
 def test_a_folder_that_does_not_fit_is_refused(folder, tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         sj.models.llama(without(folder, tmp_path, **changes))
+
+
+def test_what_a_config_leaves_out_or_calls_null(model, folder, tmp_path):
+    changes = {"quantization_config": None, "rope_theta": None, "rms_norm_eps": None}
+    changes |= {"max_position_embeddings": None, "bos_token_id": 1, "eos_token_id": [2, 3]}
+    found, _ = sj.models.llama(without(folder, tmp_path, **changes))
+    assert found.config == dataclasses.replace(CONFIG, theta=1e4, epsilon=1e-6, bos=1, eos=(2, 3))
+    sj.models.save_llama(found, tmp_path / "again")
+    assert sj.models.llama(tmp_path / "again")[0].config == found.config
+
+
+def test_tokenizers_of_gguf_files():
+    pytest.importorskip("tokenizers")
+    gguf_tokenizer = importlib.import_module("sparsejax.models._tokenizer").gguf_tokenizer
+    tokens = ["a", "b", "c", "bc", "abc", "<s>", "<tool>"]
+    meta = {
+        "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "llama-bpe",
+        "tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": [1, 1, 1, 1, 1, 3, 4],
+        "tokenizer.ggml.merges": ["b c"], "tokenizer.ggml.bos_token_id": 5,
+    }  # fmt: skip
+    file = importlib.import_module("pathlib").Path("tiny.gguf")
+    # Llama 3: a text begins with its mark, and whole words of the vocabulary need no merges.
+    assert gguf_tokenizer(file, meta).encode("abc").ids == [5, 4]
+    plain = meta | {"tokenizer.ggml.pre": "gpt-2"}
+    assert gguf_tokenizer(file, plain).encode("abc").ids == [0, 3]
+    assert gguf_tokenizer(file, plain).encode("a<tool>b").ids == [0, 6, 1]
+    with pytest.raises(ValueError, match="'tekken' is not known"):
+        gguf_tokenizer(file, meta | {"tokenizer.ggml.pre": "tekken"})
 
 
 def test_damaged_files_are_refused(model, folder, tmp_path):
@@ -288,6 +326,12 @@ def test_damaged_files_are_refused(model, folder, tmp_path):
             sj.models.llama(file)
     with pytest.raises(ValueError, match="'mamba' is not supported"):
         sj.models.llama(write_gguf(file, model, "F32", architecture="mamba"))
+    with pytest.raises(ValueError, match="scaling 'yarn' is not supported"):
+        sj.models.llama(write_gguf(file, model, "F32", scaling="yarn"))
+    with pytest.raises(ValueError, match="blk.0.attn_q.bias, which"):
+        sj.models.llama(write_gguf(file, model, "F32", more="blk.0.attn_q.bias"))
+    scaled, _ = sj.models.llama(write_gguf(file, model, "F32", scaling="linear"))
+    assert scaled.config.scaling == (8.0,)
     with pytest.raises(ValueError, match="no tensor blk.1.ffn_up.weight"):
         sj.models.llama(write_gguf(file, model, "F32", without="blk.1.ffn_up.weight"))
 

@@ -85,3 +85,23 @@ def test_wider_batches_are_measured_in_the_dtype_of_the_statistics():
         found = sj.nn.recalibrate(norm, [jnp.asarray(BATCHES[0], jnp.float64)])
         assert found.mean[...].dtype == jnp.float32
         np.testing.assert_allclose(found.mean[...], BATCHES[0].mean(0), rtol=1e-5)
+
+
+class Explicit(nnx.Module):
+    """A norm whose mode is an argument of the call."""
+
+    def __init__(self):
+        self.bn = nnx.BatchNorm(1, rngs=nnx.Rngs(0))
+        self.unused = nnx.BatchNorm(1, rngs=nnx.Rngs(0))
+
+    def __call__(self, x, train=False):
+        return self.bn(x, use_running_average=not train)
+
+
+def test_norms_that_do_not_run_in_training_mode_keep_what_they_have_or_raise():
+    x = jnp.array([[5.0], [7.0]])
+    with pytest.raises(ValueError, match="no batch norm ran in training mode"):
+        sj.nn.recalibrate(Explicit(), [x])
+    found = sj.nn.recalibrate(Explicit(), [x], call=lambda m, x: m(x, train=True), momentum=0.5)
+    assert (float(found.bn.mean[0]), float(found.unused.mean[0])) == (3.0, 0.0)
+    assert float(found.unused.var[0]) == 1.0

@@ -126,7 +126,7 @@ def test_each_block_sees_the_pruned_ones_before_it(method, stacked):
     before = pure(nnx.state(model, nnx.Param))
     found = recipes.sequential_prune(model, [X], plan, method)
     check(found, by_hand(method), stacked)
-    assert found.step == 5
+    assert found.step == (len(plan) if method == "magnitude" else 5)
     after = pure(nnx.state(model, nnx.Param))
     jax.tree.map(np.testing.assert_array_equal, before, after)
 
@@ -182,6 +182,43 @@ def test_lists_that_are_no_chain_are_not_taken_for_one():
         recipes.sequential_prune(model, [X], plan, blocks="decoder")
     with pytest.raises(ValueError, match="neither a list of modules"):
         recipes.sequential_prune(model, [X], plan, blocks="exit")
+
+
+class Heads(nnx.Module):
+    """An exit after each layer, and layers with a scale of their own."""
+
+    def __init__(self, scales=(1.0, 1.0, 1.0)):
+        self.scales = scales
+        self.outs = nnx.List([nnx.Linear(8, 4, rngs=nnx.Rngs(9 + i)) for i in range(3)])
+        self.layers = nnx.List([Layer(nnx.Rngs(i)) for i in range(3)])
+
+    def __call__(self, x):
+        found = []
+        for layer, out, scale in zip(self.layers, self.outs, self.scales):
+            x = layer(x, 0.1, scale=scale)
+            found.append(out(x))
+        return found, jnp.argmax(x, -1)
+
+
+def test_what_stands_beside_the_blocks_is_pruned_too():
+    model = Heads()
+    plan = sj.plan(model, {"kernel": NM})
+    found = recipes.sequential_prune(model, [X], plan, "wanda")
+    assert found.step == 3 + 3
+    assert all(
+        int(jnp.sum(w != 0)) == plan[n].kept
+        for n, w in named_leaves(found.params).items()
+        if n in plan
+    )
+
+
+def test_blocks_with_other_keywords_are_no_chain():
+    model = Heads((1.0, 2.0, 3.0))
+    plan = sj.plan(model, {"layers/.*kernel": NM})
+    found = recipes.sequential_prune(model, [X], plan, "wanda")
+    exact = recipes.sequential_prune(model, [X], plan, "wanda", blocks="")
+    assert found.step == 9
+    jax.tree.map(np.testing.assert_array_equal, found.masks, exact.masks)
 
 
 def test_functions_are_blocks():

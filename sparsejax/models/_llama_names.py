@@ -1,0 +1,64 @@
+"""The names of parameters and sizes of a Llama: here, at Hugging Face and in GGUF."""
+
+from collections.abc import Collection
+from pathlib import Path
+
+from ._llama import LlamaConfig
+
+# Path of a parameter, its name at Hugging Face, its name in GGUF. Matrices are (out, in) there.
+OUTSIDE = {
+    "embed/embedding": ("model.embed_tokens", "token_embd"),
+    "norm/scale": ("model.norm", "output_norm"),
+    "head/kernel": ("lm_head", "output"),
+}
+LAYER = {
+    "attention_norm/scale": ("input_layernorm", "attn_norm"),
+    "attention/query/kernel": ("self_attn.q_proj", "attn_q"),
+    "attention/key/kernel": ("self_attn.k_proj", "attn_k"),
+    "attention/value/kernel": ("self_attn.v_proj", "attn_v"),
+    "attention/out/kernel": ("self_attn.o_proj", "attn_output"),
+    "norm/scale": ("post_attention_layernorm", "ffn_norm"),
+    "mlp/gate/kernel": ("mlp.gate_proj", "ffn_gate"),
+    "mlp/up/kernel": ("mlp.up_proj", "ffn_up"),
+    "mlp/down/kernel": ("mlp.down_proj", "ffn_down"),
+}
+# Sizes in config.json and in the metadata of GGUF, behind "llama.".
+SIZES = {
+    "vocabulary": ("vocab_size", "vocab_size"),
+    "width": ("hidden_size", "embedding_length"),
+    "hidden": ("intermediate_size", "feed_forward_length"),
+    "layers": ("num_hidden_layers", "block_count"),
+    "heads": ("num_attention_heads", "attention.head_count"),
+    "key_heads": ("num_key_value_heads", "attention.head_count_kv"),
+    "head_size": ("head_dim", "attention.key_length"),
+    "theta": ("rope_theta", "rope.freq_base"),
+    "epsilon": ("rms_norm_eps", "attention.layer_norm_rms_epsilon"),
+    "positions": ("max_position_embeddings", "context_length"),
+}
+
+
+def place(name: str, layer: int | None) -> tuple[str, str]:
+    """The names of a parameter at Hugging Face and in GGUF."""
+    if layer is None:
+        hub, ggml = OUTSIDE[name]
+        return f"{hub}.weight", f"{ggml}.weight"
+    hub, ggml = LAYER[name]
+    return f"model.layers.{layer}.{hub}.weight", f"blk.{layer}.{ggml}.weight"
+
+
+def check_names(path: Path, config: LlamaConfig, names: Collection[str], ggml: bool) -> None:
+    """Raises, before anything is read, if the file has tensors too few or too many."""
+    outside = [name for name in OUTSIDE if name != "head/kernel" or not config.tied]
+    places = [place(name, None) for name in outside]
+    places += [place(name, i) for i in range(config.layers) for name in LAYER]
+    wanted = {place[ggml] for place in places}
+    for name in sorted(wanted - set(names)):
+        raise ValueError(f"llama: {path.name} has no tensor {name}.")
+    # A tied head may be written twice; frequencies are computed.
+    known = wanted | {"lm_head.weight"}
+    for name in sorted(set(names) - known):
+        if not name.endswith("rotary_emb.inv_freq"):
+            raise ValueError(
+                f"llama: {path.name} has a tensor {name}, which a Llama of this config.json or "
+                "metadata does not have; biases, adapters and experts are not supported."
+            )
