@@ -54,7 +54,8 @@ def near_one(**arrays: Any) -> None:
     """Validates data of problems that are not scale invariant and cannot be rescaled internally."""
     if not all(map(known, arrays.values())):
         return
-    sizes = {name: float(abs(x).max()) for name, x in arrays.items()}
+    with jax.ensure_compile_time_eval():  # known arrays, also inside jit
+        sizes = {name: float(abs(x).max()) for name, x in arrays.items()}
     for a, x in sizes.items():
         for b, y in sizes.items():
             limits = jnp.finfo(arrays[a].dtype)

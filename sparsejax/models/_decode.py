@@ -54,7 +54,9 @@ def generate(
     """
     if temperature > 0 and key is None:
         raise ValueError("generate: sampling at a temperature needs key=jax.random.key(0).")
-    rows = [_tokens("generate: a prompt", row, model.config.vocabulary, 1) for row in prompts]
+    rows = [
+        _tokens("generate: each of prompts", row, model.config.vocabulary, 1) for row in prompts
+    ]
     if not rows:
         raise ValueError("generate: prompts is empty; give a list of lists of tokens.")
     # Few distinct lengths, so that few programs are compiled.
@@ -104,7 +106,7 @@ def _generate(model, ids, counts, ends, temperature, key, steps):
     return lax.while_loop(going, write, start)[3]
 
 
-@checked(window="[1, inf)", stride="[1, inf)")
+@checked(window="[1, inf)", stride="[1, inf)", model="model(ids)")
 def token_losses(
     model: Callable[[Array], Array],
     tokens: Any,
@@ -171,7 +173,7 @@ def _losses(model, ids, expected):
 _compiled_losses = nnx.jit(_losses)
 
 
-@checked(window="[1, inf)", stride="[1, inf)")
+@checked(window="[1, inf)", stride="[1, inf)", model="model(ids)")
 def perplexity(
     model: Callable[[Array], Array],
     tokens: Any,

@@ -104,7 +104,7 @@ def top_kast(
             if is_gap(mask) or is_gap(g):
                 return g
             dtype = wide_dtype(p)
-            own = jnp.sum(row_counts(mask).astype(dtype) / max(mask.size, 1))
+            own = jnp.sum(row_counts(mask).astype(dtype) / float(max(mask.size, 1)))
             strength = jnp.asarray(2 * exploration, dtype) * p.astype(dtype)
             pulled = jnp.where(mask, strength, strength / jnp.maximum(own, 1e-9))
             return jnp.where(wide, g + pulled.astype(g.dtype), 0)

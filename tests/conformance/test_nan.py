@@ -35,7 +35,6 @@ OUT = {
     "traced bound": lambda: jax.jit(lambda b: prox.box(0.0, b).prox(jnp.ones(2)))(NAN),
     "step of a conjugate": lambda: prox.conjugate(prox.l1(1.0)).prox(jnp.ones(2), NAN),
     "essential_sparsity": lambda: metrics.essential_sparsity([0.0, 0.5], [NAN, 1.0]),
-    "eps": lambda: metrics.essential_sparsity([0.0, 0.5], [1.0, 1.0], eps=float("nan")),
     "calibration": lambda: jax.jit(metrics.expected_calibration_error)(
         jnp.full((2, 2), NAN), jnp.array([0, 1])
     ),
@@ -48,9 +47,6 @@ OUT = {
     "hoyer_sparsity of one": lambda: unmixing.hoyer_sparsity(ROW[:1]),
     "spectral_angle": lambda: unmixing.spectral_angle(ROW, jnp.ones(2)),
     "active_units": lambda: receptive_fields.active_units(ROW),
-    "error_at_activity": lambda: receptive_fields.error_at_activity(
-        jnp.array([4.0, 16.0]), jnp.array([0.4, 0.1]), NAN
-    ),
     "circular_variance": lambda: receptive_fields.circular_variance(ROW, jnp.array([0.0, 1.0])),
     "orientation_tuning": lambda: receptive_fields.orientation_tuning(
         jnp.full((16, 1), NAN), jnp.zeros(1), jnp.array([0.5])
@@ -101,6 +97,10 @@ REFUSED = {
     "match_flops": lambda: iso_flop.match_flops(lambda s: float("nan"), 300),
     "unmixing_errors": lambda: unmixing.unmixing_errors(
         jnp.full((2, 2), NAN), jnp.eye(2), jnp.eye(2), jnp.eye(2)
+    ),
+    "essential_sparsity: eps": lambda: metrics.essential_sparsity([0.0, 0.5], [1.0, 1.0], eps=NAN),
+    "error_at_activity: target": lambda: receptive_fields.error_at_activity(
+        jnp.array([4.0, 16.0]), jnp.array([0.4, 0.1]), NAN
     ),
     "alpha": lambda: unlearning.fisher_forgetting(
         PARAMS, None, lambda p, x: x @ p["kernel"], jnp.ones((3, 4)), key=KEY, alpha=-1.0

@@ -1,9 +1,13 @@
 """What is taken or not named: documented values, user errors, and what is still to be mended."""
 
 LEFT = {
+    "active_mtl.n_min": "-1",
+    "active_mtl.sampler": "arity",
+    "recalibrate.batches": "words, nan in, None in, object in",
+    "mobilenet_v2.head": "None",
     "influence_unlearning.alpha": "-1",
-    "group_hard_k.k": "-1",
-    "hard_k.k": "-1",
+    "group_hard_k.k": "huge, -1",
+    "hard_k.k": "huge, -1",
     "box.lower": "-inf, -1, complex, flag, empty",
     "box.upper": "complex, flag, empty",
     "nm.n": "-1, huge",
@@ -169,7 +173,7 @@ LEFT = {
     "report.history": "nan in",
     "report.compiled": "object",
     "taxonomy.history": "nan in",
-    "training_flops.sparse": "empty",
+    "training_flops.sparse": "vector, empty",
     "fit.self": "text, dict, object, None, words, lambda, nan, 1, vector",
     "fit.X": "text, dict, object, None, words, lambda, rank, scalar, nan in",
     "fit.y": "text, dict, object, None, words, lambda, rank, scalar, nan in",
@@ -209,7 +213,7 @@ LEFT = {
     "task_relevance.w": "rank, scalar, nan in",
     "clip_entries.x": "rank, scalar, nan in",
     "clip_l2.x": "rank, nan in",
-    "nldp_message.y": "-1, flag",
+    "nldp_message.y": "empty, -1, flag",
     "nldp_regression.norm_bound": "-inf, -1",
     "nldp_server.mean_second": "nan in",
     "nldp_server.norm_bound": "-inf, -1",

@@ -185,9 +185,9 @@ def test_descent_looks_at_moves_of_any_size():
         expected = solve.lasso(X, Y, 0.3).value
         if found.converged:
             np.testing.assert_allclose(found.value / size, expected, atol=1e-2)
-    with pytest.raises(ValueError, match="step must be > 0"):
+    with pytest.raises(ValueError, match="step must be (> 0|a number in .0, inf.)"):
         solve.proximal_gradient(smooth, prox.l1(0.3), jnp.zeros(5), step=0.0)
-    with pytest.raises(ValueError, match="step must be > 0"):
+    with pytest.raises(ValueError, match="step must be (> 0|a number in .0, inf.)"):
         solve.iht(smooth, prox.hard_k(2), jnp.zeros(5), step=-1.0)
     assert solve.iht(lambda w: jnp.sum(w**2), prox.hard_k(2), jnp.zeros(0)).value.shape == (0,)
 
@@ -320,5 +320,5 @@ def test_what_newcomers_try_is_told():
             X, y, key=jax.random.key(0), public=X, epsilon=1.0, delta=1e-6, out_of_range="clip"
         )
     for strength in (-1.0, np.nan):
-        with pytest.raises(ValueError, match="strength must be >= 0"):
+        with pytest.raises(ValueError, match="strength must be (>= 0|a number in .0, inf.)"):
             unmixing.unmix(jnp.abs(X) / 4, 2, strength)

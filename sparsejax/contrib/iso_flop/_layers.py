@@ -139,7 +139,7 @@ def log2_masks(size: int, kept: int) -> float:
     return gammas / math.log(2)
 
 
-@checked(budget="[0, inf)", tol="[0, inf)")
+@checked(budget="[0, inf)", tol="[0, inf)", flops="flops(sparsity)")
 def match_flops(flops: Callable[[float], Any], budget: float | int, *, tol: float = 1e-3) -> float:
     r"""The sparsity at which the FLOPs of a network match a budget, by bisection on [0, 0.9999].
 

@@ -11,7 +11,7 @@ from jaxtyping import Array, PyTree
 from ..._arguments import checked
 
 
-@checked()
+@checked(train_loss="train_loss(params, alpha)", validation_loss="validation_loss(params, alpha)")
 def bilevel_gradient(
     train_loss: Callable[[PyTree, PyTree], Any],
     validation_loss: Callable[[PyTree, PyTree], Any],

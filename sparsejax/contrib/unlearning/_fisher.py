@@ -103,7 +103,7 @@ def fisher_forgetting(
     return apply_masks(map_named(noisy, params), masks)
 
 
-@checked(chunk="[1, inf)", batch_size="[1, inf)")
+@checked(chunk="[1, inf)", batch_size="[1, inf)", logits="logits(params, x)")
 def fisher_diagonal(
     params: PyTree,
     logits: Callable[[PyTree, Array], Float[Array, "n classes"]],
