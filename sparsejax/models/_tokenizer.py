@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from ._extras import extra
+from ._reading import extra
 
 # What splits text before the merges, by the name in the file.
 _LLAMA3 = (

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from .._arguments import check_fraction, checked, is_nan_in
+from .._arguments import checked, is_nan_in
 
 
-@checked()
+@checked(fraction="(0, 1]", momentum="(0, 1]")
 def recalibrate(
     model: nnx.Module,
     batches: Sequence[Any],
@@ -57,7 +57,12 @@ def recalibrate(
       >>> found.mean[...].tolist(), found.var[...].tolist(), norm.mean[...].tolist()
       ([4.0], [0.5], [0.0])
     """
-    batches = _checked(model, batches, fraction, momentum)
+    if not _norms(model):
+        raise ValueError("recalibrate: the model has no nnx.BatchNorm, and no statistics to renew.")
+    batches = list(batches)
+    if not batches:
+        raise ValueError("recalibrate: batches must hold at least one batch, got none.")
+    batches = batches[: max(math.ceil(fraction * len(batches) - 1e-9), 1)]
     measured = nnx.clone(model)
     measured.eval()
     for norm in _norms(measured).values():
@@ -107,22 +112,3 @@ def _norms(model: nnx.Module) -> dict[str, nnx.BatchNorm]:
     """The batch norms by path."""
     modules = ((path, m) for path, m in nnx.iter_modules(model) if isinstance(m, nnx.BatchNorm))
     return {"/".join(map(str, path)): norm for path, norm in modules}
-
-
-def _checked(model: Any, batches: Any, fraction: float, momentum: Any) -> list[Any]:
-    if not isinstance(model, nnx.Module):
-        raise TypeError(
-            f"recalibrate: model must be an NNX module, got a {type(model).__name__}; for Linen "
-            "run model.apply(variables, batch, mutable=['batch_stats'])."
-        )
-    if not _norms(model):
-        raise ValueError("recalibrate: the model has no nnx.BatchNorm, and no statistics to renew.")
-    check_fraction("fraction", fraction)
-    if momentum is not None:
-        check_fraction("momentum", momentum)
-    if fraction == 0 or momentum == 0:
-        raise ValueError("recalibrate: fraction and momentum must be above 0; omit them.")
-    given = list(batches)
-    if not given:
-        raise ValueError("recalibrate: batches must hold at least one batch, got none.")
-    return given[: max(math.ceil(fraction * len(given) - 1e-9), 1)]

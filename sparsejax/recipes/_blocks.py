@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +12,7 @@ from flax import nnx
 from jax.core import Tracer
 from jaxtyping import Array, PyTree
 
-from .._tree import pure
+from .._tree import is_array, pure
 from ..masks import Plan, PlannedLeaf
 from ..nn import input_grams, replace
 from ..patterns import Pattern
@@ -49,12 +49,14 @@ class Step(NamedTuple):
     onward: Callable[[PyTree, Flow], Flow]
 
 
-def silent(missing: Sequence[str], ran: Sequence[str]) -> str:
-    """The message for planned leaves without inputs."""
-    return (
-        f"sequential_prune: {', '.join(missing)} did not run as linear layers, only "
-        f"{', '.join(ran)} did; exclude the others by a rule `pattern: None`."
-    )
+def check_ran(leaves: Iterable[PlannedLeaf], ran: Collection[str]) -> None:
+    """Raises if a planned leaf has no inputs."""
+    missing = [leaf.name for leaf in leaves if leaf.name not in ran]
+    if missing:
+        raise ValueError(
+            f"sequential_prune: {', '.join(missing)} did not run as linear layers, only "
+            f"{', '.join(ran)} did; exclude the others by a rule `pattern: None`."
+        )
 
 
 def steps_without_inputs(plan: Plan) -> list[Step]:
@@ -68,9 +70,7 @@ def module_steps(
 ) -> list[Step]:
     """The steps of an NNX module: kernels before the blocks, the blocks, kernels behind them."""
     ran = list(input_grams(model, batches[:1], call))
-    missing = [leaf.name for leaf in plan.leaves if leaf.name not in ran]
-    if missing:
-        raise ValueError(silent(missing, ran))
+    check_ran(plan.leaves, ran)
     paths = _candidates(model, plan) if blocks is None else [blocks] if blocks else []
     why = {path: _why_not(model, batches[0], path, call) for path in paths}
     path = next((path for path in paths if not why[path]), "")
@@ -105,27 +105,23 @@ def steps_of_functions(
 
     def step(block: Callable[..., Any], names: list[str]) -> Step:
         grams = jax.jit(lambda params, x: input_grams(functools.partial(block, params), [x]))
-        onward = jax.jit(block)
+        run = jax.jit(block)
 
         def summed(params: PyTree, flow: Flow) -> Grams:
-            each = [grams(params, x) for x in (batches if flow is None else flow)]
+            each = [grams(params, x) for x in flow or batches]
             return functools.reduce(functools.partial(jax.tree.map, jnp.add), each)
 
-        parts = [Part(name, plan[name]) for name in names if name in plan]
-        return Step(
-            parts,
-            summed,
-            lambda params, flow: [onward(params, x) for x in (batches if flow is None else flow)],
-        )
+        def onward(params: PyTree, flow: Flow) -> Flow:
+            return [run(params, x) for x in flow or batches]
+
+        return Step([Part(name, plan[name]) for name in names if name in plan], summed, onward)
 
     for block in blocks:
         names = list(input_grams(functools.partial(block, params), x))
         x = [block(params, one) for one in x]
         steps.append(step(block, names))
         ran += names
-    missing = [leaf.name for leaf in plan.leaves if leaf.name not in ran]
-    if missing:
-        raise ValueError(silent(missing, ran))
+    check_ran(plan.leaves, ran)
     return steps
 
 
@@ -152,9 +148,7 @@ def _block_steps(plan: Plan, path: str, updated: Any, batches: list[Any], call: 
             return found[i] if listed else _slice(found, i)
 
         def entering(params: PyTree, flow: Flow) -> Flow:
-            if flow is not None:
-                return flow
-            return [_inputs(updated(params), batch, path, call) for batch in batches]
+            return flow or [_inputs(updated(params), batch, path, call) for batch in batches]
 
         def grams(params: PyTree, flow: Flow) -> Grams:
             found = input_grams(block(params), entering(params, flow), _run)
@@ -171,8 +165,18 @@ def _block_steps(plan: Plan, path: str, updated: Any, batches: list[Any], call: 
     return [step(i) for i in range(count)]
 
 
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class _Fixed:
+    """An argument that is not an array, such as a flag, which is static under jit."""
+
+    value: Any
+
+
 def _run(block: Any, inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
-    arguments, named = inputs
+    fixed = lambda x: isinstance(x, _Fixed)  # noqa: E731
+    given = jax.tree.map(lambda x: x.value if fixed(x) else x, inputs, is_leaf=fixed)
+    arguments, named = given
     return block(*arguments, **named)
 
 
@@ -199,7 +203,8 @@ def _inputs(model: nnx.Module, batch: Any, path: str, call: Any) -> Any:
     """The inputs of the first block; what comes before it runs, what comes behind it does not."""
 
     def stop(path: str, call: Any, *arguments: Any, **named: Any) -> Any:
-        raise _Reached((arguments, named))
+        fixed = lambda x: x if is_array(x) else _Fixed(x)  # noqa: E731
+        raise _Reached(jax.tree.map(fixed, (arguments, named)))
 
     try:
         _tapped(model, batch, _where(model, path), stop, call)
@@ -258,7 +263,7 @@ def _why_not(model: nnx.Module, batch: Any, path: str, call: Any) -> str | None:
     def look(path: str, call: Any, *arguments: Any, **named: Any) -> Any:
         nonlocal eps
         y = call(*arguments, **named)
-        if arguments and not any(isinstance(x, Tracer) for x in jax.tree.leaves((arguments, y))):
+        if arguments and _is_stream(arguments[0]) and _is_stream(_first(y)):
             eps = max(eps, float(jnp.finfo(arguments[0].dtype).eps))
             rest = jax.tree.map(_digest, (arguments[1:], named))
             seen.append((path, _digest(arguments[0]), _digest(_first(y)), rest))
@@ -270,17 +275,30 @@ def _why_not(model: nnx.Module, batch: Any, path: str, call: Any) -> str | None:
         return "its modules do not run one after another, with arrays as first arguments"
     # A program may compute in more than bfloat16 inside.
     tol = max(4 * eps, 1e-5)
+
+    def same(a: Any, b: Any) -> bool:
+        return (
+            bool(jnp.all(jnp.abs(a - b) <= tol * a[0])) if is_array(a) and is_array(b) else a == b
+        )
+
     for (_, _, gives, rest), (_, takes, _, others) in zip(seen, seen[1:]):
         if jax.tree.structure(rest) != jax.tree.structure(others):
             return "its modules take other arguments"
-        pairs = zip(jax.tree.leaves((gives, rest)), jax.tree.leaves((takes, others)))
-        if not all(bool(jnp.all(jnp.abs(a - b) <= tol * a[0])) for a, b in pairs):
+        if not all(jax.tree.leaves(jax.tree.map(same, (gives, rest), (takes, others)))):
             return "a module takes other values than the one before it gives"
     return None
 
 
-def _digest(x: Any) -> Array:
-    """Three numbers that tell arrays apart, the first the largest."""
+def _is_stream(x: Any) -> bool:
+    """Whether x is a known array of floats."""
+    known = isinstance(x, jax.Array) and not isinstance(x, Tracer)
+    return known and jnp.issubdtype(x.dtype, jnp.inexact)
+
+
+def _digest(x: Any) -> Any:
+    """Three numbers that tell arrays apart, the first the largest; x if it is not an array."""
+    if not is_array(x):
+        return x
     flat = jnp.ravel(jnp.asarray(x, jnp.float32))
     wave = jnp.cos(jnp.arange(flat.size))
     return jnp.stack([jnp.mean(jnp.abs(flat)), jnp.mean(flat), jnp.mean(flat * wave)])

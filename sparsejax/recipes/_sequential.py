@@ -12,7 +12,7 @@ from .._arguments import checked
 from .._progress import Progress, check_progress, check_shapes, run_steps
 from .._tree import map_named, named_leaves, pure
 from ..masks import Plan, PlannedLeaf, apply_masks, magnitude, wanda
-from ._blocks import module_steps, silent, steps_of_functions, steps_without_inputs
+from ._blocks import check_ran, module_steps, steps_of_functions, steps_without_inputs
 from ._sparsegpt import sparsegpt
 
 _METHODS = ("sparsegpt", "wanda", "magnitude")
@@ -149,16 +149,15 @@ def sequential_prune(
     def advance(done: Progress) -> Progress:
         nonlocal at, flow
         # Activations are not kept in a Progress: a resumed run computes them again.
-        while at < done.step and method != "magnitude":
+        while at < done.step:
             at, flow = at + 1, steps[at].onward(done.params, flow)
         step = steps[done.step]
-        grams = step.grams(done.params, flow) if method != "magnitude" else {}
+        grams = step.grams(done.params, flow)
+        if method != "magnitude":
+            check_ran([part.leaf for part in step.parts], grams)
         pruned, masks = named_leaves(done.params), named_leaves(done.masks)
         for part in step.parts:
-            gram = grams.get(part.name)
-            if gram is None and method != "magnitude":
-                raise ValueError(silent([part.name], list(grams)))
-            w, mask = prune(part.leaf, part.of(pruned[part.name]), gram)
+            w, mask = prune(part.leaf, part.of(pruned[part.name]), grams.get(part.name))
             pruned[part.name] = part.put(pruned[part.name], w)
             masks[part.name] = part.put(_or_full(masks.get(part.name), pruned[part.name]), mask)
         params = map_named(lambda name, w: pruned[name], done.params)

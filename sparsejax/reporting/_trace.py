@@ -261,7 +261,7 @@ def _called(eqn):
 
 
 def _jaxpr(x):
-    """The open jaxpr of an inner one, which only some versions of JAX close."""
+    """An inner jaxpr without its constants, which only some versions of JAX add."""
     return getattr(x, "jaxpr", x)
 
 

@@ -64,8 +64,8 @@ def test_what_is_refused():
     renew = partial(sj.nn.recalibrate, model)
     for call, message in (
         (lambda: renew([]), "at least one batch"),
-        (lambda: renew(batches, fraction=0.0), "above 0"),
-        (lambda: renew(batches, momentum=1.5), "momentum=1.5"),
+        (lambda: renew(batches, fraction=0.0), "must be a number in .0, 1."),
+        (lambda: renew(batches, momentum=1.5), "momentum must be a number in .0, 1."),
         (lambda: renew([jnp.full((2, 3), jnp.nan)]), "the mean of first is NaN"),
         (
             lambda: sj.nn.recalibrate(nnx.Linear(2, 2, rngs=nnx.Rngs(0)), batches),

@@ -184,6 +184,16 @@ def test_lists_that_are_no_chain_are_not_taken_for_one():
         recipes.sequential_prune(model, [X], plan, blocks="exit")
 
 
+class Branch(nnx.Module):
+    """Its flag changes the stream, not the inputs of its one kernel."""
+
+    def __init__(self, rngs):
+        self.up = nnx.Linear(8, 8, rngs=rngs)
+
+    def __call__(self, x, *, deterministic):
+        return x + (self.up(x) if deterministic else 2 * self.up(x))
+
+
 class Heads(nnx.Module):
     """An exit after each layer, and layers with a scale of their own."""
 
@@ -210,6 +220,30 @@ def test_what_stands_beside_the_blocks_is_pruned_too():
         for n, w in named_leaves(found.params).items()
         if n in plan
     )
+
+
+def test_flags_of_blocks_stay_python():
+    """A flag that a layer branches on is no traced value; another flag in a layer is no chain."""
+
+    class Flagged(nnx.Module):
+        def __init__(self, flags):
+            self.flags = flags
+            self.layers = nnx.List([Branch(nnx.Rngs(i)) for i in range(3)])
+
+        def __call__(self, x):
+            for layer, flag in zip(self.layers, self.flags):
+                x = layer(x, deterministic=flag)
+            return x
+
+    for flags, steps in (((True, True, True), 3), ((True, True, False), 3)):
+        model = Flagged(flags)
+        plan = sj.plan(model, NM)
+        found = recipes.sequential_prune(model, [X], plan, "wanda")
+        exact = recipes.sequential_prune(model, [X], plan, "wanda", blocks="")
+        assert found.step == steps
+        jax.tree.map(np.testing.assert_array_equal, found.masks, exact.masks)
+    with pytest.raises(ValueError, match="takes other values"):
+        recipes.sequential_prune(model, [X], plan, blocks="layers")
 
 
 def test_blocks_with_other_keywords_are_no_chain():

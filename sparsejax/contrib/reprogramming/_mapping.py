@@ -98,6 +98,7 @@ def _check_classes(sources: int, targets: int, per_class: int = 1) -> None:
 
 
 def check_labels(labels: Any, classes: int, name: str = "labels", of: str = "classes") -> None:
+    """Raises if a label is out of range, unless traced."""
     if not known(labels) or not np.size(labels):
         return
     labels = np.asarray(labels)
