@@ -6,8 +6,28 @@ import os
 import pathlib
 import time
 from collections.abc import Iterator
+from functools import cache
 
 _STALE = 3600.0  # seconds after which what a killed process was writing is removed
+
+
+def cache_file() -> pathlib.Path:
+    """`SPARSEJAX_CACHE`, or a file in the user's cache directory.
+
+    It holds measurements of kernels; what is compiled lies beside it.
+    """
+    return _cache_file(os.environ.get("SPARSEJAX_CACHE"), os.environ.get("XDG_CACHE_HOME"))
+
+
+@cache
+def _cache_file(named: str | None, root: str | None) -> pathlib.Path:
+    try:
+        if named:
+            return pathlib.Path(named).expanduser()
+        root = root or str(pathlib.Path.home() / ".cache")
+    except RuntimeError:  # no home directory: nothing is read or written
+        root = os.devnull
+    return pathlib.Path(root) / "sparsejax" / "tuning.json"
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from ._annotations import checked
 from ._data import (
     check_finite,
+    check_matrix_and_target,
     check_not_nan,
     check_strength,
     check_weights,
@@ -55,6 +56,7 @@ __all__ = [
     "check_fraction",
     "check_key",
     "check_masks",
+    "check_matrix_and_target",
     "check_not_nan",
     "check_number",
     "check_one",

@@ -18,19 +18,12 @@ def matrix_and_target(
     X: Any, y: Any, ndim: int, call: str, names: tuple[str, str] = ("X", "y")
 ) -> tuple[Array, Array]:
     """X (n, p) and y (n,) or (n, q) as floats of one dtype; rejects NaN unless traced."""
-    for name, x in zip(names, (X, y)):
-        if not is_array(x):
-            raise TypeError(
-                f"{name} must be an array, got a {type(x).__name__}; as in {call}. "
-                f"Of a SciPy sparse matrix pass {name}.toarray()."
-            )
-    if len(X.shape) != 2 or 0 in X.shape:
-        wanted = f"{names[0]} must be a matrix (n, p), not empty"
-        raise ValueError(f"{wanted}, got {X.shape}; as in {call}.")
-    if 0 in y.shape or len(y.shape) != ndim or y.shape[0] != X.shape[0]:
-        shape = f"({X.shape[0]},)" if ndim == 1 else f"({X.shape[0]}, q)"
-        wanted = f"{names[1]} must have the shape {shape} of {names[0]}'s rows"
-        raise ValueError(f"{wanted}, got {y.shape}; as in {call}.")
+    if not is_array(X):
+        raise TypeError(
+            f"{names[0]} must be an array, got a {type(X).__name__}; as in {call}. "
+            f"Of a SciPy sparse matrix pass {names[0]}.toarray(), or use solve.lasso_host."
+        )
+    check_matrix_and_target(X, y, ndim, call, names)
     dtype = wide_dtype(X, y)
     if jnp.issubdtype(dtype, jnp.complexfloating):
         raise TypeError(
@@ -40,6 +33,21 @@ def matrix_and_target(
         if not _is_finite(x):
             raise ValueError(f"{name} holds NaN or infinity; drop or impute those rows first.")
     return jnp.asarray(X, dtype), jnp.asarray(y, dtype)
+
+
+def check_matrix_and_target(
+    X: Any, y: Any, ndim: int, call: str, names: tuple[str, str] = ("X", "y")
+) -> None:
+    """Raises unless X has a shape (n, p) and y is an array (n,) or (n, q)."""
+    if not is_array(y):
+        raise TypeError(f"{names[1]} must be an array, got a {type(y).__name__}; as in {call}.")
+    if len(X.shape) != 2 or 0 in X.shape:
+        wanted = f"{names[0]} must be a matrix (n, p), not empty"
+        raise ValueError(f"{wanted}, got {X.shape}; as in {call}.")
+    if 0 in y.shape or len(y.shape) != ndim or y.shape[0] != X.shape[0]:
+        shape = f"({X.shape[0]},)" if ndim == 1 else f"({X.shape[0]}, q)"
+        wanted = f"{names[1]} must have the shape {shape} of {names[0]}'s rows"
+        raise ValueError(f"{wanted}, got {y.shape}; as in {call}.")
 
 
 def _is_finite(x: Any) -> bool:

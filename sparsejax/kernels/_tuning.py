@@ -1,7 +1,6 @@
 """A persistent table of the fastest measured implementations."""
 
 import json
-import os
 import pathlib
 import time
 import warnings
@@ -12,19 +11,14 @@ from typing import Any
 import jax
 
 from .._arguments import checked
-from .._files import locked, replacing
+from .._files import cache_file, locked, replacing
 
 ROUNDS, SECONDS = 5, 0.02  # interleaved timing rounds; duration per candidate and round
 
 
-def path() -> pathlib.Path:
-    """The file: `SPARSEJAX_CACHE`, or a default in the user's cache directory."""
-    return _path(os.environ.get("SPARSEJAX_CACHE"), os.environ.get("XDG_CACHE_HOME"))
-
-
 def fastest(case: Callable[..., str], *args: Any) -> str | None:
     """The fastest measured name for `case(*args)` on this device and JAX version, if measured."""
-    table = _loaded(path())
+    table = _loaded(cache_file())
     if not table:  # the usual case: costs a microsecond
         return None
     found = table.get(device(), {}).get(case(*args), {})
@@ -33,7 +27,7 @@ def fastest(case: Callable[..., str], *args: Any) -> str | None:
 
 def keep(case: str, seconds: Mapping[str, float]) -> None:
     """Writes measurements to the file atomically, one process after the other."""
-    file = path()
+    file = cache_file()
     known = _loaded(file)
     try:
         with locked(file.parent), replacing(file) as written:
@@ -102,17 +96,6 @@ def _timed(call: Callable[[], Any], repeats: int) -> float:
         out = call()
     jax.block_until_ready(out)
     return (time.perf_counter() - start) / repeats
-
-
-@cache
-def _path(named: str | None, root: str | None) -> pathlib.Path:
-    try:
-        if named:
-            return pathlib.Path(named).expanduser()
-        root = root or str(pathlib.Path.home() / ".cache")
-    except RuntimeError:  # no home directory: nothing is read or written
-        root = os.devnull
-    return pathlib.Path(root) / "sparsejax" / "tuning.json"
 
 
 @cache

@@ -1,23 +1,27 @@
 """The Lasso family as scikit-learn estimators: `pip install "sparsejax[sklearn]"`."""
 
+import concurrent.futures
 import warnings
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from .. import prox
-from .._arguments import path_strengths
-from . import lasso_host, lasso_path_host, multitask_lasso, penalized_regression
-from ._lasso import shares
+from . import multitask_lasso, penalized_regression
+from ._design import host_data
+from ._host import Found, geometric
+from ._lasso_host import fit_path
 
 try:
+    from joblib import effective_n_jobs
+    from scipy.sparse import issparse
     from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.model_selection import check_cv
     from sklearn.utils.multiclass import check_classification_targets, type_of_target
-    from sklearn.utils.validation import check_is_fitted, validate_data
+    from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 except ImportError as error:
     raise ImportError(
         'sparsejax.solve.estimators needs scikit-learn: pip install "sparsejax[sklearn]".'
@@ -27,46 +31,78 @@ __all__ = ["ElasticNet", "Lasso", "LassoCV", "MultiTaskLasso", "SparseLogisticRe
 
 
 class _Linear(RegressorMixin, BaseEstimator):
-    """A linear model `X @ coef_.T + intercept_`, fitted to centred data in float64."""
+    """A linear model `X @ coef_.T + intercept_`, fitted in float64."""
 
     fit_intercept: bool
-
-    def fit(self, X: Any, y: Any) -> Any:
-        """Fits X (n, p) and y (n,), or (n, q) for several targets."""
-        X, y = validate_data(self, X, y, dtype=np.float64, y_numeric=True, **self._targets())
-        y = np.asarray(y, np.float64)
-        x_mean = X.mean(0) if self.fit_intercept else np.zeros(X.shape[1])
-        y_mean = y.mean(0) if self.fit_intercept else 0.0 * y[0]
-        with jax.enable_x64(True):
-            found = self._solve(X - x_mean, y - y_mean)
-            self.coef_ = np.asarray(found.value).T
-            self.n_iter_, self.dual_gap_ = int(found.stats["n_iter"]), float(found.stats["gap"])
-            _warn(self, found)
-        self.intercept_ = y_mean - x_mean @ self.coef_.T
-        return self
+    coef_: np.ndarray
+    intercept_: Any
 
     def predict(self, X: Any) -> np.ndarray:
         """Predictions (n,), or (n, q) for several targets."""
         check_is_fitted(self)
-        X = validate_data(self, X, dtype=np.float64, reset=False)
+        X = validate_data(self, X, dtype=np.float64, reset=False, accept_sparse=self._sparse)
         return X @ self.coef_.T + self.intercept_
 
-    def _targets(self) -> dict[str, Any]:
-        return {}
-
-    def _solve(self, X: np.ndarray, y: np.ndarray) -> Any:
-        raise NotImplementedError
+    _sparse: ClassVar[Any] = False
 
 
-def _warn(estimator: Any, found: Any) -> None:
-    """Warns if max_iter was too small, as scikit-learn does."""
-    if not bool(np.all(found.converged)):
-        message = f"{type(estimator).__name__} did not reach tol; increase max_iter or tol."
-        warnings.warn(message, ConvergenceWarning, stacklevel=3)
+class _L1(_Linear):
+    """Fitted on the host: sparse X, an intercept without a centred copy, weights of samples."""
+
+    tol: float
+    max_iter: int
+    positive: bool = False
+    _sparse: ClassVar[Any] = ["csc", "csr", "coo"]
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        return tags
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
+        """Fits X (n, p), dense or sparse, and y (n,); weights (n,) count samples."""
+        checks = {"dtype": np.float64, "y_numeric": True, "accept_sparse": self._sparse}
+        X, y = validate_data(self, X, y, **checks)
+        y = np.asarray(y, np.float64)
+        if sample_weight is not None:
+            sample_weight = _check_sample_weight(sample_weight, X, dtype=np.float64)
+        found = self._fit(X, y, sample_weight)
+        self.coef_, self.intercept_ = found.value[-1], float(found.offset[-1])
+        self.n_iter_, self.dual_gap_ = int(found.stats["n_iter"][-1]), float(found.stats["gap"][-1])
+        if found.result[-1]:
+            _warn(self)
+        return self
+
+    def _fit(self, X: Any, y: np.ndarray, sample_weight: Any) -> Found:
+        return self._path(X, y, sample_weight, [self.alpha])  # pyright: ignore
+
+    def _path(self, X: Any, y: np.ndarray, sample_weight: Any, alphas: Any, l2=0.0) -> Found:
+        """Solutions for decreasing strengths, each from the one before."""
+        alphas = np.asarray(alphas, np.float64)
+        if not np.all(alphas > 0):
+            raise ValueError(
+                f"alpha must be > 0, got {alphas.min()}; for least squares use scikit-learn's "
+                "LinearRegression or Ridge."
+            )
+        ones = np.ones(len(y))
+        if sample_weight is not None:  # the mean of the losses, weighted
+            ones = np.sqrt(sample_weight * (len(y) / sample_weight.sum()))
+            X = X.multiply(ones[:, None]) if issparse(X) else X * ones[:, None]
+        design, y = host_data(X, y * ones)
+        return fit_path(
+            design, y, alphas, intercept=ones if self.fit_intercept else None, weights=None,
+            l2=l2, tol=self.tol, positive=self.positive, max_steps=self.max_iter, w0=None,
+        )  # fmt: skip
 
 
-class Lasso(_Linear):
-    """`min_w |y - X w|^2 / (2 n) + alpha |w|_1` by `solve.lasso_host`.
+def _warn(estimator: Any) -> None:
+    """Warns that max_iter was too small, as scikit-learn does."""
+    message = f"{type(estimator).__name__} did not reach tol; increase max_iter or tol."
+    warnings.warn(message, ConvergenceWarning, stacklevel=3)
+
+
+class Lasso(_L1):
+    """`min_w |y - X w|^2 / (2 n) + alpha |w|_1` by `solve.lasso_host`, X dense or sparse.
 
     Args:
       alpha: Strength, > 0.
@@ -93,12 +129,8 @@ class Lasso(_Linear):
         self.tol = tol
         self.max_iter = max_iter
 
-    def _solve(self, X, y):
-        options = {"tol": self.tol, "max_steps": self.max_iter, "throw": False}
-        return lasso_host(X, y, self.alpha, positive=self.positive, **options)
 
-
-class ElasticNet(_Linear):
+class ElasticNet(_L1):
     """`min_w |y - X w|^2 / (2 n) + alpha (l1_ratio |w|_1 + (1 - l1_ratio) |w|^2 / 2)`.
 
     Args:
@@ -130,22 +162,25 @@ class ElasticNet(_Linear):
         self.tol = tol
         self.max_iter = max_iter
 
-    def _solve(self, X, y):
-        strength, l2 = shares(self.alpha, self.l1_ratio)
-        options = {"tol": self.tol, "max_steps": self.max_iter, "throw": False}
-        return lasso_host(X, y, strength, l2=l2, positive=self.positive, **options)
+    def _fit(self, X, y, sample_weight):
+        if not 0 < self.l1_ratio <= 1:
+            raise ValueError(f"l1_ratio must be in (0, 1], got {self.l1_ratio}.")
+        ridge = 0.0 if np.isinf(self.alpha) else self.alpha * (1 - self.l1_ratio)
+        return self._path(X, y, sample_weight, [self.alpha * self.l1_ratio], ridge)
 
 
-class LassoCV(_Linear):
+class LassoCV(_L1):
     """The Lasso with the strength chosen by cross-validation along a path.
 
     Args:
       alphas: Number of strengths, or the strengths.
       eps: Ratio of the last strength to the first, if their number is given.
       fit_intercept: Whether to fit an intercept.
+      positive: Whether coefficients must be >= 0.
       cv: Folds, as in scikit-learn.
       tol: Duality gap to reach, relative to the objective at 0.
       max_iter: Maximum number of working sets per strength.
+      n_jobs: Threads for the folds, as in scikit-learn.
 
     Example:
       >>> import numpy as np
@@ -156,36 +191,52 @@ class LassoCV(_Linear):
     """
 
     def __init__(
-        self, *, alphas=100, eps=1e-3, fit_intercept=True, cv=None, tol=1e-6, max_iter=100
+        self,
+        *,
+        alphas=100,
+        eps=1e-3,
+        fit_intercept=True,
+        positive=False,
+        cv=None,
+        tol=1e-6,
+        max_iter=100,
+        n_jobs=None,
     ):
         self.alphas = alphas
         self.eps = eps
         self.fit_intercept = fit_intercept
+        self.positive = positive
         self.cv = cv
         self.tol = tol
         self.max_iter = max_iter
+        self.n_jobs = n_jobs
 
-    def _solve(self, X, y):
-        options = {"tol": self.tol, "max_steps": self.max_iter, "throw": False}
-        self.alphas_ = self._path(X, y)
-        errors = []
-        for train, test in check_cv(self.cv).split(X, y):  # pyright: ignore
-            # Centre each fold separately, so that held-out data do not leak.
-            own = self.fit_intercept
-            x_mean = X[train].mean(0) if own else 0.0
-            y_mean = y[train].mean() if own else 0.0
-            fold = lasso_path_host(X[train] - x_mean, y[train] - y_mean, self.alphas_, **options)
-            predicted = (X[test] - x_mean) @ np.asarray(fold.value).T + y_mean
-            errors.append(((predicted - y[test][:, None]) ** 2).mean(0))
-        self.mse_path_ = np.stack(errors, axis=1)
+    def _fit(self, X, y, sample_weight):
+        X = X.tocsr() if issparse(X) else X  # rows are taken
+        self.alphas_ = self._alphas(X, y, sample_weight)
+
+        def errors(fold):
+            train, test = fold
+            own = None if sample_weight is None else sample_weight[train]
+            found = self._path(X[train], y[train], own, self.alphas_)
+            left = (X[test] @ found.value.T + found.offset - y[test][:, None]) ** 2
+            theirs = None if sample_weight is None else sample_weight[test]
+            return np.average(left, axis=0, weights=theirs)
+
+        folds = check_cv(self.cv).split(X, y)  # pyright: ignore
+        threads = effective_n_jobs(self.n_jobs)  # pyright: ignore
+        with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+            self.mse_path_ = np.stack(list(pool.map(errors, folds)), axis=1)
         self.alpha_ = float(self.alphas_[self.mse_path_.mean(1).argmin()])
-        return lasso_host(X, y, self.alpha_, **options)
+        return self._path(X, y, sample_weight, [self.alpha_])
 
-    def _path(self, X, y):
+    def _alphas(self, X, y, sample_weight):
         if not isinstance(self.alphas, int | np.integer):
             return np.sort(np.asarray(self.alphas, np.float64))[::-1]
-        largest = np.abs(X.T @ y).max() / len(y)
-        return np.asarray(path_strengths(largest or 1.0, int(self.alphas), self.eps))
+        w = np.ones(len(y)) if sample_weight is None else sample_weight
+        own = y - np.average(y, weights=w) if self.fit_intercept else y
+        largest = np.abs(X.T @ (w * own)).max() / w.sum()
+        return geometric(largest or 1.0, int(self.alphas), self.eps)
 
 
 class MultiTaskLasso(_Linear):
@@ -212,20 +263,31 @@ class MultiTaskLasso(_Linear):
         self.tol = tol
         self.max_iter = max_iter
 
-    def _targets(self):
-        return {"multi_output": True}
-
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
         tags.target_tags.multi_output = True
         tags.target_tags.single_output = False
         return tags
 
-    def _solve(self, X, y):
+    def fit(self, X: Any, y: Any) -> Any:
+        """Fits X (n, p) and y (n, q)."""
+        X, y = validate_data(self, X, y, dtype=np.float64, y_numeric=True, multi_output=True)
+        y = np.asarray(y, np.float64)
         if y.ndim == 1:
             raise ValueError("MultiTaskLasso: y must have shape (n, q); for one target use Lasso.")
-        options = {"tol": self.tol, "max_steps": self.max_iter, "throw": False}
-        return multitask_lasso(jnp.asarray(X), jnp.asarray(y), self.alpha, **options)
+        x_mean = X.mean(0) if self.fit_intercept else np.zeros(X.shape[1])
+        y_mean = y.mean(0) if self.fit_intercept else 0.0 * y[0]
+        with jax.enable_x64(True):
+            centred = jnp.asarray(X - x_mean), jnp.asarray(y - y_mean)
+            options = {"tol": self.tol, "max_steps": self.max_iter, "throw": False}
+            found = multitask_lasso(*centred, self.alpha, **options)
+            self.coef_ = np.asarray(found.value).T
+            self.n_iter_, self.dual_gap_ = int(found.stats["n_iter"]), float(found.stats["gap"])
+            converged = bool(found.converged)
+        self.intercept_ = y_mean - x_mean @ self.coef_.T
+        if not converged:
+            _warn(self)
+        return self
 
 
 class SparseLogisticRegression(ClassifierMixin, BaseEstimator):
@@ -287,7 +349,8 @@ class SparseLogisticRegression(ClassifierMixin, BaseEstimator):
                 tol=self.tol, max_steps=self.max_iter, throw=False,
             )  # fmt: skip
             w, self.n_iter_ = np.asarray(found.value), int(found.stats["n_iter"])
-            _warn(self, found)
+            if not bool(np.all(found.converged)):
+                _warn(self)
         coef = w[: X.shape[1]] / size
         self.coef_ = coef[None]
         self.intercept_ = (w[X.shape[1] :] if self.fit_intercept else np.zeros(1)) - mean @ coef

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 import sparsejax as sj
+from sparsejax import _compile
 from sparsejax.formats import NMArray, TensorCoreArray
-from sparsejax.kernels import _compile, _mosaic
+from sparsejax.kernels import _mosaic
 from sparsejax.kernels._finish import How
 from sparsejax.kernels.matmul import _cusparselt
 from tests.kernels.test_matmul import assert_close, in_double

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import pytest
 
 import sparsejax as sj
+from sparsejax import _files
 from sparsejax.formats import BlockArray, Matrix, NMArray
 from sparsejax.kernels import _table, _tuning
 from sparsejax.kernels._table import get
@@ -102,7 +103,8 @@ def test_writers_at_once_lose_nothing(file):
 
 WRITER = """
 import pathlib, sys
-from sparsejax.kernels import _compile, _tuning
+from sparsejax import _compile
+from sparsejax.kernels import _tuning
 for i in range(20):
     _tuning.keep(f"case {sys.argv[1]} {i}", {"xla": 1.0})
 print(_compile.built(pathlib.Path(sys.argv[2]), ["-O1"]))
@@ -204,15 +206,15 @@ def test_a_user_without_a_home(monkeypatch, file):
 
     x, w = BY_NAME["2:4"].make()
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setattr(_tuning.pathlib.Path, "home", homeless)
-    monkeypatch.setattr(_tuning.pathlib.Path, "expanduser", homeless)
-    _tuning._path.cache_clear()
+    monkeypatch.setattr(_files.pathlib.Path, "home", homeless)
+    monkeypatch.setattr(_files.pathlib.Path, "expanduser", homeless)
+    _files._cache_file.cache_clear()
     for name in ("~nobody/tuning.json", ""):
         monkeypatch.setenv("SPARSEJAX_CACHE", name)
         assert sj.kernels.explain(x, w) == "xla: decompressed"
     with pytest.warns(UserWarning, match="set SPARSEJAX_CACHE to another file"):
         sj.kernels.tune(x, w)
-    _tuning._path.cache_clear()
+    _files._cache_file.cache_clear()
 
 
 def test_a_wrong_implementation_is_left_out(file, monkeypatch):
@@ -232,12 +234,12 @@ def test_a_wrong_implementation_is_left_out(file, monkeypatch):
 def test_where_the_file_is(monkeypatch, tmp_path):
     monkeypatch.delenv("SPARSEJAX_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert _tuning.path() == tmp_path / "sparsejax" / "tuning.json"
+    assert _files.cache_file() == tmp_path / "sparsejax" / "tuning.json"
     monkeypatch.delenv("XDG_CACHE_HOME")
-    _tuning._path.cache_clear()
+    _files._cache_file.cache_clear()
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert _tuning.path() == tmp_path / ".cache" / "sparsejax" / "tuning.json"
-    _tuning._path.cache_clear()
+    assert _files.cache_file() == tmp_path / ".cache" / "sparsejax" / "tuning.json"
+    _files._cache_file.cache_clear()
 
 
 def test_mistakes(file):

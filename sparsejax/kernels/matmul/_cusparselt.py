@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
+from ... import _compile
 from ...formats import NMArray, SparseArray, TensorCoreArray
-from .. import _compile
 from .._finish import How, finish
 from .._table import Implementation
 from .._tiles import padded_rows, promoted

@@ -7,7 +7,6 @@ are computed by XLA. With several devices, each of them multiplies all rows.
 
 import os
 import pathlib
-import platform
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
@@ -16,9 +15,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
+from ..._compile import processor, register
+from ..._files import cache_file
 from ...formats import BlockArray, NMArray
-from .. import _tuning
-from .._compile import register
 from .._finish import How, finish
 from .._table import Implementation, get
 
@@ -92,7 +91,7 @@ def require(w: Any, dtype: Any, side: int) -> None:
         raise NotImplementedError(
             f"{w}: groups must have at most {LONGEST} entries here; 'xla' has no such limit"
         )
-    if why := compiled(os.environ.get("CXX"), _tuning.path()):
+    if why := compiled(os.environ.get("CXX"), cache_file()):
         raise NotImplementedError(why)
 
 
@@ -102,18 +101,9 @@ def compiled(compiler: str | None, path: pathlib.Path) -> str | None:
     del compiler, path  # cache keys: another compiler may succeed
     options = ["-O3", "-march=native"]  # otherwise tiles spill from the registers
     try:
-        register(SOURCE, options, CALLS, "cpu", about=_processor())
+        register(SOURCE, options, CALLS, "cpu", about=processor())
     except NotImplementedError as error:
         return str(error)
-
-
-def _processor() -> str:
-    """The cache key of the processor: compiled files are valid only for it."""
-    try:
-        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line for line in lines if line.startswith(("flags", "Features")))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def _product(x: Array, w: Any) -> Array:

@@ -5,6 +5,7 @@ import hashlib
 import importlib.metadata
 import os
 import pathlib
+import platform
 import shlex
 import subprocess
 import tempfile
@@ -12,8 +13,7 @@ from collections.abc import Mapping, Sequence
 
 import jax
 
-from .._files import replacing
-from . import _tuning
+from ._files import cache_file, replacing
 
 
 def register(
@@ -52,7 +52,7 @@ def built(source: pathlib.Path, options: Sequence[str], about: str = "") -> path
     known = (
         repr((command, importlib.metadata.version("jaxlib"), about)).encode() + source.read_bytes()
     )
-    folder, stem = _tuning.path().parent.absolute(), f"{source.stem}-{_digest(known)}"
+    folder, stem = cache_file().parent.absolute(), f"{source.stem}-{_digest(known)}"
     try:
         for file in folder.glob(f"{stem}-*.so"):
             if file.stem == f"{stem}-{_digest(file.read_bytes())}":
@@ -72,6 +72,15 @@ def built(source: pathlib.Path, options: Sequence[str], about: str = "") -> path
             f"{folder} cannot be used ({error}); set SPARSEJAX_CACHE to a file in another folder"
         ) from error
     return file
+
+
+def processor() -> str:
+    """The features of the processor, for `about`: what `-march=native` compiles runs only on it."""
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line for line in lines if line.startswith(("flags", "Features")))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
 
 
 def _digest(data: bytes) -> str:

@@ -1,0 +1,500 @@
+// Coordinate descent for the Lasso: working sets, gap-safe screening, Newton steps on the support.
+//
+//   min_w |y - X w|^2 / (2 n) + sum_j a_j |w_j| + l2 |w|^2 / 2
+//
+// Columns are projected onto the complement of k orthonormal vectors B (an intercept, features
+// without a penalty), never formed: x_j - B m_j with m_j = B^T x_j. The residual is r + B g, so that
+// a step of one coordinate touches the stored entries of one column.
+
+#include <limits>
+#include <numeric>
+
+#include "designs.h"
+
+namespace {
+
+constexpr int EPOCHS = 10;        // of coordinate descent between two looks at the gap
+constexpr int FEWEST = 4;         // where a Newton step is cheaper
+constexpr int KEPT = 5;           // steps from which an Anderson step extrapolates
+constexpr int NEWTON = 3;         // Newton steps in a row; each but the last sets coordinates to 0
+constexpr int PATIENCE = 4;       // rounds until supports of more than n columns take one too
+constexpr int CROSSINGS = 8;      // sign changes at which a Newton step may end
+constexpr Index LARGEST = 4096;   // supports above this size take no Newton steps
+constexpr double SAFETY = 1e-12;  // of the largest diagonal entry, added before factorising
+
+// Inner products of all columns that were in a support, kept for a whole path.
+template <class T> struct Gram {
+  Indices place, members;
+  std::vector<T> values;  // members.size() rows of length room
+  Index room = 0;
+
+  explicit Gram(Index p) : place(p, -1) {}
+  T operator()(Index i, Index j) const { return values[place[i] * room + place[j]]; }
+
+  template <class Design> void include(Design& X, const Indices& which, const T* m, Index k) {
+    Indices fresh;
+    for (Index j : which)
+      if (place[j] < 0) fresh.push_back(j);
+    if (fresh.empty()) return;
+    if ((Index)(members.size() + fresh.size()) > LARGEST) {
+      for (Index j : members) place[j] = -1;
+      members.clear();
+      fresh = which;
+    }
+    const Index old = members.size(), count = old + fresh.size();
+    if (count > room) grow(std::max<Index>(count, std::min(2 * room, LARGEST)), old);
+    for (Index j : fresh) {
+      place[j] = members.size();
+      members.push_back(j);
+    }
+    std::vector<T> products(fresh.size() * count);
+    X.gram(fresh, members, products.data());
+    for (size_t i = 0; i < fresh.size(); ++i)
+      for (Index c = 0; c < count; ++c) {
+        const T* left = m + fresh[i] * k;
+        const T* right = m + members[c] * k;
+        T value = products[i * count + c] - dot(left, right, k);
+        values[(old + i) * room + c] = values[c * room + old + i] = value;
+      }
+  }
+
+  void grow(Index size, Index old) {
+    std::vector<T> larger(size * size);
+    for (Index i = 0; i < old; ++i)
+      std::copy_n(values.begin() + i * room, old, larger.begin() + i * size);
+    values.swap(larger);
+    room = size;
+  }
+};
+
+// Solves A x = b in place by Cholesky, rows of the lower triangle; false if A is not definite.
+template <class T> bool solve(std::vector<T>& a, std::vector<T>& b) {
+  const Index q = b.size();
+  constexpr Index TILE = 4;
+  for (Index i0 = 0; i0 < q; i0 += TILE) {
+    const Index i1 = std::min(i0 + TILE, q);
+    for (Index j0 = 0; j0 <= i0; j0 += TILE) {  // what the columns before j0 contribute
+      const T *left[4], *right[4];
+      T block[16];
+      for (Index u = 0; u < 4; ++u) left[u] = &a[std::min(i0 + u, q - 1) * q];
+      for (Index v = 0; v < 4; ++v) right[v] = &a[std::min(j0 + v, q - 1) * q];
+      sixteen_dots(left, right, j0, block);
+      for (Index i = i0; i < i1; ++i)
+        for (Index j = j0; j < std::min(j0 + TILE, i + 1); ++j) {
+          T value = a[i * q + j] - block[4 * (i - i0) + j - j0];
+          for (Index t = j0; t < j; ++t) value -= a[i * q + t] * a[j * q + t];
+          if (i == j && !(value > 0)) return false;
+          a[i * q + j] = i == j ? std::sqrt(value) : value / a[j * q + j];
+        }
+    }
+  }
+  for (Index i = 0; i < q; ++i) b[i] = (b[i] - dot(&a[i * q], b.data(), i)) / a[i * q + i];
+  for (Index i = q; i--;) {
+    b[i] /= a[i * q + i];
+    axpy(-b[i], &a[i * q], b.data(), i);
+  }
+  return true;
+}
+
+// Anderson extrapolation of a sequence: its last iterates, combined so that their steps cancel.
+template <class T> struct Anderson {
+  std::vector<std::vector<T>> iterates;
+
+  void clear() { iterates.clear(); }
+  void push(std::vector<T> x) { iterates.push_back(std::move(x)); }
+  bool full() const { return iterates.size() > KEPT; }
+
+  bool extrapolate(std::vector<T>& out) const {
+    const Index size = iterates[0].size();
+    std::vector<double> products(KEPT * KEPT), z(KEPT, 1);
+    std::vector<std::vector<T>> steps(KEPT, std::vector<T>(size));
+    for (int i = 0; i < KEPT; ++i)
+      for (Index t = 0; t < size; ++t) steps[i][t] = iterates[i + 1][t] - iterates[i][t];
+    double trace = 0;
+    for (int i = 0; i < KEPT; ++i)
+      for (int j = 0; j <= i; ++j)
+        products[i * KEPT + j] = dot(steps[i].data(), steps[j].data(), size);
+    for (int i = 0; i < KEPT; ++i) trace += products[i * KEPT + i];
+    for (int i = 0; i < KEPT; ++i) products[i * KEPT + i] += 1e-12 * trace;
+    if (!solve(products, z)) return false;
+    const double total = std::accumulate(z.begin(), z.end(), 0.0);
+    if (!std::isfinite(total) || total == 0) return false;
+    out.assign(size, 0);
+    for (int i = 0; i < KEPT; ++i) axpy(T(z[i] / total), iterates[i + 1].data(), out.data(), size);
+    return true;
+  }
+};
+
+template <class T, class Design> struct Lasso {
+  Design& X;
+  Gram<T>& gram;
+  const T *y, *m, *basis;  // y (n,) without its part in the basis (k, n); m (p, k)
+  Index k;
+  const double* thresholds;
+  double l2, tol;
+  bool positive;
+  const T* norms;  // squares of the projected columns
+  T* w;
+
+  Index n = X.n, p = X.p;
+  std::vector<T> r = std::vector<T>(n), g = std::vector<T>(k), c = std::vector<T>(p);
+  std::vector<char> screened = std::vector<char>(p);
+  double yy = dot(y, y, n) / double(n), gap = 0, scale = 1, dual = 0;
+  Index rounds = 0, outer = 0;
+
+  double quadratic(Index j) const { return norms[j] / double(n) + l2; }
+  bool movable(Index j) const { return norms[j] > 0 && std::isfinite(thresholds[j]); }
+  double size(double c) const { return positive ? std::max(c, 0.0) : std::abs(c); }
+  double slope(Index j) const {  // minus the derivative of the smooth part, from the residual
+    return (X.product(j, r.data()) + dot(m + j * k, g.data(), k)) / n - l2 * w[j];
+  }
+  void move(Index j, T to) {
+    const T change = to - w[j];
+    X.add(j, -change, r.data());
+    axpy(change, m + j * k, g.data(), k);
+    w[j] = to;
+  }
+
+  std::vector<T> residual() const {
+    std::vector<T> full(r);
+    for (Index u = 0; u < k; ++u) axpy(g[u], basis + u * n, full.data(), n);
+    return full;
+  }
+
+  // The residual anew, without the rounding errors of many steps.
+  void recompute() {
+    Indices support = nonzero();
+    X.need(support);
+    std::copy_n(y, n, r.begin());
+    std::fill(g.begin(), g.end(), T(0));
+    for (Index j : support) X.add(j, -w[j], r.data()), axpy(w[j], m + j * k, g.data(), k);
+    r = residual();
+    std::fill(g.begin(), g.end(), T(0));
+  }
+
+  Indices nonzero() const {
+    Indices found;
+    for (Index j = 0; j < p; ++j)
+      if (w[j] != 0) found.push_back(j);
+    return found;
+  }
+
+  // The duality gap over some features, from c and the residual; keeps the best dual value.
+  void measure(const Indices& which, double& best) {
+    double s = 1, cost = 0, ridge = 0, free = 0;
+    for (Index j : which) {
+      const double a = thresholds[j], u = size(c[j]);
+      if (a > 0 && u * s > a) s = a / u;
+    }
+    for (Index j : which) {
+      const double a = thresholds[j], v = w[j];
+      cost += a * std::abs(v);
+      ridge += v * v;
+      // Without a threshold any multiple is feasible where there is a ridge, and this one is best.
+      const double own = a > 0 ? v : (c[j] + l2 * v) / l2;
+      free += own * own;
+    }
+    const std::vector<T> full = residual();
+    const double rr = dot(full.data(), full.data(), n) / double(n);
+    const double ry = dot(full.data(), y, n) / double(n);
+    const double value = s * ry - s * s * rr / 2 - s * s * l2 * free / 2;
+    best = std::max(best, value);
+    scale = s;
+    gap = std::max(0.0, rr / 2 + cost + l2 * ridge / 2 - best);
+  }
+
+  void look(const Indices& which) {
+    X.products(r.data(), which, c.data());
+    for (Index j : which) c[j] = (c[j] + dot(m + j * k, g.data(), k)) / n - l2 * w[j];
+  }
+
+  void descend(const Indices& set) {
+    for (Index j : set) {
+      const double q = quadratic(j), u = w[j] + slope(j) / q, bound = thresholds[j] / q;
+      const double left = size(u) - bound;
+      const T next = left > 0 ? std::copysign(left, u) : 0;
+      if (next != w[j]) move(j, next);
+    }
+  }
+
+  // A Newton step for the current signs; true if it set coordinates to 0 and lowered the objective.
+  bool newton(bool dependent) {
+    const Indices on = nonzero();
+    const Index q = on.size();
+    if (q == 0 || q > LARGEST || (q > n && !dependent)) return false;
+    gram.include(X, on, m, k);
+    std::vector<T> h(q * q), direction(q);
+    T largest = 0;
+    for (Index i = 0; i < q; ++i) {
+      const T* row = &gram.values[gram.place[on[i]] * gram.room];
+      for (Index j = 0; j <= i; ++j) h[i * q + j] = row[gram.place[on[j]]] / n;
+      h[i * q + i] += l2;
+      largest = std::max(largest, h[i * q + i]);
+    }
+    const T jitter = largest * std::max<T>(SAFETY, 8 * std::numeric_limits<T>::epsilon());
+    for (Index i = 0; i < q; ++i) {
+      h[i * q + i] += jitter;
+      const Index j = on[i];
+      direction[i] = slope(j) - thresholds[j] * (w[j] > 0 ? 1 : -1);
+    }
+    const std::vector<T> climb(direction);
+    if (!solve(h, direction)) return false;
+    return line(on, climb, direction);
+  }
+
+  // The best of a few lengths: whole steps, parts, and up to where the first coordinates reach 0.
+  bool line(const Indices& on, const std::vector<T>& climb, const std::vector<T>& direction) {
+    const Index q = on.size();
+    std::vector<double> crossings, lengths = {1, .5, .25, .1, .03};
+    for (Index i = 0; i < q; ++i)
+      if (w[on[i]] * direction[i] < 0 && -w[on[i]] / direction[i] < 1)
+        crossings.push_back(-w[on[i]] / direction[i]);
+    if (crossings.empty()) lengths = {1};
+    std::sort(crossings.begin(), crossings.end());
+    crossings.resize(std::min<size_t>(crossings.size(), CROSSINGS));
+    lengths.insert(lengths.end(), crossings.begin(), crossings.end());
+    std::vector<T> best(q, 0), change(q), whole(q, 0), image(q);
+    Indices slots(q);
+    for (Index i = 0; i < q; ++i) slots[i] = gram.place[on[i]];
+    auto add = [&](std::vector<T>& to, T scale, Index i) {  // a column of the Hessian
+      const T* row = &gram.values[slots[i] * gram.room];
+      for (Index j = 0; j < q; ++j) to[j] += scale * row[slots[j]] / n;
+      to[i] += scale * l2;
+    };
+    for (Index i = 0; i < q; ++i) add(whole, direction[i], i);
+    double lowest = 0;
+    for (double length : lengths) {
+      for (Index j = 0; j < q; ++j) image[j] = length * whole[j];
+      double value = 0;
+      for (Index i = 0; i < q; ++i) {
+        const T from = w[on[i]], step = length * direction[i];
+        const bool crosses = (from + step) * from <= 0;
+        change[i] = crosses ? -from : step;
+        if (crosses) add(image, -from - step, i);
+        value -= climb[i] * change[i];
+      }
+      value += dot(change.data(), image.data(), q) / 2;
+      if (value < lowest) lowest = value, best = change;
+      if (crossings.empty() || (length == 1 && value < 0)) break;
+    }
+    bool cut = false;
+    for (Index i = 0; i < q; ++i)
+      if (best[i] != 0) {
+        const T to = w[on[i]] + best[i];
+        cut |= to * w[on[i]] <= 0;
+        move(on[i], to * w[on[i]] > 0 ? to : 0);
+      }
+    return cut;
+  }
+
+  // Solves the problem of a few features to a gap.
+  void inner(const Indices& set, double target, int most) {
+    X.need(set);
+    Anderson<T> mixer;
+    double best = dual, spent = 0, epoch = 0;
+    for (Index j : set) epoch += 2 * X.length(j);
+    for (int round = 0; round < most; ++round) {
+      for (int e = 0; e < EPOCHS && (e < FEWEST || spent <= newton_cost()); ++e) {
+        descend(set);
+        mixer.push(state(set));
+        if (mixer.full()) extrapolate(set, mixer);
+        spent += epoch;
+      }
+      ++rounds;
+      if (spent > newton_cost()) {
+        for (int s = 0; s < NEWTON && newton(round >= PATIENCE); ++s) {}
+        spent = 0;
+        mixer.clear();
+      }
+      look_at(set);
+      measure(set, best);
+      if (!(gap > target)) break;
+    }
+  }
+
+  // Of a Newton step, in steps of a coordinate times stored entries; a factorisation runs faster.
+  double newton_cost() const {
+    double support = 0, fresh = 0;
+    for (Index j = 0; j < p; ++j)
+      if (w[j] != 0) ++support, fresh += gram.place[j] < 0 ? X.length(j) : 0;
+    return fresh * (gram.members.size() + support) / 6 + support * support * support / 24;
+  }
+
+  // Coefficients of the set, then the residual in both its parts.
+  std::vector<T> state(const Indices& set) const {
+    std::vector<T> all;
+    all.reserve(set.size() + n + k);
+    for (Index j : set) all.push_back(w[j]);
+    all.insert(all.end(), r.begin(), r.end());
+    all.insert(all.end(), g.begin(), g.end());
+    return all;
+  }
+  void restore(const Indices& set, const std::vector<T>& all) {
+    for (size_t i = 0; i < set.size(); ++i) w[set[i]] = all[i];
+    std::copy_n(all.begin() + set.size(), n, r.begin());
+    std::copy_n(all.begin() + set.size() + n, k, g.begin());
+  }
+  double objective(const Indices& set) const {
+    const std::vector<T> full = residual();
+    double value = dot(full.data(), full.data(), n) / double(n) / 2;
+    for (Index j : set) {
+      if (positive && w[j] < 0) return INFINITY;
+      value += thresholds[j] * std::abs(w[j]) + l2 * double(w[j]) * w[j] / 2;
+    }
+    return value;
+  }
+  // Moves to the extrapolated point if the objective is lower there.
+  void extrapolate(const Indices& set, Anderson<T>& mixer) {
+    std::vector<T> there;
+    const double now = objective(set);
+    if (mixer.extrapolate(there)) {
+      restore(set, there);
+      if (!(objective(set) < now)) restore(set, mixer.iterates.back());
+    }
+    mixer.clear();
+  }
+  void look_at(const Indices& set) {
+    for (Index j : set) c[j] = slope(j);
+  }
+
+  // The support and the features with the largest ratio of correlation to threshold.
+  Indices working_set(const Indices& alive) const {
+    Indices set = nonzero(), others;
+    for (Index j : alive)
+      if (thresholds[j] == 0 && w[j] == 0) set.push_back(j);
+      else if (w[j] == 0) others.push_back(j);
+    const size_t room = std::max<size_t>(100, 2 * set.size()) - set.size();
+    auto score = [this](Index j) { return size(c[j]) / thresholds[j]; };
+    auto before = [&](Index i, Index j) { return score(i) > score(j); };
+    if (others.size() > room) {
+      std::nth_element(others.begin(), others.begin() + room, others.end(), before);
+      others.resize(room);
+    }
+    set.insert(set.end(), others.begin(), others.end());
+    std::sort(set.begin(), set.end());
+    return set;
+  }
+
+  // 0: reached; 1: max_steps; 2: not finite.
+  int run(Index max_steps) {
+    for (Index j = 0; j < p; ++j)
+      if (!movable(j) || (positive && w[j] < 0)) w[j] = 0;
+    std::fill(screened.begin(), screened.end(), 0);
+    dual = 0;
+    for (outer = 0;; ++outer) {
+      recompute();
+      Indices alive;
+      for (Index j = 0; j < p; ++j)
+        if (movable(j) && !screened[j]) alive.push_back(j);
+      look(alive);
+      measure(alive, dual);
+      if (!std::isfinite(gap)) return 2;
+      if (gap <= tol * yy / 2) {
+        if (all_agree(alive)) return 0;
+        continue;
+      }
+      if (outer >= max_steps) return 1;
+      screen(alive);
+      inner(working_set(alive), std::max(0.3 * gap, 0.3 * tol * yy / 2), 100);
+    }
+  }
+
+  // Whether the gap is as small over the screened features too; they come back otherwise.
+  bool all_agree(Indices& alive) {
+    if (std::count(screened.begin(), screened.end(), 1) == 0) return true;
+    std::fill(screened.begin(), screened.end(), 0);
+    Indices all;
+    for (Index j = 0; j < p; ++j)
+      if (movable(j)) all.push_back(j);
+    look(all);
+    dual = 0;
+    measure(all, dual);
+    alive.swap(all);
+    return gap <= tol * yy / 2;
+  }
+
+  void screen(Indices& alive) {
+    Indices left;
+    const double radius = std::sqrt(2 * gap);
+    for (Index j : alive)
+      if (scale * size(c[j]) < thresholds[j] - radius * std::sqrt(quadratic(j))) {
+        screened[j] = 1;
+        if (w[j] != 0) X.need({j}), move(j, 0);
+      } else {
+        left.push_back(j);
+      }
+    alive.swap(left);
+  }
+};
+
+struct Answer {
+  double gap;
+  Index outer, rounds, support, result;
+};
+
+template <class T, class Design>
+void path(Design& X, const T* y, const T* m, const T* basis, Index k, const T* norms,
+          const double* weights, const double* strengths, Index count, double l2, double tol,
+          bool positive, Index max_steps, T* w, Answer* answers) {
+  Gram<T> gram(X.p);
+  std::vector<double> thresholds(X.p);
+  for (Index s = 0; s < count; ++s) {
+    T* own = w + s * X.p;
+    if (s > 0) std::copy_n(own - X.p, X.p, own);
+    for (Index j = 0; j < X.p; ++j)
+      thresholds[j] = std::isinf(weights[j]) ? weights[j]
+                      : weights[j] == 0      ? 0
+                                             : weights[j] * strengths[s];
+    Lasso<T, Design> one{X, gram, y, m, basis, k, thresholds.data(), l2, tol, positive, norms, own};
+    const Index result = one.run(max_steps);
+    answers[s] = {one.gap, one.outer, one.rounds, (Index)one.nonzero().size(), result};
+  }
+}
+
+enum Layout { COLUMNS, ROWS, SPARSE };
+
+template <class T, class Call>
+void with_design(int layout, Index n, Index p, const T* x, const Index* start, const int32_t* row,
+                 const Call& call) {
+  if (layout == COLUMNS) {
+    Columns<T> X{n, p, x};
+    call(X);
+  } else if (layout == ROWS) {
+    Rows<T> X(n, p, x);
+    call(X);
+  } else {
+    Sparse<T> X{n, p, x, start, row};
+    call(X);
+  }
+}
+
+}  // namespace
+
+// norms (p,): squares of the columns; m (p, k): their products with the basis, subtracted from them.
+#define DEFINE(T, NAME)                                                                          \
+  extern "C" void NAME##_norms(int layout, Index n, Index p, const T* x, const Index* start,     \
+                               const int32_t* row, const T* basis, Index k, T* m, T* norms) {    \
+    with_design(layout, n, p, x, start, row, [&](auto& X) {                                      \
+      X.squares(norms);                                                                          \
+      Indices all(p);                                                                            \
+      std::iota(all.begin(), all.end(), Index(0));                                               \
+      std::vector<T> products(p);                                                                \
+      for (Index u = 0; u < k; ++u) {                                                            \
+        X.products(basis + u * n, all, products.data());                                         \
+        for (Index j = 0; j < p; ++j) m[j * k + u] = products[j];                                \
+      }                                                                                          \
+    });                                                                                          \
+  }                                                                                              \
+  extern "C" void NAME##_path(int layout, Index n, Index p, const T* x, const Index* start,      \
+                              const int32_t* row, const T* y, const T* m, const T* basis,        \
+                              Index k, const T* norms, const double* weights,                    \
+                              const double* strengths, Index count, double l2, double tol,       \
+                              int positive, Index max_steps, T* w, Answer* answers) {            \
+    with_design(layout, n, p, x, start, row, [&](auto& X) {                                      \
+      path(X, y, m, basis, k, norms, weights, strengths, count, l2, tol, positive != 0,          \
+           max_steps, w, answers);                                                               \
+    });                                                                                          \
+  }
+
+DEFINE(float, lasso_float32)
+DEFINE(double, lasso_float64)

@@ -1,0 +1,177 @@
+// The three layouts of a design X (n, p): columns, rows, and sparse columns.
+//
+// Each has: length(j), stored entries of a column; square(j), product(j, r) = x_j . r, products of many columns, add(j, a, r): r += a x_j,
+// need(which): what is about to be read column by column, gram(rows, with).
+
+#pragma once
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+using Index = int64_t;
+using Indices = std::vector<Index>;
+
+template <class T> struct Simd {
+  static constexpr int lanes = 64 / sizeof(T);
+  typedef T type __attribute__((vector_size(64)));
+  static type load(const T* at) {
+    type v;
+    std::memcpy(&v, at, sizeof(v));
+    return v;
+  }
+  static T sum(type v) {
+    T total = 0;
+    for (int i = 0; i < lanes; ++i) total += v[i];
+    return total;
+  }
+};
+
+template <class T> T dot(const T* a, const T* b, Index n) {
+  using S = Simd<T>;
+  constexpr int L = S::lanes;
+  typename S::type s[4] = {};
+  Index i = 0;
+  for (; i + 4 * L <= n; i += 4 * L)
+    for (int u = 0; u < 4; ++u) s[u] += S::load(a + i + u * L) * S::load(b + i + u * L);
+  for (; i + L <= n; i += L) s[0] += S::load(a + i) * S::load(b + i);
+  T total = S::sum((s[0] + s[1]) + (s[2] + s[3]));
+  for (; i < n; ++i) total += a[i] * b[i];
+  return total;
+}
+
+template <class T> void axpy(T scale, const T* a, T* b, Index n) {
+  for (Index i = 0; i < n; ++i) b[i] += scale * a[i];
+}
+
+// out[4 i + j] = a_i . b_j for four vectors and four vectors.
+template <class T> void sixteen_dots(const T* const* a, const T* const* b, Index n, T* out) {
+  using S = Simd<T>;
+  typename S::type s[4][4] = {};
+  Index k = 0;
+  for (; k + S::lanes <= n; k += S::lanes)
+    for (int i = 0; i < 4; ++i) {
+      auto left = S::load(a[i] + k);
+      for (int j = 0; j < 4; ++j) s[i][j] += left * S::load(b[j] + k);
+    }
+  for (int i = 0; i < 4; ++i)
+    for (int j = 0; j < 4; ++j) {
+      T total = S::sum(s[i][j]);
+      for (Index t = k; t < n; ++t) total += a[i][t] * b[j][t];
+      out[4 * i + j] = total;
+    }
+}
+
+// out (rows.size(), with.size()): inner products of dense columns, 4 x 4 at a time.
+template <class T, class Column>
+void dense_gram(const Column& column, Index n, const Indices& rows, const Indices& with, T* out) {
+  const Index R = rows.size(), C = with.size();
+  for (Index i = 0; i < R; i += 4)
+    for (Index j = 0; j < C; j += 4) {
+      const T *a[4], *b[4];
+      T block[16];
+      for (Index u = 0; u < 4; ++u) a[u] = column(rows[std::min(i + u, R - 1)]);
+      for (Index v = 0; v < 4; ++v) b[v] = column(with[std::min(j + v, C - 1)]);
+      sixteen_dots(a, b, n, block);
+      for (Index u = 0; u < std::min<Index>(4, R - i); ++u)
+        for (Index v = 0; v < std::min<Index>(4, C - j); ++v)
+          out[(i + u) * C + j + v] = block[4 * u + v];
+    }
+}
+
+// Fortran order.
+template <class T> struct Columns {
+  Index n, p;
+  const T* x;
+
+  Index length(Index) const { return n; }
+  const T* column(Index j) const { return x + j * n; }
+  T square(Index j) const { return dot(column(j), column(j), n); }
+  T product(Index j, const T* r) const { return dot(column(j), r, n); }
+  void add(Index j, T scale, T* r) const { axpy(scale, column(j), r, n); }
+  void products(const T* r, const Indices& which, T* out) const {
+    for (Index j : which) out[j] = product(j, r);
+  }
+  void squares(T* out) const {
+    for (Index j = 0; j < p; ++j) out[j] = square(j);
+  }
+  void need(const Indices&) {}
+  void gram(const Indices& rows, const Indices& with, T* out) const {
+    dense_gram([this](Index j) { return column(j); }, n, rows, with, out);
+  }
+};
+
+// C order: a pass over all columns reads rows; the columns of working sets are copied once.
+template <class T> struct Rows {
+  Index n, p;
+  const T* x;
+  Indices place;
+  std::vector<std::vector<T>> kept;
+
+  Rows(Index n, Index p, const T* x) : n(n), p(p), x(x), place(p, -1) {}
+  Index length(Index) const { return n; }
+  const T* column(Index j) const { return kept[place[j]].data(); }
+  T product(Index j, const T* r) const { return dot(column(j), r, n); }
+  void add(Index j, T scale, T* r) const { axpy(scale, column(j), r, n); }
+  void products(const T* r, const Indices& which, T* out) const {
+    std::vector<T> all(p, 0);
+    for (Index i = 0; i < n; ++i) axpy(r[i], x + i * p, all.data(), p);
+    for (Index j : which) out[j] = all[j];
+  }
+  void squares(T* out) const {
+    std::fill(out, out + p, T(0));
+    for (Index i = 0; i < n; ++i)
+      for (Index j = 0; j < p; ++j) out[j] += x[i * p + j] * x[i * p + j];
+  }
+  void need(const Indices& which) {
+    Indices missing;
+    for (Index j : which)
+      if (place[j] < 0) {
+        place[j] = kept.size();
+        kept.emplace_back(n);
+        missing.push_back(j);
+      }
+    std::sort(missing.begin(), missing.end());
+    for (Index i = 0; i < n; ++i)
+      for (Index j : missing) kept[place[j]][i] = x[i * p + j];
+  }
+  void gram(const Indices& rows, const Indices& with, T* out) const {
+    dense_gram([this](Index j) { return column(j); }, n, rows, with, out);
+  }
+};
+
+// Compressed sparse columns, rows of a column in any order, without duplicates.
+template <class T> struct Sparse {
+  Index n, p;
+  const T* x;
+  const Index* start;
+  const int32_t* row;
+  mutable std::vector<T> dense;
+
+  Index length(Index j) const { return start[j + 1] - start[j]; }
+  T square(Index j) const { return dot(x + start[j], x + start[j], start[j + 1] - start[j]); }
+  T product(Index j, const T* r) const {
+    T total = 0;
+    for (Index k = start[j]; k < start[j + 1]; ++k) total += x[k] * r[row[k]];
+    return total;
+  }
+  void add(Index j, T scale, T* r) const {
+    for (Index k = start[j]; k < start[j + 1]; ++k) r[row[k]] += scale * x[k];
+  }
+  void products(const T* r, const Indices& which, T* out) const {
+    for (Index j : which) out[j] = product(j, r);
+  }
+  void squares(T* out) const {
+    for (Index j = 0; j < p; ++j) out[j] = square(j);
+  }
+  void need(const Indices&) {}
+  void gram(const Indices& rows, const Indices& with, T* out) const {
+    dense.assign(n, 0);
+    for (size_t i = 0; i < rows.size(); ++i) {
+      add(rows[i], 1, dense.data());
+      for (size_t j = 0; j < with.size(); ++j) out[i * with.size() + j] = product(with[j], dense.data());
+      for (Index k = start[rows[i]]; k < start[rows[i] + 1]; ++k) dense[row[k]] = 0;
+    }
+  }
+};
