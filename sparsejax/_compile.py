@@ -10,18 +10,38 @@ import shlex
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import cache
 
 import jax
 
 from ._files import cache_file, replacing
 
 
-def register(
+@cache
+def compiled(
     source: pathlib.Path,
-    options: Sequence[str],
-    calls: Mapping[str, str],
-    where: str,
-    about: str = "",
+    headers: tuple[pathlib.Path, ...],
+    calls: tuple[tuple[str, str], ...],
+    compiler: str | None,
+    path: pathlib.Path,
+) -> str | None:
+    """Compiles calls, name and symbol, for this processor, once; returns the error, or None."""
+    del compiler, path  # cache keys: another compiler may succeed
+    try:
+        register(source, *for_this_processor(headers), dict(calls), "cpu")
+    except NotImplementedError as error:
+        return str(error)
+
+
+def for_this_processor(headers: Sequence[pathlib.Path] = ()) -> tuple[list[str], str]:
+    """The options of the compiler, and what the result depends on beside them and the source."""
+    # Without the instructions of the processor tiles spill from the registers.
+    options = ["-O3", "-march=native", *(f"-I{header.parent}" for header in headers)]
+    return options, "".join([processor(), *(header.read_text() for header in headers)])
+
+
+def register(
+    source: pathlib.Path, options: Sequence[str], about: str, calls: Mapping[str, str], where: str
 ) -> None:
     """Registers the calls in a C++ file, name -> symbol, with XLA on a platform.
 

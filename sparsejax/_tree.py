@@ -65,6 +65,11 @@ def fields_of(cls: Any, static: bool = False) -> tuple[str, ...]:
     return tuple(f.name for f in fields if bool(f.metadata.get("static")) == static)
 
 
+def optional_fields(cls: Any) -> tuple[str, ...]:
+    """The names of the fields of a dataclass that are None by default."""
+    return tuple(f.name for f in dataclasses.fields(cls) if f.default is None)
+
+
 def is_gap(x: Any) -> bool:
     """True for a gap in a partial tree: `None` or optax's `MaskedNode`."""
     return x is None or isinstance(x, optax.MaskedNode)

@@ -1,6 +1,7 @@
 """One subject a folder: methods of single papers with their metrics."""
 
 from . import (
+    activation_sparsity,
     bandits,
     dag,
     iso_flop,
@@ -17,6 +18,7 @@ from . import (
 )
 
 __all__ = [
+    "activation_sparsity",
     "bandits",
     "dag",
     "iso_flop",

@@ -9,6 +9,7 @@ from ._low_rank import LowRank, Sum, trainable
 from ._nm import NMArray
 from ._save import convert_block, load_safetensors, save_safetensors
 from ._shard import shard_columns
+from ._skipping import Skipping
 from ._tensor_core import TensorCoreArray
 from ._transposed import Transposed
 from ._units import unit_major
@@ -19,6 +20,7 @@ __all__ = [
     "LowRank",
     "Matrix",
     "NMArray",
+    "Skipping",
     "SparseArray",
     "Sum",
     "TensorCoreArray",

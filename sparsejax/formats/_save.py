@@ -16,16 +16,17 @@ from jaxtyping import PyTree
 from .._arguments import checked
 from .._files import replacing
 from .._sharding import on_host
-from .._tree import fields_of, name_of
+from .._tree import fields_of, name_of, optional_fields
 from ._array import Matrix
 from ._block import BlockArray
 from ._coordinates import Entries
 from ._low_rank import LowRank, Sum
 from ._nm import NMArray
+from ._skipping import Skipping
 from ._tensor_core import TensorCoreArray
 from ._transposed import Transposed
 
-_FORMATS = (BlockArray, Entries, LowRank, NMArray, Sum, TensorCoreArray, Transposed)
+_FORMATS = (BlockArray, Entries, LowRank, NMArray, Skipping, Sum, TensorCoreArray, Transposed)
 # The keys of the metadata: the formats by name, and the SHA-256 of the file in which its own
 # digits are zeros.
 _KINDS, _DIGEST, _UNSIGNED = "sparsejax", "sparsejax_sha256", "0" * 64
@@ -181,7 +182,10 @@ def _parts(name: str, leaf: Any) -> tuple[dict[str, Any], Any]:
     tensors: dict[str, Any] = {}
     inner: dict[str, Any] = {}
     for key in fields_of(leaf):
-        if (value := getattr(leaf, key)) is None:
+        value = getattr(leaf, key)
+        if value is None and key in optional_fields(leaf):
+            continue
+        if value is None:
             raise ValueError(
                 f"save_safetensors: {name} has no {key}, as an sj.nn.SparseKernel keeps the values "
                 "apart from indices; save kernel[...] of it instead, or the whole nnx.State with "
@@ -208,6 +212,8 @@ def _restored(name: str, about: Any, tensors: dict[str, Any], known: Mapping[str
         part = f"{name}.{key}"
         inner = about["matrices"].get(key)
         if not inner and part not in tensors:
+            if key in optional_fields(known[kind]):
+                continue
             raise ValueError(f"it has no tensor {part}")
         parts[key] = _restored(part, inner, tensors, known) if inner else tensors.pop(part)
     return known[kind](**parts, **{key: _hashable(x) for key, x in about["static"].items()})

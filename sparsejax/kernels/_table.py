@@ -101,7 +101,7 @@ def names(operation: str, format: type | None = None) -> tuple[str, ...]:
     Example:
       >>> import sparsejax as sj
       >>> sj.kernels.names("active_reduce")
-      ('pallas_tpu', 'pallas_gpu', 'xla', 'dense')
+      ('pallas_tpu', 'pallas_gpu', 'native', 'xla', 'dense')
     """
     if operation not in _table:
         raise ValueError(f"names: operation must be one of {', '.join(_table)}, got {operation!r}.")

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Shaped
 
 from ..formats import Matrix
 from ..kernels import matmul
+from ._frameworks import load_frameworks
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,9 @@ def linear_layer(layer: Any) -> LinearLayer | None:
       >>> sj.nn.linear_layer(nnx.Linear(4, 2, rngs=nnx.Rngs(0))).contraction
       (0,)
     """
-    del layer
+    load_frameworks()
+    known = linear_layer.dispatch(type(layer))
+    return None if known is linear_layer.registry[object] else known(layer)
 
 
 def product_class(cls: type) -> type:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .._compile import built, processor
+from .._compile import built, for_this_processor
 from .._files import cache_file
 from ._host import Solved, Task, codes
 
@@ -50,8 +50,7 @@ def library() -> ctypes.CDLL:
 @functools.cache
 def _library(compiler: str | None, cache: pathlib.Path) -> ctypes.CDLL:
     del compiler, cache
-    about = processor() + SOURCE.with_name("designs.h").read_text()
-    file = built(SOURCE, ["-O3", "-march=native", f"-I{SOURCE.parent}"], about)
+    file = built(SOURCE, *for_this_processor([SOURCE.with_name("designs.h")]))
     try:
         return ctypes.CDLL(str(file))
     except OSError as error:

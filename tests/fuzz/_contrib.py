@@ -9,6 +9,7 @@ from flax import nnx
 
 import sparsejax as sj
 from sparsejax.contrib import (
+    activation_sparsity,
     bandits,
     dag,
     iso_flop,
@@ -24,7 +25,7 @@ from sparsejax.contrib import (
     update_sparsity,
 )
 
-from ._core import GRAPH, KEY, LAYER, M, P
+from ._core import GRAPH, KEY, LAYER, LLAMA, M, P
 from ._training import DATA, LOOP, SGD, loss
 from ._values import row
 
@@ -45,6 +46,12 @@ STAGE = search.Stage(1, SGD)
 AT = {"kernel": jnp.array([0, 3])}
 
 
+IDS = np.array([[1, 2, 3]])
+LAW = activation_sparsity.ActivationLaw("silu", 1.0, 0.0, 0.1, 0.4)
+COUNTS = activation_sparsity.count_values(W)
+TRAJECTORY = activation_sparsity.greedy_allocation(lambda s: float(s.sum()), [1.0, 2.0], step=0.5)
+
+
 def nll(p, batch):
     return jnp.mean((batch["x"] @ p["kernel"] - batch["y"]) ** 2)
 
@@ -59,6 +66,39 @@ def sampler(key, task, n):
 
 
 ROWS = [
+    row(activation_sparsity.accept_length, logits=SAMPLES[:2], tokens=np.array([0, 1]), threshold=0.1, temperature=0.6),
+    row(activation_sparsity.coarse_sparse, model=LLAMA, prompt=np.array([1, 2]), density=0.5),
+    row(activation_sparsity.corrected_generate, full=LLAMA, sparse=LLAMA, prompt=[1, 2], steps=2, period=2,
+        threshold=0.1, temperature=0.6, stop=(2,)),
+    row(activation_sparsity.effective_density, density=0.5, period=4, advance_length=2.0),
+    row(activation_sparsity.fine_sparse, model=LLAMA, density=0.5),
+    row(activation_sparsity.griffin_scores, z=EYE),
+    row(activation_sparsity.activation_law, law=LAW, tokens=np.ones(2)),
+    row(activation_sparsity.cett, z=EYE, w_out=EYE, epsilon=0.5),
+    row(activation_sparsity.cett_mask, z=EYE, w_out=EYE, epsilon=0.5),
+    row(activation_sparsity.cett_threshold, z=EYE, w_out=EYE, target=0.5, candidates=9, quantile=0.9),
+    row(activation_sparsity.fit_activation_law, tokens=np.arange(1.0, 7), ratios=np.arange(6) / 9, kind="silu"),
+    row(activation_sparsity.perplexity_sparsity, model=LLAMA, batches=[IDS], rise=0.1, tol=0.6, where="down$"),
+    row(activation_sparsity.activation_locality, logits=EYE, segments=np.array([0, 0, 1]), steepness=100.0),
+    row(activation_sparsity.adaptive_factor, initial=0.1, warmup=2, every=2, least=1.025, most=4.0, interpolate=True),
+    row(activation_sparsity.chunk_sparsification, normed=EYE, valid=np.array([True, True, False]), chunk=3, epsilon=1e-5),
+    row(activation_sparsity.chunk_sparsity, weights=EYE, length=2, valid=np.array([True, True, False])),
+    row(activation_sparsity.reuse_ratio, weights=EYE),
+    row(activation_sparsity.activation_counts, model=LLAMA, batches=[IDS], where="gate$",
+        activation=jax.nn.silu),
+    row(activation_sparsity.activation_gates, model=LLAMA, sparsity=0.5, where="gate$",
+        activation=jax.nn.silu),
+    row(activation_sparsity.allocation_at, trajectory=TRAJECTORY, target=0.5),
+    row(activation_sparsity.block_sparsities, model=LLAMA, batches=[IDS], sparsity=0.5, weighted="", step=0.9),
+    row(activation_sparsity.count_values, samples=W, limit=9),
+    row(activation_sparsity.greedy_allocation, error=lambda s: 0.0, sizes=[1.0, 2.0], target=0.5, step=0.5),
+    row(activation_sparsity.input_counts, model=LLAMA, batches=[IDS], where="", weighted=""),
+    row(activation_sparsity.input_gates, model=LLAMA, sparsity=0.5, where="", weighted="", dense_prefix=0.1),
+    row(activation_sparsity.input_scores, x=W, norms=W),
+    row(activation_sparsity.kernel_norms, kernel=EYE),
+    row(activation_sparsity.orthogonalize, model=LLAMA),
+    row(activation_sparsity.pooled_quantile, counts=COUNTS, q=0.5),
+    row(activation_sparsity.skip_inputs, model=LLAMA, where="", int8=False),
     row(bandits.exhaustive_bandit, X=EYE, reward=W, candidates=NET),
     row(bandits.g_optimal, X=EYE, tol=0.01, max_steps=10, throw=False),
     row(bandits.lasso_bandit, X=EYE, reward=W, s=1, n_queries=2, eps=0.0, key=KEY, refit=True,

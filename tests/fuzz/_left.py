@@ -1,6 +1,21 @@
 """What is taken or not named: documented values, user errors, and what is still to be mended."""
 
 LEFT = {
+    "activation_law.tokens": "rank, scalar",
+    "cett_mask.z": "rank, scalar, nan in",
+    "cett_mask.w_out": "nan in",
+    "accept_length.logits": "nan in",
+    "accept_length.tokens": "-1 in, over",
+    "activation_locality.segments": "-1 in, over",
+    "chunk_sparsity.weights": "nan in",
+    "reuse_ratio.weights": "nan in",
+    "activation_counts.activation": "arity",
+    "activation_gates.activation": "arity",
+    "count_values.samples": "rank, scalar",
+    "input_counts.weighted": "None, text",
+    "input_gates.weighted": "None, text",
+    "block_sparsities.weighted": "None, text",
+    "input_scores.x": "rank, scalar",
     "active_mtl.n_min": "-1",
     "active_mtl.sampler": "arity",
     "recalibrate.batches": "words, nan in, None in, object in",

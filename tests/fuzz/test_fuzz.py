@@ -20,15 +20,17 @@ WITHOUT = {
         ScoredResult SearchComparison SearchResult SearchedNetwork MembershipFeatures
         UnlearningReport Unmixing UnmixingErrors UpdateOverlap UpdatePartition UpdateSparsity
         Reliability Progress Advice Finding Report Taxonomy Solution Result Rearranged Plan
-        PlannedLeaf ActiveSet ChannelGraph Entries LinearLayer Layout Implementation""",
+        PlannedLeaf ActiveSet ChannelGraph Entries LinearLayer Layout Implementation Counts
+        Trajectory Corrected Routed FactorState AdaptiveFactor
+        PerplexitySparsity ActivationLaw""",
     "base classes, without arguments": "Matrix SparseArray Pattern Selector NonZero Penalty",
     "types": "Allocation",
     "pytrees, rebuilt with whatever JAX puts at their leaves": """
-        LowRank Sum Transposed Threshold TopP Masks""",
+        LowRank Sum Transposed Threshold TopP Masks InputGate ActivationGate NeuronGate""",
     "formats, checked where they are multiplied, loaded and made by fromdense": """
-        BlockArray NMArray TensorCoreArray""",
+        BlockArray NMArray Skipping TensorCoreArray""",
     "modules, whose arguments flax.nnx checks": """
-        DartsCell Bert Llama MobileNet SparseKernel SparseLinear""",
+        DartsCell Bert Llama MobileNet BlockFFN ReLURouter RotatedNorm SparseKernel SparseLinear""",
     "no arguments": "advice_markdown minilm",
     "registration of the user's own class or function": "linen_compressed",
     "second names": "sr_ste",

@@ -1,5 +1,6 @@
 """Active units against the masked dense product, in every form."""
 
+import shutil
 from functools import partial
 
 import jax
@@ -305,3 +306,105 @@ def test_what_a_kernel_cannot_do(name):
     with pytest.raises(NotImplementedError, match=name):
         active_expand(x, w, s, implementation=name)
     assert active_expand(x, w, s, implementation=(name, "xla")).shape == (3, 5, 1)
+
+
+NATIVE = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+DTYPES = {
+    "float32": (jnp.float32, 1e-5),
+    "bfloat16": (jnp.bfloat16, 1e-2),
+    "int8": (jnp.int8, 1e-5),
+}
+
+
+@NATIVE
+@pytest.mark.parametrize("tokens", [1, 2, 3, 5, 8, 11])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ["one of 3, units of 2", "by token, units of 2", "all"])
+def test_native(name, dtype, tokens):
+    kind, tolerance = DTYPES[dtype]
+    for d, count in ((37, None), (80, 0), (16, 1)):
+        s, x, (w, *_), mask = make(name, tokens, d=d, count=count)
+        w = (w * 50).astype(kind) if kind == jnp.int8 else w.astype(kind)
+        x = x if kind == jnp.int8 else x.astype(kind)
+        h = np.einsum("td,ngd->tng", *wide(x, w)) * mask[:, :, None]
+        got = jax.jit(partial(active_expand, implementation="native"))(x, w, s)
+        assert got.dtype == x.dtype
+        assert_close(got, by_place(h, s), tolerance)
+        assert_close(active_expand(x, w, s), by_place(h, s), tolerance)
+        v = jnp.asarray(np.random.default_rng(1).normal(size=(tokens, *w.shape[:2])), x.dtype)
+        want = np.einsum("tng,ngd->td", *wide(v * mask[:, :, None].astype(v.dtype), w))
+        for implementation in ("native", "xla"):
+            assert_close(active_reduce(v, w, s, implementation=implementation), want, tolerance)
+
+
+@NATIVE
+def test_native_ffn_has_the_same_gradients():
+    s, x, (up, down, gate), _ = make("one of 3, units of 2")
+
+    def loss(x, up, down, gate, implementation):
+        y = active_ffn(
+            x, up, down, s, activation=jax.nn.silu, w_gate=gate, implementation=implementation
+        )
+        return jnp.sin(y).sum()
+
+    native, xla = (
+        jax.jit(jax.grad(partial(loss, implementation=i), argnums=(0, 1, 2, 3)))(x, up, down, gate)
+        for i in ("native", "xla")
+    )
+    for got, want in zip(native, xla):
+        assert_close(got, want, 1e-4)
+    int8 = (up * 50).astype(jnp.int8)
+    grad = jax.grad(lambda x: active_expand(x, int8, s, implementation="native").sum())(x)
+    assert_close(grad, jax.grad(lambda x: active_expand(x, int8, s).sum())(x))
+
+
+@NATIVE
+def test_native_refuses_what_it_cannot_read():
+    s, x, (w, *_), _ = make("one of 3")
+    with pytest.raises(NotImplementedError, match="weights of float16"):
+        active_expand(x, w.astype(jnp.float16), s, implementation="native")
+    broken = ActiveSet(s.index + 1000, s.count, s.overflow)
+    with pytest.raises((jax.errors.JaxRuntimeError, ValueError), match="units that do not exist"):
+        jax.block_until_ready(active_expand(x, w, broken, implementation="native"))
+
+
+@NATIVE
+@pytest.mark.parametrize("rows", [(), (1,), (2, 3), (8,), (9,), (0,)])
+def test_skipping(rows):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(*rows, 21)) * (rng.random((*rows, 21)) < 0.4), jnp.float32)
+    w = jnp.asarray(rng.normal(size=(21, 70)), jnp.float32)
+    whole = sj.formats.Skipping.quantized(w)
+    assert np.abs(whole.todense() - w).max() <= np.abs(w).max() / 250
+    for kind, tolerance in ((w, 1e-5), (w.astype(jnp.bfloat16), 1e-2)):
+        made = sj.formats.Skipping(kind)
+        assert_close(x @ made, wide(x)[0] @ wide(kind)[0], tolerance)
+        for implementation in ("native", "dense") if 0 < x.size <= 8 * 21 else ("dense",):
+            got = sj.matmul(x, made, bias=w[0], implementation=implementation)
+            assert_close(got, np.asarray(x @ kind + w[0], np.float64), tolerance)
+    assert_close(x @ whole, wide(x)[0] @ wide(whole.todense())[0])
+
+
+@NATIVE
+def test_skipping_stacked_differentiated_saved(tmp_path):
+    rng = np.random.default_rng(0)
+    x, w = jnp.asarray(rng.normal(size=(3, 2, 8))), jnp.asarray(rng.normal(size=(3, 8, 20)))
+    x, w = (a.astype(jnp.float32) for a in (jnp.where(x > 0, x, 0), w))
+    made = sj.formats.Skipping(w)
+    assert_close(jax.jit(sj.matmul)(x, made), np.einsum("lmk,lkn->lmn", *wide(x, w)))
+    loss = lambda x, w: jnp.sin(x @ w).sum()  # noqa: E731
+    got, want = (jax.grad(loss, (0, 1))(x[0], m) for m in (sj.formats.Skipping(w[0]), w[0]))
+    assert_close(got[0], want[0], 1e-4)
+    assert_close(got[1].values, want[1], 1e-4)
+    tree = {"a": made, "b": sj.formats.Skipping.quantized(w)}
+    with pytest.raises(ValueError, match="int8 weights have no gradient"):
+        jax.grad(lambda x: (x @ tree["b"]).sum())(x)
+    sj.formats.save_safetensors(tree, tmp_path / "w.safetensors")
+    back = sj.formats.load_safetensors(tmp_path / "w.safetensors")
+    assert jax.tree.structure(back) == jax.tree.structure(tree)
+    jax.tree.map(np.testing.assert_array_equal, back, tree)
+    assert back["a"].scale is None
+    with pytest.raises(ValueError, match="scale must have the shape"):
+        sj.formats.Skipping(tree["b"].values, jnp.ones(20)).validate()
+    with pytest.raises(TypeError, match="int8"):
+        x @ sj.formats.Skipping(tree["b"].values)

@@ -18,7 +18,6 @@ import pytest
 import sparsejax as sj
 from sparsejax import _compile
 from sparsejax.formats import BlockArray, NMArray
-from sparsejax.kernels.matmul import _native
 from sparsejax.kernels.matmul._cases import SMALL, TILED, Case
 from tests.kernels.test_matmul import assert_close, in_double
 
@@ -204,7 +203,7 @@ def test_compiled_once_or_said_why_not(monkeypatch, tmp_path):
     with pytest.raises(NotImplementedError, match="cannot be loaded"):
         with monkeypatch.context() as patch:
             patch.setattr(_compile, "built", lambda *_: source)
-            _compile.register(source, ["-O1"], {"four": "four"}, "cpu")
+            _compile.register(source, ["-O1"], "", {"four": "four"}, "cpu")
     for damaged in (b"", file.read_bytes()[:4096], b"not a library"):
         whole = file.read_bytes()
         file.write_bytes(damaged)
@@ -228,7 +227,7 @@ def test_a_failure_is_remembered_until_another_compiler_is_named(monkeypatch):
         tried.append(args)
         raise NotImplementedError("no compiler")
 
-    monkeypatch.setattr(_native, "register", register)
+    monkeypatch.setattr(_compile, "register", register)
     x, w = BY_NAME["48x32, even"].make()
     for compiler, times in (("this one", 1), ("this one", 1), ("that one", 2)):
         monkeypatch.setenv("CXX", compiler)

@@ -36,12 +36,13 @@ def active_reduce(
       v: `(T, n, g)`, or `(T, n)` for units of one neuron; with `gathered` `(T, K, g)`, as
         `active_expand` gives it.
       w: `(n, g, d)` or `(n, d)`; see `sj.formats.unit_major`. A Flax kernel `(in, out)` has this
-        form.
+        form. Floats, or int8 without their scales: multiply v (or `scale`) by those of units, the
+        result by those of features.
       s: One set for all tokens, or one per token.
       scale: `(T, K)`, a factor per token and active unit.
       gathered: Whether v is indexed by list position.
-      implementation: "xla", "dense", "pallas_tpu", "pallas_gpu", or names to
-        try in turn; None selects one.
+      implementation: "xla", "dense", "pallas_tpu", "pallas_gpu", "native" (on a CPU with a C++
+        compiler; for few tokens, sums of float32), or names to try in turn; None selects one.
 
     Returns:
       `(T, d)` in the dtype of v.
@@ -248,8 +249,10 @@ def _expand_backward(names, saved, du):
 _expand.defvjp(_expand_forward, _expand_backward)
 
 
-def _outer(h, x, s: ActiveSet, w) -> Float[Array, "n g d"]:
+def _outer(h, x, s: ActiveSet, w) -> Any:
     """The gradient of the weights: `h_j` times x at active units, zero at the others."""
+    if w.dtype == jnp.int8:
+        return np.zeros(w.shape, jax.dtypes.float0)
     wide = wide_dtype(x)
     h = spread(h, s, w.shape[0])
     return jnp.einsum("tng,td->ngd", h, x, preferred_element_type=wide).astype(w.dtype)
@@ -279,10 +282,11 @@ def _attempt(names: _Names, operation: str, *args: Any) -> Any:
     return attempt(f"active_{operation}", ActiveSet, chosen, call, platform)
 
 
-def _units(what: str, w: Any, lead: int) -> Float[Array, "..."]:
+def _units(what: str, w: Any, lead: int) -> Shaped[Array, "..."]:
     """Adds the axis of neurons within a unit if it was omitted."""
     w = jnp.asarray(w)
-    _check_floats(what, w)
+    if w.dtype != jnp.int8 or lead == 2:
+        _check_floats(what, w)
     if w.ndim == 2:
         return w[:, None] if lead == 1 else w[..., None]
     if w.ndim != 3:

@@ -7,29 +7,33 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from ..._arrays import wide_dtype
 from ...select import ActiveSet
 
 
-def reduce(h: Float[Array, "t k g"], w: Float[Array, "n g d"], s: ActiveSet) -> Float[Array, "t d"]:
+def reduce(
+    h: Float[Array, "t k g"], w: Shaped[Array, "n g d"], s: ActiveSet
+) -> Float[Array, "t d"]:
     """`sum_j h_j w[index_j]`, with zeros for inactive units."""
     return contract(spread(h, s, w.shape[0]), w)
 
 
-def expand(x: Float[Array, "t d"], w: Float[Array, "n g d"], s: ActiveSet) -> Float[Array, "t k g"]:
+def expand(
+    x: Float[Array, "t d"], w: Shaped[Array, "n g d"], s: ActiveSet
+) -> Float[Array, "t k g"]:
     """`x w[index_j]^T`: computes all units and selects the active ones."""
     return jnp.where(s.used[..., None], take_units(produce(x, w), s), 0)
 
 
-def contract(h: Float[Array, "t k g"], rows: Float[Array, "k g d"]) -> Float[Array, "t d"]:
+def contract(h: Float[Array, "t k g"], rows: Shaped[Array, "k g d"]) -> Float[Array, "t d"]:
     """The sum over units and their neurons, as one product of matrices."""
     rows = rows.reshape(-1, rows.shape[2])
     return _dot(h.reshape(h.shape[0], rows.shape[0]), rows, 0)
 
 
-def produce(x: Float[Array, "t d"], rows: Float[Array, "k g d"]) -> Float[Array, "t k g"]:
+def produce(x: Float[Array, "t d"], rows: Shaped[Array, "k g d"]) -> Float[Array, "t k g"]:
     """The units of these rows, as one product of matrices."""
     u = _dot(x, rows.reshape(-1, rows.shape[2]), 1)
     return u.reshape(x.shape[0], *rows.shape[:2])
@@ -37,6 +41,7 @@ def produce(x: Float[Array, "t d"], rows: Float[Array, "k g d"]) -> Float[Array,
 
 def _dot(a, b, axis: int):
     total = wide_dtype(a, b)
+    b = b.astype(total) if b.dtype == jnp.int8 else b
     return lax.dot_general(a, b, (((1,), (axis,)), ((), ())), preferred_element_type=total)
 
 

@@ -1,5 +1,6 @@
 """The table of products with active units. Each is loaded at first use."""
 
+from ...formats import Skipping
 from ...select import ActiveSet
 from .._table import Implementation, implement
 
@@ -32,6 +33,20 @@ def _() -> Implementation:
     return Implementation(expand)
 
 
+@implement("active_reduce", ActiveSet, "native", platforms=("cpu",), automatic=False)
+def _() -> Implementation:
+    from ._native import reduce
+
+    return Implementation(reduce)
+
+
+@implement("active_expand", ActiveSet, "native", platforms=("cpu",), automatic=False)
+def _() -> Implementation:
+    from ._native import expand
+
+    return Implementation(expand)
+
+
 @implement("active_reduce", ActiveSet, "xla")
 def _() -> Implementation:
     from ._xla import reduce
@@ -44,6 +59,13 @@ def _() -> Implementation:
     from ._xla import expand
 
     return Implementation(expand)
+
+
+@implement("matmul", Skipping, "native", platforms=("cpu",))
+def _() -> Implementation:
+    from ._native import SKIPPING
+
+    return SKIPPING
 
 
 @implement("active_reduce", ActiveSet, "dense")

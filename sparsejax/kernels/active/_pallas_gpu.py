@@ -3,7 +3,7 @@
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from ...select import ActiveSet
 from .._finish import How
@@ -11,7 +11,9 @@ from .._tiles import promoted
 from .._walk import DEPTH, SIDES, walk
 
 
-def reduce(h: Float[Array, "t k g"], w: Float[Array, "n g d"], s: ActiveSet) -> Float[Array, "t d"]:
+def reduce(
+    h: Float[Array, "t k g"], w: Shaped[Array, "n g d"], s: ActiveSet
+) -> Float[Array, "t d"]:
     """`sum_j h_j w[index_j]`."""
     size, width = check(w, s)
     depth = min(size, DEPTH)
@@ -29,7 +31,9 @@ def reduce(h: Float[Array, "t k g"], w: Float[Array, "n g d"], s: ActiveSet) -> 
     )
 
 
-def expand(x: Float[Array, "t d"], w: Float[Array, "n g d"], s: ActiveSet) -> Float[Array, "t k g"]:
+def expand(
+    x: Float[Array, "t d"], w: Shaped[Array, "n g d"], s: ActiveSet
+) -> Float[Array, "t k g"]:
     """`x w[index_j]^T`, zero from `count` on."""
     size, _ = check(w, s)
     steps = w.shape[2] // DEPTH

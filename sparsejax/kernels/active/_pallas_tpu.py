@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from ...select import ActiveSet
 from .._tiles import divisor, padded_rows, row_tile
@@ -16,7 +16,9 @@ LANES = 128
 WIDTHS = (2048, 1024, 512, 256, 128)  # features per tile
 
 
-def reduce(h: Float[Array, "t k g"], w: Float[Array, "n g d"], s: ActiveSet) -> Float[Array, "t d"]:
+def reduce(
+    h: Float[Array, "t k g"], w: Shaped[Array, "n g d"], s: ActiveSet
+) -> Float[Array, "t d"]:
     """`sum_j h_j w[index_j]`."""
     width, tokens = check(w, s), h.shape[0]
     h = _by_place(h, w.dtype)
@@ -40,7 +42,9 @@ def reduce(h: Float[Array, "t k g"], w: Float[Array, "n g d"], s: ActiveSet) -> 
     return y[:tokens]
 
 
-def expand(x: Float[Array, "t d"], w: Float[Array, "n g d"], s: ActiveSet) -> Float[Array, "t k g"]:
+def expand(
+    x: Float[Array, "t d"], w: Shaped[Array, "n g d"], s: ActiveSet
+) -> Float[Array, "t k g"]:
     """`x w[index_j]^T`, zero from `count` on."""
     width, tokens = check(w, s), x.shape[0]
     x = padded_rows(x.astype(w.dtype), row_tile(tokens, w.dtype, 256))

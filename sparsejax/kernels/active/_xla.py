@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from ...select import ActiveSet
 from . import _dense
@@ -19,7 +19,9 @@ from . import _dense
 BUCKETS = (1 / 16, 1 / 8, 1 / 4)
 
 
-def reduce(h: Float[Array, "t k g"], w: Float[Array, "n g d"], s: ActiveSet) -> Float[Array, "t d"]:
+def reduce(
+    h: Float[Array, "t k g"], w: Shaped[Array, "n g d"], s: ActiveSet
+) -> Float[Array, "t d"]:
     """`sum_j h_j w[index_j]`."""
     # Unused positions refer to an active unit: weights of other units may be non-finite.
     index = jnp.where(s.used, s.index, s.index[..., :1])
@@ -34,7 +36,9 @@ def reduce(h: Float[Array, "t k g"], w: Float[Array, "n g d"], s: ActiveSet) -> 
     return _bucketed(cut, w.shape[0], s)
 
 
-def expand(x: Float[Array, "t d"], w: Float[Array, "n g d"], s: ActiveSet) -> Float[Array, "t k g"]:
+def expand(
+    x: Float[Array, "t d"], w: Shaped[Array, "n g d"], s: ActiveSet
+) -> Float[Array, "t k g"]:
     """`x w[index_j]^T`, zero from `count` on."""
     if s.index.ndim == 2:
         u = _by_token(lambda x, index: _dense.produce(x[None], _rows(w, index))[0], x, s.index)
@@ -51,7 +55,7 @@ def expand(x: Float[Array, "t d"], w: Float[Array, "n g d"], s: ActiveSet) -> Fl
     return _bucketed(cut, w.shape[0], s)
 
 
-def _rows(w, index) -> Float[Array, "k g d"]:
+def _rows(w, index) -> Shaped[Array, "k g d"]:
     return w.at[index].get(mode="promise_in_bounds")
 
 

@@ -108,7 +108,7 @@ def probe(dtype: str) -> str | None:
 def register() -> None:
     """Registers the calls with XLA; raises NotImplementedError if a file is missing."""
     library, runtime = find("libcusparseLt.so*"), find("libcudart.so*")
-    _compile.register(SOURCE, options(headers(), (library, runtime)), NAMES, "CUDA")
+    _compile.register(SOURCE, options(headers(), (library, runtime)), "", NAMES, "CUDA")
 
 
 def headers() -> tuple[pathlib.Path, ...]:

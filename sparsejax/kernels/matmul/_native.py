@@ -8,26 +8,27 @@ are computed by XLA. With several devices, each of them multiplies all rows.
 import os
 import pathlib
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
-from ..._compile import processor, register
+from ..._compile import compiled
 from ..._files import cache_file
 from ...formats import BlockArray, NMArray
 from .._finish import How, finish
 from .._table import Implementation, get
 
 SOURCE = pathlib.Path(__file__).with_name("native.cc")
-CALLS = {
-    "sparsejax_block_product": "SparsejaxBlockProduct",
-    "sparsejax_block_transposed": "SparsejaxBlockTransposed",
-    "sparsejax_block_sampled": "SparsejaxBlockSampled",
-    "sparsejax_nm_product": "SparsejaxGroupedProduct",
-}
+HEADERS = (SOURCE.parents[1] / "native.h",)
+CALLS = (
+    ("sparsejax_block_product", "SparsejaxBlockProduct"),
+    ("sparsejax_block_transposed", "SparsejaxBlockTransposed"),
+    ("sparsejax_block_sampled", "SparsejaxBlockSampled"),
+    ("sparsejax_nm_product", "SparsejaxGroupedProduct"),
+)
 SIDE = 16  # entries of the longest vector; block sides are multiples of it
 LONGEST = 128  # maximum group length, unpacked together
 
@@ -91,19 +92,8 @@ def require(w: Any, dtype: Any, side: int) -> None:
         raise NotImplementedError(
             f"{w}: groups must have at most {LONGEST} entries here; 'xla' has no such limit"
         )
-    if why := compiled(os.environ.get("CXX"), cache_file()):
+    if why := compiled(SOURCE, HEADERS, CALLS, os.environ.get("CXX"), cache_file()):
         raise NotImplementedError(why)
-
-
-@cache
-def compiled(compiler: str | None, path: pathlib.Path) -> str | None:
-    """Compiles for this processor, once; returns the error, or None."""
-    del compiler, path  # cache keys: another compiler may succeed
-    options = ["-O3", "-march=native"]  # otherwise tiles spill from the registers
-    try:
-        register(SOURCE, options, CALLS, "cpu", about=processor())
-    except NotImplementedError as error:
-        return str(error)
 
 
 def _product(x: Array, w: Any) -> Array:

@@ -1,0 +1,167 @@
+"""Decoding with activation sparsity on a CPU: products of one token, and a whole language model.
+
+    python -m benchmarks decode
+    python -m benchmarks decode --part products    or models
+
+Products: R contracts over the inputs in use, E computes the outputs in use, each over
+`jnp.matmul(x, W)` of the same dtype in the same run. The matrices of a cell fill 96 MB and the sets
+change from call to call, so that weights come from memory as in a model. Goal: 0.8 / density, 5 at
+density 0.1; ! marks what is below. int8 is compared with bfloat16, since XLA has no such product;
+its bfloat16 product of one token is so slow on a CPU that these ratios say little.
+
+Models: tokens per second of SmolLM2-135M behind a prompt of 32 tokens, one at a time, with the
+perplexity of 512 other tokens. WINA (thresholds from two help topics of Python) gates all linear
+layers but the head, CATS the neurons of the feed-forward networks; both skip the rows of kernels
+with zero inputs (`skip_inputs`).
+"""
+
+import itertools
+import time
+from collections.abc import Callable
+from pydoc_data.topics import topics
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.table import Table
+
+import sparsejax as sj
+from benchmarks._report import save, table_of
+from sparsejax.contrib import activation_sparsity as gated
+
+SHAPES = ((576, 1536), (1536, 576), (576, 576), (576, 49152), (4096, 11008))
+DENSITIES = (0.1, 0.2, 0.3, 0.5)
+DTYPES = ("float32", "bfloat16", "int8")
+TEST = ("context-managers", "slicings", "booleans", "integers", "assert", "typesmodules")
+CALIBRATION = ("specialnames", "compound")
+
+
+def goal(density: float) -> float:
+    """Speed over dense."""
+    return min(0.8 / density, 5.0)
+
+
+def cell(k: int, n: int, dtype: str, rounds: int) -> dict[str, float]:
+    """Speed over dense by product and density."""
+    rng = np.random.default_rng(0)
+    stored = jnp.bfloat16 if dtype == "int8" else jnp.dtype(dtype)
+    count = max(1, min(30, int(96e6 / (k * n * jnp.dtype(stored).itemsize))))
+    dense = [jnp.asarray(rng.normal(size=(k, n)) / 30, stored) for _ in range(count)]
+    by_output = [w.T for w in dense]
+    skipping = [sj.formats.Skipping(w) for w in dense]
+    if dtype == "int8":
+        skipping = [sj.formats.Skipping.quantized(w) for w in dense]
+        by_output = [sj.formats.Skipping.quantized(w).values for w in by_output]
+    x = jnp.asarray(rng.normal(size=(1, k)), stored)
+
+    def looped(f: Callable[..., Any]) -> Callable[..., Any]:
+        """All matrices in one program, with a set for each."""
+        return jax.jit(lambda x, ws, sets: sum(
+            f(x * (1 + i), w, s).astype(jnp.float32) for i, (w, s) in enumerate(zip(ws, sets))
+        ))  # fmt: skip
+
+    product = looped(lambda x, w, s: x @ w)
+    reduce = looped(lambda x, w, s: jnp.where(s, x, 0) @ w)
+    expand = looped(lambda x, w, s: sj.kernels.active_expand(x, w, s, implementation="native"))
+    calls = {"dense": lambda: product(x, dense, [None] * count)}
+    for d in DENSITIES:
+        masks = [[jnp.asarray(rng.permutation(k) < d * k) for _ in dense] for _ in range(4)]
+        sets = [
+            [
+                sj.select.ActiveSet.from_mask(
+                    jnp.asarray(rng.permutation(n) < d * n), int(np.ceil(d * n))
+                )
+                for _ in dense
+            ]
+            for _ in range(4)
+        ]  # fmt: skip
+        masks, sets = itertools.cycle(masks), itertools.cycle(sets)
+        calls[f"R {d}"] = lambda masks=masks: reduce(x, skipping, next(masks))
+        calls[f"E {d}"] = lambda sets=sets: expand(x, by_output, next(sets))
+    best = sj.kernels.measure(calls, rounds, seconds=0.02)
+    ratios = {name: best["dense"] / seconds for name, seconds in best.items()}
+    return ratios | {"dense": best["dense"] / count}
+
+
+def products(quick: bool) -> Table:
+    """The table of products."""
+    table = Table(
+        title="Products of one token, speed over dense",
+        caption="Goal: 0.8 / density, 5 at 0.1; ! marks what is below.",
+    )
+    columns = (
+        "shape",
+        "dtype",
+        "dense us",
+        *(f"{p} {d}" for p in "RE" for d in DENSITIES),
+    )
+    for column in columns:
+        table.add_column(column, justify="right")
+    for k, n in SHAPES[:1] if quick else SHAPES:
+        for dtype in DTYPES[:1] if quick else DTYPES:
+            found = cell(k, n, dtype, 3 if quick else 15)
+            cells = [
+                f"{found[f'{p} {d}']:.2f}{'!' if found[f'{p} {d}'] < goal(d) else ''}"
+                for p in "RE"
+                for d in DENSITIES
+            ]
+            table.add_row(f"{k} x {n}", dtype, f"{found['dense'] * 1e6:.0f}", *cells)
+            print(k, n, dtype, *cells, flush=True)
+    return table
+
+
+def models(quick: bool) -> Table:
+    """The table of whole models."""
+    model, tokenizer = sj.models.smollm2()
+    tokens = lambda names: tokenizer.encode("\n".join(topics[n] for n in names)).ids  # noqa: E731
+    text, prompt = tokens(TEST)[:512], tokens(["class"])[:32]
+    batches = [np.array([tokens([name])[:512]]) for name in CALIBRATION]
+    skipping = gated.skip_inputs(model)
+    made = {"dense": model, "skipping, no gate": skipping}
+    if not quick:
+        made["int8, no gate"] = gated.skip_inputs(model, int8=True)
+        counts = gated.input_counts(model, batches)
+        for sparsity in (0.25, 0.4, 0.5, 0.65):
+            gates = gated.input_gates(model, sparsity, counts)
+            made[f"WINA {sparsity:.0%}"] = sj.nn.replace(skipping, gates)
+        gates = gated.input_gates(model, 0.5, counts)
+        made["WINA 50%, int8"] = sj.nn.replace(made["int8, no gate"], gates)
+        counts = gated.activation_counts(model, batches)
+        gates = gated.activation_gates(model, 0.5, counts)
+        made["CATS 50%"] = sj.nn.replace(skipping, gates)
+    steps, best = 8 if quick else 48, dict.fromkeys(made, float("inf"))
+    run = lambda m: sj.models.generate(m, [prompt], steps)  # noqa: E731
+    for name, m in made.items():
+        run(m)
+        print(name, "compiled", flush=True)
+    for _ in range(2 if quick else 6):
+        for name, m in made.items():
+            start = time.perf_counter()
+            run(m)
+            best[name] = min(best[name], time.perf_counter() - start)
+    goals = {"WINA 50%": 1.5, "WINA 65%": 2.0}
+    rows = []
+    for name, m in made.items():
+        ratio = best["dense"] / best[name]
+        quality = "" if quick else f"{sj.models.perplexity(m, text):.2f}"
+        rows.append(
+            [
+                name,
+                f"{steps / best[name]:.1f}",
+                f"{ratio:.2f}",
+                quality,
+                ratio >= goals.get(name, 0),
+            ]
+        )
+        print(*rows[-1], flush=True)
+    title = "SmolLM2-135M, one token at a time"
+    columns = ["setting", "tokens per second", "over dense", "perplexity"]
+    return table_of(title, columns, rows, "Goals: WINA 50% 1.5 times dense, 65% twice.")
+
+
+def main(quick: bool = False, part: str = "all") -> None:
+    if part in ("all", "models"):
+        save("decode-cpu", models(quick), quick=quick, seed=0)
+    if part in ("all", "products"):
+        save("decode-products-cpu", products(quick), quick=quick, seed=0)

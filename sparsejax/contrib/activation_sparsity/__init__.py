@@ -1,0 +1,76 @@
+"""Activation sparsity of language models: gates, calibration, allocation, faster decoding."""
+
+from ._allocate import Trajectory, allocation_at, block_sparsities, greedy_allocation
+from ._attach import activation_counts, activation_gates, input_counts, input_gates
+from ._cett import (
+    NeuronGate,
+    PerplexitySparsity,
+    cett,
+    cett_mask,
+    cett_threshold,
+    perplexity_sparsity,
+)
+from ._contextual import coarse_sparse, fine_sparse, griffin_scores
+from ._correct import Corrected, accept_length, corrected_generate, effective_density
+from ._decode import skip_inputs
+from ._experts import BlockFFN, ReLURouter, Routed
+from ._gates import ActivationGate, InputGate, input_scores, kernel_norms
+from ._laws import ActivationLaw, activation_law, fit_activation_law
+from ._locality import (
+    AdaptiveFactor,
+    FactorState,
+    activation_locality,
+    adaptive_factor,
+    chunk_sparsification,
+    chunk_sparsity,
+    reuse_ratio,
+)
+from ._orthogonal import RotatedNorm, orthogonalize
+from ._quantile import Counts, count_values, pooled_quantile
+
+__all__ = [
+    "ActivationGate",
+    "ActivationLaw",
+    "AdaptiveFactor",
+    "BlockFFN",
+    "Corrected",
+    "Counts",
+    "FactorState",
+    "InputGate",
+    "NeuronGate",
+    "PerplexitySparsity",
+    "ReLURouter",
+    "RotatedNorm",
+    "Routed",
+    "Trajectory",
+    "accept_length",
+    "activation_counts",
+    "activation_gates",
+    "activation_law",
+    "activation_locality",
+    "adaptive_factor",
+    "allocation_at",
+    "block_sparsities",
+    "cett",
+    "cett_mask",
+    "cett_threshold",
+    "chunk_sparsification",
+    "chunk_sparsity",
+    "coarse_sparse",
+    "corrected_generate",
+    "count_values",
+    "effective_density",
+    "fine_sparse",
+    "fit_activation_law",
+    "greedy_allocation",
+    "griffin_scores",
+    "input_counts",
+    "input_gates",
+    "input_scores",
+    "kernel_norms",
+    "orthogonalize",
+    "perplexity_sparsity",
+    "pooled_quantile",
+    "reuse_ratio",
+    "skip_inputs",
+]

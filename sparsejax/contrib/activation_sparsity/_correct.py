@@ -1,0 +1,216 @@
+"""Sirius: decoding by a sparse model with periodic correction by the full one."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Float, Int, Shaped
+
+from ..._arguments import checked
+from ...models import Llama
+from ._contextual import prompt_tokens
+
+
+@checked(threshold="[0, 1]", temperature="(0, inf)")
+def accept_length(
+    logits: Shaped[Array | np.ndarray, "n v"],
+    tokens: Int[Array | np.ndarray, " n"],
+    threshold: float | Array,
+    temperature: float | Array = 0.6,
+) -> Int[Array, ""]:
+    r"""Counts the drafted tokens that the full model accepts: the first run of `p_j >= threshold`.
+
+    `p_j = softmax(logits_j / temperature)[tokens_{j+1}]`; the first token is not judged.
+
+    Args:
+      logits: Of the full model, behind each token.
+      tokens: A token of the full model, then drafted ones.
+      threshold: The least probability.
+      temperature: Of the softmax.
+
+    Returns:
+      A number from 0 to n - 1.
+
+    Reference:
+      Zhou et al., Sirius, 2024 (arXiv 2409.03856).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from sparsejax.contrib import activation_sparsity
+      >>> logits = jnp.array([[0.0, 5.0], [0.0, 5.0], [0.0, 5.0]])
+      >>> int(activation_sparsity.accept_length(logits, jnp.array([0, 1, 0]), 0.1))
+      1
+    """
+    p = jax.nn.softmax(jnp.asarray(logits).astype(jnp.float32)[:-1] / temperature, axis=-1)
+    chosen = jnp.take_along_axis(p, jnp.asarray(tokens)[1:, None], axis=1)[:, 0]
+    return jnp.cumprod(chosen >= threshold).sum().astype(jnp.int32)
+
+
+class Corrected(NamedTuple):
+    """Tokens by `corrected_generate`, and what they cost.
+
+    Attributes:
+      tokens: The new tokens.
+      advances: Tokens that each check kept, from 1 to the period; they may run past the end.
+      sparse_calls: Calls of the sparse model.
+      full_calls: Calls of the full model, the prompt included.
+    """
+
+    tokens: list[int]
+    advances: list[int]
+    sparse_calls: int
+    full_calls: int
+
+    @property
+    def advance_length(self) -> float:
+        """Mean of the advances (AAL)."""
+        return float(np.mean(self.advances)) if self.advances else float("nan")
+
+
+@checked(density="[0, 1]", period="[1, inf)", advance_length="(0, inf)")
+def effective_density(
+    density: float, period: int, advance_length: float
+) -> Float[np.ndarray, ""] | float:
+    r"""Weights read per kept token over those of the full model, `((n - 1) r + 1) / AAL`.
+
+    Args:
+      density: r, weights of the sparse model over all weights.
+      period: n.
+      advance_length: Mean number of tokens that a check keeps.
+
+    Reference:
+      Zhou et al., Sirius, 2024 (arXiv 2409.03856).
+
+    Example:
+      >>> from sparsejax.contrib import activation_sparsity
+      >>> round(activation_sparsity.effective_density(0.65, 16, 15.22), 3)
+      0.706
+    """
+    return ((period - 1) * density + 1) / advance_length
+
+
+@checked(steps="[1, inf)", period="[1, inf)", threshold="[0, 1]", temperature="(0, inf)")
+def corrected_generate(
+    full: Llama,
+    sparse: Llama,
+    prompt: Sequence[int],
+    steps: int,
+    *,
+    period: int = 16,
+    threshold: float = 0.1,
+    temperature: float = 0.6,
+    stop: Sequence[int] = (),
+) -> Corrected:
+    r"""Greedy decoding by a sparse model that the full model corrects after each period (Sirius).
+
+    The sparse model drafts `period - 1` tokens. One pass of the full model over them overwrites
+    their keys and values, keeps those up to the first of a probability below the threshold, and
+    adds its likeliest token. A threshold above 0.5 gives the tokens of the full model.
+
+    Args:
+      full: The full decoder.
+      sparse: A decoder with the same cache, such as from `coarse_sparse` or `fine_sparse`.
+      prompt: Token ids.
+      steps: The most tokens to write.
+      period: Tokens between two checks, the corrected one included.
+      threshold: The least probability of a token that is kept.
+      temperature: Of the softmax that judges; tokens are always the likeliest.
+      stop: Tokens that end the text, once the full model has accepted them; they are kept.
+
+    Returns:
+      A `Corrected`. Chunks are whole: the last check may judge tokens beyond the end.
+
+    Raises:
+      ValueError: If the prompt is empty or holds a token that the model does not know.
+
+    Reference:
+      Zhou et al., Sirius, 2024 (arXiv 2409.03856).
+
+    Example:
+      >>> import sparsejax as sj
+      >>> from flax import nnx
+      >>> from sparsejax.contrib import activation_sparsity
+      >>> config = sj.models.LlamaConfig(
+      ...     vocabulary=50, width=16, hidden=32, layers=1, heads=4, key_heads=2, head_size=4)
+      >>> model = sj.models.Llama(config, rngs=nnx.Rngs(0))
+      >>> sparse = activation_sparsity.fine_sparse(model, 0.3)
+      >>> found = activation_sparsity.corrected_generate(
+      ...     model, sparse, [1, 2, 3], 8, period=4, threshold=0.6)
+      >>> found.tokens == sj.models.generate(model, [[1, 2, 3]], 8)[0]
+      True
+    """
+    ids = prompt_tokens("corrected_generate", prompt, full)
+    ends = np.array([-1, *stop], np.int32)
+    found = _generate(
+        *nnx.split(full), *nnx.split(sparse), ids[None], ends, threshold,
+        temperature, steps=int(steps), period=int(period),
+    )  # fmt: skip
+    written, advances, checks = jax.tree.map(np.asarray, found)
+    row = written[:steps]
+    stopped = np.flatnonzero(np.isin(row, ends))
+    tokens = row[: stopped[0] + 1 if len(stopped) else None].tolist()
+    tokens = [token for token in tokens if token >= 0]
+    drafted = int(checks) * (period - 1)
+    return Corrected(tokens, advances[: int(checks)].tolist(), drafted, int(checks) + 1)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2), static_argnames=("steps", "period"))
+def _generate(full, full_state, sparse, sparse_state, ids, ends, threshold, temperature, *, steps,
+              period):  # fmt: skip
+    def run(graphdef, state, tokens, cache):
+        # Modules are changed where they are traced, so each loop has its own.
+        logits, cache = nnx.merge(graphdef, state, copy=True)(tokens, cache)
+        return logits[0].astype(jnp.float32), cache
+
+    room = ids.shape[1] + steps + 2 * period
+    cache = nnx.merge(full, full_state, copy=True).empty_cache(1, room)
+    logits, cache = run(full, full_state, ids, cache)
+    first = jnp.argmax(logits[-1]).astype(jnp.int32)
+
+    def draft(i, carry):
+        chunk, cache = carry
+        logits, cache = run(sparse, sparse_state, chunk[None, i][None], cache)
+        return chunk.at[i + 1].set(jnp.argmax(logits[0]).astype(jnp.int32)), cache
+
+    def going(loop):
+        return (loop.length < steps) & ~loop.ended
+
+    def advance(loop):
+        start = loop.cache.counts
+        chunk = jnp.zeros(period, jnp.int32).at[0].set(loop.written[loop.length - 1])
+        chunk, cache = lax.fori_loop(0, period - 1, draft, (chunk, loop.cache))
+        # The full model writes its keys and values over those of the draft.
+        logits, cache = run(full, full_state, chunk[None], cache._replace(counts=start))
+        kept = accept_length(logits, chunk, threshold, temperature)
+        own = jnp.argmax(logits[kept]).astype(jnp.int32)
+        place = jnp.arange(period)
+        new = jnp.where(place < kept, jnp.roll(chunk, -1), jnp.where(place == kept, own, -1))
+        return _Loop(
+            cache._replace(counts=start + kept + 1),
+            lax.dynamic_update_slice(loop.written, new, (loop.length,)),
+            loop.length + kept + 1,
+            jnp.isin(new, ends[1:]).any(),
+            loop.advances.at[loop.checks].set(kept + 1),
+            loop.checks + 1,
+        )
+
+    written = jnp.full(steps + period, -1, jnp.int32).at[0].set(first)
+    zero = jnp.zeros((), jnp.int32)
+    ended = jnp.isin(first, ends)
+    loop = _Loop(cache, written, zero + 1, ended, jnp.zeros(steps, jnp.int32), zero)
+    loop = lax.while_loop(going, advance, loop)
+    return loop.written, loop.advances, loop.checks
+
+
+class _Loop(NamedTuple):
+    cache: Any
+    written: Array
+    length: Array
+    ended: Array
+    advances: Array
+    checks: Array
