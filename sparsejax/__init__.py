@@ -22,7 +22,7 @@ from . import (
 from ._tree import register
 from .kernels import matmul
 from .masks import plan
-from .nn import compress
+from .nn import compress, load, save
 from .optim import get_masks
 from .patterns import NM, Block, Channel, Groups, Unstructured
 from .reporting import advise, report
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
         "formats",
         "get_masks",
         "kernels",
+        "load",
         "masks",
         "matmul",
         "metrics",
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
         "register",
         "report",
         "reporting",
+        "save",
         "select",
         "solve",
     ]

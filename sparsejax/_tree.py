@@ -1,11 +1,14 @@
 """Names and selection of leaves: one path per leaf, with or without NNX variables."""
 
 import dataclasses
+import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 import jax
+import jax.export
 import numpy as np
 import optax
 from flax import nnx
@@ -22,7 +25,8 @@ def register(cls: C) -> C:
 
     Unlike with `jax.tree_util.register_dataclass`, trees of two classes are never equal. With it
     (JAX 0.10 to 0.12) they are equal if their fields are, so that a jitted function may run code
-    compiled for another class.
+    compiled for another class. `jax.export` serialises trees of the class, if its static fields are
+    numbers, strings, None or tuples of them.
 
     Args:
       cls: A dataclass.
@@ -56,7 +60,44 @@ def register(cls: C) -> C:
         return cls(**dict(zip(names, children)), **dict(zip(fixed, configuration)))
 
     jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
+    jax.export.register_pytree_node_serialization(
+        cls,
+        serialized_name=_exported_name(cls),
+        serialize_auxdata=lambda configuration: as_json(cls, configuration).encode(),
+        deserialize_auxdata=lambda text: hashable(json.loads(text)),
+    )
     return cls
+
+
+_exported: Counter[str] = Counter()
+
+
+def _exported_name(cls: type) -> str:
+    """A name in files of `jax.export`: the public path; of a class defined again, with a number."""
+    module = [part for part in cls.__module__.split(".") if not re.match("_(?!_)", part)]
+    name = ".".join((*module, cls.__qualname__))
+    _exported[name] += 1
+    return name if _exported[name] == 1 else f"{name}#{_exported[name]}"
+
+
+def as_json(cls: type, static: Any) -> str:
+    """The static fields of a dataclass as text, from which `hashable` restores them."""
+    try:
+        text = json.dumps(static)
+        same = hashable(json.loads(text)) == static
+    except (TypeError, ValueError):
+        text, same = "", False
+    if not same:
+        raise TypeError(
+            f"{cls.__name__} cannot be stored: its static fields must be numbers, strings, None or "
+            f"tuples of them, got {static!r:.80}."
+        )
+    return text
+
+
+def hashable(x: Any) -> Any:
+    """Converts lists from JSON back to tuples."""
+    return tuple(map(hashable, x)) if isinstance(x, list) else x
 
 
 def fields_of(cls: Any, static: bool = False) -> tuple[str, ...]:

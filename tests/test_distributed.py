@@ -64,8 +64,8 @@ def gathered(found):
     report = sj.report(params, made, plan)
     found["report"] = np.array([report.kept, report["b/kernel"].value_zeros, len(report.findings)])
     path = out + ".safetensors"
-    sj.formats.save_safetensors(params, path)
-    found["saved"] = np.asarray(sj.formats.load_safetensors(path)["b"]["kernel"])
+    sj.save(path, params)
+    found["saved"] = np.asarray(sj.load(path)["b"]["kernel"])
 
 def training(found):
     make = {

@@ -67,7 +67,7 @@ class Matrix(ABC):
         """Raises ValueError if the parts do not fit each other, as after a damaged file.
 
         Shapes, dtypes, ranges of indices and counts are compared on the host. A custom format
-        overrides it; `sj.formats.load_safetensors` calls it for every matrix.
+        overrides it; `sj.load` calls it for every matrix.
         """
         del self
 

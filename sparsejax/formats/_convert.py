@@ -1,4 +1,4 @@
-"""Interchange with `jax.experimental.sparse` and SciPy."""
+"""Other block sizes; interchange with `jax.experimental.sparse` and SciPy."""
 
 import functools
 import importlib
@@ -130,6 +130,28 @@ def from_sparse(
     if nm is not None:
         return NMArray.fromdense(dense, *nm, mask=mask)
     return BlockArray.fromdense(dense, block, mask=mask)  # pyright: ignore
+
+
+@checked()
+def convert_block(w: BlockArray, block: int | tuple[int, int]) -> BlockArray:
+    """The same matrix in blocks of another size, through the dense matrix.
+
+    Smaller blocks drop zeros of the larger ones; larger blocks store the zeros in between.
+
+    Args:
+      w: `(stacked..., K, N)`.
+      block: `(bk, bn)` or one number for both.
+
+    Raises:
+      ValueError: If the blocks do not divide the matrix.
+
+    Example:
+      >>> import jax.numpy as jnp, sparsejax as sj
+      >>> w = sj.formats.BlockArray.fromdense(jnp.eye(8), 4)
+      >>> sj.formats.convert_block(w, 2).density
+      0.25
+    """
+    return BlockArray.fromdense(w.todense(), block)
 
 
 def _entries(w: SparseArray):

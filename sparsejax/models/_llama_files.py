@@ -95,7 +95,7 @@ def save_llama(
     """Write a `Llama` as a folder that `llama` and Hugging Face's libraries open.
 
     Compressed kernels are written dense, with their zeros, since other tools know no other form;
-    `sj.formats.save_safetensors` keeps them compressed.
+    `sj.save` keeps them compressed.
 
     Args:
       model: The model.
@@ -123,7 +123,7 @@ def save_llama(
             if name not in (OUTSIDE if layer is None else LAYER):
                 raise ValueError(
                     f"save_llama: the parameter {path} has no place in a Llama of Hugging Face; "
-                    "merge adapters first, or keep the model by sj.formats.save_safetensors."
+                    "merge adapters first, or keep the model by sj.save."
                 )
             if name in ("attention/query/kernel", "attention/key/kernel"):
                 x = _reorder(np.asarray(x), config.head_size, config.interleaved, False)

@@ -7,6 +7,7 @@ from ._linear import SparseKernel, SparseLinear
 from ._linear_layer import LinearLayer, linear_layer
 from ._linen import linen_compressed
 from ._recalibrate import recalibrate
+from ._save import load, save
 from ._taps import observe, record, replace
 from ._threshold import learned_threshold
 
@@ -19,9 +20,11 @@ __all__ = [
     "learned_threshold",
     "linear_layer",
     "linen_compressed",
+    "load",
     "observe",
     "recalibrate",
     "record",
     "replace",
+    "save",
     "surgery",
 ]

@@ -1,25 +1,31 @@
 """Compression of the kernels of models and parameter trees."""
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
 from .._tree import map_named, named_leaves, pure
-from ..formats import Matrix, compress_matrix
+from ..formats import BitmaskArray, Matrix, compress_matrix
 from ..masks import Plan, PlannedLeaf, magnitude
 from ._frameworks import load_frameworks
 
 
 def compress(
-    model: Any, plan: Plan, masks: PyTree | None = None, *, inference: bool = False
+    model: Any,
+    plan: Plan,
+    masks: PyTree | None = None,
+    *,
+    inference: bool = False,
+    bitmask: bool = False,
 ) -> Any:
     r"""A copy of a model or tree of parameters whose planned kernels are compressed.
 
     An N:M leaf becomes an `NMArray`, a block-sparse one a `BlockArray`, of the matrix
     `(stacked..., K, N)` that the layer contracts. Leaves that have no compressed form (unstructured
-    patterns, channels, groups, N:M that keeps nothing) remain dense arrays with zeros.
+    patterns, channels, groups, N:M that keeps nothing) remain dense arrays with zeros, or become a
+    `BitmaskArray` if `bitmask`: less memory, and no faster.
 
     - A tree of parameters (plain dict, Linen, `nnx.State`) gets compressed leaves. Linen modules
       run with them inside `flax.linen.intercept_methods(sj.nn.linen_compressed)`.
@@ -39,6 +45,7 @@ def compress(
         magnitudes, which are the non-zero weights of a pruned model.
       inference: Whether to leave out what only gradients read: the lists by block row of a
         `BlockArray`. Its gradients then raise ValueError.
+      bitmask: Whether kernels whose pattern has no compressed form become a `BitmaskArray`.
 
     Returns:
       A model of the same class or a tree, equal to the masked one up to rounding.
@@ -61,11 +68,18 @@ def compress(
     advice = "for given masks, sj.compress(model, plan, masks) with the plan of the masks"
     Plan.require("compress", plan, advice)
     load_frameworks()
-    return compress_model(model, plan, masks, inference)
+    return compress_model(model, plan, masks, Form(inference, bitmask))
+
+
+class Form(NamedTuple):
+    """The form of compressed kernels, as for `compress`."""
+
+    inference: bool
+    bitmask: bool
 
 
 @functools.singledispatch
-def compress_model(model: Any, plan: Plan, masks: PyTree | None, inference: bool) -> Any:
+def compress_model(model: Any, plan: Plan, masks: PyTree | None, form: Form) -> Any:
     """The compressed copy; other frameworks can be registered. Trees get compressed leaves."""
     tree = pure(model)
     if masks is None:
@@ -74,13 +88,13 @@ def compress_model(model: Any, plan: Plan, masks: PyTree | None, inference: bool
 
     def at(name, w, leaf, mask):
         del name
-        return w if leaf is None or mask is None else compress_leaf(w, leaf, mask, inference)
+        return w if leaf is None or mask is None else compress_leaf(w, leaf, mask, form)
 
     return map_named(at, tree, planned, named_leaves(masks))
 
 
 def compress_leaf(
-    w: Float[Array, "..."], leaf: PlannedLeaf, mask: Bool[Array, "..."], inference: bool
+    w: Float[Array, "..."], leaf: PlannedLeaf, mask: Bool[Array, "..."], form: Form
 ) -> Matrix | Float[Array, "..."]:
     """One leaf in the format of its pattern, or dense with zeros if it has none."""
     if tuple(w.shape) != tuple(mask.shape):
@@ -88,11 +102,14 @@ def compress_leaf(
     pattern = leaf.pattern.final
     try:
         array = None
-        if leaf.layout.contraction and pattern.follows_matrix(leaf.layout):
+        if leaf.layout.contraction:
             matrix, kept = leaf.layout.to_matrix(w), leaf.layout.to_matrix(mask)
-            array = compress_matrix(pattern, matrix, kept)
+            if pattern.follows_matrix(leaf.layout):
+                array = compress_matrix(pattern, matrix, kept)
+            if array is None and form.bitmask:
+                array = BitmaskArray.fromdense(matrix, mask=kept)
     except ValueError as error:
         raise ValueError(f"{leaf.name} of shape {tuple(w.shape)}: {error}") from error
     if array is None:
         return jnp.where(mask, w, jnp.zeros((), w.dtype))
-    return array.for_inference() if inference else array
+    return array.for_inference() if form.inference else array

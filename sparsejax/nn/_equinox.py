@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from .._tree import map_named, name_of, named_leaves
 from ..formats import SparseArray, Transposed
 from ..masks import Plan, apply_masks, magnitude
-from ._compress import compress_leaf, compress_model
+from ._compress import Form, compress_leaf, compress_model
 from ._grams import compiled_grams, grams_of
 from ._linear_layer import LinearLayer, linear_layer, patches, rows_of
 from ._taps import Choose, Kind, Recorder, check_found, outermost, run_recording, with_taps
@@ -131,7 +131,7 @@ def _(layer: eqx.nn.Conv) -> LinearLayer | None:
 
 
 @compress_model.register
-def _(model: eqx.Module, plan: Plan, masks: Any, inference: bool) -> Any:
+def _(model: eqx.Module, plan: Plan, masks: Any, form: Form) -> Any:
     params, rest = eqx.partition(model, eqx.is_array)
     if masks is None:
         masks = plan.masks(magnitude(params))
@@ -147,7 +147,7 @@ def _(model: eqx.Module, plan: Plan, masks: Any, inference: bool) -> Any:
         del name
         if leaf is None or mask is None:
             return w
-        array = compress_leaf(w, leaf, mask, inference)
+        array = compress_leaf(w, leaf, mask, form)
         return Transposed(array) if isinstance(array, SparseArray) else array
 
     masked = eqx.combine(apply_masks(params, masks), rest)

@@ -13,7 +13,7 @@ from flax.errors import TraceContextError
 from .._tree import named_leaves, pure
 from ..formats import SparseArray
 from ..masks import Plan, apply_masks, magnitude
-from ._compress import compress_leaf, compress_model
+from ._compress import Form, compress_leaf, compress_model
 from ._grams import Grams, compiled_grams, grams_of
 from ._linear import SparseKernel
 from ._linear_layer import (
@@ -67,7 +67,8 @@ def _tapped_class(cls: type, kind: type) -> type:
     return type(cls.__name__, (cls, tapped), {"__module__": cls.__module__})
 
 
-def _copy(model: nnx.Module) -> nnx.Module:
+def copied(model: nnx.Module) -> nnx.Module:
+    """The same module with separate variables."""
     graphdef, state = nnx.split(model)
     return nnx.merge(graphdef, jax.tree.map(lambda x: x, state))
 
@@ -107,7 +108,7 @@ def _install(model: nnx.Module, choose: Any, kind: Kind) -> list[str]:
 
 @with_taps.register
 def _(model: nnx.Module, choose: Choose, wheres: tuple[str, ...]) -> nnx.Module:
-    copy = _copy(model)
+    copy = copied(model)
 
     def chosen(path: str, module: Any) -> Any:
         tap = choose(path, module)
@@ -121,7 +122,7 @@ def _(model: nnx.Module, choose: Choose, wheres: tuple[str, ...]) -> nnx.Module:
 
 @run_recording.register
 def _(model: nnx.Module, choose: Any, recorder: Recorder, call: Any, args: Any, kwargs: Any):
-    copy, order = _copy(model), []
+    copy, order = copied(model), []
 
     def chosen(path: str, module: Any) -> Any:
         reduce = choose(path, module)
@@ -215,19 +216,19 @@ def _(layer: nnx.Conv) -> LinearLayer | None:
 
 
 @compress_model.register
-def _(model: nnx.Module, plan: Plan, masks: Any, inference: bool) -> nnx.Module:
+def _(model: nnx.Module, plan: Plan, masks: Any, form: Form) -> nnx.Module:
     _check_dense(model, plan)
     params = pure(model)
     if masks is None:
         masks = plan.masks(magnitude(params))
-    model = _copy(model)
+    model = copied(model)
     nnx.update(model, apply_masks(params, masks))
     found, weights = named_leaves(masks), named_leaves(pure(model))
     planned = {leaf.name: leaf for leaf in plan.leaves if leaf.name in found}
-    for names, layers in _tied_layers(model):
+    for names, layers in tied_layers(model):
         name = next((name for name in names if name in planned), None)
         if name is not None:
-            _replace_kernel(layers, planned[name], weights[name], found[name], inference)
+            _replace_kernel(layers, planned[name], weights[name], found[name], form)
     return model
 
 
@@ -240,7 +241,7 @@ def _check_dense(model: nnx.Module, plan: Plan) -> None:
             )
 
 
-def _tied_layers(model: nnx.Module) -> Iterator[tuple[list[str], list[LinearLayer]]]:
+def tied_layers(model: nnx.Module) -> Iterator[tuple[list[str], list[LinearLayer]]]:
     """The names of each kernel and the layers that use it, several if it is tied.
 
     A kernel that is also used outside of linear layers, such as an embedding, is excluded.
@@ -260,11 +261,11 @@ def _tied_layers(model: nnx.Module) -> Iterator[tuple[list[str], list[LinearLaye
 
 
 def _replace_kernel(
-    layers: list[LinearLayer], leaf: Any, weights: Any, mask: Any, inference: bool
+    layers: list[LinearLayer], leaf: Any, weights: Any, mask: Any, form: Form
 ) -> None:
     if not all(_agrees(layer, leaf.layout) for layer in layers):
         return
-    array = compress_leaf(weights, leaf, mask, inference)
+    array = compress_leaf(weights, leaf, mask, form)
     if isinstance(array, SparseArray):
         kernel = SparseKernel(array)
         for layer in layers:

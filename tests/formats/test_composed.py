@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import sparsejax as sj
-from sparsejax.formats import BlockArray, Entries, LowRank, NMArray, Sum
+from sparsejax.formats import BitmaskArray, BlockArray, Entries, LowRank, NMArray, Sum
 
 KEYS = jax.random.split(jax.random.key(0), 8)
 W = jax.random.normal(KEYS[0], (8, 6))
@@ -19,6 +19,7 @@ MATRICES = {
     "entries": Entries.fromdense(W, mask=MASK),
     "entries, padded": Entries.fromdense(W, mask=MASK, slots=40),
     "no entries": Entries.fromdense(jnp.zeros((8, 6))),
+    "bitmask": BitmaskArray.fromdense(W, mask=MASK),
     "rank 2": LowRank(jax.random.normal(KEYS[2], (8, 2)), jax.random.normal(KEYS[3], (2, 6))),
     "2:4": NMArray.fromdense(W, 2, 4),
     "blocks": BlockArray.fromdense(W, 2, mask=jnp.kron(jnp.eye(4, 3), jnp.ones((2, 2))) > 0),
@@ -114,8 +115,8 @@ def test_save_and_load(tmp_path):
     tree = {name: {"kernel": w} for name, w in {**MATRICES, **sums()}.items()}
     tree["equinox"] = {"weight": sj.formats.Transposed(MATRICES["2:4"])}
     tree = {name.replace(", ", "_"): value for name, value in tree.items()}
-    sj.formats.save_safetensors(tree, tmp_path / "w.safetensors")
-    back = sj.formats.load_safetensors(tmp_path / "w.safetensors")
+    sj.save(tmp_path / "w.safetensors", tree)
+    back = sj.load(tmp_path / "w.safetensors")
     assert jax.tree.structure(back) == jax.tree.structure(tree)
     jax.tree.map(np.testing.assert_array_equal, back, tree)
 

@@ -80,8 +80,8 @@ def test_trains_in_a_layer():
 
 def test_saved_placed_and_converted(tmp_path):
     w = TensorCoreArray.fromnm(made(126, 128, dtype=jnp.bfloat16))
-    sj.formats.save_safetensors({"layer": {"kernel": w}}, tmp_path / "w.safetensors")
-    same(sj.formats.load_safetensors(tmp_path / "w.safetensors")["layer"]["kernel"], w)
+    sj.save(tmp_path / "w.safetensors", {"layer": {"kernel": w}})
+    same(sj.load(tmp_path / "w.safetensors")["layer"]["kernel"], w)
     mesh = jax.make_mesh((1,), ("model",), axis_types=(AxisType.Auto,))
     placed = sj.formats.shard_columns(w, mesh, "model")
     same(placed, w)

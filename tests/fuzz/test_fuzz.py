@@ -28,14 +28,15 @@ WITHOUT = {
     "pytrees, rebuilt with whatever JAX puts at their leaves": """
         LowRank Sum Transposed Threshold TopP Masks InputGate ActivationGate NeuronGate""",
     "formats, checked where they are multiplied, loaded and made by fromdense": """
-        BlockArray NMArray Skipping TensorCoreArray""",
+        BitmaskArray BlockArray NMArray Skipping TensorCoreArray""",
     "modules, whose arguments flax.nnx checks": """
         DartsCell Bert Llama MobileNet BlockFFN ReLURouter RotatedNorm SparseKernel SparseLinear""",
     "no arguments": "advice_markdown minilm",
     "registration of the user's own class or function": "linen_compressed",
     "second names": "sr_ste",
     "needs files, a mesh, SciPy or minutes": """
-        bert_from_safetensors llama save_llama smollm2 shard_columns from_sparse tune""",
+        bert_from_safetensors llama save_llama shard_llama smollm2 shard_columns from_sparse
+        tune""",
 }  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from .._finish import FUSED, How, finish
 from .._table import get, platform_of, requested
 from .._tuning import fastest
 from ._derivatives import product_of
-from ._order import case_of, order
+from ._order import case_of, known_rows, order
 
 
 @checked()
@@ -114,7 +114,8 @@ def explain(x: Any, w: Any, implementation: str | Sequence[str] | None = None) -
     if not isinstance(w, Matrix):
         requested("matmul", Matrix, implementation, platform)
         return "dense"
-    rows, passed, one = math.prod(x.shape[w.ndim - 2 : -1]), [], _one_of(w, x.dtype)
+    rows = known_rows(math.prod(x.shape[w.ndim - 2 : -1]))
+    passed, one = [], _one_of(w, x.dtype)
     for name in _names(x, w, implementation, platform):
         try:
             explain = get("matmul", type(w), name, platform).explain
@@ -133,7 +134,7 @@ def _names(x: Any, w: Matrix, implementation: Any, platform: str) -> tuple[str, 
     names = requested("matmul", type(w), implementation, platform)
     if implementation is not None:
         return names
-    names = order(w, names, math.prod(x.shape[w.ndim - 2 : -1]), platform)
+    names = order(w, names, known_rows(math.prod(x.shape[w.ndim - 2 : -1])), platform)
     measured = fastest(case_of, x, w)
     return names if measured is None else tuple(dict.fromkeys((measured, *names)))
 

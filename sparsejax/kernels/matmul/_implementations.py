@@ -1,6 +1,7 @@
 """The table of products. Each is loaded at first use."""
 
 from ...formats import (
+    BitmaskArray,
     BlockArray,
     Entries,
     LowRank,
@@ -99,6 +100,7 @@ def _() -> Implementation:
     return SUM
 
 
+@implement("matmul", BitmaskArray, "xla")
 @implement("matmul", Matrix, "dense")
 def _() -> Implementation:
     from ._dense import IMPLEMENTATION

@@ -14,6 +14,13 @@ NM_ROWS, BLOCK_DENSITY = 64, 0.6
 # in their order, and rows from which they are faster even if W must be reordered each time.
 GPU_DENSITY = {128: 0.6, 64: 0.45, 32: 0.1}
 CORES_LOSE = range(65, 1024)
+# Rows that a symbolic number of them, as of `jax.export`, is taken for: any form is right for all.
+SYMBOLIC_ROWS = 512
+
+
+def known_rows(rows: Any) -> int:
+    """The number of rows to choose a form for."""
+    return rows if isinstance(rows, int) else SYMBOLIC_ROWS
 
 
 @functools.singledispatch

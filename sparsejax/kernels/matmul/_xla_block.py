@@ -13,6 +13,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Shaped
 
 from ...formats import BlockArray
+from ._order import known_rows
 
 # Bytes of gathered x up to which the batched form is faster, for blocks of at least 32 rows and for
 # smaller ones, whose gather is slower. Measured with a last-level cache of 32 MB, see
@@ -30,7 +31,7 @@ def product(x: Shaped[Array, "m k"], w: BlockArray, **dot: Any) -> Float[Array, 
     """`x W` in the form selected by the shapes."""
     if not w.values.size:
         return jnp.zeros((x.shape[0], w.shape[1]), dot["preferred_element_type"])
-    y = form(x.shape[0], w)(x, w, **dot)
+    y = form(known_rows(x.shape[0]), w)(x, w, **dot)
     return jnp.where(_damaged(w.index, w.index_t.shape[0], w.block[1]), jnp.nan, y)
 
 
@@ -59,7 +60,7 @@ def batched(x: Shaped[Array, "m k"], w: BlockArray, **dot: Any) -> Float[Array, 
     columns, _, bk, bn = w.values.shape
     gathered = _rows(x, w.index, bk)
     # The order of the sum determines the layout of both copies made by XLA.
-    summed = ((3, 2), (2, 1)) if x.shape[0] >= INTERLEAVED_ROWS else ((2, 3), (1, 2))
+    summed = ((3, 2), (2, 1)) if known_rows(x.shape[0]) >= INTERLEAVED_ROWS else ((2, 3), (1, 2))
     y = lax.dot_general(gathered, w.values, (summed, ((1,), (0,))), **dot)
     return y.transpose(1, 0, 2).reshape(x.shape[0], columns * bn)
 
@@ -87,7 +88,7 @@ def transposed(dy: Shaped[Array, "m n"], w: BlockArray, **dot: Any) -> Float[Arr
     rows, slots = w.index_t.shape
     if not w.values.size:
         return jnp.zeros((dy.shape[0], w.shape[0]), dot["preferred_element_type"])
-    chosen = _choose(dy.shape[0], (rows, slots), w.values.shape[0], w.block[1])
+    chosen = _choose(known_rows(dy.shape[0]), (rows, slots), w.values.shape[0], w.block[1])
     if chosen == "decompressed":
         return lax.dot_general(dy, w.todense(), (((1,), (1,)), ((), ())), **dot)
     product = _transposed_batched if chosen == "batched" else _transposed_scanned
@@ -125,7 +126,7 @@ def sampled(
     if not w.values.size:
         return jnp.zeros(w.values.shape, dot["preferred_element_type"])
     by_column = dy.reshape(-1, columns, bn)
-    if _choose(x.shape[0], (columns, slots), w.index_t.shape[0], bk) == "batched":
+    if _choose(known_rows(x.shape[0]), (columns, slots), w.index_t.shape[0], bk) == "batched":
         gathered = _rows(x, w.index, bk)
         values = lax.dot_general(gathered, by_column, (((0,), (0,)), ((1,), (1,))), **dot)
     else:

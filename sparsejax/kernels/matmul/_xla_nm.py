@@ -9,6 +9,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Shaped
 
 from ...formats import NMArray
+from ._order import known_rows
 
 # Columns that must share a pattern for gathering x to be faster.
 GATHERED_SHARE = 32
@@ -22,7 +23,7 @@ DENSE_ROWS = 64
 
 def product(x: Shaped[Array, "m k"], w: NMArray, **dot: Any) -> Float[Array, "m n"]:
     """`x W` in the form selected by the shapes."""
-    return form(x.shape[0], w)(x, w, **dot)
+    return form(known_rows(x.shape[0]), w)(x, w, **dot)
 
 
 def form(rows: int, w: NMArray) -> Callable[..., Array]:
@@ -91,7 +92,7 @@ def sampled(
     x: Shaped[Array, "m k"], dy: Shaped[Array, "m n"], w: NMArray, **dot: Any
 ) -> Float[Array, "slots g n"]:
     """`x^T dy` at the stored positions, unused slots included."""
-    if w.share < GATHERED_SHARE or not _is_batched(x.shape[0], w):
+    if w.share < GATHERED_SHARE or not _is_batched(known_rows(x.shape[0]), w):
         return w.take(lax.dot_general(x, dy, (((0,), (0,)), ((), ())), **dot))
     tiles = _gather(x, w)
     by_tile = dy.reshape(dy.shape[0], -1, w.share)
