@@ -9,14 +9,22 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ._sharding import on_host
-from ._tree import is_gap, named_leaves, pure
+from ._tree import is_array, is_gap, named_leaves, pure
 
 History = Mapping[Any, PyTree] | Sequence[PyTree]
 
 
-def masks_by_name(masks: PyTree) -> dict[str, Any]:
+def masks_by_name(masks: PyTree, what: str = "masks") -> dict[str, Any]:
     """The masks by path; leaves without a mask are absent."""
-    return {name: m for name, m in named_leaves(pure(masks)).items() if not is_gap(m)}
+    found = {name: m for name, m in named_leaves(pure(masks)).items() if not is_gap(m)}
+    for name, mask in found.items():
+        if not is_array(mask) or mask.dtype != bool:
+            held = mask.dtype if is_array(mask) else type(mask).__name__
+            raise TypeError(
+                f"{what}: the mask of {name or 'the parameter'} holds {held}, not booleans; True "
+                "means kept: pass `mask != 0`."
+            )
+    return found
 
 
 def count(x: Any) -> int:
@@ -57,9 +65,9 @@ def steps_of(history: History) -> dict[int, dict[str, Any]]:
                 "history must map steps to trees of masks, {0: masks, 100: masks}, or be a list "
                 f"of trees; the keys are {', '.join(map(repr, list(history)[:4]))}."
             )
-        found = {int(step): masks_by_name(history[step]) for step in sorted(history)}
+        found = {int(step): masks_by_name(history[step], "history") for step in sorted(history)}
     else:
-        found = {step: masks_by_name(masks) for step, masks in enumerate(history)}
+        found = {step: masks_by_name(masks, "history") for step, masks in enumerate(history)}
     if not any(found.values()):
         raise ValueError(
             "the history holds no masks; record sj.get_masks(opt_state) during training."

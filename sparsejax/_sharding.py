@@ -25,8 +25,8 @@ def with_auto_axes(f: Callable[..., PyTree], *args: PyTree, like: PyTree) -> PyT
 
 
 def drawn_like(x: Any, f: Callable[[Array], Array], key: Array) -> Array:
-    """`f(key)` of the shape of `x`, sharded as that is on a mesh with explicit axes."""
-    if not _is_explicit(x):
+    """`f(key)` of the shape of `x`, sharded as that is."""
+    if isinstance(x, jax.ShapeDtypeStruct):
         return f(key)
 
     def draw(key, x):

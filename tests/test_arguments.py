@@ -9,7 +9,15 @@ from numpy import nan
 
 import sparsejax as sj
 from sparsejax import prox, solve
-from sparsejax.contrib import reprogramming, sara, search, unlearning
+from sparsejax.contrib import (
+    dag,
+    multitask,
+    receptive_fields,
+    reprogramming,
+    sara,
+    search,
+    unlearning,
+)
 from sparsejax.contrib.update_sparsity import update_partition, update_sparsity
 
 pytestmark = pytest.mark.whole  # short, so all of it is in `make test`
@@ -20,6 +28,7 @@ P = {"kernel": X.at[0, 0].set(0.5), "bias": jnp.zeros(3)}
 PLAN = sj.plan(P, sj.Unstructured(0.5))
 SGD = optax.sgd(0.1)
 SIX = jnp.array([0, 1, 2, 0, 1, 2])
+AT = {"kernel": jnp.array([0, 3])}
 NM = sj.formats.NMArray.fromdense(jnp.ones((4, 4)), 2, 4)
 
 
@@ -125,6 +134,47 @@ CALLS = [
     ("atoms", lambda: solve.dictionary_learning(X[None], None, prox.l1(0.1), key=KEY)),
     ("learning_rate", lambda: solve.dictionary_learning(
         X[None], 4, prox.l1(0.1), key=KEY, learning_rate=-1.0)),
+    # By the number of arguments of a function, a dtype, each element, and shared axes.
+    (r"loss must be called as loss\(params, batch\)", lambda: sj.recipes.train_masked(
+        P, None, lambda p: 0.0, SGD, X, steps=1, key=KEY)),
+    ("callback", lambda: trained(callback=lambda: None)),
+    ("sampler must be a function of 3 arguments", lambda: multitask.active_mtl(
+        lambda: 0, (X, X[:, 0]), tasks=1, k=1, budget=4, key=KEY)),
+    ("noise", lambda: dag.sample_sem(jnp.eye(3) * 0, 4, noise=lambda: 0.0, key=KEY)),
+    ("dtype", lambda: sj.reporting.bytes_of((4, 4), "text")),
+    ("dtype", lambda: sj.reporting.bytes_of((4, 4), None)),
+    ("out_dtype", lambda: sj.matmul(jnp.ones((2, 4)), NM, out_dtype=object())),
+    ("forget", lambda: unlearning.unlearning_report((X, None), (X, SIX), (X, SIX))),
+    ("curve", lambda: sj.reporting.plot_reliability({"a": 1.0})),
+    ("labels .* must agree", lambda: mapped(labels=SIX[:1])),
+    ("X .* must agree", lambda: solve.dictionary_step(jnp.eye(3), X, X[:2], 1.0)),
+    ("codes", lambda: receptive_fields.active_units(jnp.float32(1))),
+    ("others .* must agree", lambda: unlearning.membership_attack(X, X[:, :2], X)),
+    ("shift", lambda: dag.logdet_acyclicity(jnp.zeros((2, 2)), -1.0)),
+    ("weights", lambda: dag.logdet_acyclicity(jnp.zeros((2, 3)))),
+    ("scale", lambda: dag.sample_sem(jnp.eye(3) * 0, 4, jnp.ones(2), key=KEY)),
+    ("pattern", lambda: sj.formats.compress_matrix("2:4", X, X > 0)),
+    ("w must be", lambda: sj.formats.multiply("text", X)),
+    ("x must be", lambda: sj.kernels.explain("text", NM)),
+    ("bias", lambda: sj.matmul(jnp.ones((2, 4)), NM, bias=jnp.ones((3, 1, 4)))),
+    ("precision", lambda: sj.matmul(jnp.ones((2, 4)), NM, precision=object())),
+    ("steps", lambda: search.Stage(-1, SGD)),
+    ("optimizer", lambda: search.Stage(1, optax.sgd)),
+    ("opt_state", lambda: search.bilevel_gradient(
+        lambda w, a: w, lambda w, a: w, jnp.ones(()), 1.0, SGD, optax.adam(1.0).init(X))),
+    ("values", lambda: sara.write_back(P, {"kernel": jnp.ones(3)}, AT)),
+    ("values", lambda: sara.select_gradients(P, {"other": jnp.ones(2)}, AT)),
+    ("indices", lambda: sara.gather_values(P, {"kernel": X})),
+    ("not booleans", lambda: sj.metrics.mask_change(P, P)),
+    ("history", lambda: sj.metrics.flip_rate([nan, {"kernel": X > 0}])),
+    ("trees", lambda: sj.recipes.soup_geometry([P, nan])),
+    ("operator", lambda: solve.operator_norm("text", X[0])),
+    ("lower", lambda: prox.box([], 1.0)),
+    ("n must be at least 0", lambda: prox.nm(-1, 4)),
+    ("k must be at least 0", lambda: prox.hard_k(-1)),
+    ("first", lambda: sj.masks.uniform_plus(P, 0.5, first="zz")),
+    ("platforms", lambda: sj.kernels.implement("matmul", type(NM), "own", platforms=["abacus"])),
+    ("platform", lambda: sj.kernels.lowering_for("abacus")),
 ]  # fmt: skip
 
 
@@ -132,6 +182,14 @@ CALLS = [
 def test_wrong_arguments_are_named(name, call):
     with pytest.raises((ValueError, TypeError), match=name):
         call()
+
+
+def test_values_that_fit_are_taken():
+    assert prox.box(-np.inf, np.ones(3)).lower == -np.inf
+    assert sj.formats.compress_matrix(sj.NM(2, 4), jnp.ones((4, 3)), jnp.ones((4, 3), bool) & False)
+    assert sj.matmul(jnp.ones((2, 4)), NM, bias=jnp.ones((2, 1))).shape == (2, 4)
+    assert sj.reporting.bytes_of((4, 4), "bfloat16") == sj.reporting.bytes_of((4, 4), np.float16)
+    assert sj.formats.compress_matrix.register is not None
 
 
 def test_arrays_that_change_in_place_are_compared_as_they_were():

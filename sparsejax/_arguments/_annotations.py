@@ -18,6 +18,7 @@ import numpy as np
 import optax
 from flax import nnx
 from jax.core import Tracer
+from jax.typing import DTypeLike
 from jaxtyping import PyTree, Shaped
 
 from .._tree import is_array
@@ -45,7 +46,7 @@ def checked(**intervals: str) -> Callable[[F], F]:
         @functools.wraps(call)
         def check(*args: Any, **kwargs: Any) -> Any:
             __tracebackhide__ = True
-            signature, by_name = tests()
+            signature, by_name, axes = tests()
             try:
                 given = signature.bind(*args, **kwargs).arguments
             except TypeError as error:
@@ -57,6 +58,7 @@ def checked(**intervals: str) -> Callable[[F], F]:
                         kind = ValueError if _is_value(wanted) or _is_nan(value) else TypeError
                         what = f"{name_of}: {name} must {verb}{wanted}"
                         raise kind(f"{what}, got {_text(value)}.")
+            _check_lengths(name_of, given, axes)
             return call(*args, **kwargs)
 
         if inspect.isclass(function):
@@ -80,17 +82,19 @@ def _text(value: Any) -> str:
 
 
 def _tests(function: Any, intervals: Mapping[str, str]) -> Any:
-    """The signature, and for each argument the tests and the text of what each wants."""
+    """The signature, and for each argument the tests, the text of what each wants, its axes."""
     signature = inspect.signature(function)
     by_name: dict[str, list[tuple[Test, str]]] = {}
+    axes: dict[str, list[str]] = {}
     for name, parameter in signature.parameters.items():
         variadic = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
         annotation = None if variadic else parameter.annotation
         annotation = jax.random.key if name == "key" else annotation
         tests = [found] if (found := _test_of(annotation)) else []
-        if intervals.get(name, "").startswith(name):
-            call = intervals[name]
-            tests.append((functools.partial(_takes, many=call.count(",") + 1), f"called as {call}"))
+        given = "callback(progress)" if name == "callback" else intervals.get(name, "")
+        if given.startswith(f"{name}("):
+            takes = functools.partial(_takes, many=given.count(",") + 1)
+            tests = [_KINDS[Callable], (takes, f"called as {given}")]
         elif name in intervals:
             tests.append(
                 (
@@ -103,7 +107,23 @@ def _tests(function: Any, intervals: Mapping[str, str]) -> Any:
         if parameter.default is None or type(None) in typing.get_args(annotation):
             tests = [(lambda x, fits=fits: x is None or fits(x), text) for fits, text in tests]
         by_name[name] = tests
-    return signature, by_name
+        axes |= {name: words} if (words := _axes_of(annotation)) else {}
+    return signature, by_name, axes
+
+
+def _check_lengths(name_of: str, given: Mapping[str, Any], axes: Mapping[str, list[str]]) -> None:
+    """Raises if an axis that two arguments have by name differs in length."""
+    seen: dict[str, tuple[Any, str]] = {}
+    for name, words in axes.items():
+        if given.get(name) is not None:
+            for axis, length in (_lengths(words, np.shape(given[name])) or {}).items():
+                first, other = seen.setdefault(axis, (length, name))
+                if first != length:
+                    shapes = f"{np.shape(given[name])} and {other} {np.shape(given[other])}"
+                    raise ValueError(
+                        f"{name_of}: {name} {shapes} must agree in the axis {axis!r} of "
+                        f"{name} ({', '.join(words)}) and {other} ({', '.join(axes[other])})."
+                    )
 
 
 def _test_of(annotation: Any) -> tuple[Test, str] | None:
@@ -115,22 +135,50 @@ def _test_of(annotation: Any) -> tuple[Test, str] | None:
         return _test_of_union(of)
     if origin is Literal:
         return lambda x: x is None if None in of else isinstance(x, str) and x in of, _one_of(of)
+    if origin is Callable and of and isinstance(of[0], list):
+        many = len(of[0])
+        text = f"a function of {many} argument{'s' * (many > 1)}"
+        return lambda x: callable(x) and _takes(x, many), text
     if origin in _KINDS:
         fits, text = _KINDS[origin]
-        inner = _test_of(of[0]) if origin in (Sequence, tuple, list) and of else None
-        if inner is None or (origin is tuple and of[-1] is not Ellipsis and len(set(of)) > 1):
+        if origin is tuple and of[-1] is not Ellipsis:
+            return _test_of_tuple(of)
+        inner = _test_of(of[-1 if origin is Mapping else 0]) if of and origin in _HOLDERS else None
+        if inner is None:
             return fits, text
-        each = f"{text}, each {inner[1]}"
-        return lambda x: fits(x) and (is_array(x) or all(map(inner[0], x))), each
+        each = f"{text}{' with values that are' if origin is Mapping else ', each'} {inner[1]}"
+        return lambda x: fits(x) and all(map(inner[0], _held(x))), each
     if isinstance(annotation, type) and annotation.__module__.startswith(("sparsejax", "flax")):
         name = annotation.__name__
         return lambda x: isinstance(x, annotation), f"{'an' if name[0] in 'AEIO' else 'a'} {name}"
     return _test_of_array(annotation) if isinstance(annotation, _ANNOTATED) else None
 
 
+def _held(x: Any) -> Iterable[Any]:
+    """The elements of a container that can be read more than once."""
+    if isinstance(x, Mapping):
+        return x.values()
+    return x if isinstance(x, Sequence) else ()
+
+
+def _test_of_tuple(of: tuple[Any, ...]) -> tuple[Test, str]:
+    tests = [_test_of(x) or (lambda x: True, "any value") for x in of]
+    texts = dict.fromkeys(text for _, text in tests)
+
+    def fits(x: Any) -> bool:
+        whole = _is_sequence(x) and len(x) == len(of)
+        return whole and all(test(y) for (test, _), y in zip(tests, x))
+
+    return fits, f"a tuple of {len(of)}: {' and '.join(texts)}"
+
+
 def _test_of_union(of: tuple[Any, ...]) -> tuple[Test, str] | None:
+    if any(isinstance(x, _ANNOTATED) for x in of):  # Shaped[ArrayLike, "..."]
+        of = tuple(x for x in of if x not in _NUMERIC)
     if {jax.Array, np.ndarray} <= set(of):  # the parts of jax.typing.ArrayLike
         of = (jax.Array, *(x for x in of if x is type(None) or x not in _NUMERIC))
+    if _DTYPE_LIKE <= set(of):
+        of = (np.dtype, *(x for x in of if x not in _DTYPE_LIKE))
     tests = [_test_of(x) for x in of]
     if None in tests:
         return None
@@ -142,15 +190,45 @@ def _test_of_array(annotation: Any) -> tuple[Test, str]:
     words = annotation.dim_str.split()
     kind = next((k for name, k in _DTYPES.items() if annotation.__name__.startswith(name)), None)
     text = f"an array of {kind[1]}" if kind else "an array"
-    free = any(w == "..." or w.startswith("*") for w in words)
 
     def fits(x: Any) -> bool:
         if not _is_numeric(x) or (kind and not jnp.issubdtype(jnp.result_type(_array(x)), kind[0])):
             return False
-        shape = np.shape(x)
-        return free or (len(shape) == len(words) and len({*zip(words, shape)}) == len({*words}))
+        return _lengths(words, np.shape(x)) is not None
 
-    return fits, text if free else f"{text} of shape ({', '.join(words)})"
+    return fits, text if len(words) == 1 and _is_free(words[0]) else (
+        f"{text} of shape ({', '.join(words)})"
+    )
+
+
+def _is_free(word: str) -> bool:
+    """Whether a word of a shape matches any number of axes."""
+    return word == "..." or word.startswith("*")
+
+
+def _lengths(words: Sequence[str], shape: tuple[int, ...]) -> dict[str, Any] | None:
+    """The length of each named axis; None if a shape does not fit the words of an annotation."""
+    free = next((i for i, word in enumerate(words) if _is_free(word)), None)
+    fixed = len(words) - (free is not None)
+    if len(shape) < fixed or (free is None and len(shape) > fixed):
+        return None
+    after = [] if free is None else words[:free:-1]
+    found: dict[str, Any] = {}
+    if free is not None and words[free].startswith("*"):
+        found[words[free]] = shape[free : len(shape) - len(after)]
+    for word, length in (*zip(words[:free], shape), *zip(after, shape[::-1])):
+        if word.isdigit() and int(word) != length:
+            return None
+        if word.isidentifier() and word[0] != "_" and found.setdefault(word, length) != length:
+            return None
+    return found
+
+
+def _axes_of(annotation: Any) -> list[str] | None:
+    """The words of the shape of an argument that is an array; None for other arguments."""
+    of = typing.get_args(annotation) if not isinstance(annotation, _ANNOTATED) else (annotation,)
+    shapes = {x.dim_str if isinstance(x, _ANNOTATED) else "" for x in of if x is not type(None)}
+    return shapes.pop().split() if len(shapes) == 1 else None
 
 
 def _array(x: Any) -> Any:
@@ -215,6 +293,13 @@ def _is_optimizer(x: Any) -> bool:
     return True
 
 
+def _is_dtype(x: Any) -> bool:
+    try:
+        return x is not None and jnp.dtype(x).kind != "O"
+    except TypeError:
+        return False
+
+
 def _takes(function: Any, many: int) -> bool:
     """Whether a function takes so many positional arguments, as far as is known."""
     try:
@@ -256,6 +341,8 @@ def _within(interval: str, several: bool) -> Test:
 
 _ANNOTATED = type(Shaped[jax.Array, "..."])
 _DTYPES = {"Int": (jnp.integer, "integers"), "Bool": (bool, "booleans")}
+_HOLDERS = (Sequence, tuple, list, Iterable, Mapping)
+_DTYPE_LIKE = set(typing.get_args(DTypeLike))
 _NUMERIC = {jax.Array, np.ndarray, np.bool_, np.number, bool, int, float, complex}
 _ARRAY = (_is_numeric, "a number or an array")
 _KINDS: dict[Any, Any] = {
@@ -265,6 +352,7 @@ _KINDS: dict[Any, Any] = {
     str: (lambda x: isinstance(x, str), "a string"),
     type(None): (lambda x: x is None, "None"),
     type: (lambda x: isinstance(x, type), "a class"),
+    np.dtype: (_is_dtype, "a dtype, jnp.float32"),
     jax.Array: _ARRAY,
     np.ndarray: _ARRAY,
     np.number: _ARRAY,
@@ -274,7 +362,10 @@ _KINDS: dict[Any, Any] = {
     tuple: (_is_sequence, "a tuple"),
     list: (_is_sequence, "a list"),
     Mapping: (lambda x: isinstance(x, Mapping), "a mapping"),
-    Iterable: (lambda x: isinstance(x, Iterable) and not isinstance(x, str), "an iterable"),
+    Iterable: (
+        lambda x: isinstance(x, Iterable) and not isinstance(x, str | Mapping),
+        "an iterable",
+    ),
     os.PathLike: (lambda x: isinstance(x, os.PathLike), "a path"),
     PyTree: (_is_tree, "a tree of arrays"),
     optax.GradientTransformation: (_is_optimizer, "an optimizer, optax.adamw(1e-3)"),

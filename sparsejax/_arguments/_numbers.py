@@ -112,11 +112,21 @@ def checked_number(name: str, x: Any, call: str, *, positive: bool = False) -> A
     return x if jnp.issubdtype(x.dtype, jnp.floating) else jnp.asarray(x, jnp.float32)
 
 
-def checked_integer(name: str, x: Any, call: str) -> Any:
+def check_real(name: str, x: Any, call: str) -> None:
+    """Raises unless `x` is a real number or an array of them."""
+    kind = isinstance(x, Tracer) or (is_number(x) and not isinstance(x, bool | np.bool_))
+    real = kind and jnp.issubdtype(jnp.result_type(x), jnp.number)
+    if not real or jnp.issubdtype(jnp.result_type(x), jnp.complexfloating):
+        raise TypeError(f"{name} must be a real number or an array, got {x!r}; for example {call}.")
+
+
+def checked_integer(name: str, x: Any, call: str, least: int | None = None) -> Any:
     """An integer, possibly traced; 3.0 is rejected, since it is a count."""
     kind = isinstance(x, int | np.integer | np.ndarray | jax.Array) and not isinstance(x, bool)
     if not kind or not jnp.issubdtype(jnp.result_type(x), jnp.integer) or np.ndim(x) > 0:
         raise TypeError(f"{name} must be an integer, got {x!r}; for example {call}.")
+    if least is not None and known(x) and x < least:
+        raise ValueError(f"{name} must be at least {least}, got {x}; for example {call}.")
     return x
 
 
@@ -129,7 +139,7 @@ def is_number(value: Any) -> bool:
 
 def check_schedule(what: str, name: str, value: Any) -> None:
     """Raises if `value` is neither a number nor a schedule: a string, a list."""
-    number = is_number(value) and jnp.ndim(value) == 0
+    number = is_number(value) and jnp.ndim(value) == 0 and not isinstance(value, bool)
     if not (number or isinstance(value, Tracer) or callable(value)):
         raise TypeError(
             f"{what}: {name}={value!r} is a {type(value).__name__}; pass a number or an optax "

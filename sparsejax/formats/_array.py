@@ -24,7 +24,7 @@ def multiply(w: Any, x: Any) -> Any:
     Register the product of a custom format with `sj.formats.multiply.register(YourFormat)`.
 
     Raises:
-      NotImplementedError: If no product is registered for the type of `w`.
+      TypeError: If no product is registered for the type of `w`.
 
     Example:
       >>> import jax.numpy as jnp, sparsejax as sj
@@ -32,7 +32,10 @@ def multiply(w: Any, x: Any) -> Any:
       >>> sj.formats.multiply(w, jnp.arange(4.0)).tolist()
       [0.0, 1.0, 2.0, 3.0]
     """
-    raise NotImplementedError(f"no product is registered for {type(w).__name__}")
+    raise TypeError(
+        f"multiply: w must be of a format with a registered product, got {w!r:.80}; for an array "
+        "write x @ w."
+    )
 
 
 class Matrix(ABC):
@@ -70,6 +73,10 @@ class Matrix(ABC):
         overrides it; `sj.load` calls it for every matrix.
         """
         del self
+
+    def for_product(self: M) -> M:
+        """The same matrix as products read it; by default unchanged."""
+        return self
 
     def for_inference(self: M) -> M:
         """The same matrix without parts that only its gradient reads; by default unchanged."""

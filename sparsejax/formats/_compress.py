@@ -5,12 +5,14 @@ from typing import Any
 
 from jaxtyping import Array, Bool, Float
 
+from .._arguments import checked
 from ..patterns import NM, Block, Pattern
 from ._array import SparseArray
 from ._block import BlockArray
 from ._nm import NMArray
 
 
+@checked()
 @functools.singledispatch
 def compress_matrix(
     pattern: Pattern, matrix: Float[Array, "... k n"], mask: Bool[Array, "... k n"]

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from .._arguments import checked
 from .._arrays import wide_dtype
 from .._tree import register
 from ._array import Matrix
@@ -152,6 +153,7 @@ class Sum(Matrix):
         return f"{self.label}, shape={self.shape}, dtype={self.dtype}"
 
 
+@checked()
 def trainable(tree: PyTree) -> PyTree:
     r"""The trained leaves of a tree in which leaves outside of any `Sum` are frozen.
 

@@ -6,7 +6,7 @@ from jaxtyping import Array, Float
 from .._arguments import checked
 
 
-@checked()
+@checked(size="[1, inf)")
 def unit_major(kernel: Float[Array, "a b"], axis: int, size: int = 1) -> Float[Array, "n g d"]:
     """A kernel with contiguous weights per unit, as the active kernels read it.
 

@@ -56,13 +56,17 @@ def need_ascending(matrix: Any, name: str, x: np.ndarray, used: Any, axis: int =
     need(matrix, fine, f"{name} must ascend without repetition")
 
 
+_LISTS = (np.int32, np.uint16, np.uint8)  # narrow ones in a matrix for inference
+
+
 def need_lists(
     matrix: Any, names: tuple[str, ...], shape: tuple[int, ...], ends: tuple[int, ...]
 ) -> tuple[np.ndarray, ...]:
     """Lists of indices, and the count of those in use, which is the last name; padding is 0."""
     *lists, count = names
-    parts = [need_integers(matrix, name, shape, np.int32) for name in lists]
-    counts = need_integers(matrix, count, shape[:-1], np.int32)
+    wide = lambda name: need_integers(matrix, name, shape, *_LISTS).astype(np.int64)  # noqa: E731
+    parts = [wide(name) for name in lists]  # differences of unsigned integers would wrap
+    counts = need_integers(matrix, count, shape[:-1], *_LISTS).astype(np.int64)
     need_range(matrix, count, counts, shape[-1] + 1)
     used = np.arange(shape[-1]) < counts[..., None]
     for name, part, end in zip(lists, parts, ends):

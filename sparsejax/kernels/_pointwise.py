@@ -116,6 +116,7 @@ def group_conv(
             f"the kernel with sj.Block(({taps}, n), sparsity, axis=(2, 0, 1))."
         )
     _check("group_conv", x, w.shape[0] // taps, 4)
+    _check_padding(padding)
     columns, slots, _, n = w.values.shape
     dtype, total = x.dtype, jnp.promote_types(x.dtype, w.dtype)
     x, w = x.astype(total), w.astype(total)
@@ -124,7 +125,7 @@ def group_conv(
     if not slots:
         x, kernel = x[:, :1], jnp.zeros((*window, 1, columns * n), w.dtype)
     else:
-        x = x[:, w.index.reshape(-1)]
+        x = x[:, w.for_product().index.reshape(-1)]
     dims: Any = ("NCHW", "HWIO", "NCHW")
     y = lax.conv_general_dilated(
         x, kernel, strides, padding, dimension_numbers=dims,
@@ -133,13 +134,23 @@ def group_conv(
     return y.astype(dtype)
 
 
+def _check_padding(padding: Any) -> None:
+    if padding in ("SAME", "SAME_LOWER", "VALID"):
+        return
+    if isinstance(padding, str) or np.shape(padding) != (2, 2):
+        raise ValueError(
+            f'group_conv: padding={padding!r} must be "SAME", "SAME_LOWER", "VALID" or two pairs '
+            "of numbers, ((1, 1), (1, 1))."
+        )
+
+
 def _check(what: str, x: Array, channels: int, least: int) -> None:
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(
             f"{what}(x) must hold floats, got {x.dtype} of shape {x.shape}; write "
             "x.astype(jnp.float32)."
         )
-    if x.ndim < least or x.shape[-3] != channels:
+    if x.ndim < least or (what == "group_conv" and x.ndim > least) or x.shape[-3] != channels:
         raise ValueError(
             f"{what}: x of shape {x.shape} must be (..., {channels}, height, width), channels "
             "first; for images stored channel last write jnp.moveaxis(x, -1, -3), once per network."

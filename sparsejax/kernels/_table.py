@@ -82,6 +82,10 @@ def implement(
       ('mine', 'pallas_tpu', 'pallas_gpu', 'native', 'sparse_cores', 'cusparselt', 'xla', 'dense')
     """
 
+    unknown = [x for x in platforms if x not in EVERYWHERE]
+    if unknown:
+        raise ValueError(f"implement: platforms must be among {EVERYWHERE}, got {unknown}.")
+
     def register(load: Callable[[], Implementation]) -> Callable[[], Implementation]:
         entry = _Entry(functools.cache(load), tuple(platforms), automatic)
         _table.setdefault(operation, {}).setdefault(format, {})[name] = entry
@@ -192,8 +196,7 @@ def platform_of(*arrays: Any) -> str:
 
 
 @checked()
-@contextlib.contextmanager
-def lowering_for(platform: str) -> Iterator[None]:
+def lowering_for(platform: str) -> contextlib.AbstractContextManager[None]:
     """Traces for another platform: to lower or export for it, or to interpret its kernels.
 
     Args:
@@ -208,6 +211,11 @@ def lowering_for(platform: str) -> Iterator[None]:
     """
     if platform not in EVERYWHERE:
         raise ValueError(f"lowering_for: platform must be among {EVERYWHERE}, got {platform!r}.")
+    return _lowering_for(platform)
+
+
+@contextlib.contextmanager
+def _lowering_for(platform: str) -> Iterator[None]:
     token = _platform.set(platform)
     try:
         yield

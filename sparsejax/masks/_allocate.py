@@ -104,7 +104,8 @@ def uniform_plus(
 
     def shares(layers, s):
         names = sorted(layers, key=natural_order)
-        head, tail = _one(names, first, names[0]), _one(names, last, names[-1])
+        head = _one("first", names, first, names[0])
+        tail = _one("last", names, last, names[-1])
         if len(names) == 1:
             return {head: s}
         others = [n for n in names if n not in (head, tail)]
@@ -158,7 +159,7 @@ def erdos_renyi(
     return _allocate(params, sparsity, fixed, lambda layers, s: _scaled(layers, s, score))
 
 
-@checked()
+@checked(power="(-inf, inf)")
 def erk(
     params: PyTree,
     sparsity: float,
@@ -346,10 +347,10 @@ def _scaled(layers: Mapping[str, Layer], sparsity: float, score) -> dict[str, fl
     return {name: 0.0 if name in dense else 1 - epsilon * scores[name] for name in layers}
 
 
-def _one(names: list[str], rule: str | None, default: str) -> str:
+def _one(argument: str, names: list[str], rule: str | None, default: str) -> str:
     if rule is None:
         return default
     found = [name for name in names if re.search(rule, name)]
     if len(found) != 1:
-        raise ValueError(f"{rule!r} must match one layer, got {found or 'none'}.")
+        raise ValueError(f"{argument}={rule!r} must match one layer, got {found or 'none'}.")
     return found[0]

@@ -153,7 +153,7 @@ def _match(
     for rule, pattern in rules.items():
         if not (pattern is None or isinstance(pattern, Pattern)):
             raise TypeError(
-                f"plan: the rule {rule!r} must map to a pattern or None, got {pattern!r}; write "
+                f"plan: in rules {rule!r} must map to a pattern or None, got {pattern!r}; write "
                 f"{{{rule!r}: {_suggestion(pattern)}}}."
             )
         _check_expression(rule)

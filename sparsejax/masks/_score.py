@@ -171,7 +171,7 @@ def movement(params: PyTree, grads: PyTree) -> PyTree:
     return jax.tree.map(lambda w, g: -w * g, params, grads)
 
 
-@checked()
+@checked(loss_fn="loss_fn(params)")
 def grasp(params: PyTree, loss_fn: Callable[[PyTree], Array]) -> PyTree:
     r"""Gradient signal preservation, `w (H g)`: the largest are kept.
 
@@ -201,7 +201,7 @@ def grasp(params: PyTree, loss_fn: Callable[[PyTree], Array]) -> PyTree:
     return map_named(lambda name, w: w * product[name] if name in product else w, params)
 
 
-@checked()
+@checked(output_fn="output_fn(params)")
 def synflow(params: PyTree, output_fn: Callable[[PyTree], Array]) -> PyTree:
     r"""Synaptic flow, `|w dR/dw|` with `R = sum(output_fn(|params|))`: needs no data.
 

@@ -8,9 +8,9 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
-from .._arguments import check_finite, check_not_nan, checked
+from .._arguments import check_finite, checked
+from .._masks import masks_by_name
 from .._sharding import on_host
-from .._tree import named_leaves, pure
 
 _GUARD = 1e-12  # tolerance for rounding in a drop of exactly eps
 
@@ -136,13 +136,11 @@ def mask_similarity(
       >>> mask_similarity(jnp.array([True, True, False]), jnp.array([False, True, True]))
       0.5
     """
-    first, second = named_leaves(pure(a)), named_leaves(pure(b))
+    first, second = masks_by_name(a), masks_by_name(b)
     shapes = [{name: jnp.shape(m) for name, m in x.items()} for x in (first, second)]
     if shapes[0] != shapes[1]:
         raise ValueError(f"mask_similarity: the masks differ in shape: {shapes[0]}, {shapes[1]}.")
-    for name in first:
-        check_not_nan("mask_similarity", a=first[name], b=second[name])
-    pairs = [[on_host(masks[name]).astype(bool) for masks in (first, second)] for name in first]
+    pairs = [[on_host(masks[name]) for masks in (first, second)] for name in first]
     both = sum(int(np.sum(x & y)) for x, y in pairs)
     of_a, of_b = (sum(int(pair[i].sum()) for pair in pairs) for i in (0, 1))
     over = {
@@ -182,7 +180,9 @@ def abrupt_change(counts: ArrayLike | Sequence[float | int], factor: float = 2.0
       >>> abrupt_change([0, 10, 22, 31, 400, 420])
       4
     """
-    c = np.asarray(counts, np.float64).ravel()
+    c = np.asarray(counts, np.float64)
+    if c.ndim != 1:
+        raise ValueError(f"abrupt_change: counts must be a vector (t,), got shape {c.shape}.")
     check_finite("abrupt_change", counts=c, factor=factor)
     steps = np.diff(c)
     for t in range(1, len(steps)):
@@ -192,7 +192,10 @@ def abrupt_change(counts: ArrayLike | Sequence[float | int], factor: float = 2.0
 
 
 def _curve(sparsities, scores) -> tuple[np.ndarray, np.ndarray]:
-    s, y = np.asarray(sparsities, np.float64), np.asarray(scores, np.float64)
+    try:
+        s, y = np.asarray(sparsities, np.float64), np.asarray(scores, np.float64)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"sparsities and scores must be numbers: {error}.") from None
     if s.ndim != 1 or not s.size or y.shape[:1] != s.shape or y.ndim > 2:
         raise ValueError(
             f"sparsities of shape {s.shape} and scores of shape {y.shape} must be (S,) and (S,) "

@@ -37,7 +37,7 @@ def max_softmax_probability(logits: Float[ArrayLike, "... classes"]) -> Float[Ar
     return jnp.max(jax.nn.softmax(jnp.asarray(logits), axis=-1), axis=-1)
 
 
-@checked(epsilon="[0, inf)")
+@checked(epsilon="[0, inf)", loss_fn="loss_fn(inputs)")
 def fgsm(
     loss_fn: Callable[[Array], Array],
     inputs: Float[Array, "*shape"],

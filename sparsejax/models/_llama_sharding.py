@@ -55,8 +55,8 @@ def llama_specs(
       >>> config = sj.models.LlamaConfig(
       ...     vocabulary=50, width=16, hidden=32, layers=2, heads=4, key_heads=2, head_size=4)
       >>> model = nnx.eval_shape(lambda: sj.models.Llama(config, rngs=nnx.Rngs(0)))
-      >>> sj.models.llama_specs(model)["layers/1/mlp/down/kernel"]
-      PartitionSpec('tensor', 'fsdp')
+      >>> tuple(sj.models.llama_specs(model)["layers/1/mlp/down/kernel"])
+      ('tensor', 'fsdp')
     """
     names = {"fsdp": fsdp, "tensor": tensor}
 
@@ -102,8 +102,8 @@ def shard_llama(
       >>> model = sj.models.Llama(config, rngs=nnx.Rngs(0))
       >>> auto = jax.sharding.AxisType.Auto
       >>> mesh = jax.make_mesh((1, 1), ("fsdp", "tensor"), axis_types=(auto, auto))
-      >>> sj.models.shard_llama(model, mesh).layers[0].mlp.up.kernel.sharding.spec
-      PartitionSpec('fsdp', 'tensor')
+      >>> tuple(sj.models.shard_llama(model, mesh).layers[0].mlp.up.kernel.sharding.spec)
+      ('fsdp', 'tensor')
     """
     for axis in filter(None, (fsdp, tensor)):
         if axis not in mesh.shape:

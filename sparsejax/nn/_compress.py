@@ -6,14 +6,16 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
+from .._arguments import checked
 from .._tree import map_named, named_leaves, pure
 from ..formats import BitmaskArray, Matrix, compress_matrix
 from ..masks import Plan, PlannedLeaf, magnitude
 from ._frameworks import load_frameworks
 
 
+@checked()
 def compress(
-    model: Any,
+    model: PyTree,
     plan: Plan,
     masks: PyTree | None = None,
     *,

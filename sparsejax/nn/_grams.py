@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from .._arguments import checked
 from .._arrays import wide_dtype
@@ -21,7 +21,7 @@ Grams = OrderedDict[str, Float[Array, "..."]]
 
 @checked()
 def input_grams(
-    model: Any, batches: Iterable[Any], call: Call | None = None
+    model: Any, batches: Iterable[PyTree], call: Call | None = None
 ) -> dict[str, Float[Array, "*layers k k"]]:
     r"""The Gram matrices `X^T X` of the inputs of every linear kernel, summed over tokens.
 

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import PyTree
 
 from .._arguments import checked, is_nan_in
 
@@ -14,7 +15,7 @@ from .._arguments import checked, is_nan_in
 @checked(fraction="(0, 1]", momentum="(0, 1]")
 def recalibrate(
     model: nnx.Module,
-    batches: Sequence[Any],
+    batches: Sequence[PyTree],
     *,
     fraction: float = 1.0,
     momentum: float | None = None,

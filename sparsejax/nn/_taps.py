@@ -126,8 +126,7 @@ def record(
         y, values = run_recording(model, choose, recorder, call, args, kwargs)
     if not values:
         raise ValueError(
-            f"record: {where!r} matches no module that ran; sj.nn.record(model, '', ...) records "
-            "all."
+            f"record: where={where!r} matches no module that ran; sj.nn.record(model, '', ...) all."
         )
     return y, values
 

@@ -281,7 +281,7 @@ def _swapped(leaf: PlannedLeaf, mask, weights, growing, fraction) -> Bool[Array,
     The active entries are those of the mask. The count is exact.
     """
     pool = functools.partial(leaf.pattern.pool, layout=leaf.layout)
-    active, weights, growing = pool(mask.astype(jnp.float32)) > 0, pool(weights), pool(growing)
+    active, weights, growing = leaf.pattern.active(mask, leaf.layout), pool(weights), pool(growing)
     axes = leaf.pattern.unit_axes(leaf.layout, active.ndim)
     count = jnp.sum(active, axes, dtype=jnp.uint32, keepdims=True)
     swapped = floor_of(fraction, count)

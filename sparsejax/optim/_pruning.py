@@ -261,8 +261,8 @@ def get_masks(opt_state: PyTree) -> PyTree:
     found = [x for x in jax.tree.leaves(opt_state, is_leaf=_is_masks) if _is_masks(x)]
     if not found:
         raise ValueError(
-            "get_masks: this optimizer state has no masks; chain sj.optim.prune, keep_masked or "
-            "track_masks into the optimizer."
+            "get_masks: opt_state, the state of an optimizer, has no masks; chain sj.optim.prune, "
+            "keep_masked or track_masks into the optimizer."
         )
     # Stable sort: masks of trainable entries come first and are overridden.
     found.sort(key=lambda x: not x.trainable)

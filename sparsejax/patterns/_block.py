@@ -54,7 +54,8 @@ class Block(Pooled):
     def __post_init__(self):
         object.__setattr__(self, "sparsity", checked_sparsity("Block", self.sparsity))
         check_pool(self)
-        shape = (self.shape,) * 2 if is_int(self.shape) else tuple(self.shape)
+        several = isinstance(self.shape, Sequence)
+        shape = tuple(self.shape) if several else (self.shape,) * 2
         if len(shape) != 2 or not all(is_int(b) and b >= 1 for b in shape):
             raise ValueError(f"Block(shape={self.shape}) must be two positive integers: (64, 64).")
         object.__setattr__(self, "shape", shape)

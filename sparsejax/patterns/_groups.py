@@ -98,6 +98,12 @@ class Groups(Pooled):
         sizes = np.bincount(self.labels.ravel(), minlength=self.count)
         return sums / jnp.asarray(sizes, wide.dtype).reshape(*[1] * self.stacked, -1)
 
+    def active(self, mask: Bool[Array, "..."], layout: Layout) -> Bool[Array, "*slices units"]:
+        """The groups of which a mask keeps an entry."""
+        at_group = (*[slice(None)] * self.stacked, jnp.asarray(self.labels))
+        none = jnp.zeros((*layout.shape[: self.stacked], self.count), jnp.uint8)
+        return none.at[at_group].max(mask.astype(jnp.uint8)) > 0  # a quarter of the bytes of floats
+
     def expand(self, kept: Bool[Array, "*slices units"], layout: Layout) -> Bool[Array, "..."]:
         """The mask of the leaf from its kept groups."""
         return kept[..., self.labels]

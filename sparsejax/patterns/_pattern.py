@@ -109,6 +109,10 @@ class Pattern(ABC):
         """The mask of the leaf from its kept units."""
         raise TypeError(f"{self.label} does not define expand().")
 
+    def active(self, mask: Bool[Array, "..."], layout: Layout) -> Bool[Array, "*slices units"]:
+        """The units of which a mask keeps an entry."""
+        return self.pool(mask.astype(jnp.float32), layout) > 0
+
     @property
     def pooled(self) -> bool:
         """Whether `pool` and `expand` are defined."""
@@ -118,7 +122,7 @@ class Pattern(ABC):
         """Whether a mask conforms to the pattern, for any count."""
         if not self.pooled or mask.size == 0:
             return True
-        live = self.pool(mask.astype(jnp.float32), layout) > 0
+        live = self.active(mask, layout)
         return bool(jnp.array_equal(self.expand(live, layout), mask))
 
     @property

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
-from .._arguments import checked, checked_number, known
+from .._arguments import checked, checked_number, known, named_masks
 from .._arrays import poison
 from ._penalty import Leaf, Penalty, register
 
@@ -323,6 +323,8 @@ def masked(penalty: Penalty, mask: PyTree) -> Penalty:
       >>> prox.masked(prox.l1(1.0), mask).prox(jnp.array([3.0, 3.0])).tolist()
       [2.0, 3.0]
     """
+    flags = jax.tree.map(lambda m: jnp.asarray(m) if isinstance(m, bool) else m, mask)
+    named_masks("masked", flags)
     return Masked(_growing(penalty, "prox.masked(prox.l1(0.1), mask)"), mask)
 
 

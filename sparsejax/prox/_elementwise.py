@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from .._arguments import checked, checked_number
+from .._arguments import check_real, checked, checked_number
 from .._arrays import poison
 from ._penalty import Elementwise, Indicator, Leaf, Penalty, register, relu
 
@@ -361,5 +361,7 @@ def box(lower: ArrayLike = 0.0, upper: ArrayLike = jnp.inf) -> Penalty:
       >>> prox.box(0.0, 1.0).prox(jnp.array([-2.0, 0.5, 3.0])).tolist()
       [0.0, 0.5, 1.0]
     """
+    check_real("lower", lower, "prox.box(0.0, 1.0)")
+    check_real("upper", upper, "prox.box(0.0, 1.0)")
     checked_number("upper - lower", jnp.asarray(upper) - jnp.asarray(lower), "prox.box(0.0, 1.0)")
     return Box(lower, upper)

@@ -309,6 +309,9 @@ def fenchel_young_gap(
       >>> prox.fenchel_young_gap(penalty, x, x).item()
       8.0
     """
+    shapes = [jax.tree.map(jnp.shape, tree) for tree in (v, x)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"fenchel_young_gap: v {shapes[0]} and x {shapes[1]} must be alike.")
     y = jax.tree.map(lambda x, v: (widen(x) - widen(v)) / step, x, v)
     inner = sum(
         jnp.real(jnp.vdot(widen(a), b)) for a, b in zip(jax.tree.leaves(v), jax.tree.leaves(y))

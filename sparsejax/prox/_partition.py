@@ -11,9 +11,9 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
-from .._arguments import check_count, checked_axis, known
+from .._arguments import check_count, checked_axis, is_int, known
 from .._arrays import quotient
-from .._tree import map_named, named_leaves
+from .._tree import is_array, map_named, named_leaves
 from ._labels import GroupLabels
 from ._penalty import Leaf, register, static
 
@@ -198,6 +198,8 @@ def _count(groups: PyTree, num_groups: int | None, call: str) -> int:
     """The number of groups; concrete labels are validated against it."""
     leaves = jax.tree.leaves(groups)
     for leaf in leaves:
+        if not is_array(leaf) and not is_int(leaf):
+            raise TypeError(f"groups must be integer labels, got {leaf!r:.80}; for example {call}.")
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.integer):
             raise TypeError(
                 f"groups must be integer labels, got {jnp.result_type(leaf)}; for example {call}."

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
-from .._arguments import checked
+from .._arguments import checked, checked_number
 from ._combine import masked
 from ._elementwise import l1
 from ._group import group_lasso
@@ -209,6 +209,7 @@ def sparse_group_lasso(
       >>> penalty.prox(jnp.array([[4.0, 5.0, 0.5], [2.0, 2.0, 0.0]])).tolist()
       [[1.5, 2.0, 0.0], [0.0, 0.0, 0.0]]
     """
+    checked_number("group_strength", group_strength, "prox.sparse_group_lasso(0.1, 0.1, axis=0)")
     blocks: Any = group_lasso(group_strength, axis, groups, num_groups, weights)
     entries: Any = l1(strength)
     if blocks.partition.spans_leaves:

@@ -1,5 +1,7 @@
 """Thresholding operators without a penalty or a step."""
 
+from typing import Any
+
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Inexact
@@ -20,7 +22,8 @@ def soft_threshold(x: ArrayLike, a: ArrayLike) -> Inexact[Array, "..."]:
       >>> prox.soft_threshold(jnp.array([3.0, -0.5]), 1.0).tolist()
       [2.0, 0.0]
     """
-    return _apply(L1(checked_number("a", a, "soft_threshold(x, 0.5)")), x)
+    a = checked_number("a", a, "soft_threshold(x, 0.5)")
+    return _apply(L1(a), x, a=a)
 
 
 @checked()
@@ -33,7 +36,8 @@ def hard_threshold(x: ArrayLike, a: ArrayLike) -> Inexact[Array, "..."]:
       >>> prox.hard_threshold(jnp.array([3.0, 1.0, -0.5]), 1.0).tolist()
       [3.0, 0.0, 0.0]
     """
-    return _apply(HardThreshold(checked_number("a", a, "hard_threshold(x, 0.5)")), x)
+    a = checked_number("a", a, "hard_threshold(x, 0.5)")
+    return _apply(HardThreshold(a), x, a=a)
 
 
 @checked()
@@ -58,7 +62,7 @@ def firm_threshold(x: ArrayLike, low: ArrayLike, high: ArrayLike) -> Inexact[Arr
     low, high = (jnp.asarray(checked_number(*x, call)) for x in (("low", low), ("high", high)))
     if known(low, high) and bool(jnp.any(low > high)):
         raise ValueError(f"high must be >= low, got {high} and {low}; for example {call}.")
-    return _apply(MCP(low, high / jnp.where(low == 0, 1, low)), x)
+    return _apply(MCP(low, high / jnp.where(low == 0, 1, low)), x, low=low, high=high)
 
 
 @register
@@ -72,5 +76,12 @@ class HardThreshold(Elementwise):
         return jnp.where(b <= self.a, 0, b)
 
 
-def _apply(penalty: Penalty, x: ArrayLike) -> Inexact[Array, "..."]:
+def _apply(penalty: Penalty, x: ArrayLike, **thresholds: Any) -> Inexact[Array, "..."]:
+    for name, a in thresholds.items():
+        try:
+            jnp.broadcast_shapes(jnp.shape(a), jnp.shape(x))
+        except ValueError:
+            raise ValueError(
+                f"{name} of shape {jnp.shape(a)} must broadcast with x of shape {jnp.shape(x)}."
+            ) from None
     return penalty.prox(jnp.asarray(x))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from .._arguments import as_number, check_callable, checked, known, returned_params
+from .._arguments import as_number, checked, known, returned_params
 from .._arrays import wide_dtype
 from .._sharding import on_host
 from .._tree import named_leaves
@@ -75,6 +75,14 @@ def uniform_soup(
     return trees[0] if len(trees) == 1 and weights[0] == 1 else jax.tree.map(average, *trees)
 
 
+def _check_alike(what: str, trees: Sequence[PyTree]) -> None:
+    """Raises unless all members have the same leaves in the same shapes."""
+    shapes = [{name: jnp.shape(x) for name, x in named_leaves(tree).items()} for tree in trees]
+    for i, found in enumerate(shapes):
+        if found != shapes[0]:
+            raise ValueError(f"{what}: trees[{i}] {found} must be like trees[0] {shapes[0]}.")
+
+
 def _check_one_mask(trees: Sequence[PyTree]) -> None:
     members = [named_leaves(tree) for tree in trees]
     for name, first in members[0].items():
@@ -92,7 +100,7 @@ def _check_one_mask(trees: Sequence[PyTree]) -> None:
             )
 
 
-@checked()
+@checked(score="score(params)")
 def greedy_soup(
     trees: Sequence[PyTree], score: Callable[[PyTree], Any], *, allow_union: bool = False
 ) -> tuple[PyTree, tuple[int, ...]]:
@@ -122,10 +130,10 @@ def greedy_soup(
       >>> float(soup), chosen
       (1.0, (0, 1))
     """
-    check_callable("score", score, "params")
     trees = list(trees)
     if not trees:
         raise ValueError("greedy_soup: trees must have at least one member, got none.")
+    _check_alike("greedy_soup", trees)
     if not allow_union:
         _check_one_mask(trees)
     number = lambda tree: as_number("score", score(tree))  # noqa: E731
@@ -170,6 +178,7 @@ def soup_geometry(trees: Sequence[PyTree]) -> dict[str, float]:
     """
     if len(trees) < 2:
         raise ValueError(f"soup_geometry needs two members or more, got {len(trees)}.")
+    _check_alike("soup_geometry", trees)
     flat = np.stack([_flat(tree) for tree in trees])
     centre = np.linalg.norm(flat - flat.mean(0), axis=1)
     i, j = np.triu_indices(len(trees), 1)

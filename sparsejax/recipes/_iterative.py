@@ -14,9 +14,11 @@ from .._arguments import (
     check_callable,
     check_count,
     check_key,
+    check_masks,
     check_params,
     check_ranking,
     checked,
+    named_masks,
     returned_params,
 )
 from .._masks import count, within
@@ -27,7 +29,7 @@ from ..masks import Plan, apply_masks, magnitude
 Rewind = Literal["weights", "learning_rate", "none"]
 
 
-@checked()
+@checked(train="train(params, masks, key)", evaluate="evaluate(params)", score="score(params)")
 def iterative_prune(
     params: PyTree,
     train: Callable[..., PyTree],
@@ -99,7 +101,7 @@ def iterative_prune(
       >>> sj.recipes.ticket(found)["kernel"].tolist()
       [[1.0, 0.0], [0.0, -1.0]]
     """
-    _check(train, evaluate, rounds, rewind, rewind_step)
+    _check(train, rounds, rewind, rewind_step)
     check_params("iterative_prune", params)
     check_key("key", key)
     check_shapes("iterative_prune", resume, params)
@@ -202,6 +204,7 @@ def prune_remaining(plan: Plan, scores: PyTree, masks: PyTree, progress: float) 
       >>> int(sj.recipes.prune_remaining(plan, scores, masks, 0.5)["kernel"].sum())
       8
     """
+    masks = check_masks("prune_remaining", scores, named_masks("prune_remaining", masks))
     found = _select(plan, scores, masks, float(progress))
     # What is already pruned does not compete.
     old, new = named_leaves(masks), named_leaves(found)
@@ -263,8 +266,7 @@ def _score(evaluate, params) -> float | None:
     return None if evaluate is None else as_number("evaluate", evaluate(params))
 
 
-def _check(train, evaluate, rounds, rewind, rewind_step) -> None:
-    check_callable("train", train, "params", "masks", "key")
+def _check(train, rounds, rewind, rewind_step) -> None:
     if rewind not in ("weights", "learning_rate", "none"):
         raise ValueError(f"rewind={rewind!r} must be 'weights', 'learning_rate' or 'none'.")
     check_count("rounds", rounds)
@@ -273,5 +275,3 @@ def _check(train, evaluate, rounds, rewind, rewind_step) -> None:
         check_callable("train", train, "params", "masks", "key", keywords=("start",))
     if rewind_step and rewind == "weights":
         check_callable("train", train, "params", "masks", "key", keywords=("stop",))
-    if evaluate is not None:
-        check_callable("evaluate", evaluate, "params")

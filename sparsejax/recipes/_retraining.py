@@ -9,7 +9,7 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Float
 
-from .._arguments import check_count, checked
+from .._arguments import check_count, check_finite, checked
 
 Kind = Literal["ft", "lrw", "llr", "clr", "slr", "allr"]
 
@@ -60,6 +60,7 @@ def retraining_schedule(
     """
     check_count("steps", steps)
     h = np.asarray(history, np.float64).ravel()
+    check_finite("retraining_schedule", history=h)
     if h.size <= warmup:
         raise ValueError(
             f"history has {h.size} learning rates, warmup={warmup} of them; pass the whole history."

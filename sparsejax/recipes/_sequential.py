@@ -22,7 +22,7 @@ Block = Callable[[PyTree, Any], Any]
 @checked()
 def sequential_prune(
     model: Any,
-    batches: Iterable[Any],
+    batches: Iterable[PyTree],
     plan: Plan,
     method: str = "sparsegpt",
     *,

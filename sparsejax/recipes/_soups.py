@@ -22,7 +22,7 @@ from ._average import greedy_soup, uniform_soup
 from ._iterative import check_masks_at, prune_remaining, zero_fraction
 
 
-@checked()
+@checked(evaluate="evaluate(params)", recalibrate="recalibrate(params)")
 def sparse_model_soup(
     params: PyTree,
     train: Callable[..., PyTree],
@@ -95,7 +95,7 @@ def sparse_model_soup(
       >>> found.params["kernel"].tolist()
       [[4.5, 0.0], [0.0, 3.5]]
     """
-    _check(train, evaluate, recalibrate, phases, copies, settings, soup, parallel)
+    _check(train, evaluate, phases, copies, settings, soup, parallel)
     check_params("sparse_model_soup", params)
     check_key("key", key)
     # Settings may be any objects: numbers, arrays and strings in them are compared.
@@ -157,7 +157,7 @@ def _train_copies(train, start, masks, keys, settings, parallel) -> list[PyTree]
     return [returned_params("train", start, tree, masks) for tree in found]
 
 
-def _check(train, evaluate, recalibrate, phases, copies, settings, soup, parallel) -> None:
+def _check(train, evaluate, phases, copies, settings, soup, parallel) -> None:
     setting = () if settings is None else ("setting",)
     check_callable("train", train, "params", "masks", "key", *setting)
     check_count("phases", phases)
@@ -170,6 +170,3 @@ def _check(train, evaluate, recalibrate, phases, copies, settings, soup, paralle
         raise ValueError(f"parallel={parallel!r} must be 'loop' or 'vmap'.")
     if soup == "greedy" and evaluate is None:
         raise ValueError("soup='greedy' needs evaluate(params) -> number on held-out data.")
-    for name, f in (("evaluate", evaluate), ("recalibrate", recalibrate)):
-        if f is not None:
-            check_callable(name, f, "params")

@@ -10,7 +10,6 @@ from jaxtyping import Array, Key, PyTree
 
 from .._arguments import (
     as_number,
-    check_callable,
     check_count,
     check_key,
     check_params,
@@ -65,7 +64,9 @@ def nested_masks(scores: PyTree, plan: Plan, sparsities: Sequence[float]) -> lis
     return [at.masks(scores) for at in plan.at_sparsities([float(s) for s in sparsities])]
 
 
-@checked()
+@checked(
+    evaluate="evaluate(params)", score="score(params)", finetune="finetune(params, masks, key)"
+)
 def sparsity_sweep(
     params: PyTree,
     evaluate: Callable[[PyTree], Any],
@@ -136,7 +137,7 @@ def sparsity_sweep(
       >>> sj.metrics.essential_sparsity(sweep.extra["sparsity"], sweep.extra["scores"])
       0.5
     """
-    _check(evaluate, finetune, seeds, key)
+    _check(finetune, seeds, key)
     check_params("sparsity_sweep", params)
     check_shapes("sparsity_sweep", resume, params)
     arguments = check_progress(
@@ -228,11 +229,9 @@ def _one(start, masks, finetune, evaluate, key, i) -> float:
     return as_number("evaluate", evaluate(params))
 
 
-def _check(evaluate, finetune, seeds, key) -> None:
-    check_callable("evaluate", evaluate, "params")
+def _check(finetune, seeds, key) -> None:
     check_count("seeds", seeds)
     if finetune is not None:
-        check_callable("finetune", finetune, "params", "masks", "key")
         if key is None:
             raise ValueError("sparsity_sweep: fine-tuning needs key=jax.random.key(0).")
         check_key("key", key)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Key, PyTree
 
-from .._arguments import check_callable, check_count, check_key, check_params, checked, rows_of
+from .._arguments import check_count, check_key, check_params, checked, rows_of
 from .._minibatches import minibatches
 from .._progress import Progress, check_loop, run_chunks, structure
 from .._steady import steady
@@ -16,7 +16,7 @@ from ..masks import apply_masks
 from ..optim import keep_masked
 
 
-@checked()
+@checked(loss="loss(params, batch)")
 def train_masked(
     params: PyTree,
     masks: PyTree | None,
@@ -75,7 +75,6 @@ def train_masked(
       ... ).round(3).tolist()
       [1.0, 0.0]
     """
-    check_callable("loss", loss, "params", "batch")
     check_params("train_masked", params)
     check_key("key", key)
     check_count("steps", steps, 0)

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool
 
 from .._arguments import checked
@@ -19,7 +20,7 @@ Format = Literal["dense", "bitmask", "csr"] | Pattern
 @checked()
 def bytes_of(
     mask: Bool[Array, "..."] | Bool[np.ndarray, "..."] | tuple[int, ...],
-    dtype: Any = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     format: Format = "dense",
     *,
     kept: int | None = None,
@@ -94,7 +95,7 @@ def _(pattern: Block, mask, layout: Layout, kept: int | None, bits: int) -> int:
         share = math.prod(layout.shape) if kept is None else kept
         blocks = min(units, -(-share // math.prod(pattern.shape)))
     else:
-        blocks = count(pattern.pool(jnp.asarray(mask, jnp.float32), layout) > 0)
+        blocks = count(pattern.active(jnp.asarray(mask, bool), layout))
     *stacked, rows, _ = layout.matrix_shape
     pointers = math.prod(stacked) * (rows // pattern.shape[0]) + 1
     return blocks * (_whole(math.prod(pattern.shape) * bits) + 4) + 4 * pointers

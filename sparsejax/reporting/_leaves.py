@@ -121,11 +121,6 @@ def checked_masks(masks: PyTree, of: Mapping[str, Entry]) -> dict[str, Any]:
                 f"{name or 'the parameter'} has shape {of[name].shape} and its mask shape "
                 f"{tuple(mask.shape)}; pass the masks that belong to these parameters."
             )
-        if mask.dtype != bool:
-            raise ValueError(
-                f"the mask of {name or 'the parameter'} holds {mask.dtype}, not booleans; True "
-                "means kept: pass `mask != 0`."
-            )
     return found
 
 

@@ -377,6 +377,10 @@ def _training_cost(training, work: Flops) -> float | None:
 def _compiled_flops(compiled) -> float | None:
     if compiled is None:
         return None
+    if not isinstance(compiled, jax.stages.Compiled):
+        raise TypeError(
+            f"report: compiled must be jax.jit(f).lower(x).compile(), got {compiled!r:.80}."
+        )
     analysis = compiled.cost_analysis() or {}
     return float(analysis["flops"]) if "flops" in analysis else None
 

@@ -5,11 +5,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, PyTree
 
 from .._arguments import checked
 from .._arrays import magnitude, out_dtype, real_dtype
+from .._tree import is_array
 
 
 def add(x: PyTree, y: PyTree, scale: Any = 1.0) -> PyTree:
@@ -33,6 +35,20 @@ def norm(x: PyTree) -> Float[Array, ""]:
 def floats(w0: PyTree) -> PyTree:
     """The initial value as floating-point arrays; integers become float32."""
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, out_dtype(leaf)), w0)
+
+
+def linear(what: str, operator: Any, like: PyTree) -> Callable[[PyTree], PyTree]:
+    """An operator as a function: a function, or a matrix that multiplies `like`."""
+    if callable(operator):
+        return operator
+    matrix = is_array(operator) and np.ndim(operator) == 2
+    if not matrix or not is_array(like) or np.shape(like)[:1] != np.shape(operator)[1:]:
+        got = np.shape(operator) if is_array(operator) else repr(operator)
+        raise ValueError(
+            f"{what}: operator must be a linear function, or a matrix (n, p) for like of shape "
+            f"(p,), got {got} for {jax.tree.map(np.shape, like)}."
+        )
+    return lambda v: jnp.asarray(operator) @ v
 
 
 @checked(steps="[1, inf)")
@@ -59,8 +75,7 @@ def operator_norm(
       >>> round(solve.operator_norm(A, jnp.zeros(2)).item(), 4)
       3.0
     """
-    apply = operator if callable(operator) else lambda v: jnp.asarray(operator) @ v
-    like = floats(like)
+    apply, like = linear("operator_norm", operator, like), floats(like)
     leaves, treedef = jax.tree.flatten(like)
     keys = list(jax.random.split(jax.random.key(0), max(len(leaves), 1)))
     draw = [jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves)]

@@ -256,6 +256,7 @@ def enet(
         raise TypeError(
             "enet has its own l2, strength * (1 - ratio); use solve.lasso(..., l2=...)."
         )
+    check_strength("strength", strength, ())
     strength, l2 = shares(strength, ratio)
     return lasso(X, y, strength, l2=l2, **options)
 

@@ -175,7 +175,7 @@ def multitask_lasso(
       >>> solve.multitask_lasso(X, Y, 2.5).value.tolist()
       [[0.75, 1.0], [0.0, 0.0]]
     """
-    X, Y = _data(X, Y, "squared", 2)
+    X, Y = matrix_and_target(X, Y, 2, "solve.multitask_lasso(X, Y, 0.1)", ("X", "Y"))
     unit = group_penalty(1.0, axis=1, weights=1.0)
     return _certified("multitask_lasso", X, Y, strength, unit, w0, tol, max_steps, throw)
 

@@ -14,7 +14,7 @@ from .._arguments import checked, known
 from .._arrays import real_dtype
 from .._solution import Solution, code, finish
 from ..prox import Penalty
-from ._algebra import add, dot, floats, norm, operator_norm
+from ._algebra import add, dot, floats, linear, norm, operator_norm
 from ._implicit import linear_solve
 
 Smooth = Callable[[PyTree], Any]
@@ -96,6 +96,8 @@ def proximal_gradient(
         raise TypeError(f"penalty must be a penalty such as prox.l1(0.1), got {penalty!r}.")
     w0 = floats(w0)
     check_step(step)
+    if operator is not None:
+        operator = linear("proximal_gradient", operator, w0)
     if monotone is None:
         rho = getattr(penalty, "weak_convexity", 0.0)
         monotone = not known(rho) or bool(np.any(np.asarray(rho) > 0))

@@ -131,6 +131,19 @@ QUICK = [
 def test_steps_of_sharded_training(name, kind):
     leaf = sharded(SHAPE, KINDS[kind], STACKED["both"])
     patterns = {n: POOLED[n] for n in ("unstructured", "block", "fan-in", "channel")}
+    check_step(name, leaf, patterns)
+
+
+# "slices" is sharded over half of the devices.
+@pytest.mark.parametrize("spec, most", [("both", 3), ("rows", 3), ("columns", 3), ("slices", 6)])
+@pytest.mark.parametrize("pattern", ["groups", "channel"])
+@pytest.mark.parametrize("name", ["rigl", "sparse_evolution"])
+def test_dynamic_steps_of_one_leaf(name, pattern, spec, most):
+    leaf = sharded(SHAPE, AxisType.Auto, STACKED[spec])
+    check_step(name, leaf, {pattern: POOLED[pattern]}, most)
+
+
+def check_step(name, leaf, patterns, most=3):
     tree = {n: {"kernel": leaf} for n in patterns}
     plan = sj.plan(tree, {f"^{n}/": pattern for n, pattern in patterns.items()})
     tx = TRAINING[name](plan)
@@ -150,4 +163,26 @@ def test_steps_of_sharded_training(name, kind):
     out = results_like((tree, state), leaf)
     compiled = jax.jit(step, donate_argnums=(0, 2), out_shardings=out).lower(tree, tree, state)
 
-    check_program(compiled.compile(), leaf, len(tree), 3)
+    check_program(compiled.compile(), leaf, len(tree), most)
+
+
+COMPRESSED = {"2:4": sj.NM(2, 4), "8:64": sj.NM(8, 64), "block": sj.Block((4, 4), 0.75)}
+
+
+@pytest.mark.parametrize("implementation", ["dense", "xla"])
+@pytest.mark.parametrize("pattern", COMPRESSED)
+def test_products_of_sharded_columns(pattern, implementation):
+    params = {"kernel": jax.random.normal(jax.random.key(0), (256, 512))}
+    (small,) = sj.compress(params, sj.plan(params, COMPRESSED[pattern])).values()
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
+    w, x = sj.formats.shard_columns(small, mesh, "x"), jnp.ones((2, 256))
+
+    def loss(x, w):
+        return jnp.sum(sj.matmul(x, w, implementation=implementation) ** 2)
+
+    like = jax.tree.map(lambda x: None if x.dtype == jnp.int32 else x.sharding, w)
+    gradient = jax.grad(loss, argnums=(0, 1), allow_int=True)
+    out = (NamedSharding(mesh, P()), like)
+    for f, shardings in ((loss, None), (gradient, out)):
+        compiled = jax.jit(f, out_shardings=shardings).lower(x, w).compile()
+        assert "all-gather" not in compiled.as_text()

@@ -4,6 +4,7 @@ import inspect
 import re
 import signal
 import traceback
+import typing
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +17,7 @@ from numpy import inf, nan
 
 import sparsejax as sj
 
-from ._left import LEFT
+from ._left import DOCUMENTED, PASSED_ON
 
 WORDS = {"text": "text", "dict": {"a": 1.0}, "object": object()}
 NOTHING = WORDS | {"None": None, "words": ["a"], "lambda": lambda x: x}
@@ -117,6 +118,12 @@ KINDS = [
 ]  # fmt: skip
 
 
+def listed(argument: str) -> set[str]:
+    """The labels that `_left` lists for an argument, `function.argument`."""
+    tables = [by_name for table in (DOCUMENTED, PASSED_ON) for by_name in table.values()]
+    return {label for by_name in tables for label in by_name.get(argument, "").split(", ")}
+
+
 @dataclass(frozen=True)
 class Row:
     """A public callable, a valid call, and the bad values it takes by argument: "*" is each one."""
@@ -128,19 +135,33 @@ class Row:
 
     def cases(self) -> list[tuple[str, str, Any]]:
         """(argument, label, bad value) for each bad value that the argument does not take."""
-        parameters = inspect.signature(self.function).parameters
-        optional = {name for name, x in parameters.items() if x.default is None}
-        trees = sum(isinstance(x, dict) for x in self.arguments.values())
         found = []
-        for name, valid in self.arguments.items():
-            takes = {*self.takes.get(name, "").split(", "), *self.takes.get("*", "").split(", ")}
-            takes |= {*LEFT.get(f"{self.name}.{name}", "").split(", ")}
-            takes |= {"None"} if name in optional else set()
-            takes |= {"-1", "huge"} if name in ("axis", "outgoing_axis") else set()
-            takes |= {"other names", "shapes"} if trees < 2 or name == "params" else set()
-            bad = {} if "all" in takes else bad_values(valid)
+        for name in self.arguments:
+            takes = self._taken(name) | listed(f"{self.name}.{name}")
+            bad = bad_values(self.arguments[name])
             found += [(name, label, x) for label, x in bad.items() if label not in takes]
         return found
+
+    def listed_cases(self) -> list[tuple[str, str, Any]]:
+        """The same for the values that `_left` lists, by the same rules."""
+        found = []
+        for name in self.arguments:
+            labels = listed(f"{self.name}.{name}") - self._taken(name)
+            bad = bad_values(self.arguments[name])
+            found += [(name, label, x) for label, x in bad.items() if label in labels]
+        return found
+
+    def _taken(self, name: str) -> set[str]:
+        """The labels of values that are not bad, by the row and by the signature."""
+        trees = sum(isinstance(x, dict) for x in self.arguments.values())
+        takes = {*self.takes.get(name, "").split(", "), *self.takes.get("*", "").split(", ")}
+        called = self.function.__init__ if inspect.isclass(self.function) else self.function
+        parameter = inspect.signature(called).parameters[name]
+        of = typing.get_args(parameter.annotation)
+        takes |= {"None"} if parameter.default is None or type(None) in of else set()
+        takes |= {"lambda"} if any(typing.get_origin(x) is Callable for x in of) else set()
+        takes |= {"-1", "huge"} if name in ("axis", "outgoing_axis") else set()
+        return takes | ({"other names", "shapes"} if trees < 2 or name == "params" else set())
 
 
 def row(function, takes=None, /, **arguments):

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings, strategies as st
 
 from ..test_face import ROOMS
+from ._left import DOCUMENTED, PASSED_ON
 from ._values import fault
 
 TABLES = ["core", "training", "contrib"]
@@ -86,6 +87,25 @@ def test_every_bad_argument_is_named(table):
         if (wrong := fault(row, argument, label, value))
     ]
     assert not found, "\n".join(found)
+
+
+@pytest.mark.slow
+def test_every_exception_is_needed():
+    needed = {
+        (f"{row.name}.{argument}", label)
+        for table in TABLES
+        for row in rows(table)
+        for argument, label, value in row.listed_cases()
+        if fault(row, argument, label, value)
+    }
+    listed = {
+        (argument, label)
+        for table in (DOCUMENTED, PASSED_ON)
+        for by_name in table.values()
+        for argument, labels in by_name.items()
+        for label in labels.split(", ")
+    }
+    assert listed - needed == set()
 
 
 @pytest.mark.slow

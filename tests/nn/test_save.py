@@ -153,7 +153,7 @@ def static(name, key, value):
         (shifted("block.count", 9), "count holds .* out of"),
         (shifted("block.slot_t", 1000), "slot_t holds"),
         (put("block.index_t", np.int32([[1], [0]])), "lists by row and column differ"),
-        (put("block.index", np.int32([[0], [1]])), "index must be int32 of shape"),
+        (put("block.index", np.int32([[0], [1]])), "index must be int32 or uint16 or"),
         (put("block.index", np.float32([[0, 0], [1, 0]])), "index must be int32"),
         (put("block.count", np.int32([2, 1])), "ascend without repetition"),
         (put("block.values", np.ones((2, 2, 4, 2), np.float32)), "values must be 0 from count"),

@@ -345,7 +345,7 @@ def test_mistakes_are_named():
         report(params, {"other": {"kernel": jnp.ones((4, 4), bool)}})
     with pytest.raises(ValueError, match=r"dense/kernel has shape \(4, 4\) and its mask shape"):
         report(params, {"dense": {"kernel": jnp.ones((4,), bool)}})
-    with pytest.raises(ValueError, match="True means kept"):
+    with pytest.raises(TypeError, match="True means kept"):
         report(params, {"dense": {"kernel": jnp.ones((4, 4))}})
     with pytest.raises(ValueError, match="must have parameters"):
         report({})

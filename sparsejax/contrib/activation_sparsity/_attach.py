@@ -196,10 +196,12 @@ def activation_counts(
 
 def weights_of(kernels: Mapping[str, Any], weighted: str | None) -> dict[str, Any]:
     """The norms of the kernels whose paths match, None for the others."""
-    return {
-        path: kernel_norms(kernel) if weighted is not None and re.search(weighted, path) else None
-        for path, kernel in kernels.items()
-    }
+    chosen = [path for path in kernels if weighted is not None and re.search(weighted, path)]
+    if weighted and not chosen:
+        raise ValueError(
+            f"weighted={weighted!r} matches no layer, of {', '.join(kernels)}; None for no weights."
+        )
+    return {path: kernel_norms(w) if path in chosen else None for path, w in kernels.items()}
 
 
 def score_counts(

@@ -12,7 +12,7 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Shaped
 
-from ..._arguments import checked
+from ..._arguments import check_not_nan, checked
 from ..._tree import register
 from ...models import Llama
 from ...nn import record, replace
@@ -122,6 +122,7 @@ def cett_mask(
       >>> activation_sparsity.cett_mask(z, w, 3.0).tolist()
       [True, False]
     """
+    check_not_nan("cett_mask", z=z, w_out=w_out)
     return NeuronGate.at(w_out, epsilon).kept(jnp.asarray(z))
 
 

@@ -11,7 +11,7 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float, Int, Shaped
 
-from ..._arguments import checked
+from ..._arguments import check_not_nan, checked, known
 from ...models import Llama
 from ._contextual import prompt_tokens
 
@@ -36,6 +36,9 @@ def accept_length(
     Returns:
       A number from 0 to n - 1.
 
+    Raises:
+      ValueError: If logits hold NaN, or a token is not one of theirs.
+
     Reference:
       Zhou et al., Sirius, 2024 (arXiv 2409.03856).
 
@@ -46,6 +49,11 @@ def accept_length(
       >>> int(activation_sparsity.accept_length(logits, jnp.array([0, 1, 0]), 0.1))
       1
     """
+    check_not_nan("accept_length", logits=logits)
+    if known(tokens) and not np.all((np.asarray(tokens) >= 0) & (tokens < logits.shape[1])):
+        raise ValueError(
+            f"accept_length: tokens must be from 0 to {logits.shape[1] - 1}, columns of the logits."
+        )
     p = jax.nn.softmax(jnp.asarray(logits).astype(jnp.float32)[:-1] / temperature, axis=-1)
     chosen = jnp.take_along_axis(p, jnp.asarray(tokens)[1:, None], axis=1)[:, 0]
     return jnp.cumprod(chosen >= threshold).sum().astype(jnp.int32)

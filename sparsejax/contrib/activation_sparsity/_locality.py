@@ -9,7 +9,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from ..._arguments import checked
+from ..._arguments import check_not_nan, checked
 
 
 @checked(steepness="(0, inf)")
@@ -121,6 +121,7 @@ def chunk_sparsity(
       >>> round(activation_sparsity.chunk_sparsity(weights, 2), 3)
       0.333
     """
+    check_not_nan("chunk_sparsity", weights=weights)
     active = jnp.asarray(weights) != 0
     active = active if valid is None else active[jnp.asarray(valid)]
     chunks = len(active) // length
@@ -151,6 +152,7 @@ def reuse_ratio(weights: Shaped[Array | np.ndarray, "t e"]) -> float:
       >>> activation_sparsity.reuse_ratio(jnp.array([[1.0, 2.0], [1.0, 0.0]]))
       0.5
     """
+    check_not_nan("reuse_ratio", weights=weights)
     active = jnp.asarray(weights) != 0
     size, both = active[:-1].sum(1), (active[:-1] & active[1:]).sum(1)
     some = size > 0

@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 from jax.experimental import io_callback
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from ..._arguments import check_key, checked, matrix_and_target
 from ..._arrays import Units, magnitude
@@ -50,7 +50,7 @@ class LinearBandit(NamedTuple):
 
 @checked()
 def parameter_elimination(
-    X: ArrayLike,
+    X: Shaped[ArrayLike, "a d"],
     reward: Reward,
     candidates: ArrayLike,
     eps: float,
@@ -143,7 +143,9 @@ def parameter_elimination(
 
 
 @checked()
-def exhaustive_bandit(X: ArrayLike, reward: Reward, candidates: ArrayLike) -> BanditResult:
+def exhaustive_bandit(
+    X: Shaped[ArrayLike, "a d"], reward: Reward, candidates: ArrayLike
+) -> BanditResult:
     """Queries the best action of every candidate: gap `2 (eps + L h)` without knowing eps.
 
     Args:
@@ -170,7 +172,7 @@ def exhaustive_bandit(X: ArrayLike, reward: Reward, candidates: ArrayLike) -> Ba
 
 @checked(eps="[0, inf)", tol="[0, inf)", max_steps="[0, inf)")
 def lasso_bandit(
-    X: ArrayLike,
+    X: Shaped[ArrayLike, "a d"],
     reward: Reward,
     s: int,
     n_queries: int | None = None,
@@ -305,7 +307,7 @@ def g_optimal(
 
 @checked(tol="[0, inf)", max_steps="[0, inf)")
 def ols_bandit(
-    X: ArrayLike,
+    X: Shaped[ArrayLike, "a d"],
     reward: Reward,
     *,
     tol: float = 0.01,

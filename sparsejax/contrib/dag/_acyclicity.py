@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Shaped
 from ..._arguments import check_not_nan, checked
 
 
-@jax.custom_jvp
+@checked(shift="(0, inf)")
 def logdet_acyclicity(weights: Float[Array, "d d"], shift: ArrayLike = 1.0) -> Float[Array, ""]:
     r"""The log-determinant characterisation of acyclicity.
 
@@ -37,10 +37,15 @@ def logdet_acyclicity(weights: Float[Array, "d d"], shift: ArrayLike = 1.0) -> F
       >>> round(float(dag.logdet_acyclicity(jnp.array([[0.0, 0.5], [0.5, 0.0]]))), 4)
       0.0645
     """
+    return _logdet_acyclicity(weights, shift)
+
+
+@jax.custom_jvp
+def _logdet_acyclicity(weights: Float[Array, "d d"], shift: ArrayLike) -> Float[Array, ""]:
     return _logdet(weights, shift, factored(weights, shift))
 
 
-@logdet_acyclicity.defjvp
+@_logdet_acyclicity.defjvp
 def _(primals, tangents):
     (weights, shift), (moved, shifted) = primals, tangents
     factors = factored(weights, shift)
@@ -83,6 +88,7 @@ def is_m_matrix(matrix: Float[Array, "d d"], tol: ArrayLike = 0.0) -> Bool[Array
       >>> bool(dag.is_m_matrix(jnp.array([[1.0, -2.0], [-2.0, 1.0]])))
       False
     """
+    check_not_nan("is_m_matrix", matrix=matrix)
     inverse = jnp.linalg.inv(matrix)
     off_diagonal = matrix * (1 - jnp.eye(len(matrix), dtype=matrix.dtype))
     return (jnp.max(off_diagonal) <= 0) & (jnp.min(inverse) >= -jnp.asarray(tol))
@@ -152,6 +158,8 @@ def is_acyclic(adjacency: Shaped[Array, "d d"]) -> Bool[Array, ""]:
       >>> bool(dag.is_acyclic(jnp.array([[0, 1], [1, 0]])))
       False
     """
+
+    check_not_nan("is_acyclic", adjacency=adjacency)
 
     def double(_, reach):  # paths of up to twice the length
         return reach | (reach.astype(jnp.float32) @ reach.astype(jnp.float32) > 0)

@@ -108,6 +108,8 @@ def shd_cpdag(estimate: ArrayLike, truth: ArrayLike) -> int:
       0
     """
     found, true = _graphs("shd_cpdag", estimate=estimate, truth=truth)
+    for name, graph in (("estimate", found), ("truth", true)):
+        _closure(f"shd_cpdag: {name}", graph)
     return shd(cpdag(found), cpdag(true))
 
 
@@ -136,7 +138,7 @@ def cpdag(graph: ArrayLike) -> Bool[np.ndarray, "d d"]:
       [[0, 1, 0], [1, 0, 1], [0, 1, 0]]
     """
     (dag,) = _graphs("cpdag", graph=graph)
-    _closure("cpdag", dag)
+    _closure("cpdag: graph", dag)
     joined = dag | dag.T
     # i -> j <- k with i and k not joined.
     apart = ~joined & ~np.eye(len(dag), dtype=bool)
@@ -191,8 +193,8 @@ def sid(estimate: ArrayLike, truth: ArrayLike) -> int:
       2
     """
     found, true = _graphs("sid", estimate=estimate, truth=truth)
-    _closure("sid", found)
-    below = _closure("sid", true)  # [i, j]: j is i or descends from it
+    _closure("sid: estimate", found)
+    below = _closure("sid: truth", true)  # [i, j]: j is i or descends from it
     return sum(_wrong_effects(i, found[:, i], true, below) for i in range(len(true)))
 
 
@@ -244,7 +246,7 @@ def _closure(caller: str, dag: np.ndarray) -> np.ndarray:
         reach = reach | (_count(reach, reach) > 0)
     if reach.diagonal().any():
         raise ValueError(
-            f"{caller}: the graph must be acyclic, got one with a cycle; "
+            f"{caller}, the graph, must be acyclic, got one with a cycle; "
             "dag.threshold_to_dag(weights, 0.0) removes the weakest edges until it is acyclic."
         )
     return reach | np.eye(len(dag), dtype=bool)

@@ -4,11 +4,12 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped
 
-from ..._arguments import checked
+from ..._arguments import check_callable, check_finite, checked, checked_number
 
 
 @checked(nodes="[1, inf)")
@@ -167,5 +168,13 @@ def sample_sem(
       >>> dag.sample_sem(weights, 100, key=jax.random.key(0)).shape
       (100, 2)
     """
+    check_callable("noise", noise, "key", "shape", "dtype")
+    if np.shape(scale) not in ((), weights.shape[:1]):
+        raise ValueError(
+            f"sample_sem: scale must be a number or of shape ({len(weights)},), got "
+            f"{np.shape(scale)}; scale=1.0."
+        )
+    checked_number("scale", scale, "dag.sample_sem(W, 100, scale=1.0, key=key)")
+    check_finite("sample_sem", scale=scale)
     z = noise(key, (n_samples, len(weights)), weights.dtype) * jnp.asarray(scale, weights.dtype)
     return jnp.linalg.solve((jnp.eye(len(weights), dtype=weights.dtype) - weights).T, z.T).T

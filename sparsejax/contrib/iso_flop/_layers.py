@@ -343,7 +343,7 @@ def _check_layer(layer: Any) -> None:
     plain = isinstance(layer, nnx.Conv) and layer.feature_group_count == 1
     if not (plain or isinstance(layer, nnx.Linear)):
         raise TypeError(
-            "a sparse iso-FLOP layer replaces nnx.Linear or nnx.Conv without groups, got a "
+            "layer: a sparse iso-FLOP layer replaces nnx.Linear or nnx.Conv without groups, got a "
             f"{type(layer).__name__}."
         )
 

@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from ..._arguments import check_key, checked, matrix_and_target, near_one, path_strengths
-from ..._arrays import Units, magnitude, wide_dtype
+from ..._arrays import Units, magnitude
 from ...solve import lasso_path, max_strength
 
 EXPONENT = {"l1": 1.0, "l2": 2.0}
@@ -75,15 +75,14 @@ def task_relevance(
       >>> multitask.task_relevance(W, jnp.array([1.0, 1.0])).argmax().item()
       2
     """
+    W, w = matrix_and_target(W, w, 1, "multitask.task_relevance(W, w)", ("W", "w"))
     if kind == "l2":
-        return _min_norm(W, w)
+        return jnp.linalg.pinv(W, rtol=1e-6) @ w
     if kind != "l1":
         raise ValueError(f"task_relevance: kind must be 'l1' or 'l2', got {kind!r}.")
-    W, w = jnp.asarray(W), jnp.asarray(w)
     if strength is not None and not 0 < strength < math.inf:
         raise ValueError(f"task_relevance: strength must be > 0, got {strength}; pass 0.1 or None.")
     weights = None if costs is None else jnp.sqrt(_costs(costs, W.shape[1]))
-    W, w = (x.astype(wide_dtype(x)) for x in (W, w))
     units = Units(magnitude(W), magnitude(w))
     W, w = W / units.X, w / units.y
     top = float(max_strength(W, w, weights=weights))
@@ -99,11 +98,6 @@ def task_relevance(
     strengths = path_strengths(top, 40, last / top)
     path = lasso_path(W, w, strengths, weights=weights, throw=False, working_set=W.shape[1])
     return units.outside(path.value[-1])
-
-
-def _min_norm(W: ArrayLike, w: ArrayLike) -> Array:
-    W, w = matrix_and_target(W, w, 1, 'multitask.task_relevance(W, w, "l2")', ("W", "w"))
-    return jnp.linalg.pinv(W, rtol=1e-6) @ w
 
 
 @checked()

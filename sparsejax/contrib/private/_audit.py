@@ -4,13 +4,17 @@ import math
 
 import numpy as np
 from jax.typing import ArrayLike
+from jaxtyping import Shaped
 
 from ..._arguments import checked
 
 
 @checked()
 def privacy_audit(
-    first: ArrayLike, second: ArrayLike, delta: float = 0.0, confidence: float = 0.95
+    first: Shaped[ArrayLike, " m"],
+    second: Shaped[ArrayLike, " n"],
+    delta: float = 0.0,
+    confidence: float = 0.95,
 ) -> float:
     r"""A lower bound on epsilon from the messages of a mechanism about two records.
 
@@ -44,10 +48,10 @@ def privacy_audit(
       >>> 0.8 < private.privacy_audit(noise[0] + 1, noise[1]) < 1.0
       True
     """
-    a, b = (np.asarray(x, np.float64).reshape(-1) for x in (first, second))
+    a, b = (np.asarray(x, np.float64) for x in (first, second))
     if min(a.size, b.size) < 4 or np.isnan(a).any() or np.isnan(b).any():
         raise ValueError(
-            "privacy_audit: scores must be at least 4 numbers for each record, without NaN, got "
+            "privacy_audit: first and second must be at least 4 scores each, without NaN, got "
             f"{a.size} and {b.size}."
         )
     if not (0 <= delta < 1 and 0 < confidence < 1):

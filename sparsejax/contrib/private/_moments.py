@@ -89,9 +89,9 @@ def nldp_message(
     if part not in ("both", "second", "cross"):
         raise ValueError(f"part must be both, second or cross, got {part!r}.")
     d = mechanism.features
-    if jnp.shape(x) != (d,) or jnp.shape(y) != ():
+    if np.shape(x) != (d,) or np.shape(y) != ():
         raise ValueError(
-            f"x must have shape ({d},) and y be a number, got {jnp.shape(x)} and {jnp.shape(y)}; "
+            f"x must have shape ({d},) and y be a number, got {np.shape(x)} and {np.shape(y)}; "
             "vmap over users."
         )
     matrix_and_target(jnp.asarray(x)[None], jnp.asarray(y)[None], 1, CALL, ("x", "y"))
@@ -135,7 +135,7 @@ def _within(x: Any, y: Any, how: MomentMechanism, part: str, out_of_range: str) 
     check_range(out_of_range, **sizes)
 
 
-@checked(users="[1, inf)")
+@checked(users="[1, inf)", norm_bound="(0, inf)")
 def nldp_server(
     mean_second: ArrayLike,
     mean_cross: ArrayLike,

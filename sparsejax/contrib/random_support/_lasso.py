@@ -12,7 +12,14 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from ..._arguments import check_strength, checked, known, matrix_and_target, path_strengths
+from ..._arguments import (
+    check_callable,
+    check_strength,
+    checked,
+    known,
+    matrix_and_target,
+    path_strengths,
+)
 from ..._arrays import magnitude
 from ..._solution import finish
 from ...solve import Solution, lasso, lasso_host, max_strength
@@ -115,6 +122,7 @@ def random_support_lasso(
       >>> jnp.abs(found.value.coefficients).argmax().item()
       7
     """
+    check_callable("solver", solver, "X", "y", "strength", keywords=("throw",))
     X, y = matrix_and_target(X, y, 1, CALL)
     widths, strength, n_restarts = _choices(X.shape, k, m, strength, delta, n_restarts)
     if sigma is not None and (jnp.ndim(sigma) or (known(sigma) and not float(sigma) >= 0)):  # pyright: ignore[reportArgumentType]

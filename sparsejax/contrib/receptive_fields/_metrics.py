@@ -5,7 +5,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Shaped
 
 from ..._arguments import checked
-from ..._arrays import poison
+from ..._arrays import poison, wide_dtype
 
 
 @checked()
@@ -25,7 +25,7 @@ def active_units(codes: Shaped[Array, "... atoms"]) -> Float[Array, "..."]:
       [1.0, 2.0]
     """
     counted = jnp.where(codes == codes, codes != 0, jnp.nan)
-    return jnp.sum(counted.astype(jnp.float32), axis=-1)
+    return jnp.sum(counted.astype(jnp.finfo(wide_dtype(codes)).dtype), axis=-1)
 
 
 @checked(target="[0, inf)")

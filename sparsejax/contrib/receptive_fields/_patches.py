@@ -6,7 +6,7 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from ..._arguments import checked
+from ..._arguments import check_finite, checked
 
 
 @checked(cutoff="(0, inf)")
@@ -37,6 +37,7 @@ def whiten_image(image: Float[ArrayLike, "..."], cutoff: ArrayLike = 0.4) -> Flo
       1.0
     """
     x = jnp.asarray(image)
+    check_finite("whiten_image", image=x)
     if x.ndim != 2:
         raise ValueError(
             f"whiten_image takes one grey image (height, width), got shape {x.shape}; average the "

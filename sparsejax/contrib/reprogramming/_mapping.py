@@ -93,7 +93,8 @@ def _check_classes(sources: int, targets: int, per_class: int = 1) -> None:
     if not 1 <= targets * per_class <= sources:
         each = f", {per_class} each," if per_class > 1 else ""
         raise ValueError(
-            f"{targets} target classes{each} cannot be mapped to {sources} source classes."
+            f"{targets} target classes{each} cannot be mapped to {sources} source classes; use "
+            "targets <= sources."
         )
 
 

@@ -10,7 +10,7 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Key
 
-from ..._arguments import check_count, check_key, checked, rows_of
+from ..._arguments import check_count, check_finite, check_key, checked, rows_of
 from ...recipes import Progress, train_masked
 from ._mapping import check_labels
 
@@ -64,7 +64,8 @@ def linear_probe(
     """
     data = {"X": X, "y": y}
     rows_of("X and y", data)
-    check_labels(y, classes)
+    check_labels(y, classes, "y")
+    check_finite("linear_probe", X=X)
     d = X.shape[1]
     bound = 1 / np.sqrt(d)
     check_key("key", key)

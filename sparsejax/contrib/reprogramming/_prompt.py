@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key
 
-from ..._arguments import check_callable, check_count, check_key, checked, known, rows_of
+from ..._arguments import check_count, check_key, checked, known, rows_of
 from ..._minibatches import minibatches
 from ..._progress import check_loop, run_chunks
 from ..._steady import steady
@@ -110,7 +110,7 @@ def _mapped(logits: Float[Array, "n s"], mapping: Int[Array, "t ..."]) -> Float[
     return chosen if mapping.ndim == 1 else chosen.mean(-1)
 
 
-@checked()
+@checked(network="network(x)")
 def visual_prompt(
     network: Callable[[Array], Float[Array, "n sources"]],
     images: Float[Array, "n h w c"],
@@ -237,7 +237,6 @@ def _epoch(network, tx, remap, per_class, prompt, opt_state, images, labels, row
 
 
 def _check_prompt(network, images, labels, size, classes, mapping, frame) -> int:
-    check_callable("network", network, "x")
     if mapping not in ("iterative", "frequency", "random"):
         raise ValueError(f"mapping={mapping!r} must be 'iterative', 'frequency' or 'random'.")
     if not jnp.issubdtype(images.dtype, jnp.floating):

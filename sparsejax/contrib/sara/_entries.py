@@ -8,7 +8,7 @@ import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float, Int, PyTree
 
-from ..._arguments import checked
+from ..._arguments import checked, named_masks
 from ..._arrays import wide_dtype
 from ..._sharding import on_host
 from ..._tree import map_named, named_leaves
@@ -37,6 +37,8 @@ def indices_of(masks: PyTree) -> PyTree:
       >>> sara.indices_of({"w": jnp.array([[True, False], [False, True]])})["w"].tolist()
       [0, 3]
     """
+
+    named_masks("indices_of", masks)
 
     def one(name, mask):
         if mask.size >= 2**31:
@@ -108,7 +110,8 @@ def write_back(params: PyTree, values: PyTree, indices: PyTree) -> PyTree:
             return w
         return w.reshape(-1).at[at].set(v.astype(w.dtype), mode="drop", **_SORTED).reshape(w.shape)
 
-    return map_named(one, params, named_leaves(values), _by_name("write_back", params, indices))
+    at = _by_name("write_back", params, indices)
+    return map_named(one, params, _values("write_back", values, at), at)
 
 
 @checked()
@@ -150,7 +153,7 @@ def select_gradients(params: PyTree, values: PyTree, indices: PyTree) -> PyTree:
         return w if at is None or v is None else _tap(w, v, at)
 
     at = _by_name("select_gradients", params, indices)
-    return map_named(one, params, named_leaves(values), at)
+    return map_named(one, params, _values("select_gradients", values, at), at)
 
 
 @jax.custom_jvp
@@ -180,5 +183,24 @@ def _by_name(what: str, params: PyTree, indices: PyTree) -> dict[str, Any]:
         raise ValueError(
             f"{what}: there are indices of {', '.join(unknown)} but no such parameter; the "
             f"parameters are {', '.join(leaves)}. Make them with sara.indices_of(masks)."
+        )
+    for name, at in by_name.items():
+        if jnp.ndim(at) != 1 or not jnp.issubdtype(jnp.result_type(at), jnp.integer):
+            raise ValueError(
+                f"{what}: the indices of {name or 'the parameter'} must be a vector of integers, "
+                f"got {jnp.result_type(at)} of shape {jnp.shape(at)}; sara.indices_of(masks)."
+            )
+    return by_name
+
+
+def _values(what: str, values: PyTree, indices: dict[str, Any]) -> dict[str, Any]:
+    """The values by path, one for each index."""
+    by_name = named_leaves(values)
+    shapes = {name: jnp.shape(v) for name, v in by_name.items()}
+    wanted = {name: jnp.shape(at) for name, at in indices.items()}
+    if any(wanted.get(name) != shape for name, shape in shapes.items()):
+        raise ValueError(
+            f"{what}: values must be a vector of one number for each index, of shapes {wanted}, "
+            f"got {shapes}; sara.gather_values(params, indices)."
         )
     return by_name

@@ -11,7 +11,6 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Key, PyTree
 
 from ..._arguments import (
-    check_callable,
     check_count,
     check_fraction,
     check_key,
@@ -54,7 +53,12 @@ class SaRAState(NamedTuple):
     moments: optax.OptState
 
 
-@checked(rank_strength="[0, inf)", rank_min_dim="[0, inf)")
+@checked(
+    learning_rate="[0, inf)",
+    rank_strength="[0, inf)",
+    rank_min_dim="[0, inf)",
+    loss="loss(params, key)",
+)
 def sara(
     params: PyTree,
     loss: Callable[[PyTree, Key[Array, ""]], Array],
@@ -129,7 +133,6 @@ def sara(
       >>> state.params["w"].round(1).tolist(), state.indices["w"].tolist()
       ([1.0, 1.0, 1.0], [1, 2])
     """
-    check_callable("loss", loss, "params", "key")
     check_count("steps", steps, 0)
     check_count("chunk", chunk)
     check_params("sara", params)

@@ -39,7 +39,7 @@ def bilevel_gradient(
       The validation loss and its gradient with respect to alpha, a tree like `alpha`.
 
     Raises:
-      ValueError: If an optimizer is given without its state.
+      ValueError: If an optimizer is given without its state, or with the state of another.
 
     Reference:
       Liu, Simonyan and Yang, DARTS: Differentiable Architecture Search, 2018 (arXiv 1806.09055),
@@ -62,6 +62,9 @@ def bilevel_gradient(
             "optimizer.init(params)."
         )
 
+    if optimizer is not None:
+        _check_state(optimizer, opt_state, params)
+
     def outer(alpha):
         if optimizer is None:
             return validation_loss(params, alpha)
@@ -71,6 +74,18 @@ def bilevel_gradient(
         return validation_loss(optax.apply_updates(params, updates), alpha)
 
     return jax.value_and_grad(outer)(alpha)
+
+
+def _check_state(optimizer: Any, opt_state: Any, params: PyTree) -> None:
+    """Raises unless the state is one of this optimizer and these parameters."""
+    wanted = jax.eval_shape(optimizer.init, params)
+    same = jax.tree.structure(opt_state) == jax.tree.structure(wanted)
+    shapes = [jax.tree.map(jnp.shape, x) for x in (opt_state, wanted)] if same else [0, 1]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"bilevel_gradient: opt_state={opt_state!r:.80} is not a state of this optimizer for "
+            "these params; pass optimizer.init(params)."
+        )
 
 
 def _nonzero(g: Array) -> Array:

@@ -1,6 +1,7 @@
 """Masks and architectures learned in three stages: dense training, scores, fine-tuning."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Key, PyTree
 
-from ..._arguments import check_callable, check_count, check_key, check_params, checked, rows_of
+from ..._arguments import check_key, check_params, checked, rows_of
 from ..._minibatches import minibatches
 from ..._progress import check_loop, run_chunks, structure
 from ..._steady import steady
@@ -19,7 +20,9 @@ from ._bilevel import bilevel_gradient
 from ._scores import apply_scores, check_separate, scaled_scores
 
 
-class Stage(NamedTuple):
+@checked(steps="[0, inf)")
+@dataclass(frozen=True)
+class Stage:
     """A training stage: the number of steps and the optimizer."""
 
     steps: int
@@ -55,7 +58,7 @@ class SearchedNetwork(NamedTuple):
     validation: tuple[Array, ...]
 
 
-@checked()
+@checked(loss="loss(params, batch)")
 def score_prune(
     params: PyTree,
     loss: Callable[[PyTree, PyTree], Any],
@@ -120,7 +123,6 @@ def score_prune(
       >>> found.params["kernel"].ravel().tolist()
       [0.0, 1.0]
     """
-    check_callable("loss", loss, "params", "batch")
     found = dass(
         params, None, lambda p, alpha, batch: loss(p, batch), plan, data, None, key=key,
         pretrain=pretrain, prune=prune, finetune=finetune, batch_size=batch_size,
@@ -129,7 +131,7 @@ def score_prune(
     return ScoredResult(found.params, found.masks, found.scores, found.losses)
 
 
-@checked()
+@checked(loss="loss(params, alpha, batch)")
 def dass(
     params: PyTree,
     alpha: PyTree | None,
@@ -210,7 +212,7 @@ def dass(
     """
     check_params("score_prune and dass", params)
     check_key("key", key)
-    _check(loss, plan, alpha, validation, (pretrain, prune, finetune))
+    _check(loss, plan, alpha, validation)
     upper = steady(_PUBLISHED if alpha_optimizer is None else alpha_optimizer)
     held = None if validation is None else jax.tree.map(jnp.asarray, validation)
     sets = (jax.tree.map(jnp.asarray, data), held)
@@ -315,12 +317,8 @@ def _stage(
     return (*begin, tuple(jnp.zeros(0, x.dtype) for x in shapes)), advance
 
 
-def _check(loss, plan, alpha, validation, stages) -> None:
-    check_callable("loss", loss, "params", "alpha", "batch")
+def _check(loss, plan, alpha, validation) -> None:
     Plan.require("dass", plan)
     check_separate(plan)
     if (alpha is None) != (validation is None):
         raise ValueError("dass: alpha is learned from validation data: give both, or neither.")
-    for stage in stages:
-        if stage is not None:
-            check_count("Stage.steps", stage.steps, 0)

@@ -10,7 +10,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from ..._arguments import check_callable, check_count, check_key, check_one, checked, known
+from ..._arguments import check_count, check_key, check_one, checked, known
 from ..._progress import Progress, check_loop, check_progress, run_chunks
 from ...masks import apply_masks
 
@@ -23,7 +23,7 @@ class SearchResult(NamedTuple):
     losses: Float[Array, " candidates"]
 
 
-@checked()
+@checked(loss="loss(params, masks)", sample="sample(key)")
 def random_search(
     params: PyTree,
     loss: Callable[[PyTree, PyTree], Any],
@@ -85,8 +85,6 @@ def random_search(
       >>> found.masks["kernel"].ravel().tolist(), float(found.losses.min())
       ([False, False, False, True], -4.0)
     """
-    check_callable("loss", loss, "params", "masks")
-    check_callable("sample", sample, "key")
     check_count("candidates", candidates)
     check_key("key", key)
     if batch_size is not None:
@@ -149,7 +147,9 @@ class SearchComparison(NamedTuple):
     p_value: float
 
 
-@checked()
+@checked(
+    start="start(key)", sample="sample(key, params, sparsity)", train="train(params, masks, key)"
+)
 def compare_random_search(
     start: Callable[[Key[Array, ""]], PyTree],
     sample: Callable[..., PyTree],
@@ -207,9 +207,6 @@ def compare_random_search(
       >>> rows[0].difference > 0, rows[0].losses.shape
       (True, (4, 20))
     """
-    check_callable("start", start, "key")
-    check_callable("sample", sample, "key", "params", "sparsity")
-    check_callable("train", train, "params", "masks", "key")
     check_count("trials", trials, 2)
     check_key("key", key)
     check_count("candidates", candidates)

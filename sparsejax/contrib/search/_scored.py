@@ -57,12 +57,12 @@ class Scored(nnx.Module):
 
     @checked()
     def __init__(self, layer: Any, pattern: Pattern | None, *, rounding: str = "down"):
-        if "kernel" not in nnx.state(layer, nnx.Param):
-            raise TypeError(f"Scored: a {type(layer).__name__} has no kernel to mask.")
-        self.layer = layer
+        if not isinstance(layer, nnx.Module) or "kernel" not in nnx.state(layer, nnx.Param):
+            raise TypeError(f"Scored: layer, a {type(layer).__name__}, has no kernel to mask.")
+        self.layer: Any = layer
         self.pattern = pattern
         self.rounding = rounding
-        self.scores = Score(layer.kernel[...])
+        self.scores = Score(self.layer.kernel[...])
         if pattern is not None:
             self.rescale()
 

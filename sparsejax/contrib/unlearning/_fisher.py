@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
 from ..._arguments import (
-    check_callable,
     check_count,
     check_finite,
     check_key,
@@ -21,7 +20,7 @@ from ..._tree import map_named, named_leaves
 from ...masks import apply_masks
 
 
-@checked(alpha="[0, inf)", chunk="[1, inf)", batch_size="[1, inf)")
+@checked(alpha="[0, inf)", chunk="[1, inf)", batch_size="[1, inf)", logits="logits(params, x)")
 def fisher_forgetting(
     params: PyTree,
     masks: PyTree | None,
@@ -76,7 +75,6 @@ def fisher_forgetting(
       >>> found["kernel"].tolist()
       [[1.0, 0.0], [0.0, 1.0]]
     """
-    check_callable("logits", logits, "params", "x")
     check_key("key", key)
     checked_number("alpha", alpha, "unlearning.fisher_forgetting(..., alpha=1e-7)")
     check_finite("fisher_forgetting", alpha=alpha)

@@ -8,14 +8,14 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
-from ..._arguments import check_callable, check_count, check_finite, checked, rows_of
+from ..._arguments import check_count, check_finite, checked, rows_of
 from ..._arrays import wide_dtype
 from ...masks import apply_masks
 
 Inverse = Literal["exact", "woodfisher_cheap"]
 
 
-@checked(alpha="(-inf, inf)", damping="(0, inf)", samples="[1, inf)")
+@checked(alpha="(-inf, inf)", damping="(0, inf)", samples="[1, inf)", loss="loss(params, batch)")
 def influence_unlearning(
     params: PyTree,
     masks: PyTree | None,
@@ -69,7 +69,6 @@ def influence_unlearning(
       >>> round(float(unlearning.influence_unlearning(jnp.array(2.0), None, loss, **data)), 3)
       1.5
     """
-    check_callable("loss", loss, "params", "batch")
     check_count("samples", samples)
     n_f, n_r = rows_of("forget", forget), rows_of("retain", retain)
     check_finite("influence_unlearning", alpha=alpha)

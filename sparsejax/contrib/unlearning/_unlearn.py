@@ -12,7 +12,6 @@ from jaxtyping import Array, Int, Key, PyTree
 
 from ... import prox
 from ..._arguments import (
-    check_callable,
     check_count,
     check_fraction,
     check_key,
@@ -82,7 +81,7 @@ def forget_split(
         chosen = y == label
         if not chosen.any():
             raise ValueError(
-                f"forget_split: no sample has class {label}; the labels are {np.unique(y)}."
+                f"forget_split: label: no sample has class {label}; the labels are {np.unique(y)}."
             )
     else:
         check_fraction("fraction", fraction)  # pyright: ignore[reportArgumentType]
@@ -97,7 +96,7 @@ def forget_split(
     return np.flatnonzero(chosen), np.flatnonzero(~chosen)
 
 
-@checked(strength="[0, inf)")
+@checked(strength="[0, inf)", loss="loss(params, batch)")
 def unlearn(
     params: PyTree,
     masks: PyTree | None,
@@ -165,7 +164,6 @@ def unlearn(
       ... ).tolist()
       1.0
     """
-    check_callable("loss", loss, "params", "batch")
     check_params("unlearn", params)
     check_key("key", key)
     if method not in ("finetune", "ascent", "l1"):

@@ -111,7 +111,7 @@ def unmixing_errors(
 
 
 @checked()
-def hoyer_sparsity(x: Float[ArrayLike, "..."], axis: int = -1) -> Float[Array, "..."]:
+def hoyer_sparsity(x: Float[ArrayLike, "... n"], axis: int = -1) -> Float[Array, "..."]:
     r"""Hoyer's sparsity, `(sqrt n - |x|_1 / |x|_2) / (sqrt n - 1)`.
 
     Args:

@@ -9,7 +9,7 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from ..._arguments import check_strength, checked, finite_array, known
+from ..._arguments import check_strength, checked, checked_axis, finite_array, known
 from ..._progress import Progress, check_loop, run_chunks
 from ..._solution import code, finish
 from ...solve import Solution
@@ -206,7 +206,7 @@ class _State(NamedTuple):
 
 @checked(floor="[0, inf)")
 def irls_weights(
-    residual: Float[Array, "..."], axis: int | tuple[int, ...] = -1, floor: ArrayLike = 1e-8
+    residual: Float[Array, "... n"], axis: int | tuple[int, ...] = -1, floor: ArrayLike = 1e-8
 ) -> Float[Array, "..."]:
     r"""Weights of iteratively reweighted least squares (IRLS), `u = 1 / max(||r||_2, floor)`.
 
@@ -230,7 +230,7 @@ def irls_weights(
       >>> unmixing.irls_weights(jnp.array([[0.0, 4.0], [0.5, 0.0]])).tolist()
       [0.25, 2.0]
     """
-    return 1 / jnp.maximum(jnp.sqrt(jnp.sum(residual**2, axis=axis)), floor)
+    return 1 / jnp.maximum(jnp.sqrt(jnp.sum(residual**2, axis=checked_axis(axis))), floor)
 
 
 def _weights(y: Array, m: Array, a: Array, robust: bool, floor: ArrayLike) -> Array:

@@ -13,7 +13,7 @@ from jaxtyping import PyTree
 from ..._arguments import checked
 from ..._arrays import wide_dtype
 from ..._masks import count
-from ..._tree import named_leaves, pure
+from ..._tree import is_array, named_leaves, pure
 from ...masks import update_mask
 
 
@@ -226,6 +226,8 @@ def update_partition(checkpoints: Iterable[PyTree], tol: ArrayLike = 0.0) -> Upd
 
 def _held(tree: PyTree) -> PyTree:
     """The tree with copies of what can change in place."""
+    if not jax.tree.leaves(tree) or not all(map(is_array, jax.tree.leaves(pure(tree)))):
+        raise TypeError(f"update_partition: checkpoints must be trees of arrays, got {tree!r:.80}.")
     return jax.tree.map(lambda x: x.copy() if isinstance(x, np.ndarray) else x, pure(tree))
 
 

@@ -13,6 +13,7 @@ from jaxtyping import Array, Shaped
 
 from ..._arguments import checked
 from ..._arrays import wide_dtype
+from ..._tree import is_array
 from ...formats import Matrix, multiply
 from .._finish import FUSED, How, finish
 from .._table import get, platform_of, requested
@@ -54,7 +55,7 @@ def matmul(
         Gradients without a kernel are computed by XLA.
       precision: As for `jax.lax.dot_general`.
       out_dtype: Dtype of the result; None means that of x.
-      bias: `(N,)`, added before the result is rounded to `out_dtype`.
+      bias: `(N,)`, or what broadcasts to the result, added before it is rounded to `out_dtype`.
       activation: Elementwise function applied before rounding; kernels fuse `jax.nn.relu`, `silu`,
         `sigmoid` and `jnp.tanh`.
 
@@ -75,7 +76,8 @@ def matmul(
     x = jnp.asarray(x)
     w = w if isinstance(w, Matrix) else jnp.asarray(w)
     _check(x, w)
-    bias = None if bias is None else jnp.asarray(bias)
+    _check_precision(precision)
+    bias = None if bias is None else _checked_bias(bias, (*x.shape[:-1], w.shape[-1]))
     platform = platform_of(x, w)
     dtype = x.dtype if out_dtype is None else jnp.dtype(out_dtype)
     if not jnp.issubdtype(dtype, jnp.floating):
@@ -92,7 +94,11 @@ def matmul(
 
 
 @checked()
-def explain(x: Any, w: Any, implementation: str | Sequence[str] | None = None) -> str:
+def explain(
+    x: Any,
+    w: Any,
+    implementation: str | Sequence[str] | None = None,
+) -> str:
     """Describes how `matmul(x, w)` is computed: the implementation, its form, and skipped ones.
 
     Args:
@@ -141,6 +147,7 @@ def _names(x: Any, w: Matrix, implementation: Any, platform: str) -> tuple[str, 
 
 @partial(jax.jit, static_argnames=("names", "how"))
 def _jitted(x, w, bias, names: tuple[str, ...], how: How):
+    w = w.for_product()
     multiply: Callable[..., Any] = partial(_flat, names=names, how=how)
     for _ in range(w.ndim - 2):
         multiply = jax.vmap(multiply, in_axes=(0, 0, None))
@@ -173,8 +180,28 @@ def _one_of(w: Any, dtype: Any) -> Any:
     return jax.tree.map(shape_of, w)
 
 
+def _checked_bias(bias: Any, shape: tuple[int, ...]) -> Array:
+    """The bias, which must not enlarge the result."""
+    found = np.shape(bias)
+    fits = len(found) <= len(shape) and all(b in (1, n) for b, n in zip(found[::-1], shape[::-1]))
+    if not fits:
+        raise ValueError(f"matmul: bias {found} must be ({shape[-1]},) for a result of {shape}.")
+    return jnp.asarray(bias)
+
+
+def _check_precision(precision: Any) -> None:
+    """Raises for what `jax.lax.dot_general` does not take, naming the argument."""
+    try:
+        x = jax.ShapeDtypeStruct((1, 1), jnp.float32)
+        jax.eval_shape(partial(jnp.matmul, precision=precision), x, x)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"matmul: precision={precision!r} is not valid: {error}") from None
+
+
 def _check(x, w) -> None:
     for name, array in (("x", x), ("w", w)):
+        if not isinstance(array, Matrix) and not is_array(array):
+            raise TypeError(f"matmul: {name} must be an array or a matrix, got {array!r:.80}.")
         if not jnp.issubdtype(array.dtype, jnp.floating):
             raise TypeError(
                 f"matmul({name}) must hold floats, got {array.dtype} of shape {array.shape}; write "

@@ -13,7 +13,7 @@ from jaxtyping import Array, PyTree, Shaped
 
 from ..._arguments import checked
 from ..._sharding import on_host
-from ..._tree import map_named, name_of, named_leaves, pure
+from ..._tree import is_array, map_named, name_of, named_leaves, pure
 from .._frameworks import load_frameworks
 from ._graph import GROUPS, ChannelGraph, Segment, is_module
 
@@ -58,9 +58,10 @@ def permute_channels(
     """
     for name, order in permutations.items():
         _check_set("permute_channels", name, graph)
-        if not np.array_equal(np.sort(np.asarray(order)), np.arange(graph.sizes[name])):
+        known = is_array(order) and np.ndim(order) == 1
+        if not known or not np.array_equal(np.sort(order), np.arange(graph.sizes[name])):
             raise ValueError(
-                f"permute_channels: the permutation of {name} must hold each of 0 to "
+                f"permute_channels: permutations of {name} must hold each of 0 to "
                 f"{graph.sizes[name] - 1} once."
             )
     return _gathered("permute_channels", model, graph, permutations)
@@ -205,6 +206,7 @@ def sizes_of(
 
 def _gathered(what: str, model: Any, graph: ChannelGraph, places: Mapping[str, Any]) -> Any:
     """Takes the channels at these positions of each set, in all leaves that carry them."""
+    _check_network(what, nnx.state(model) if isinstance(model, nnx.Module) else model, graph)
 
     def at(name: str, leaf: Any) -> Any:
         for axis, segments in _carried(what, name, leaf, graph, places):
@@ -326,6 +328,8 @@ def _checked_masks(what: str, graph: ChannelGraph, keep: Keep) -> dict[str, np.n
 
 def _check_mask(what: str, name: str, mask: Any, graph: ChannelGraph) -> None:
     _check_set(what, name, graph)
+    if not is_array(mask):
+        raise TypeError(f"{what}: keep must hold a vector of booleans for {name}, got {mask!r}.")
     if mask.dtype != bool or mask.ndim != 1:
         raise TypeError(
             f"{what}: the mask of {name} of shape {mask.shape} holds {mask.dtype}; it must be a "
@@ -335,6 +339,17 @@ def _check_mask(what: str, name: str, mask: Any, graph: ChannelGraph) -> None:
         raise ValueError(
             f"{what}: the mask of {name} has {mask.shape[0]} entries for {graph.sizes[name]} "
             "channels."
+        )
+
+
+def _check_network(what: str, params: Any, graph: ChannelGraph) -> None:
+    """Raises if the tree has no kernel of the network from which the graph was made."""
+    kernels = [kernel.path for kernel in graph.kernels.values()]
+    leaves = named_leaves(pure(params))
+    if kernels and not any(path in leaves for path in kernels):
+        raise ValueError(
+            f"{what}: the model has none of the kernels of graph, {', '.join(kernels)}; it has "
+            f"{', '.join(leaves)}. Pass the network from which the graph was made."
         )
 
 

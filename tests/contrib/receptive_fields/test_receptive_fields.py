@@ -56,3 +56,11 @@ def test_tuning_of_gratings_and_blobs():
     assert receptive_fields.circular_variance(jnp.zeros(16), angles) == 1
     with pytest.raises(ValueError, match="square"):
         receptive_fields.orientation_tuning(jnp.ones((10, 1)), angles, angles)
+
+
+def test_active_units_have_the_dtype_of_the_codes():
+    assert receptive_fields.active_units(jnp.ones((2, 3), jnp.int8)).dtype == jnp.float32
+    with jax.enable_x64(True):
+        found = receptive_fields.active_units(jnp.array([[0.0, 1.0, jnp.nan], [0.0, 1.0, 2.0]]))
+        assert found.dtype == jnp.float64
+        np.testing.assert_array_equal(found, [np.nan, 2.0])
