@@ -206,7 +206,7 @@ def _is_free(word: str) -> bool:
     return word == "..." or word.startswith("*")
 
 
-def _lengths(words: Sequence[str], shape: tuple[int, ...]) -> dict[str, Any] | None:
+def _lengths(words: Sequence[str], shape: tuple[Any, ...]) -> dict[str, Any] | None:
     """The length of each named axis; None if a shape does not fit the words of an annotation."""
     free = next((i for i, word in enumerate(words) if _is_free(word)), None)
     fixed = len(words) - (free is not None)

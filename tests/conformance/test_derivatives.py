@@ -121,7 +121,7 @@ def test_every_custom_derivative_has_a_row():
             found = re.findall(r"custom_(?:jvp|vjp)\b[^\n]*\ndef (\w+)", path.read_text())
             names |= set(found)
     rows = " ".join(RULES) + " _pulled"
-    assert [name for name in sorted(names) if name not in rows] == []
+    assert [name for name in sorted(names) if name.lstrip("_") not in rows] == []
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from hypothesis.extra import numpy as hnp
 
+import sparsejax as sj
 from sparsejax import formats
 from sparsejax.formats import BlockArray
 from sparsejax.kernels import matmul
@@ -181,8 +182,8 @@ def test_lists_for_inference_are_as_narrow_as_the_rows_allow(rows, dtype, tmp_pa
         np.testing.assert_array_equal(y, np.ones((2, rows)) @ dense)
     for a, b in zip(jax.tree.leaves(few.with_rows()), jax.tree.leaves(w)):
         np.testing.assert_array_equal(a, b)
-    formats.save_safetensors({"w": few}, tmp_path / "few.safetensors")
-    (loaded,) = formats.load_safetensors(tmp_path / "few.safetensors").values()
+    sj.save(tmp_path / "few.safetensors", {"w": few})
+    (loaded,) = sj.load(tmp_path / "few.safetensors").values()
     assert loaded.index.dtype == dtype and (loaded.todense() == dense).all()
     with pytest.raises(ValueError, match="index"):
         dataclasses.replace(few, index=few.index[:, ::-1]).validate()
