@@ -180,7 +180,7 @@ def _one_of(w: Any, dtype: Any) -> Any:
     return jax.tree.map(shape_of, w)
 
 
-def _checked_bias(bias: Any, shape: tuple[int, ...]) -> Array:
+def _checked_bias(bias: Any, shape: tuple[Any, ...]) -> Array:
     """The bias, which must not enlarge the result."""
     found = np.shape(bias)
     fits = len(found) <= len(shape) and all(b in (1, n) for b, n in zip(found[::-1], shape[::-1]))
