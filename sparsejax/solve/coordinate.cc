@@ -139,7 +139,7 @@ template <class T, class Design> struct Lasso {
   Index n = X.n, p = X.p;
   std::vector<T> r = std::vector<T>(n), g = std::vector<T>(k), c = std::vector<T>(p);
   std::vector<char> screened = std::vector<char>(p);
-  double yy = dot(y, y, n) / double(n), gap = 0, scale = 1, dual = 0;
+  double yy = dot(y, y, n) / double(n), gap = 0, scale = 1;
   Index rounds = 0, outer = 0;
 
   double quadratic(Index j) const { return norms[j] / double(n) + l2; }
@@ -179,8 +179,8 @@ template <class T, class Design> struct Lasso {
     return found;
   }
 
-  // The duality gap over some features, from c and the residual; keeps the best dual value.
-  void measure(const Indices& which, double& best) {
+  // The duality gap over some features, from c and the residual alone, as who checks it would.
+  void measure(const Indices& which) {
     double s = 1, cost = 0, ridge = 0, free = 0;
     for (Index j : which) {
       const double a = thresholds[j], u = size(c[j]);
@@ -198,9 +198,8 @@ template <class T, class Design> struct Lasso {
     const double rr = dot(full.data(), full.data(), n) / double(n);
     const double ry = dot(full.data(), y, n) / double(n);
     const double value = s * ry - s * s * rr / 2 - s * s * l2 * free / 2;
-    best = std::max(best, value);
     scale = s;
-    gap = std::max(0.0, rr / 2 + cost + l2 * ridge / 2 - best);
+    gap = std::max(0.0, rr / 2 + cost + l2 * ridge / 2 - value);
   }
 
   void look(const Indices& which) {
@@ -291,12 +290,15 @@ template <class T, class Design> struct Lasso {
   void inner(const Indices& set, double target, int most) {
     X.need(set);
     Anderson<T> mixer;
-    double best = dual, spent = 0, epoch = 0;
+    double spent = 0, epoch = 0;
     for (Index j : set) epoch += 2 * X.length(j);
     for (int round = 0; round < most; ++round) {
-      for (int e = 0; e < EPOCHS && (e < FEWEST || spent <= newton_cost()); ++e) {
+      // Where a pass over X is cheap it is worth a look whether a few epochs were enough.
+      const bool often = 4 * epoch > X.entries();
+      const int epochs = often ? std::min(EPOCHS, FEWEST << std::min(round, 8)) : EPOCHS;
+      for (int e = 0; e < epochs && (e < FEWEST || spent <= newton_cost()); ++e) {
         descend(set);
-        mixer.push(state(set));
+        if (round > 0) mixer.push(state(set));
         if (mixer.full()) extrapolate(set, mixer);
         spent += epoch;
       }
@@ -307,7 +309,7 @@ template <class T, class Design> struct Lasso {
         mixer.clear();
       }
       look_at(set);
-      measure(set, best);
+      measure(set);
       if (!(gap > target)) break;
     }
   }
@@ -380,14 +382,13 @@ template <class T, class Design> struct Lasso {
     for (Index j = 0; j < p; ++j)
       if (!movable(j) || (positive && w[j] < 0)) w[j] = 0;
     std::fill(screened.begin(), screened.end(), 0);
-    dual = 0;
     for (outer = 0;; ++outer) {
       recompute();
       Indices alive;
       for (Index j = 0; j < p; ++j)
         if (movable(j) && !screened[j]) alive.push_back(j);
       look(alive);
-      measure(alive, dual);
+      measure(alive);
       if (!std::isfinite(gap)) return 2;
       if (gap <= tol * yy / 2) {
         if (all_agree(alive)) return 0;
@@ -407,8 +408,7 @@ template <class T, class Design> struct Lasso {
     for (Index j = 0; j < p; ++j)
       if (movable(j)) all.push_back(j);
     look(all);
-    dual = 0;
-    measure(all, dual);
+    measure(all);
     alive.swap(all);
     return gap <= tol * yy / 2;
   }

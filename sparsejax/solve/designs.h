@@ -1,7 +1,8 @@
 // The three layouts of a design X (n, p): columns, rows, and sparse columns.
 //
-// Each has: length(j), stored entries of a column; square(j), product(j, r) = x_j . r, products of many columns, add(j, a, r): r += a x_j,
-// need(which): what is about to be read column by column, gram(rows, with).
+// Each has: length(j), stored entries of a column, and entries() of all; square(j); product(j, r),
+// x_j . r, and products of many columns; add(j, a, r), r += a x_j; need(which), what is about to be
+// read column by column; gram(rows, with).
 
 #pragma once
 #include <algorithm>
@@ -86,6 +87,7 @@ template <class T> struct Columns {
   const T* x;
 
   Index length(Index) const { return n; }
+  double entries() const { return double(n) * p; }
   const T* column(Index j) const { return x + j * n; }
   T square(Index j) const { return dot(column(j), column(j), n); }
   T product(Index j, const T* r) const { return dot(column(j), r, n); }
@@ -111,6 +113,7 @@ template <class T> struct Rows {
 
   Rows(Index n, Index p, const T* x) : n(n), p(p), x(x), place(p, -1) {}
   Index length(Index) const { return n; }
+  double entries() const { return double(n) * p; }
   const T* column(Index j) const { return kept[place[j]].data(); }
   T product(Index j, const T* r) const { return dot(column(j), r, n); }
   void add(Index j, T scale, T* r) const { axpy(scale, column(j), r, n); }
@@ -150,6 +153,7 @@ template <class T> struct Sparse {
   mutable std::vector<T> dense;
 
   Index length(Index j) const { return start[j + 1] - start[j]; }
+  double entries() const { return start[p]; }
   T square(Index j) const { return dot(x + start[j], x + start[j], start[j + 1] - start[j]); }
   T product(Index j, const T* r) const {
     T total = 0;

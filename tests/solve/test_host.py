@@ -106,6 +106,20 @@ def test_layouts_do_not_matter(layout, dtype):
         )
 
 
+@compiled
+def test_the_gap_of_each_solution_alone_is_small():
+    rng = np.random.default_rng(3)
+    X = rng.normal(size=(150, 400))
+    y = X[:, :20] @ rng.normal(size=20) + rng.normal(size=150)
+    with jax.enable_x64(True):
+        path = solve.lasso_path_host(X, y, n_strengths=60)
+        pairs = zip(path.value, path.stats["strengths"])
+        gaps = [float(solve.duality_gap(X, y, w, strength)) for w, strength in pairs]
+    # Not those of a dual point that another vector has left behind.
+    assert max(gaps) <= 1.01e-6 * (y @ y) / 300
+    np.testing.assert_allclose(gaps, path.stats["gap"], rtol=1e-3, atol=1e-12)
+
+
 def test_without_float64_in_jax_data_of_float64_are_solved_in_it():
     found = solve.lasso_host(X, Y, 0.05, tol=1e-12)
     assert found.value.dtype == jnp.float32 and found.stats["gap"] < 1e-11
