@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from sparsejax._counts import floor_of, fraction_of, kept_at, kept_in_slice
-from sparsejax._topk import nm_mask, topk_mask, topk_masks
+from sparsejax._topk import group_mask, nm_mask, topk_mask, topk_masks
 
 SHAPES = [(1,), (7,), (33, 5), (4, 64), (3, 256), (2, 3, 32)]
 _topk = jax.jit(topk_mask)
@@ -205,3 +205,16 @@ def test_slices_are_selected_in_place():
         moved = x.transpose(*others, *axes).reshape(-1, np.prod([x.shape[a] for a in axes]))
         for row, kept in zip(moved, mask.reshape(moved.shape)):
             np.testing.assert_array_equal(kept, sorted_topk(row, 3))
+
+
+@pytest.mark.parametrize("m", [4, 8, 16, 40])
+def test_groups_along_any_axis_are_ranked_alike(m):
+    rng = np.random.default_rng(m)
+    x = rng.choice([np.nan, np.inf, -np.inf, 1.0, -0.0, 0.0, 2.0], size=(6, m)).astype(np.float32)
+    expected = np.stack([sorted_topk(row, m // 2) for row in x])
+    for n in (m // 2, jnp.int32(m // 2)):
+        np.testing.assert_array_equal(group_mask(x, n, (1,)), expected)
+        np.testing.assert_array_equal(group_mask(x.T, n, (0,)), expected.T)
+        boxes = x.reshape(6, 2, m // 2).transpose(1, 0, 2)
+        found = np.asarray(group_mask(boxes, n, (0, 2))).transpose(1, 0, 2)
+        np.testing.assert_array_equal(found.reshape(6, m), expected)

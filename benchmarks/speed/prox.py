@@ -113,6 +113,7 @@ def pyproximal_cases(x: np.ndarray) -> dict[str, tuple[Callable, prox.Penalty]]:
 
 def skglm_cases(x: np.ndarray) -> dict[str, tuple[Callable, prox.Penalty]]:
     f = importlib.import_module("skglm.utils.prox_funcs")
+    penalties = importlib.import_module("skglm.penalties")
     numba = importlib.import_module("numba")
     x = x.astype(np.float64)
 
@@ -134,7 +135,8 @@ def skglm_cases(x: np.ndarray) -> dict[str, tuple[Callable, prox.Penalty]]:
         "l_half": (over(f.prox_05, 0.5), prox.l_half(0.5)),
         "l_two_thirds": (over(f.prox_2_3, 0.5), prox.l_two_thirds(0.5)),
         "log_sum": (over(f.prox_log_sum, 0.5, 1.0), prox.log_sum(0.5)),
-        "slope": (lambda: f.prox_SLOPE(x, strengths), prox.slope(strengths)),
+        # prox_SLOPE alone expects sorted moduli.
+        "slope": (lambda: penalties.SLOPE(strengths).prox_vec(x, 1.0), prox.slope(strengths)),
     }
 
 

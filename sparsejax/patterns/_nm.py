@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Shaped
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from .._arguments import checked, checked_axis, is_int
 from .._counts import kept_at
@@ -116,7 +116,14 @@ class NM(Pattern):
         """The mask by rank within each group; `zeros` is implied by the pattern."""
         del zeros
         kept = kept_at(fraction, self.m, self.m - self.n)
-        kept = kept if isinstance(kept, int) else kept.astype(jnp.int32)
+        return self.select_kept(
+            scores, layout, kept if isinstance(kept, int) else kept.astype(jnp.int32)
+        )
+
+    def select_kept(
+        self, scores: Float[Array, "..."], layout: Layout, kept: int | Int[Array, ""]
+    ) -> Bool[Array, "..."]:
+        """The mask that keeps `kept` of every m; the number may be traced."""
         # NaN ranks last, and of equals the first: padding is never kept instead of an entry.
         whole, padded = self._padded(scores, layout, jnp.nan)
         groups = grid(padded, self.m)

@@ -96,9 +96,14 @@ class Stages(Pattern):
         # The last stage reached: a float slightly below i / S is treated as i / S.
         stages = jnp.asarray(fraction, jnp.float32) * len(self.patterns)
         reached = jnp.clip(jnp.floor(stages + 1e-4), 0, len(self.patterns)).astype(jnp.int32)
-        dense = [lambda s: jnp.ones(s.shape, bool)]
-        stages = [lambda s, p=p: p.select(s, layout) for p in self.patterns]
-        return lax.switch(reached, dense + stages, scores)
+        # Stages of equal m differ in a number only: one computation for all of them.
+        first = {(p.m, p.pad): p for p in reversed(self.patterns)}
+        kinds = list(first)
+        each = [kinds.index((p.m, p.pad)) for p in self.patterns]
+        kind = jnp.asarray([each[0], *each], jnp.int32)[reached]
+        kept = jnp.asarray([self.patterns[0].m, *(p.n for p in self.patterns)], jnp.int32)[reached]
+        branches = [lambda s, k, p=p: p.select_kept(s, layout, k) for p in first.values()]
+        return lax.switch(kind, branches, scores, kept)
 
 
 @checked(stacked="[0, inf)", stages="[1, inf)")

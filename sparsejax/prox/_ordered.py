@@ -1,5 +1,6 @@
 """Penalties that depend on the order of the entries: l_inf, SLOPE, l1 minus l2."""
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
@@ -11,6 +12,8 @@ from ._cells import Cells, level
 from ._elementwise import outside
 from ._partition import Axes, Partition, fit, partition
 from ._penalty import Leaf, Penalty, Symmetric, register, relu, static
+
+_LOW, _INDEX = 2**32 - 1, 2**31 - 1
 
 
 @register
@@ -56,7 +59,7 @@ class Slope(Symmetric):
 
     def _shrink(self, b: Array, t: Array) -> Array:
         def rows(b):
-            order = jnp.argsort(-b, axis=-1)
+            order = descending(lax.stop_gradient(b))
             fitted = relu(isotonic(jnp.take_along_axis(b, order, -1) - t * self._each(b)))
             return jnp.put_along_axis(jnp.zeros_like(b), order, fitted, -1, inplace=False)
 
@@ -118,11 +121,36 @@ def along(axis: int | None, f, x: Array) -> Array:
     return jnp.moveaxis(f(jnp.moveaxis(x, axis, -1)), -1, axis)
 
 
+def descending(b: Array) -> Array:
+    """The order of numbers >= 0 along the last axis, the largest first, the lowest index of equals.
+
+    XLA sorts single integers four times as fast as pairs or floats: each sort takes 32 bits of the
+    numbers, which are ordered like floats, above the index. NaN counts as 0.
+    """
+    bits = jnp.finfo(b.dtype).bits
+    if b.shape[-1] >= 2**31:
+        return jnp.argsort(-b, axis=-1)
+    with jax.enable_x64(True):
+        b = jnp.where(b > 0, b, jnp.zeros_like(b))  # not -0, whose sign bit is set
+        image = lax.bitcast_convert_type(b, jnp.dtype(f"int{bits}")).astype(jnp.int64)
+        place = lax.broadcasted_iota(jnp.int64, b.shape, b.ndim - 1)
+        order = _sorted_by(image & _LOW, place)
+        if bits > 32:
+            higher = jnp.take_along_axis(image >> 32, order, -1)
+            order = jnp.take_along_axis(order, _sorted_by(higher, place), -1)
+        return order.astype(jnp.int32)
+
+
+def _sorted_by(digit: Array, place: Array) -> Array:
+    """The places, sorted by 32 bits, the largest first."""
+    return lax.sort(((_LOW - digit) << 31) | place, is_stable=False) & _INDEX
+
+
 def isotonic(z: Array) -> Array:
     """The non-increasing sequence nearest to z along the last axis.
 
-    Halves that are already monotone are merged by the level that pools their ends, found by
-    bisection: log2(n) parallel rounds without a data-dependent loop, so that it maps and shards.
+    Halves that are already monotone are merged by the level that pools their ends: log2(n)
+    parallel rounds, which map and shard.
     """
     n = z.shape[-1]
     size = 1 << max(n - 1, 0).bit_length()
@@ -142,28 +170,49 @@ def _pooled(left: Array, right: Array) -> Array:
 
     Entries below the level on the left and above it on the right are set to the level.
     """
+    level = _level(*lax.stop_gradient((left, right)))
+    lacks, exceeds = left < level, right > level
+    mean = level + _above(left, right, level)
+    return jnp.concatenate([jnp.where(lacks, mean, left), jnp.where(exceeds, mean, right)], -1)
+
+
+def _above(left: Array, right: Array, level: Array) -> Array:
+    """The mean of the pooled entries minus the level; 0 without any."""
+    lacks, exceeds = left < level, right > level
+    moved = jnp.sum(jnp.where(exceeds, right - level, 0), -1, keepdims=True)
+    moved -= jnp.sum(jnp.where(lacks, level - left, 0), -1, keepdims=True)
+    count = jnp.sum(lacks, -1, keepdims=True, dtype=jnp.int32)
+    count += jnp.sum(exceeds, -1, keepdims=True, dtype=jnp.int32)
+    return moved / jnp.maximum(count, 1).astype(left.dtype)
+
+
+def _level(left: Array, right: Array) -> Array:
+    """The level that is the mean of what it pools, by Newton's method within a bracket.
+
+    The mean is a Newton step, and exact once the pool is right; every fourth step bisects, so that
+    the bracket shrinks to the precision of the dtype in any case.
+    """
     low, high = left[..., -1:], right[..., :1]
-    below, above = lax.stop_gradient((left, right))
-
-    def narrow(_, bounds):
-        lo, hi = bounds
-        middle = lo + (hi - lo) / 2
-        lack = jnp.sum(relu(middle - below), -1, keepdims=True)
-        excess = jnp.sum(relu(above - middle), -1, keepdims=True)
-        return jnp.where(lack < excess, middle, lo), jnp.where(lack < excess, hi, middle)
-
-    steps = jnp.finfo(left.dtype).nmant + 6
-    lo, hi = lax.fori_loop(0, steps, narrow, lax.stop_gradient((low, high)))
-    middle = lo + (hi - lo) / 2
     joins = low < high
-    pools_left, pools_right = joins & (below < middle), joins & (above > middle)
-    count = jnp.sum(pools_left, -1, keepdims=True) + jnp.sum(pools_right, -1, keepdims=True)
-    total = jnp.sum(jnp.where(pools_left, left, 0), -1, keepdims=True)
-    total = total + jnp.sum(jnp.where(pools_right, right, 0), -1, keepdims=True)
-    mean = total / jnp.maximum(count, 1).astype(left.dtype)
-    return jnp.concatenate(
-        [jnp.where(pools_left, mean, left), jnp.where(pools_right, mean, right)], -1
-    )
+    start = jnp.where(joins, low + (high - low) / 2, low)
+    # The pool is then right up to rounding of its ends, and its mean is exact.
+    fine = jnp.finfo(left.dtype).eps * (jnp.abs(low) + jnp.abs(high))
+    steps = 4 * (jnp.finfo(left.dtype).nmant + 6)
+
+    def narrow(state):
+        i, level, lo, hi, _ = state
+        move = _above(left, right, level)
+        lo, hi = jnp.where(move > 0, level, lo), jnp.where(move < 0, level, hi)
+        mean, middle = level + move, lo + (hi - lo) / 2
+        inside = (mean >= lo) & (mean <= hi) & (i % 4 != 3)
+        moved = joins & (jnp.abs(move) > fine) & (mean != level) & (middle != level)
+        new = jnp.where(moved, jnp.where(inside, mean, middle), level)
+        return i + 1, new, lo, hi, jnp.any(moved)
+
+    first = (jnp.zeros((), jnp.int32), start, low, high, jnp.any(joins))
+    level = lax.while_loop(lambda s: s[4] & (s[0] < steps), narrow, first)[1]
+    # Without a violation nothing is below the level on the left or above it on the right.
+    return jnp.where(joins, level, low)
 
 
 def linf(strength: ArrayLike, axis: Axes = -1) -> Penalty:

@@ -81,7 +81,28 @@ def share(c: Array, thresholds: Array, positive: bool) -> Float[Array, ""]:
 
 def cost(w: Array, thresholds: Array) -> Float[Array, ""]:
     """`sum_j a_j |w_j|`, with 0 for an infinite a_j and a zero w_j."""
-    return jnp.sum(jnp.where(w == 0, 0, jnp.abs(w) * jnp.where(w == 0, 0, thresholds)))
+    return jnp.sum(cost_each(w, thresholds))
+
+
+def cost_each(w: Array, thresholds: Array) -> Float[Array, " p"]:
+    """`a_j |w_j|`, with 0 for an infinite a_j and a zero w_j."""
+    return jnp.where(w == 0, 0, jnp.abs(w) * jnp.where(w == 0, 0, thresholds))
+
+
+def ridge_gap(w: Array, c: Array, thresholds: Array, l2: Array, positive: bool) -> Array:
+    r"""The duality gap of w at the residual itself, which is feasible with a ridge term.
+
+    `sum_j a_j |w_j| + l2 w_j^2 / 2 - u_j w_j + (|u_j| - a_j)_+^2 / (2 l2)` with `u = c + l2 w`,
+    without cancellation: precise where a threshold is below the rounding of c, so that no multiple
+    of the residual is feasible. Infinity without ridge term.
+    """
+    u = c + l2 * w
+    size, signed = (u, w) if positive else (jnp.abs(u), jnp.where(u < 0, -w, w))
+    bound = jnp.where(thresholds < size, thresholds, size)
+    off = l2 * signed - (size - bound)  # l2 times the distance from the coefficient implied by u
+    slack = jnp.where(thresholds < size, 0, cost_each(w, thresholds - bound))
+    there = jnp.where(l2 > 0, jnp.vdot(off, off) / (2 * jnp.where(l2 > 0, l2, 1)), jnp.inf)
+    return there + jnp.sum(slack + bound * (jnp.abs(w) - signed))
 
 
 def gap_of(pb: Problem, w: Array, r: Array, c: Array, positive: bool) -> tuple[Array, Array]:
@@ -89,7 +110,8 @@ def gap_of(pb: Problem, w: Array, r: Array, c: Array, positive: bool) -> tuple[A
     n, s = pb.y.size, share(c, pb.thresholds, positive)
     rr = jnp.vdot(r, r) / n + pb.l2 * jnp.vdot(w, w)
     gap = (1 + s**2) * rr / 2 + cost(w, pb.thresholds) - s * jnp.vdot(r, pb.y) / n
-    return jnp.maximum(gap, 0), s
+    other = ridge_gap(w, c, pb.thresholds, pb.l2, positive)
+    return jnp.minimum(jnp.maximum(gap, 0), other), jnp.where(other < gap, 1, s)
 
 
 @checked(l2="[0, inf)")

@@ -1,13 +1,13 @@
 """The Lasso of a few features from their Gram matrix: coordinate descent and Newton steps."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from ._duality import cost, share
+from ._duality import cost, ridge_gap, share
 
 EPOCHS = 3
 LENGTHS = (1.0, 0.5, 0.25, 0.1, 0.03)
@@ -17,12 +17,16 @@ SMALL = 512  # features whose factorisation costs less than a pass over X
 
 
 class Quadratic(NamedTuple):
-    """`w^T G w / 2 - b^T w + sum_j a_j |w_j|`; `|y|^2 / n` completes the Lasso objective."""
+    """`w^T G w / 2 - b^T w + sum_j a_j |w_j|`; `|y|^2 / n` completes the Lasso objective.
+
+    The Gram matrix includes the ridge term, whose strength `l2` only measures the gap.
+    """
 
     gram: Float[Array, "m m"]
     b: Float[Array, " m"]
     thresholds: Float[Array, " m"]
     yy: Float[Array, ""]
+    l2: Any = 0.0
 
 
 class _State(NamedTuple):
@@ -37,7 +41,7 @@ def quadratic(rows: Array, y: Array, thresholds: Array, l2: Array, active: Array
     n = y.size
     rows = jnp.where(active[:, None], rows, 0)
     gram = rows @ rows.T / n + jnp.diag(jnp.where(active, l2, 0))
-    return Quadratic(gram, rows @ y / n, jnp.where(active, thresholds, 1), jnp.vdot(y, y) / n)
+    return Quadratic(gram, rows @ y / n, jnp.where(active, thresholds, 1), jnp.vdot(y, y) / n, l2)
 
 
 def solve_gram(
@@ -92,7 +96,8 @@ def _gap(q: Quadratic, w: Array, h: Array, positive: bool) -> Float[Array, ""]:
     wb = jnp.vdot(w, q.b)
     rr = q.yy - wb + jnp.vdot(w, h)
     s = share(-h, q.thresholds, positive)
-    return (1 + s**2) * rr / 2 + cost(w, q.thresholds) - s * (q.yy - wb)
+    gap = (1 + s**2) * rr / 2 + cost(w, q.thresholds) - s * (q.yy - wb)
+    return jnp.minimum(gap, ridge_gap(w, -h, q.thresholds, jnp.asarray(q.l2, h.dtype), positive))
 
 
 def _epochs(q: Quadratic, w: Array, h: Array, positive: bool, skip: bool) -> tuple[Array, Array]:

@@ -232,6 +232,22 @@ def test_stages_follow_the_fraction():
 
 
 @pytest.mark.parametrize(
+    "kind, m, pad, computations", [("stepwise", 8, False, 1), ("geometric", 4, True, 3)]
+)
+def test_stages_of_equal_length_share_one_computation(kind, m, pad, computations):
+    stages = sj.patterns.nm_stages(kind, 1, m, stages=3, pad=pad)
+    scores = jnp.abs(normal(24, 2)).at[0, 0].set(jnp.nan)
+    layout = stages.layout(scores.shape)
+    select = jax.jit(lambda scores, c: stages.select(scores, layout, None, c))
+    for i, pattern in enumerate(stages.patterns):
+        mask = select(scores, (i + 1) / len(stages.patterns))
+        np.testing.assert_array_equal(mask, sj.masks.topk(scores, pattern))
+    assert select(scores, 0.0).all()
+    text = select.lower(scores, 0.5).as_text()
+    assert text.count("func.func private @group_mask") <= computations
+
+
+@pytest.mark.parametrize(
     "n, m, expected",
     [
         (1, 16, [15, 8, 4, 2, 1]),

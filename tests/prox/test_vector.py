@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from sparsejax import prox
+from sparsejax.prox import _ordered
 from tests.prox import _oracle as oracle
 
 SCALES = (1e-3, 1.0, 1e3)
@@ -407,3 +408,31 @@ def test_derivative_where_singular_values_meet(diagonal):
         np.testing.assert_allclose(tangent, slope, atol=1e-6)
         back = jax.vjp(solve, x)[1](tangent)[0]
         np.testing.assert_allclose(jnp.vdot(back, d), jnp.vdot(tangent, tangent), rtol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_order_is_that_of_a_stable_sort(dtype):
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(dtype == np.float64):
+        for shape in ((1,), (2, 50), (3, 2, 7)):
+            b = np.abs(rng.standard_cauchy(shape).astype(dtype) ** 3).round(1)
+            b[..., 0], b[..., -1] = np.inf, np.finfo(dtype).tiny
+            b[b == 0] = -0.0
+            found = jax.jit(_ordered.descending)(jnp.asarray(b))
+            np.testing.assert_array_equal(found, np.argsort(-b, -1, kind="stable"))
+
+
+@pytest.mark.parametrize("kind", ["noise", "rising", "steps", "heavy", "ties"])
+def test_isotonic_against_pooling_one_by_one(kind):
+    rng, n = np.random.default_rng(1), 150
+    z = {
+        "noise": rng.normal(size=n),
+        "rising": np.arange(n) ** 2.0,
+        "steps": np.repeat(rng.normal(size=n // 50), 50),
+        "heavy": rng.standard_cauchy(n) ** 3,
+        "ties": rng.integers(0, 3, n).astype(float),
+    }[kind]
+    with jax.enable_x64(True):
+        found = jax.jit(_ordered.isotonic)(jnp.asarray(np.stack([z, -z, z[::-1]])))
+    for one, row in zip(found, (z, -z, z[::-1])):
+        np.testing.assert_allclose(one, oracle.isotonic(row), atol=1e-12 * np.abs(z).max())

@@ -56,6 +56,35 @@ def test_options_against_scikit_learn():
     np.testing.assert_allclose(weighted, scaled, atol=1e-5)
 
 
+@pytest.mark.parametrize("ratio", [1e-6, 1e-9])
+def test_a_tiny_share_of_the_l1_norm_converges_in_float32(ratio):
+    X, y = data(n=50, p=20)
+    found = solve.enet(np.float32(X), np.float32(y), 0.1, ratio=ratio)
+    ridge = np.linalg.solve(X.T @ X / 50 + 0.1 * np.eye(20), X.T @ y / 50)
+    np.testing.assert_allclose(found.value, ridge, atol=1e-3)  # tol is 1e-5
+    assert found.converged and found.stats["n_iter"] <= 2
+
+
+@pytest.mark.parametrize("positive", [False, True])
+@pytest.mark.parametrize("strength", [1e-9, 0.02, 1.0])
+def test_the_gap_with_a_ridge_term_bounds_the_error(strength, positive):
+    X, y = data(n=15, p=10, seed=5)
+    rng, options = np.random.default_rng(6), {"fit_intercept": False, "tol": 1e-11}
+    model = ElasticNet(strength + 0.1, l1_ratio=strength / (strength + 0.1), positive=positive,
+                       max_iter=100000, **options)  # fmt: skip
+    best = model.fit(X, y).coef_
+
+    def cost(w):
+        return ((y - X @ w) ** 2).sum() / 30 + strength * np.abs(w).sum() + 0.05 * (w**2).sum()
+
+    with jax.enable_x64(True):
+        for size in (0, 1e-6, 1e-2, 1.0, 10.0):
+            w = best + size * rng.normal(size=10) * (rng.random(10) < 0.7)
+            w = np.maximum(w, 0) if positive else w
+            gap = float(solve.duality_gap(X, y, w, strength, l2=0.1, positive=positive))
+            assert cost(w) - cost(best) - 1e-9 <= gap <= 50 * (cost(w) - cost(best)) + 1e-9
+
+
 @pytest.mark.slow
 def test_implicit_gradients_against_differences():
     X, y = data(n=30, p=10, seed=2)

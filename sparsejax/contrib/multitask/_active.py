@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import jax
@@ -11,10 +12,12 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from ..._arguments import check_key, checked, matrix_and_target, near_one, path_strengths
+from ..._arguments import check_key, checked, matrix_and_target, near_one
 from ..._arrays import Units, magnitude
-from ...solve import lasso_path, max_strength
+from ..._solution import finish
+from ...solve import lasso, max_strength
 
+FINEST = 1e-13  # the least gap over the objective at 0 that float64 resolves
 EXPONENT = {"l1": 1.0, "l2": 2.0}
 
 
@@ -36,18 +39,20 @@ class ActiveMTL(NamedTuple):
     counts: np.ndarray
 
 
-@checked()
+@checked(tol="(0, inf)")
 def task_relevance(
     W: ArrayLike,
     w: ArrayLike,
     kind: str = "l1",
     strength: float | None = None,
     costs: ArrayLike | None = None,
+    tol: float = 1e-6,
+    throw: bool = True,
 ) -> Float[Array, " t"]:
     r"""Coefficients nu that represent the head of a target task by the heads of source tasks.
 
     "l1": `argmin |W nu - w|^2 / 2 + strength |nu|_1`, with about k non-zeros; "l2": the solution of
-    `W nu = w` of minimum l2 norm, which is dense.
+    `W nu = w` of minimum l2 norm, which is dense. Computed in float64, whatever the dtype of W.
 
     Args:
       W: Heads of the source tasks (k, t).
@@ -55,11 +60,14 @@ def task_relevance(
       kind: "l1" or "l2".
       strength: Strength of the l1 norm; by default 0.02 of the smallest strength at which nu is 0.
       costs: Cost of a sample of each task (t,); the l1 norm is weighted by its square root.
+      tol: Duality gap over the objective at nu, at least 1e-13 of the objective at 0.
+      throw: Whether to raise if the gap is not reached.
 
     Returns:
       nu (t,). If `strength` gives nu = 0, a tenth of it is used.
 
     Raises:
+      RuntimeError: If `throw` and the gap is not reached.
       ValueError: If shapes do not match, data are not finite, or kind, strength or costs are
         invalid.
 
@@ -82,7 +90,16 @@ def task_relevance(
         raise ValueError(f"task_relevance: kind must be 'l1' or 'l2', got {kind!r}.")
     if strength is not None and not 0 < strength < math.inf:
         raise ValueError(f"task_relevance: strength must be > 0, got {strength}; pass 0.1 or None.")
-    weights = None if costs is None else jnp.sqrt(_costs(costs, W.shape[1]))
+    with jax.enable_x64(True):
+        weights = None if costs is None else jnp.sqrt(_costs(costs, W.shape[1]))
+        wide = jnp.asarray(W, jnp.float64), jnp.asarray(w, jnp.float64)
+        nu = np.asarray(_least_l1(*wide, strength, weights, tol, throw))
+    return jnp.asarray(nu, W.dtype)
+
+
+def _least_l1(
+    W: Array, w: Array, strength: float | None, weights: Array | None, tol: float, throw: bool
+) -> Array:
     units = Units(magnitude(W), magnitude(w))
     W, w = W / units.X, w / units.y
     top = float(max_strength(W, w, weights=weights))
@@ -95,9 +112,13 @@ def task_relevance(
     last = last / 10 if last >= top else last
     if last >= top:
         return jnp.zeros(W.shape[1], W.dtype)
-    strengths = path_strengths(top, 40, last / top)
-    path = lasso_path(W, w, strengths, weights=weights, throw=False, working_set=W.shape[1])
-    return units.outside(path.value[-1])
+    # The objective at nu is at least `share (2 - share)` of that at 0, by the dual point
+    # `share w / k`; solve.lasso compares the gap with the latter.
+    share = last / top
+    gap = max(tol * share * (2 - share), FINEST)
+    found = lasso(W, w, last, weights=weights, tol=gap, working_set=W.shape[1], throw=False)
+    finish("task_relevance", found, throw)
+    return units.outside(found.value)
 
 
 @checked()
@@ -140,6 +161,8 @@ def allocate_samples(
         )
     if costs is None and total != int(total):
         raise ValueError(f"allocate_samples: total must be an integer without costs, got {total}.")
+    if total >= 2**63:
+        raise ValueError(f"allocate_samples: total must be below 2**63, got {total}.")
     price = np.ones(size.size) if costs is None else np.asarray(_costs(costs, size.size), float)
     rest = total - n_min * price.sum()
     if rest < 0:
@@ -150,12 +173,21 @@ def allocate_samples(
     parts = (size / (size.max() or 1.0)) ** power
     parts = parts if parts.any() else np.ones_like(parts)
     parts = parts / np.sqrt(price)
-    exact = parts * (rest / np.sum(parts * price))
-    counts = np.floor(exact).astype(int)
     if costs is None:
-        order = np.argsort(-(exact - counts), kind="stable")
-        counts[order[: int(rest) - counts.sum()]] += 1
-    return counts + n_min
+        return _apportioned(parts, int(total) - int(n_min) * size.size) + int(n_min)
+    return np.floor(parts * (rest / np.sum(parts * price))).astype(int) + int(n_min)
+
+
+def _apportioned(parts: np.ndarray, total: int) -> np.ndarray:
+    """Integers of a given sum by largest remainder, in exact arithmetic: ties are real ties."""
+    exact = [Fraction(float(part)) for part in parts]
+    scale = total / sum(exact)
+    shares = [part * scale for part in exact]
+    counts = [math.floor(share) for share in shares]
+    order = sorted(range(len(shares)), key=lambda i: counts[i] - shares[i])
+    for i in order[: total - sum(counts)]:
+        counts[i] += 1
+    return np.array(counts, int)
 
 
 def _costs(costs: ArrayLike, t: int) -> Array:

@@ -1,6 +1,8 @@
 """Relevance, allocation and the multi-task fit against brute force; where active sampling goes."""
 
+import functools
 import itertools
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -77,6 +79,45 @@ def test_relevance_is_the_lasso_and_tends_to_basis_pursuit():
     assert not multitask.task_relevance(W, 0 * w).any()
     with pytest.raises(ValueError, match="kind"):
         multitask.task_relevance(W, w, kind="l3")
+
+
+def brute_force_lasso(W, w, strength):
+    """The Lasso of a small strength: the best consistent vertex over all choices of k columns."""
+    best = (np.inf, None)
+    for c in map(list, itertools.combinations(range(W.shape[1]), len(W))):
+        for signs in itertools.product([-1.0, 1.0], repeat=len(W)):
+            part = np.linalg.solve(W[:, c].T @ W[:, c], W[:, c].T @ w - strength * np.array(signs))
+            loss = ((W[:, c] @ part - w) ** 2).sum() / 2 + strength * np.abs(part).sum()
+            best = min(best, (loss, np.abs(part).sum()))
+    return best[1]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_relevance_is_precise_at_small_strengths(dtype):
+    for seed in range(4):
+        W, w = (np.float64(dtype(a)) for a in heads(seed=seed))
+        for scale in (1.0, 30.0):
+            nu = multitask.task_relevance(dtype(W), dtype(scale * w), strength=1e-4)
+            expected = brute_force_lasso(W, scale * w, 1e-4)
+            np.testing.assert_allclose(np.abs(nu).sum(dtype=float), expected, rtol=1e-5)
+
+
+def test_relevance_says_that_it_failed(monkeypatch):
+    module = sys.modules[multitask.task_relevance.__module__]
+    limited = functools.partial(solve.lasso, max_steps=0)
+    monkeypatch.setattr(module, "lasso", limited)
+    W, w = heads()
+    with pytest.raises(RuntimeError, match="task_relevance"):
+        multitask.task_relevance(W, w)
+    assert not multitask.task_relevance(W, w, throw=False).any()
+
+
+def test_large_totals_are_exact():
+    for total in (2**53 + 1, 2**60, 2**63 - 1):
+        for relevance in (np.ones(3), np.array([1.0, 0.3, 1e-9, 2.0])):
+            assert sum(map(int, multitask.allocate_samples(relevance, total))) == total
+    with pytest.raises(ValueError, match="2\\*\\*63"):
+        multitask.allocate_samples(np.ones(3), 2**63)
 
 
 @pytest.mark.parametrize("total", [0, 1, 7, 100])
