@@ -23,7 +23,7 @@ test-notebooks: $(STAMP)  ## run every notebook from the top
 
 docs: $(STAMP)  ## the documentation, in docs/_build
 	$(BIN)/pip install --quiet --editable ".[docs]"
-	$(BIN)/python -m sphinx -q -b html docs docs/_build
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
