@@ -32,12 +32,11 @@ class Design(NamedTuple):
     def replaced(self, which: np.ndarray, columns: np.ndarray) -> "Design":
         """A copy with other values (n, k) in some columns, which are dense there."""
         columns = columns.astype(self.values.dtype)
-        if self.start is None:
+        if self.start is None or self.row is None:
             values = self.values.copy(order="K")
             values[:, which] = columns
             return self._replace(values=values)
-        parts = np.split(self.values, self.start[1:-1]), np.split(self.row, self.start[1:-1])
-        values, rows = map(list, parts)
+        values, rows = (np.split(x, self.start[1:-1]) for x in (self.values, self.row))
         for j, column in zip(which, columns.T):
             values[j], rows[j] = column, np.arange(self.shape[0], dtype=np.int32)
         start = np.cumsum([0, *map(len, values)])
