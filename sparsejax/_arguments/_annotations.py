@@ -35,7 +35,7 @@ def checked(**intervals: str) -> Callable[[F], F]:
     The error names the function and the argument. `intervals` gives the numbers that an argument
     may hold, such as `rounds="[1, inf)"`, in which NaN never is, or how a function is called,
     such as `smooth="smooth(w)"`. Traced values and schedules are not compared with an interval, nor
-    is None where it is the default. An NNX variable where an array is wanted becomes its value.
+    is None where it is the default. NNX variables and lists become arrays where those are wanted.
     """
 
     def decorate(function: Any) -> Any:
@@ -62,6 +62,8 @@ def checked(**intervals: str) -> Callable[[F], F]:
                         kind = ValueError if _is_value(wanted) or _is_nan(value) else TypeError
                         what = f"{name_of}: {name} must {verb}{wanted}"
                         raise kind(f"{what}, got {_text(value)}.")
+                if name in axes and isinstance(value, list | tuple):
+                    given[name] = jnp.asarray(value)
             _check_lengths(name_of, given, axes)
             return call(*bound.args, **bound.kwargs)
 
