@@ -1,6 +1,7 @@
 """The Lasso on the host: C++ against XLA and scikit-learn, in every layout of the data."""
 
 import shutil
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -147,14 +148,14 @@ def test_strengths_in_any_memory_order(how):
 
 
 @compiled
-@pytest.mark.parametrize("how", ["native", "xla"])
+@pytest.mark.parametrize("how", ["native", "xla", "jit"])
 @pytest.mark.parametrize("size", [np.inf, -np.inf, 1e300, 1e100, np.nan])
 def test_an_initial_value_worse_than_0_is_not_used(how, size):
-    w0 = np.full(P, size)
-    found = solve.lasso_host(X, Y, 0.05, w0=w0, implementation=how)
+    jitted, host = solve.lasso, partial(solve.lasso_host, implementation=how)
+    w0, lasso = np.full(P, size), jitted if how == "jit" else host
+    found = lasso(X, Y, 0.05, w0=w0)
     assert violation(np.float64(found.value), 0.05) < 1e-2 and found.stats["gap"] < 1e-4
-    zero = solve.lasso_host(X, 0 * Y, 0.05, w0=w0, implementation=how, weights=np.arange(P) % 2)
-    assert not zero.value.any()
+    assert not lasso(X, 0 * Y, 0.05, w0=w0, weights=1 + np.arange(P) % 2).value.any()
 
 
 @compiled
