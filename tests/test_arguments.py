@@ -5,11 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from numpy import nan
 
 import sparsejax as sj
 from sparsejax import prox, solve
 from sparsejax.contrib import (
+    activation_sparsity,
     dag,
     multitask,
     receptive_fields,
@@ -190,6 +192,22 @@ def test_values_that_fit_are_taken():
     assert sj.matmul(jnp.ones((2, 4)), NM, bias=jnp.ones((2, 1))).shape == (2, 4)
     assert sj.reporting.bytes_of((4, 4), "bfloat16") == sj.reporting.bytes_of((4, 4), np.float16)
     assert sj.formats.compress_matrix.register is not None
+
+
+def test_lists_are_taken_as_arrays():
+    rows = [[1.0] * 4, [0.0] * 4, [2.0] * 4, [0.0] * 4]
+    found = sj.formats.NMArray.fromdense(rows, 2, 4)  # pyright: ignore[reportArgumentType]
+    assert found.todense().tolist() == rows
+    assert sj.formats.unit_major(rows, 1).shape == (4, 1, 4)  # pyright: ignore
+    assert activation_sparsity.reuse_ratio(rows) == 0  # pyright: ignore[reportArgumentType]
+
+
+def test_variables_of_models_are_taken_as_their_values():
+    kernel = nnx.Linear(8, 4, rngs=nnx.Rngs(0)).kernel
+    expected = sj.formats.NMArray.fromdense(kernel[...], 2, 4).values
+    found = jax.jit(lambda kernel: sj.formats.NMArray.fromdense(kernel, 2, 4).values)
+    assert (found(kernel) == expected).all()
+    assert (solve.lasso(kernel, jnp.ones(8), nnx.Variable(jnp.array(9.0))).value == 0).all()
 
 
 def test_arrays_that_change_in_place_are_compared_as_they_were():

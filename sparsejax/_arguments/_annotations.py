@@ -21,7 +21,7 @@ from jax.core import Tracer
 from jax.typing import DTypeLike
 from jaxtyping import PyTree, Shaped
 
-from .._tree import is_array
+from .._tree import is_array, is_variable
 from ._functions import check_optimizer
 from ._numbers import is_int, known
 
@@ -35,31 +35,37 @@ def checked(**intervals: str) -> Callable[[F], F]:
     The error names the function and the argument. `intervals` gives the numbers that an argument
     may hold, such as `rounds="[1, inf)"`, in which NaN never is, or how a function is called,
     such as `smooth="smooth(w)"`. Traced values and schedules are not compared with an interval, nor
-    is None where it is the default.
+    is None where it is the default. NNX variables and lists become arrays where those are wanted.
     """
 
     def decorate(function: Any) -> Any:
         call = function.__init__ if inspect.isclass(function) else function
         name_of = function.__qualname__.removesuffix(".__init__")
-        tests = functools.cache(lambda: _tests(call, intervals))
+        signed = functools.cache(lambda: _tests(call, intervals))
 
         @functools.wraps(call)
         def check(*args: Any, **kwargs: Any) -> Any:
             __tracebackhide__ = True
-            signature, by_name, axes = tests()
+            signature, by_name, axes = signed()
             try:
-                given = signature.bind(*args, **kwargs).arguments
+                bound = signature.bind(*args, **kwargs)
             except TypeError as error:
                 raise TypeError(f"{name_of}: {error}.") from None
+            given = bound.arguments
             for name, value in given.items():
-                for fits, wanted in by_name.get(name, ()):
+                tests = by_name.get(name, ())
+                if is_variable(value) and not _fits_all(tests, value):
+                    value = given[name] = value.get_value()
+                for fits, wanted in tests:
                     if not fits(value):
                         verb = "" if wanted.startswith("come ") else "be "
                         kind = ValueError if _is_value(wanted) or _is_nan(value) else TypeError
                         what = f"{name_of}: {name} must {verb}{wanted}"
                         raise kind(f"{what}, got {_text(value)}.")
+                if name in axes and isinstance(value, list | tuple):
+                    given[name] = jnp.asarray(value)
             _check_lengths(name_of, given, axes)
-            return call(*args, **kwargs)
+            return call(*bound.args, **bound.kwargs)
 
         if inspect.isclass(function):
             function.__init__ = check
@@ -68,6 +74,10 @@ def checked(**intervals: str) -> Callable[[F], F]:
         return check
 
     return decorate
+
+
+def _fits_all(tests: Iterable[tuple[Test, str]], value: Any) -> bool:
+    return all(fits(value) for fits, _ in tests)
 
 
 def _is_value(wanted: str) -> bool:
@@ -134,7 +144,7 @@ def _test_of(annotation: Any) -> tuple[Test, str] | None:
     if origin in (Union, types.UnionType):
         return _test_of_union(of)
     if origin is Literal:
-        return lambda x: x is None if None in of else isinstance(x, str) and x in of, _one_of(of)
+        return lambda x: (x is None or isinstance(x, str)) and x in of, _one_of(of)
     if origin is Callable and of and isinstance(of[0], list):
         many = len(of[0])
         text = f"a function of {many} argument{'s' * (many > 1)}"

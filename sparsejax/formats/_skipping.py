@@ -8,6 +8,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Shaped
 
+from .._arguments import checked, is_infinite_in
 from .._tree import register
 from ._array import SparseArray, check_matrix
 from ._validate import need
@@ -40,12 +41,19 @@ class Skipping(SparseArray):
     scale: Any = None
 
     @classmethod
+    @checked()
     def quantized(cls, w: Shaped[Array | np.ndarray, "..."]) -> "Skipping":
-        """Rounds a matrix `(stacked..., K, N)` to int8 with a scale per column, `max |w| / 127`."""
+        """Rounds a matrix `(stacked..., K, N)` to int8 with a scale per column, `max |w| / 127`.
+
+        Raises:
+          ValueError: If w holds NaN or infinity; a column that does becomes NaN if w is traced.
+        """
         check_matrix("Skipping.quantized", w)
+        if is_infinite_in(w):
+            raise ValueError("Skipping.quantized: w holds NaN or infinity, which int8 cannot hold.")
         wide = jnp.asarray(w, jnp.float32)
-        largest = jnp.max(jnp.abs(wide), axis=-2, keepdims=True)
-        scale = jnp.where(largest > 0, largest / 127, 1)
+        largest = jnp.max(jnp.abs(wide), axis=-2, keepdims=True, initial=0)
+        scale = jnp.where(largest == 0, 1, largest / 127)
         return cls(jnp.round(wide / scale).astype(jnp.int8), scale)
 
     @property

@@ -23,6 +23,10 @@ from ..formats import Matrix
 # file in which its own digits are zeros.
 KINDS, DIGEST, UNSIGNED = "sparsejax", "sparsejax_sha256", "0" * 64
 Tensors = dict[str, Any]
+_OWN = {
+    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E4M3FNUZ": "float8_e4m3fnuz",
+    "F8_E5M2FNUZ": "float8_e5m2fnuz", "F8_E8M0": "float8_e8m0fnu", "I64": "int64", "U64": "uint64",
+}  # fmt: skip
 _WORTH = 0.9  # most bytes of a bitmask and its values, as a share of those of the array
 
 
@@ -44,6 +48,8 @@ def write(path: Path, leaves: Mapping[str, Any]) -> None:
         tensors |= parts
     if not path.parent.is_dir():
         raise FileNotFoundError(f"save: there is no folder {path.parent}.")
+    if path.is_dir():
+        raise IsADirectoryError(f"save: {path} is a folder; add the name of a file.")
     save_file, metadata = _library("safetensors.numpy").save_file, {KINDS: json.dumps(kinds)}
     with replacing(path) as written:
         try:
@@ -63,12 +69,13 @@ def sign(path: Path) -> None:
 
 def read(path: Path) -> dict[str, Any]:
     """The leaves by name; raises ValueError for whatever is wrong with the file."""
-    load_file = _library("safetensors.flax").load_file
-    errors = importlib.import_module("safetensors").SafetensorError
+    errors = _library("safetensors").SafetensorError
     wrong = (errors, ValueError, TypeError, LookupError, AttributeError, RecursionError)
+    if path.is_dir():
+        raise IsADirectoryError(f"load: {path} is a folder; name the file in it.")
     try:
         kinds = _checked_kinds(path)
-        tensors = load_file(path)
+        tensors = _tensors(path)
         tied = {name: kind.pop("tied") for name, kind in kinds.items() if "tied" in kind}
         for name, kind in kinds.items():
             if name not in tied:
@@ -80,6 +87,8 @@ def read(path: Path) -> dict[str, Any]:
 
 def _check_names(leaves: Mapping[str, Any]) -> None:
     for name in leaves:
+        if name == "__metadata__":
+            raise ValueError("save: safetensors files keep the name __metadata__; rename the leaf.")
         folders = itertools.accumulate(name.split("/")[:-1], "{}/{}".format)
         if clash := leaves.keys() & set(folders):
             raise ValueError(
@@ -162,7 +171,7 @@ def _without_zeros(name: str, host: np.ndarray) -> tuple[Tensors, Any] | None:
 
 def _restored(name: str, about: Any, tensors: Tensors) -> Any:
     """The leaf of a description; removes its tensors from the dict."""
-    kind, value = next(iter(about.items()))
+    kind, value = next(iter(about.items()), ("", None))
     if kind == "key":
         return jax.random.wrap_key_data(tensors.pop(name), impl=value)
     if name in tensors:
@@ -242,6 +251,31 @@ def _checked_kinds(path: Path) -> dict[str, Any]:
         if len(digest) != len(UNSIGNED) or _signature(file, digest)[0] != digest:
             raise ValueError("its checksum is another one: bytes have changed since it was saved")
     return json.loads(metadata[KINDS])
+
+
+def _tensors(path: Path) -> Tensors:
+    with path.open("rb") as file:
+        start = 8 + int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(start - 8))
+    with importlib.import_module("safetensors").safe_open(path, "flax") as file:
+        return {
+            name: _own(path, start, name, header[name])
+            if header[name]["dtype"] in _OWN
+            else file.get_tensor(name)
+            for name in file.keys()  # noqa: SIM118
+        }
+
+
+def _own(path: Path, start: int, name: str, about: Any) -> jax.Array:
+    """A tensor of a dtype that safetensors does not read, or that may not fit without float64."""
+    begin, end = about["data_offsets"]
+    data = np.fromfile(path, np.uint8, end - begin, offset=start + begin)
+    host = data.view(jnp.dtype(_OWN[about["dtype"]])).reshape(about["shape"])
+    with np.errstate(over="ignore"):
+        found = jnp.asarray(host.astype(jax.dtypes.canonicalize_dtype(host.dtype)))
+    if host.dtype.kind in "iu" and not np.array_equal(host, np.asarray(found)):
+        raise ValueError(f"{name} holds integers beyond {found.dtype}; set jax_enable_x64")
+    return found
 
 
 def _signature(file: Any, digest: str) -> tuple[str, int]:

@@ -29,6 +29,19 @@ class Design(NamedTuple):
             return self.values[:, which]
         return self._sparse()[:, which].toarray()
 
+    def replaced(self, which: np.ndarray, columns: np.ndarray) -> "Design":
+        """A copy with other values (n, k) in some columns, which are dense there."""
+        columns = columns.astype(self.values.dtype)
+        if self.start is None or self.row is None:
+            values = self.values.copy(order="K")
+            values[:, which] = columns
+            return self._replace(values=values)
+        values, rows = (np.split(x, self.start[1:-1]) for x in (self.values, self.row))
+        for j, column in zip(which, columns.T):
+            values[j], rows[j] = column, np.arange(self.shape[0], dtype=np.int32)
+        start = np.cumsum([0, *map(len, values)])
+        return self._replace(values=np.concatenate(values), row=np.concatenate(rows), start=start)
+
     def product(self, w: np.ndarray) -> np.ndarray:
         """`X w` (n,)."""
         return self.values @ w if self.start is None else self._sparse() @ w

@@ -75,12 +75,14 @@ def solve_path(task: Task, intercept: np.ndarray | None, solver: Solver) -> Foun
         basis=basis.astype(task.y.dtype),
         weights=np.where(np.isin(np.arange(task.weights.size), free), np.inf, task.weights),
     )
+    inside = inside._replace(w0=_start(inside))
     value, result, stats, inner = solver(inside)
     # What is left of y in the basis, in coordinates of the projected columns.
     rest = (basis @ task.y - value @ inner) @ back.T
     value[:, free] = rest[:, columns.shape[1] - free.size :]
     offset = np.zeros(len(value)) if intercept is None else rest[:, 0]
-    stats = {**stats, "gap": stats["gap"] * units[1] ** 2}
+    with np.errstate(over="ignore", under="ignore"):
+        stats = {**stats, "gap": stats["gap"] * units[1] * units[1]}
     return Found(value * (units[1] / units[0]), offset * units[1], result, stats)
 
 
@@ -100,13 +102,21 @@ def task(
     p = design.shape[1]
     weights = np.ones(p) if weights is None else np.asarray(weights, np.float64)
     if w0 is not None:
-        w0 = np.nan_to_num(np.asarray(w0, y.dtype), nan=0.0)
+        with np.errstate(over="ignore"):
+            w0 = np.asarray(w0, y.dtype)
         if w0.shape != (p,):
             raise ValueError(f"w0 must have shape ({p},), got {w0.shape}.")
     return Task(
-        design, y, np.zeros((0, len(y)), y.dtype), weights, np.asarray(strengths, np.float64),
+        design, y, np.zeros((0, len(y)), y.dtype), weights, np.array(strengths, np.float64),
         float(l2), default_tol(tol, y.dtype), positive, max_steps, w0,
     )  # fmt: skip
+
+
+def projected(y: np.ndarray, basis: np.ndarray) -> np.ndarray:
+    """`y` (..., n) without its part in orthonormal rows; twice, since the first leaves rounding."""
+    for _ in range(2):
+        y = y - (y @ basis.T) @ basis
+    return y
 
 
 def geometric(largest: float, count: int, eps: float) -> np.ndarray:
@@ -117,6 +127,20 @@ def geometric(largest: float, count: int, eps: float) -> np.ndarray:
 def codes(gap: np.ndarray, failed: np.ndarray) -> np.ndarray:
     """Result codes (s,)."""
     return np.where(np.isfinite(gap), np.where(failed, Result.MAX_STEPS, 0), Result.NONFINITE)
+
+
+def _start(task: Task) -> np.ndarray | None:
+    """The initial value if its objective is below that at 0; None otherwise."""
+    if task.w0 is None:
+        return None
+    usable = np.isfinite(task.w0) & np.isfinite(task.weights)
+    w = np.where(usable & (task.w0 >= 0 if task.positive else True), task.w0, 0)
+    with np.errstate(over="ignore", invalid="ignore"):
+        r = projected(task.y - task.design.product(w), task.basis)
+        penalty = task.strengths[0] * np.where(w == 0, 0, task.weights) @ np.abs(w)
+        value = r @ r / (2 * r.size) + penalty + task.l2 / 2 * (w @ w)
+    y = projected(task.y, task.basis)
+    return w if value < y @ y / (2 * y.size) else None
 
 
 def _orthonormal(columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -140,10 +164,12 @@ def _balanced(task: Task) -> tuple[Task, tuple[float, float]]:
     if x == y == 1.0:
         return task, (1.0, 1.0)
     design = task.design if x == 1.0 else task.design._replace(values=task.design.values / x)
-    w0 = None if task.w0 is None else task.w0 * (x / y)
-    scaled = task._replace(
-        design=design, y=task.y / y, strengths=task.strengths / x / y, l2=task.l2 / x / x, w0=w0
-    )
+    info = np.finfo(np.float64)
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        w0 = None if task.w0 is None else task.w0 * (x / y)
+        strengths = np.maximum(task.strengths / x / y, info.tiny)
+        l2 = min(float(np.float64(task.l2) / x / x), float(info.max) / 4)
+    scaled = task._replace(design=design, y=task.y / y, strengths=strengths, l2=l2, w0=w0)
     return scaled, (x, y)
 
 

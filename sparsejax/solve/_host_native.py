@@ -10,7 +10,8 @@ import numpy as np
 
 from .._compile import built, for_this_processor
 from .._files import cache_file
-from ._host import Solved, Task, codes
+from ._design import Design
+from ._host import Solved, Task, codes, projected
 
 SOURCE = pathlib.Path(__file__).with_name("coordinate.cc")
 ANSWER = np.dtype([(n, "f8" if n == "gap" else "i8") for n in
@@ -19,22 +20,20 @@ ANSWER = np.dtype([(n, "f8" if n == "gap" else "i8") for n in
 
 def solve(task: Task) -> Solved:
     """Solves the task; NotImplementedError without a compiler."""
-    calls, design, dtype = library(), task.design, task.y.dtype
-    (n, p), k, count = design.shape, len(task.basis), len(task.strengths)
+    calls, dtype = library(), task.y.dtype
+    p, k, count = task.design.shape[1], len(task.basis), len(task.strengths)
     m, norms = np.zeros((p, k), dtype), np.zeros(p, dtype)
-    matrix = (
-        design.layout, _integer(n), _integer(p), _pointer(design.values), _pointer(design.start),
-        _pointer(design.row),
-    )  # fmt: skip
     basis = _pointer(task.basis), _integer(k)
-    getattr(calls, f"lasso_{dtype}_norms")(*matrix, *basis, _pointer(m), _pointer(norms))
-    y = task.y - (task.basis @ task.y) @ task.basis
+    getattr(calls, f"lasso_{dtype}_norms")(
+        *_matrix(task.design), *basis, _pointer(m), _pointer(norms)
+    )
+    design, norms, rest = _projected(task, norms, m)
+    y = projected(task.y, task.basis)
     w, answers = np.zeros((count, p), dtype), np.zeros(count, ANSWER)
     w[0] = 0 if task.w0 is None else task.w0
-    norms = _projected(task, norms, m)
     numbers = ctypes.c_double(task.l2), ctypes.c_double(task.tol), int(task.positive)
     getattr(calls, f"lasso_{dtype}_path")(
-        *matrix, _pointer(y), _pointer(m), *basis, _pointer(norms),
+        *_matrix(design), _pointer(y), _pointer(rest), *basis, _pointer(norms),
         _pointer(task.weights), _pointer(task.strengths), _integer(count), *numbers,
         _integer(task.max_steps), _pointer(w), _pointer(answers),
     )  # fmt: skip
@@ -57,18 +56,35 @@ def _library(compiler: str | None, cache: pathlib.Path) -> ctypes.CDLL:
         raise NotImplementedError(f"{file} cannot be loaded: {error}") from error
 
 
-def _projected(task: Task, norms: np.ndarray, m: np.ndarray) -> np.ndarray:
-    """Squares of the projected columns; where little is left of a column, from the column."""
-    left = norms - np.sum(m * m, axis=1)
-    short = np.flatnonzero(left < 1e-3 * norms) if len(task.basis) else np.zeros(0, int)
+def _projected(
+    task: Task, norms: np.ndarray, m: np.ndarray
+) -> tuple[Design, np.ndarray, np.ndarray]:
+    """The design, the squares of its projected columns, and what is left to project, (p, k).
+
+    Of columns far longer than their projections, inner products would cancel: these are projected
+    in a copy.
+    """
+    design, left, rest = task.design, norms - np.sum(m * m, axis=1), m.copy()
+    eps, basis = np.finfo(task.y.dtype).eps, task.basis.astype(np.float64)
+    short = np.flatnonzero(left < eps**0.5 * norms) if len(basis) else np.zeros(0, int)
+    parts = []
     for part in np.array_split(short, max(1, short.size // 256)):
-        columns = task.design.dense(part).astype(np.float64)
-        columns -= task.basis.T.astype(np.float64) @ m[part].T
-        own = np.sum(columns * columns, axis=0)
+        columns = projected(design.dense(part).astype(np.float64).T, basis)
+        own = np.sum(columns * columns, axis=1)
         # Of a column in the span of the basis only rounding errors are left.
-        eps = 100 * np.finfo(task.y.dtype).eps
-        left[part] = np.where(own > eps**2 * norms[part], own, 0)
-    return left
+        inside = own <= (100 * eps) ** 2 * norms[part]
+        left[part] = np.where(inside, 0, own)
+        parts.append((part[~inside], columns[~inside].T))
+    far, columns = (np.concatenate(x, axis=-1) for x in zip(*parts))
+    rest[far] = 0
+    return (design.replaced(far, columns) if far.size else design), left, rest
+
+
+def _matrix(design: Design) -> tuple[Any, ...]:
+    n, p = map(_integer, design.shape)
+    return (
+        design.layout, n, p, _pointer(design.values), _pointer(design.start), _pointer(design.row),
+    )  # fmt: skip
 
 
 def _pointer(x: np.ndarray | None) -> Any:

@@ -13,7 +13,7 @@ from ._design import ROWS, Design
 from ._duality import Problem, correlations, gap_of
 from ._gram import Quadratic, solve_gram
 from ._gram_cache import GramCache
-from ._host import Solved, Task, solve_path
+from ._host import Solved, Task, projected, solve_path
 
 # Below this fraction of max_strength a short path is faster than one solve.
 SHORT = 1 / 30
@@ -79,7 +79,7 @@ def _inner_products(task: Task) -> np.ndarray:
 
 
 def _target(task: Task) -> np.ndarray:
-    return task.y - (task.basis @ task.y) @ task.basis
+    return projected(task.y, task.basis)
 
 
 def _prepare(task: Task) -> _Problem:

@@ -14,7 +14,16 @@ from jaxtyping import Array, Float, Int
 from .._arguments import check_strength, checked, known, matrix_and_target, path_strengths
 from .._arrays import Units, wide_dtype
 from .._solution import Result, Solution, code, finish, refuse_infinite
-from ._duality import Problem, balanced, correlations, default_tol, gap_of, max_strength, problem
+from ._duality import (
+    Problem,
+    balanced,
+    correlations,
+    cost,
+    default_tol,
+    gap_of,
+    max_strength,
+    problem,
+)
 from ._gram import masked_solve, quadratic, solve_gram
 
 WORKING_SET = 256
@@ -123,6 +132,9 @@ def _solve(pb: Problem, w: Array, tol: Any, m: int, max_steps: int, positive: bo
     w = jnp.where(movable & ~jnp.isnan(w), jnp.maximum(w, 0) if positive else w, 0)
     kept = lax.top_k(jnp.abs(w), m)[1]
     w = jnp.zeros_like(w).at[kept].set(w[kept])
+    r = pb.y - pb.X @ w
+    value = jnp.vdot(r, r) / (2 * r.size) + cost(w, pb.thresholds) + pb.l2 / 2 * jnp.vdot(w, w)
+    w = jnp.where(value <= 2 * scale, w, 0)  # far worse than 0, or not a number, is not used
 
     def measured(w, outer, rounds, full):
         r = pb.y - pb.X @ w

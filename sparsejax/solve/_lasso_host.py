@@ -134,7 +134,7 @@ def lasso_path_host(
     design, y = _data(X, y, 1.0, weights, l2)
     if strengths is None:
         largest = largest_strength(design, y, weights, positive)
-        strengths = geometric(largest, n_strengths, eps)
+        strengths = geometric(largest or 1.0, n_strengths, eps)  # 1 where every solution is 0
     strengths = _falling(strengths, y.dtype)
     found = fit_path(
         design, y, strengths, weights=weights, l2=l2, tol=tol, positive=positive,

@@ -170,6 +170,8 @@ template <class T, class Design> struct Lasso {
     for (Index j : support) X.add(j, -w[j], r.data()), axpy(w[j], m + j * k, g.data(), k);
     r = residual();
     std::fill(g.begin(), g.end(), T(0));
+    // Columns with long parts in the basis multiply what rounding leaves of the residual there.
+    for (Index u = 0; u < k; ++u) axpy(-dot(basis + u * n, r.data(), n), basis + u * n, r.data(), n);
   }
 
   Indices nonzero() const {
@@ -191,7 +193,7 @@ template <class T, class Design> struct Lasso {
       cost += a * std::abs(v);
       ridge += v * v;
       // Without a threshold any multiple is feasible where there is a ridge, and this one is best.
-      const double own = a > 0 ? v : (c[j] + l2 * v) / l2;
+      const double own = a > 0 ? v : size(c[j] + l2 * v) / l2;
       free += own * own;
     }
     const std::vector<T> full = residual();
@@ -199,7 +201,8 @@ template <class T, class Design> struct Lasso {
     const double ry = dot(full.data(), y, n) / double(n);
     const double value = s * ry - s * s * rr / 2 - s * s * l2 * free / 2;
     scale = s;
-    gap = std::max(0.0, rr / 2 + cost + l2 * ridge / 2 - value);
+    const double found = rr / 2 + cost + l2 * ridge / 2 - value;
+    gap = found < 0 ? 0 : found;  // NaN stays
   }
 
   void look(const Indices& which) {
@@ -438,13 +441,14 @@ void path(Design& X, const T* y, const T* m, const T* basis, Index k, const T* n
           bool positive, Index max_steps, T* w, Answer* answers) {
   Gram<T> gram(X.p);
   std::vector<double> thresholds(X.p);
+  constexpr double least = std::numeric_limits<double>::min();
   for (Index s = 0; s < count; ++s) {
     T* own = w + s * X.p;
     if (s > 0) std::copy_n(own - X.p, X.p, own);
     for (Index j = 0; j < X.p; ++j)
       thresholds[j] = std::isinf(weights[j]) ? weights[j]
                       : weights[j] == 0      ? 0
-                                             : weights[j] * strengths[s];
+                                             : std::max(weights[j] * strengths[s], least);
     Lasso<T, Design> one{X, gram, y, m, basis, k, thresholds.data(), l2, tol, positive, norms, own};
     const Index result = one.run(max_steps);
     answers[s] = {one.gap, one.outer, one.rounds, (Index)one.nonzero().size(), result};

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import prox
+from .._arguments import check_count, check_number
 from . import multitask_lasso, penalized_regression
 from ._design import host_data
 from ._host import Found, geometric
@@ -65,7 +66,7 @@ class _L1(_Linear):
         X, y = validate_data(self, X, y, **checks)
         y = np.asarray(y, np.float64)
         if sample_weight is not None:
-            sample_weight = _check_sample_weight(sample_weight, X, dtype=np.float64)
+            sample_weight = _relative(_check_sample_weight(sample_weight, X, dtype=np.float64))
         found = self._fit(X, y, sample_weight)
         self.coef_, self.intercept_ = found.value[-1], float(found.offset[-1])
         self.n_iter_, self.dual_gap_ = int(found.stats["n_iter"][-1]), float(found.stats["gap"][-1])
@@ -78,6 +79,11 @@ class _L1(_Linear):
 
     def _path(self, X: Any, y: np.ndarray, sample_weight: Any, alphas: Any, l2=0.0) -> Found:
         """Solutions for decreasing strengths, each from the one before."""
+        check_count("max_iter", self.max_iter, 0)
+        if self.tol is not None:
+            check_number("tol", self.tol, "1e-6")
+        for alpha in alphas:
+            check_number("alpha", alpha, "0.1")
         alphas = np.asarray(alphas, np.float64)
         if not np.all(alphas > 0):
             raise ValueError(
@@ -93,6 +99,14 @@ class _L1(_Linear):
             design, y, alphas, intercept=ones if self.fit_intercept else None, weights=None,
             l2=l2, tol=self.tol, positive=self.positive, max_steps=self.max_iter, w0=None,
         )  # fmt: skip
+
+
+def _relative(sample_weight: np.ndarray) -> np.ndarray:
+    """Weights of samples over the largest, so that sums and ratios of them are in range."""
+    largest = sample_weight.max()
+    if sample_weight.min() < 0 or largest == 0:
+        raise ValueError("sample_weight must be >= 0, and > 0 for one sample at least.")
+    return sample_weight / largest
 
 
 def _warn(estimator: Any) -> None:
@@ -163,6 +177,8 @@ class ElasticNet(_L1):
         self.max_iter = max_iter
 
     def _fit(self, X, y, sample_weight):
+        check_number("alpha", self.alpha, "0.1")
+        check_number("l1_ratio", self.l1_ratio, "0.5")
         if not 0 < self.l1_ratio <= 1:
             raise ValueError(f"l1_ratio must be in (0, 1], got {self.l1_ratio}.")
         ridge = 0.0 if np.isinf(self.alpha) else self.alpha * (1 - self.l1_ratio)
@@ -217,10 +233,10 @@ class LassoCV(_L1):
 
         def errors(fold):
             train, test = fold
-            own = None if sample_weight is None else sample_weight[train]
+            own = None if sample_weight is None else _relative(sample_weight[train])
             found = self._path(X[train], y[train], own, self.alphas_)
             left = (X[test] @ found.value.T + found.offset - y[test][:, None]) ** 2
-            theirs = None if sample_weight is None else sample_weight[test]
+            theirs = None if sample_weight is None else _relative(sample_weight[test])
             return np.average(left, axis=0, weights=theirs)
 
         folds = check_cv(self.cv).split(X, y)  # pyright: ignore
@@ -231,8 +247,12 @@ class LassoCV(_L1):
         return self._path(X, y, sample_weight, [self.alpha_])
 
     def _alphas(self, X, y, sample_weight):
-        if not isinstance(self.alphas, int | np.integer):
+        if np.ndim(self.alphas) == 1 and np.size(self.alphas):
             return np.sort(np.asarray(self.alphas, np.float64))[::-1]
+        check_count("alphas", self.alphas)
+        check_number("eps", self.eps, "1e-3")
+        if not 0 < self.eps <= 1:
+            raise ValueError(f"eps must be in (0, 1], got {self.eps}; 1e-3 for example.")
         w = np.ones(len(y)) if sample_weight is None else sample_weight
         own = y - np.average(y, weights=w) if self.fit_intercept else y
         largest = np.abs(X.T @ (w * own)).max() / w.sum()

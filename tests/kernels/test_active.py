@@ -408,3 +408,21 @@ def test_skipping_stacked_differentiated_saved(tmp_path):
         sj.formats.Skipping(tree["b"].values, jnp.ones(20)).validate()
     with pytest.raises(TypeError, match="int8"):
         x @ sj.formats.Skipping(tree["b"].values)
+
+
+@pytest.mark.parametrize("shape, count", [((2, 3), 2), ((3,), [2, 2]), ((2, 3), [2])])
+def test_a_count_for_each_list(shape, count):
+    s = ActiveSet(jnp.zeros(shape, jnp.int32), jnp.array(count, jnp.int32), jnp.zeros((), bool))
+    for call in (active_reduce, active_expand):
+        with pytest.raises(ValueError, match="count of shape .* must be"):
+            call(jnp.ones((2, 4)), jnp.ones((4, 4)), s)
+
+
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
+def test_int8_holds_no_nan(bad):
+    w = jnp.full((4, 3), 0.3).at[0, 1].set(bad)
+    with pytest.raises(ValueError, match="holds NaN or infinity"):
+        sj.formats.Skipping.quantized(w)
+    dense = jax.jit(lambda w: sj.formats.Skipping.quantized(w).todense())(w)
+    assert np.isnan(dense[:, 1]).all() and np.isfinite(dense[:, ::2]).all()
+    assert sj.formats.Skipping.quantized(jnp.ones((0, 3))).shape == (0, 3)

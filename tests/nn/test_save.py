@@ -408,3 +408,29 @@ def test_another_model(tmp_path):
         sj.load(tmp_path / "m", small)
     with pytest.raises(ValueError, match="save: model must have arrays"):
         sj.save(tmp_path / "m", {})
+
+
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2"])
+def test_eight_bits(tmp_path, dtype):
+    dense = jnp.eye(16).astype(dtype)
+    before = {"full": (dense.T + 1).astype(dtype), "sparse": dense}
+    sj.save(tmp_path / "t", before)
+    for name, leaf in sj.load(tmp_path / "t").items():
+        assert leaf.dtype == dtype
+        assert np.asarray(leaf).tobytes() == np.asarray(before[name]).tobytes()
+
+
+def test_integers_are_loaded_whole_or_not_at_all(tmp_path):
+    sj.save(tmp_path / "t", {"small": np.arange(3), "large": np.array([2**40])})
+    with pytest.raises(ValueError, match="large holds integers beyond int32; set jax_enable_x64"):
+        sj.load(tmp_path / "t")
+    with jax.enable_x64(True):
+        assert sj.load(tmp_path / "t")["large"].tolist() == [2**40]
+
+
+def test_names_and_paths_that_cannot_be_files(tmp_path):
+    with pytest.raises(ValueError, match="keep the name __metadata__"):
+        sj.save(tmp_path / "t", {"__metadata__": jnp.ones(2)})
+    for call in (lambda: sj.save(tmp_path, {"a": jnp.ones(2)}), lambda: sj.load(tmp_path)):
+        with pytest.raises(IsADirectoryError, match="is a folder"):
+            call()

@@ -1,6 +1,7 @@
 """The Lasso on the host: C++ against XLA and scikit-learn, in every layout of the data."""
 
 import shutil
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -149,6 +150,56 @@ def test_scales_that_leave_the_float_range():
     assert found.result == Result.NONFINITE
 
 
+@compiled
+@pytest.mark.parametrize("how", ["native", "xla"])
+def test_strengths_in_any_memory_order(how):
+    y = 0.75 * Y / np.abs(Y).max()  # of a size that is not scaled
+    strengths = np.geomspace(0.001, 0.1, 4)
+    expected = solve.lasso_path_host(X, y, strengths[::-1].copy(), implementation=how).value
+    for given in (strengths[::-1], np.repeat(strengths[::-1], 2)[::2]):
+        found = solve.lasso_path_host(X, y, given, implementation=how).value
+        np.testing.assert_array_equal(found, expected)
+
+
+@compiled
+@pytest.mark.parametrize("how", ["native", "xla", "jit"])
+@pytest.mark.parametrize("size", [np.inf, -np.inf, 1e300, 1e100, np.nan])
+def test_an_initial_value_worse_than_0_is_not_used(how, size):
+    jitted, host = solve.lasso, partial(solve.lasso_host, implementation=how)
+    w0, lasso = np.full(P, size), jitted if how == "jit" else host
+    found = lasso(X, Y, 0.05, w0=w0)
+    assert violation(np.float64(found.value), 0.05) < 1e-2 and found.stats["gap"] < 1e-4
+    assert not lasso(X, 0 * Y, 0.05, w0=w0, weights=1 + np.arange(P) % 2).value.any()
+
+
+@compiled
+def test_free_features_with_a_ridge_may_be_positive():
+    free = np.where(np.arange(P) % 11 == 10, 0, 1.0)
+    found = solve.lasso_host(X, Y, 0.05, weights=free, l2=0.3, positive=True)
+    w = np.float64(found.value)
+    slope = X.T @ (Y - X @ w) / N - 0.3 * w - 0.05 * free
+    assert np.all(w >= 0) and np.all(slope < 1e-3) and np.all(np.abs(slope[w > 0]) < 1e-3)
+
+
+@compiled
+def test_products_that_leave_the_float_range_are_not_free():
+    with jax.enable_x64(True):
+        least = solve.lasso_host(X, Y, 1e-200, weights=np.full(P, 1e-200), tol=1e-12)
+        np.testing.assert_allclose(X @ least.value, Y, atol=1e-3)
+        huge = solve.lasso_host(X, Y * 1e300, 0.05e300, implementation="native")
+        expected = solve.lasso_host(X, Y, 0.05, implementation="native").value
+        np.testing.assert_allclose(huge.value / 1e300, expected, atol=1e-6)
+
+
+def test_a_path_where_every_solution_is_0():
+    never = np.full(P, np.inf)
+    for found in (
+        solve.lasso_path_host(X, 0 * Y, n_strengths=2),
+        solve.lasso_path_host(X, Y, n_strengths=2, weights=never),
+    ):
+        assert not found.value.any() and np.all(found.stats["strengths"] > 0)
+
+
 @pytest.mark.parametrize(
     "call, error, message",
     [
@@ -221,6 +272,51 @@ def test_cross_validation_takes_sparse_data_weights_and_threads():
     other.fit(scipy.sparse.csc_matrix(data), Y, sample_weight=weight)
     np.testing.assert_allclose(mine.mse_path_, other.mse_path_, rtol=1e-3)
     assert mine.alpha_ == pytest.approx(other.alpha_)
+
+
+@compiled
+@pytest.mark.parametrize("layout", ["fortran", "c", "csc"])
+@pytest.mark.parametrize("mean", [1e3, 1e6, 1e9])
+def test_an_intercept_takes_away_large_means(layout, mean):
+    shift = np.where(np.arange(P) % 3, 0, mean)
+    far = LAYOUTS[layout](X + shift)
+    near = X + shift - shift  # as the sum was rounded
+    expected = ours.Lasso(0.05, tol=1e-10).fit(near, Y)
+    kept = far.copy()
+    found = ours.Lasso(0.05, tol=1e-10).fit(far, Y)
+    np.testing.assert_allclose(found.coef_, expected.coef_, atol=1e-6)
+    assert abs(far - kept).max() == 0
+
+
+@compiled
+def test_only_the_ratios_of_sample_weights_matter():
+    weight = RNG.integers(0, 4, N).astype(float)
+    expected = ours.Lasso(0.05).fit(X, Y, sample_weight=weight).coef_
+    for size in (1e-320, 1e307):
+        found = ours.Lasso(0.05).fit(X, Y, sample_weight=weight * size).coef_
+        np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "fit, error, message",
+    [
+        (lambda: ours.Lasso(0.1).fit(X, Y, -np.ones(N)), ValueError, "sample_weight must be >= 0"),
+        (lambda: ours.Lasso("a").fit(X, Y), TypeError, "alpha='a' must be a number"),
+        (lambda: ours.Lasso(None).fit(X, Y), TypeError, "alpha=None must be a number"),
+        (lambda: ours.Lasso(0.1, max_iter=2.5).fit(X, Y), TypeError, "max_iter=2.5 must be an int"),
+        (lambda: ours.Lasso(0.1, max_iter=-1).fit(X, Y), ValueError, "max_iter=-1 must be an int"),
+        (lambda: ours.Lasso(0.1, tol="a").fit(X, Y), TypeError, "tol='a' must be a number"),
+        (lambda: ours.ElasticNet(l1_ratio="a").fit(X, Y), TypeError, "l1_ratio='a' must be a num"),
+        (lambda: ours.LassoCV(alphas=0).fit(X, Y), ValueError, "alphas=0 must be an integer"),
+        (lambda: ours.LassoCV(alphas=[]).fit(X, Y), TypeError, "alphas=.* must be an integer"),
+        (lambda: ours.LassoCV(alphas=None).fit(X, Y), TypeError, "alphas=None must be an integer"),
+        (lambda: ours.LassoCV(eps=2).fit(X, Y), ValueError, "eps must be in"),
+        (lambda: ours.LassoCV(eps="a").fit(X, Y), TypeError, "eps='a' must be a number"),
+    ],
+)
+def test_mistakes_in_estimators(fit, error, message):
+    with pytest.raises(error, match=message):
+        fit()
 
 
 def test_small_data_are_not_empty():

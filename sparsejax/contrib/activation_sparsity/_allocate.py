@@ -56,7 +56,7 @@ def greedy_allocation(
       A `Trajectory` from zeros to the target.
 
     Raises:
-      ValueError: If there are no sizes, or they are not positive.
+      ValueError: If there are no sizes, they are not positive, or an error is NaN.
 
     Reference:
       Liu et al., TEAL, 2024 (arXiv 2408.14690).
@@ -79,6 +79,8 @@ def greedy_allocation(
             trial = s.copy()
             trial[p] += step / w[p]
             tried.append((float(error(trial)), trial))
+        if any(np.isnan(found[0]) for found in tried):
+            raise ValueError("greedy_allocation: error(sparsities) must be a number, it is NaN.")
         least, s = min(tried, key=lambda found: found[0])
         rows.append((float(w @ s / w.sum()), least, s))
     return Trajectory(*map(np.array, zip(*rows)))

@@ -1,6 +1,6 @@
 """Laws of the activation ratio over training tokens."""
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from jax.typing import ArrayLike
@@ -37,7 +37,10 @@ def activation_law(law: ActivationLaw, tokens: ArrayLike) -> Float[np.ndarray, "
 
     Args:
       law: The parameters.
-      tokens: In billions.
+      tokens: In billions, above 0.
+
+    Raises:
+      ValueError: If tokens are not above 0, or the law is of no kind.
 
     Reference:
       Luo et al., Sparsing Law, 2024 (arXiv 2411.02335).
@@ -48,8 +51,12 @@ def activation_law(law: ActivationLaw, tokens: ArrayLike) -> Float[np.ndarray, "
       >>> round(float(activation_sparsity.activation_law(law, 10.0)), 3)
       0.35
     """
-    parameters = np.array([law.alpha, law.b, law.c, law.limit])
-    return _curve(law.kind, parameters, np.asarray(tokens))
+    if law.kind not in get_args(Kind):
+        raise ValueError(f"activation_law: law.kind must be 'relu' or 'silu', got {law.kind!r}.")
+    x = np.asarray(tokens, np.float64)
+    if not (x > 0).all():
+        raise ValueError("activation_law: tokens must be above 0, in billions.")
+    return _curve(law.kind, np.array([law.alpha, law.b, law.c, law.limit]), x)
 
 
 @checked()

@@ -329,3 +329,8 @@ def _check_set(what: str, s: ActiveSet, tokens: int) -> None:
             f"{what}: lists of shape {s.index.shape} for {tokens} tokens; one set (K,) or one per "
             f"token ({tokens}, K) is needed."
         )
+    if np.shape(s.count) != s.index.shape[:-1]:
+        raise ValueError(
+            f"{what}: count of shape {np.shape(s.count)} must be {s.index.shape[:-1]} for lists of "
+            f"shape {s.index.shape}."
+        )

@@ -244,7 +244,8 @@ ffi::Error ActiveReduce(ffi::ThreadPool pool, In h, AnyBuffer w, Int index, Int 
   int64_t units = weights[0], d = weights[weights.size() - 1];
   bool each = index.dimensions().size() == 2;
   if (y->dimensions().size() != 2 || y->dimensions()[0] != tokens || y->dimensions()[1] != d ||
-      int64_t(index.element_count()) != (each ? tokens : 1) * slots) {
+      int64_t(index.element_count()) != (each ? tokens : 1) * slots ||
+      int64_t(count.element_count()) != (each ? tokens : 1)) {
     return Invalid(kShapes);
   }
   std::vector<int64_t> rows;
@@ -271,7 +272,8 @@ ffi::Error ActiveExpand(ffi::ThreadPool pool, In x, AnyBuffer w, Int index, Int 
   int64_t units = weights[0], d = weights[weights.size() - 1];
   bool each = index.dimensions().size() == 2;
   if (x.dimensions().size() != 2 || x.dimensions()[0] != tokens || x.dimensions()[1] != d ||
-      int64_t(index.element_count()) != (each ? tokens : 1) * slots) {
+      int64_t(index.element_count()) != (each ? tokens : 1) * slots ||
+      int64_t(count.element_count()) != (each ? tokens : 1)) {
     return Invalid(kShapes);
   }
   std::vector<int64_t> rows;

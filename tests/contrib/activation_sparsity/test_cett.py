@@ -132,3 +132,14 @@ def test_mistakes():
     ):
         with pytest.raises(ValueError, match=what):
             sparse.fit_activation_law(tokens, ratios, "relu")
+
+
+def test_laws_refuse_what_they_do_not_describe():
+    law = sparse.ActivationLaw("silu", 1.0, 0.0, 0.5, 0.4)
+    for tokens in (0.0, -1.0, np.nan):
+        with pytest.raises(ValueError, match="tokens must be above 0"):
+            sparse.activation_law(law, tokens)
+    with pytest.raises(ValueError, match="law.kind must be"):
+        sparse.activation_law(law._replace(kind="gelu"), 1.0)
+    with pytest.raises(ValueError, match="error.* is NaN"):
+        sparse.greedy_allocation(lambda s: float("nan"), [1.0])
