@@ -69,4 +69,6 @@ def _frank_wolfe(Q: Array, tol: ArrayLike, max_steps: ArrayLike) -> tuple[Array,
         return i + 1, (p * (1 - gain)).at[a].add(gain), g
 
     unfinished = lambda s: (s[0] < max_steps) & (s[2] > (1 + tol) * rank)  # noqa: E731
-    return lax.while_loop(unfinished, step, (0, p, jnp.asarray(jnp.inf, Q.dtype)))
+    return lax.while_loop(
+        unfinished, step, (jnp.zeros((), jnp.int32), p, jnp.asarray(jnp.inf, Q.dtype))
+    )
