@@ -7,6 +7,8 @@ parameters. Adaptation (2409.06633 at a small size): a denoiser of 8 x 8 digits 
 on 60 rotated digits 8 and 9.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,6 +29,12 @@ def bytes_of(step, *args, donate) -> float:
     total = found.argument_size_in_bytes + found.output_size_in_bytes
     total += found.temp_size_in_bytes - found.alias_size_in_bytes
     return total / (4 * LAYERS * WIDTH**2)
+
+
+# Without the policy the scan would stack a copy of the weights for the backward pass.
+@partial(jax.checkpoint, policy=jax.checkpoint_policies.dots_saveable, prevent_cse=False)
+def tapped(x, given):
+    return jnp.tanh(x @ select_gradients(*given)), None
 
 
 def deep(stacked, x):
@@ -54,7 +62,6 @@ def memory_table():
 
         def sparse(w, values, state, at, x):
             def loss(values):
-                tapped = lambda x, given: (jnp.tanh(x @ select_gradients(*given)), None)  # noqa: E731
                 return jnp.sum(jax.lax.scan(tapped, x, (w, values, at))[0] ** 2)
 
             updates, state = adam.update(jax.grad(loss)(values), state, values)

@@ -57,7 +57,7 @@ def device() -> str:
     return f"{jax.devices()[0].device_kind}, JAX {jax.__version__}"
 
 
-@checked(rounds="[1, inf)", seconds="(0, inf)")
+@checked(rounds="[1, inf)", seconds="[0, inf)")
 def measure(
     calls: Mapping[str, Callable[[], Any]], rounds: int = ROUNDS, seconds: float = SECONDS
 ) -> dict[str, float]:
@@ -69,7 +69,7 @@ def measure(
     Args:
       calls: Functions without arguments by name; they return arrays.
       rounds: Number of rounds.
-      seconds: Time spent on a candidate in each round.
+      seconds: Time spent on a candidate in each round; 0 calls each once per round.
 
     Returns:
       Seconds per call by name.

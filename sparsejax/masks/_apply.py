@@ -64,7 +64,8 @@ def straight_through(
         then computed from the magnitudes of `params` at each call.
       pruned_scale: beta, the factor of the pruned weights in the forward pass.
       pruned_gradient: Whether pruned weights receive the "full" gradient or one "scaled" by beta;
-        None is "full" if `pruned_scale` is the number 0 and "scaled", as in MdGf, otherwise.
+        None is "full" if `pruned_scale` is the number 0 and "scaled", as in MdGf, otherwise, also
+        for an array that holds 0.
       decay: lambda, the decay of pruned weights towards zero (added to their gradient).
 
     Returns:

@@ -248,3 +248,9 @@ def test_mistakes(file):
         sj.kernels.tune(x, w.todense())
     with pytest.raises(TypeError, match="outside jit"):
         jax.jit(sj.kernels.tune)(x, w)
+
+
+def test_measure_of_zero_seconds_calls_once_per_round():
+    count = []
+    found = sj.kernels.measure({"one": lambda: count.append(1) or jnp.zeros(1)}, 3, 0.0)
+    assert list(found) == ["one"] and len(count) == 2 + 3  # to compile, and to set the repeats

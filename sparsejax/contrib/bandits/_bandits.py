@@ -1,6 +1,7 @@
 """Misspecified linear bandits: elimination of sparse parameters, and baselines."""
 
 import math
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.experimental import io_callback
+from jax.tree_util import Partial
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Shaped
 
@@ -16,6 +18,7 @@ from ..._arguments import check_key, checked, matrix_and_target
 from ..._arrays import Units, magnitude
 from ..._solution import code, finish
 from ...solve import Result, Solution, lasso_host, max_strength
+from ._design import g_optimal
 
 Reward = ArrayLike | Callable[[int], float]
 
@@ -112,7 +115,19 @@ def parameter_elimination(
     length = jnp.max(jnp.linalg.norm(X, axis=1))
     # Rounding must not eliminate the true parameter where eps and h are 0.
     tol = eps + length * h + eps_stat + 8 * jnp.finfo(X.dtype).eps * length * X.shape[1]
-    best, predicted = lax.map(lambda t: _greedy(X, t), theta, batch_size=256)
+    eliminate = _eliminate if callable(reward) else jax.jit(_eliminate)
+    left, seen, values, n, a, done = eliminate(X, theta, ask, tol, limit)
+    a = jnp.where(done, a, jnp.argmax(jnp.where(seen, values, -jnp.inf)).astype(a.dtype))
+    failure = jnp.where(jnp.any(left), Result.MAX_STEPS, Result.INFEASIBLE)
+    result = code(jnp.isfinite(values[a]), done, failure)
+    value = BanditResult(a, values[a], jnp.sum(seen))
+    stats = {"n_iter": n, "n_candidates": jnp.sum(left)}
+    return finish("parameter_elimination", Solution(value, result, stats), throw)
+
+
+def _eliminate(X: Array, theta: Array, ask: Partial, tol: ArrayLike, limit: ArrayLike) -> tuple:
+    """Candidates left, actions seen, their rewards, turns, the last action, and if it is good."""
+    best, predicted = _greedy(X, theta)
 
     def turn(s):
         left, seen, values, n, _, _ = s
@@ -133,13 +148,7 @@ def parameter_elimination(
     zeros = jnp.zeros(X.shape[0], X.dtype)
     start = (jnp.ones(len(theta), bool), zeros != 0, zeros, jnp.zeros((), jnp.int32),
              jnp.zeros((), best.dtype), jnp.zeros((), bool))  # fmt: skip
-    left, seen, values, n, a, done = lax.while_loop(more, turn, start)
-    a = jnp.where(done, a, jnp.argmax(jnp.where(seen, values, -jnp.inf)).astype(a.dtype))
-    failure = jnp.where(jnp.any(left), Result.MAX_STEPS, Result.INFEASIBLE)
-    result = code(jnp.isfinite(values[a]), done, failure)
-    value = BanditResult(a, values[a], jnp.sum(seen))
-    stats = {"n_iter": n, "n_candidates": jnp.sum(left)}
-    return finish("parameter_elimination", Solution(value, result, stats), throw)
+    return lax.while_loop(more, turn, start)
 
 
 @checked()
@@ -164,7 +173,7 @@ def exhaustive_bandit(
       3
     """
     X, theta, ask = _checked(X, reward, candidates)
-    best = np.unique(np.asarray(lax.map(lambda t: _greedy(X, t)[0], theta, batch_size=256)))
+    best = np.unique(np.asarray(_greedy(X, theta)[0]))
     values = np.array([float(ask(jnp.asarray(a))) for a in best])
     i = int(np.argmax(values))
     return BanditResult(int(best[i]), float(values[i]), len(best))
@@ -252,60 +261,6 @@ def lasso_bandit(
 
 
 @checked(tol="[0, inf)", max_steps="[0, inf)")
-def g_optimal(
-    X: ArrayLike, *, tol: float = 0.01, max_steps: int = 10_000, throw: bool = True
-) -> Solution:
-    r"""The G-optimal design, `min_p max_a x_a^T M(p)^-1 x_a` with `M(p) = sum_a p_a x_a x_a^T`.
-
-    Frank-Wolfe on `log det M(p)`; at the optimum the largest leverage equals the rank d of X
-    (Kiefer-Wolfowitz).
-
-    Args:
-      X: Features of the actions in rows (a, d).
-      tol: Converged at a largest leverage of `(1 + tol) rank`.
-      max_steps: Maximum number of steps.
-      throw: Whether to raise if the tolerance is not reached.
-
-    Returns:
-      A `Solution` whose `value` are the shares of the actions (a,), with sum 1; `stats` holds
-      `n_iter` and `leverage`, the largest leverage before the last step over the rank.
-
-    Raises:
-      RuntimeError: If `throw` and the tolerance is not reached.
-      ValueError: If X is not a finite matrix.
-
-    Reference:
-      Kiefer and Wolfowitz, The equivalence of two extremum problems, 1960; Lattimore, Szepesvari
-      and Weisz, Learning with Good Feature Representations, 2020, arXiv 1911.07676.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> from sparsejax.contrib import bandits
-      >>> design = bandits.g_optimal(jnp.array([[2.0, 0.0], [0.0, 1.0]])).value
-      >>> [round(p, 2) for p in design.tolist()]
-      [0.5, 0.5]
-    """
-    X, _ = matrix_and_target(X, jnp.zeros(jnp.shape(X)[:1]), 1, "bandits.g_optimal(X)")
-    u, sizes, _ = jnp.linalg.svd(X, full_matrices=False)
-    rank = max(int(jnp.sum(sizes > 1e-5 * sizes[0])), 1)
-    Q = u[:, :rank]  # leverages do not depend on the basis
-    p = jnp.full(X.shape[0], 1 / X.shape[0], X.dtype)
-
-    def step(s):
-        i, p, _ = s
-        leverage = jnp.sum((Q @ jnp.linalg.inv((Q * p[:, None]).T @ Q)) * Q, axis=1)
-        a = jnp.argmax(leverage)
-        g = leverage[a]
-        gain = jnp.where(g > rank, (g / rank - 1) / jnp.maximum(g - 1, 1e-30), 0)
-        return i + 1, (p * (1 - gain)).at[a].add(gain), g
-
-    unfinished = lambda s: (s[0] < max_steps) & (s[2] > (1 + tol) * rank)  # noqa: E731
-    n, p, g = lax.while_loop(unfinished, step, (0, p, jnp.asarray(jnp.inf, X.dtype)))
-    result = code(jnp.isfinite(p).all(), g <= (1 + tol) * rank)
-    return finish("g_optimal", Solution(p, result, {"n_iter": n, "leverage": g / rank}), throw)
-
-
-@checked(tol="[0, inf)", max_steps="[0, inf)")
 def ols_bandit(
     X: Shaped[ArrayLike, "a d"],
     reward: Reward,
@@ -351,13 +306,19 @@ def ols_bandit(
     return finish("ols_bandit", Solution(value, design.result, design.stats), throw)
 
 
+@jax.jit
 def _greedy(X: Array, theta: Array) -> tuple[Array, Array]:
-    values = X @ theta
-    a = jnp.argmax(values)
-    return a, values[a]
+    """The best action of each parameter, and its predicted reward."""
+
+    def one(theta):
+        values = X @ theta
+        a = jnp.argmax(values)
+        return a, values[a]
+
+    return lax.map(one, theta, batch_size=256)
 
 
-def _checked(X: Any, reward: Any, candidates: Any) -> tuple[Array, Array, Callable]:
+def _checked(X: Any, reward: Any, candidates: Any) -> tuple[Array, Array, Partial]:
     """Features, parameters, and a function from an action to its reward that works under jit."""
     call = "bandits.parameter_elimination(X, reward, bandits.sparse_net(d, s, h), eps, h)"
     if callable(reward):
@@ -370,10 +331,10 @@ def _checked(X: Any, reward: Any, candidates: Any) -> tuple[Array, Array, Callab
                 raise ValueError(f"reward({int(a)}) must be finite, got {r}.")
             return np.asarray(r, X.dtype)
 
-        ask = lambda a: io_callback(host, shape, a, ordered=True)  # noqa: E731
+        ask = Partial(lambda a: io_callback(host, shape, a, ordered=True))
     else:
         X, rewards = matrix_and_target(X, reward, 1, call, ("X", "reward"))
-        ask = lambda a: rewards[a]  # noqa: E731
+        ask = Partial(operator.getitem, rewards)
     theta, _ = matrix_and_target(
         candidates, jnp.zeros(jnp.shape(candidates)[:1]), 1, call, ("candidates", "y")
     )

@@ -160,11 +160,15 @@ def is_acyclic(adjacency: Shaped[Array, "d d"]) -> Bool[Array, ""]:
     """
 
     check_not_nan("is_acyclic", adjacency=adjacency)
+    return _is_acyclic(adjacency != 0)
 
+
+@jax.jit
+def _is_acyclic(edges: Bool[Array, "d d"]) -> Bool[Array, ""]:
     def double(_, reach):  # paths of up to twice the length
         return reach | (reach.astype(jnp.float32) @ reach.astype(jnp.float32) > 0)
 
-    reach = jax.lax.fori_loop(0, max(1, len(adjacency)).bit_length(), double, adjacency != 0)
+    reach = jax.lax.fori_loop(0, max(1, len(edges)).bit_length(), double, edges)
     return ~jnp.any(jnp.diagonal(reach))
 
 
@@ -199,6 +203,11 @@ def threshold_to_dag(
       [[0.0, 0.8999999761581421], [0.0, 0.0]]
     """
     check_not_nan("threshold_to_dag", weights=weights, threshold=threshold)
+    return _threshold_to_dag(weights, threshold)
+
+
+@jax.jit
+def _threshold_to_dag(weights: Float[Array, "d d"], threshold: ArrayLike) -> Float[Array, "d d"]:
     size = jnp.where(jnp.abs(weights) > jnp.asarray(threshold, weights.dtype), jnp.abs(weights), 0)
     falling = jnp.argsort(-size.ravel(), stable=True)
     place = jnp.zeros_like(falling).at[falling].set(jnp.arange(size.size)).reshape(size.shape)
@@ -209,7 +218,7 @@ def threshold_to_dag(
     def halve(_, bounds):
         low, high = bounds  # low edges are acyclic, more than high are not
         middle = (low + high + 1) // 2
-        fine = is_acyclic(first(middle))
+        fine = _is_acyclic(first(middle) != 0)
         return jnp.where(fine, middle, low), jnp.where(fine, high, middle - 1)
 
     edges = jnp.sum(size > 0)

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
@@ -112,6 +113,18 @@ def concomitant_lasso(
         check_strength("floor", floor, (), y.dtype)
     floor = noise_scale(y) / 100 if floor is None else jnp.asarray(floor) / units.y
     floor = jnp.maximum(jnp.asarray(floor, y.dtype), jnp.finfo(y.dtype).tiny)
+    w, scale, taken, done = _descend(X, y, start, strength, floor, tol, max_steps)
+    penalty = l1(strength)
+    objective = jnp.mean((y - X @ w) ** 2) / (2 * scale) + scale / 2 + penalty.value(w)
+    value = ConcomitantFit(units.outside(w), scale * units.y)
+    finite = jnp.isfinite(value.coefficients).all() & jnp.isfinite(value.scale)
+    stats = {"objective": objective * units.y, "n_iter": taken}
+    return finish("concomitant_lasso", Solution(value, code(finite, done), stats), throw)
+
+
+@jax.jit
+def _descend(X, y, start, strength, floor, tol, max_steps) -> tuple[Array, ...]:
+    """Coefficients, scale, steps taken and whether the steps have converged."""
     curvature = largest_eigenvalue(X) / len(y)
     penalty = l1(strength)
 
@@ -124,12 +137,7 @@ def concomitant_lasso(
         return new, noise_scale(y - X @ new, floor), taken + 1, done
 
     begin = start, noise_scale(y - X @ start, floor), jnp.zeros((), jnp.int32), jnp.array(False)
-    w, scale, taken, done = lax.while_loop(lambda s: (s[2] < max_steps) & ~s[3], move, begin)
-    objective = jnp.mean((y - X @ w) ** 2) / (2 * scale) + scale / 2 + penalty.value(w)
-    value = ConcomitantFit(units.outside(w), scale * units.y)
-    finite = jnp.isfinite(value.coefficients).all() & jnp.isfinite(value.scale)
-    stats = {"objective": objective * units.y, "n_iter": taken}
-    return finish("concomitant_lasso", Solution(value, code(finite, done), stats), throw)
+    return lax.while_loop(lambda s: (s[2] < max_steps) & ~s[3], move, begin)
 
 
 def _start(w0: ArrayLike | None, X: Array, units: Units) -> Array:

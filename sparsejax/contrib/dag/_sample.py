@@ -1,5 +1,6 @@
 """Random directed acyclic graphs and samples from linear structural equation models."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -83,6 +84,12 @@ def scale_free_dag(nodes: int, per_node: int, *, key: PRNGKeyArray) -> Bool[Arra
             f"{per_node}; for example scale_free_dag({nodes}, 1, key=key)."
         )
     growth, order = jax.random.split(key)
+    return _relabelled(order, _grown(growth, nodes, per_node))
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _grown(key: PRNGKeyArray, nodes: int, per_node: int) -> Array:
+    """The rows of the graph, in the order in which the nodes enter."""
     earlier = jnp.arange(nodes)
 
     def grow(entering, now):
@@ -93,9 +100,8 @@ def scale_free_dag(nodes: int, per_node: int, *, key: PRNGKeyArray) -> Bool[Arra
         row = jnp.zeros(nodes, bool).at[best].set(True) & (earlier < t)
         return entering + row, row
 
-    keys = jax.random.split(growth, nodes)
-    _, rows = lax.scan(grow, jnp.zeros(nodes), (earlier, keys))
-    return _relabelled(order, rows)
+    keys = jax.random.split(key, nodes)
+    return lax.scan(grow, jnp.zeros(nodes), (earlier, keys))[1]
 
 
 def _relabelled(key: PRNGKeyArray, graph: Array) -> Array:

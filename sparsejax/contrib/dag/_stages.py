@@ -148,6 +148,7 @@ def _run(problem, start, stages, threshold, tol, domain, kind: Scale, every) -> 
     return _solution(raw, scale, stats, threshold, kind)
 
 
+@jax.jit
 def _end(state):
     """The point that a stage reached, and its statistics."""
     finite = jnp.isfinite(state.objective) & jnp.isfinite(state.weights).all()
@@ -182,6 +183,7 @@ def _check(problem, begin, stage: Stages, state, tol, domain, kind: Scale, every
     return state._replace(objective=new, converged=met, done=state.done | met | last)
 
 
+@jax.jit
 def _begin(problem: Problem, point, stage: Stages) -> _State:
     weights, scale = point
     zero, no = jnp.zeros_like(weights), jnp.array(False)

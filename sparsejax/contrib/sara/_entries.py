@@ -122,7 +122,9 @@ def select_gradients(params: PyTree, values: PyTree, indices: PyTree) -> PyTree:
     the values (call `write_back` after each step); the backward pass gathers from each dense
     gradient and frees it. `write_back` inside the loss would instead keep a second copy of the
     network from the forward to the backward pass. Derivatives of every order and mode are those of
-    `write_back`.
+    `write_back`. `jax.lax.scan` over stacked layers stacks its residuals, a copy of all weights,
+    unless the layer is wrapped in
+    `jax.checkpoint(layer, policy=jax.checkpoint_policies.dots_saveable, prevent_cse=False)`.
 
     Args:
       params: A tree of arrays that hold `values` at `indices`.

@@ -183,3 +183,20 @@ def test_invalid_arguments_raise():
             call(*arguments)
     with pytest.raises(ValueError, match="s must be"):
         bandits.lasso_bandit(X, reward, 6, key=KEY)
+
+
+@pytest.mark.slow
+def test_a_second_call_compiles_nothing(caplog):
+    X, rewards = problem(0)
+    net = bandits.sparse_net(5, 2, 0.5)
+    calls = [
+        lambda: bandits.g_optimal(X, throw=False),
+        lambda: bandits.ols_bandit(X, rewards, throw=False),
+        lambda: bandits.parameter_elimination(X, rewards, net, 0.2, 0.5),
+        lambda: bandits.exhaustive_bandit(X, rewards, net),
+    ]
+    for call in calls:
+        call()
+        with jax.log_compiles():
+            call()
+    assert "Compiling" not in caplog.text

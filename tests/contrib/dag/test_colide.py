@@ -171,6 +171,25 @@ def test_m_matrices_and_cycles_against_enumeration():
 
 
 @pytest.mark.slow
+def test_a_second_call_compiles_nothing(caplog):
+    _, samples = make(0)
+    short = SHORT | {"max_steps": (5, 5, 5)}
+    calls = [
+        lambda: dag.colide(samples, 0.05, **short),
+        lambda: dag.dagma(samples, 0.05, **short),
+        lambda: dag.threshold_to_dag(jnp.ones((6, 6))),
+        lambda: dag.is_acyclic(jnp.ones((6, 6))),
+        lambda: dag.scale_free_dag(6, 2, key=jax.random.key(0)),
+        lambda: dag.concomitant_lasso(samples[:, 1:], samples[:, 0], 0.1),
+    ]
+    for call in calls:
+        call()
+        with jax.log_compiles():
+            call()
+    assert "Compiling" not in caplog.text
+
+
+@pytest.mark.slow
 def test_random_graphs():
     keys = jax.random.split(jax.random.key(0), 50)
     graphs = jax.vmap(lambda k: dag.erdos_renyi_dag(12, 24, key=k))(keys)

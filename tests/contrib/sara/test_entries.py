@@ -1,5 +1,7 @@
 """Selected entries as vectors, and gradients for them alone."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -68,6 +70,29 @@ def test_the_tapped_forward_copies_nothing():
     grad = jax.grad(lambda v, p, i, x: loss(sara.select_gradients(p, v, i), x))
     text = jax.jit(grad).lower(values, params, indices, jnp.ones((5, 6))).as_text()
     assert "scatter" not in text and "gather" in text
+
+
+@pytest.mark.slow
+def test_scanned_layers_keep_no_copy_of_the_weights():
+    """As the docstring has it: the temporaries of a step are less than the weights."""
+    w, x = jax.random.normal(jax.random.key(0), (8, 64, 64)) / 8, jnp.ones((2, 64))
+    at = jnp.tile(jnp.arange(0, 64 * 64, 64), (8, 1))
+    values = jax.vmap(sara.gather_values)(w, at)
+
+    @functools.partial(
+        jax.checkpoint, policy=jax.checkpoint_policies.dots_saveable, prevent_cse=False
+    )
+    def layer(x, given):
+        return jnp.tanh(x @ sara.select_gradients(*given)), None
+
+    def loss(values, w, at, x):
+        return jnp.sum(jax.lax.scan(layer, x, (w, values, at))[0])
+
+    compiled = jax.jit(jax.grad(loss)).lower(values, w, at, x).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < w.nbytes / 2
+    dense = jax.grad(lambda w: jnp.sum(jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0]))
+    expected = jnp.take_along_axis(dense(w).reshape(8, -1), at, 1)
+    np.testing.assert_allclose(compiled(values, w, at, x), expected, rtol=1e-5)
 
 
 @pytest.mark.slow
