@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, Shaped, UInt
+from jaxtyping import Array, Bool, Float, Shaped, UInt
 
 from ._counts import count_dtype
 
@@ -21,8 +21,6 @@ from ._counts import count_dtype
 _SHORT = 2**16 - 1
 # Groups up to this long are ranked by comparing all pairs, longer ones by bisection.
 _PAIRWISE = 32
-# Groups along the last axis up to this long are ranked place by place.
-_SLOTS = 8
 
 Axes = tuple[int, ...]
 
@@ -103,41 +101,28 @@ def group_mask(
     sizes = [groups.shape[axis] for axis in axes]
     if math.prod(sizes) > _PAIRWISE:
         return topk_mask(groups, jnp.asarray(n), axes)
-    last = max(axes) == groups.ndim - 1 and math.prod(sizes) <= _SLOTS and len(axes) == 1
-    ranks = _ranks_of_slots(groups, axes[0]) if last else _ranks(groups, axes)
-    return ranks < jnp.asarray(n, jnp.int8)
-
-
-def _ranks(groups: Float[Array, "..."], axes: Axes) -> Int[Array, "..."]:
-    """The rank of every entry in its group: each entry in turn against all of its group."""
-    own, missing = flat_index(groups.shape, axes, jnp.uint8), jnp.isnan(groups)
-    ranks = jnp.zeros(groups.shape, jnp.int8)
-    for i, place in enumerate(np.ndindex(*(groups.shape[axis] for axis in axes))):
-        other = _at(groups, axes, place)
-        earlier, later = (other >= groups) | missing, ~((groups >= other) | jnp.isnan(other))
-        ranks += jnp.where(own > i, earlier, later).astype(jnp.int8)
-    return ranks
-
-
-def _ranks_of_slots(groups: Float[Array, "..."], axis: int) -> Int[Array, "..."]:
-    """The same with one array for each place of a group: faster along a short last axis."""
-    slots = [_at(groups, (axis,), (i,)) for i in range(groups.shape[axis])]
+    places = list(np.ndindex(*sizes))
+    slots = [_at(groups, axes, place) for place in places]
     missing = [jnp.isnan(slot) for slot in slots]
-    ranks = [jnp.zeros(slots[0].shape, jnp.int8) for _ in slots]
-    for j in range(len(slots)):
+    ranks = [jnp.zeros(slots[0].shape, jnp.int8) for _ in places]
+    for j in range(len(places)):
         for i in range(j):
             # Every entry ranks above a NaN, also an earlier NaN.
             wins = (slots[i] >= slots[j]) | missing[j]
             ranks[j] += wins.astype(jnp.int8)
             ranks[i] += (~wins).astype(jnp.int8)
-    return jnp.concatenate(ranks, axis)
+    n = jnp.asarray(n, jnp.int8)
+    kept = [rank < n for rank in ranks]
+    if len(axes) == 1:
+        return jnp.stack(kept, axes[0])
+    first = jnp.stack(kept).reshape(*sizes, *slots[0].shape)
+    return jnp.moveaxis(first, range(len(axes)), axes)
 
 
 def _at(x: Array, axes: Axes, place: Sequence[int]) -> Array:
-    """The entry at a place of each group, with length 1 along the axes."""
     index: list[Any] = [slice(None)] * x.ndim
     for axis, i in zip(axes, place):
-        index[axis] = slice(i, i + 1)
+        index[axis] = i
     return x[tuple(index)]
 
 

@@ -40,7 +40,7 @@ def apply_masks(params: PyTree, masks: PyTree | None) -> PyTree:
     return map_params(params, lambda params: _map_masked("apply_masks", zero_off, params, masks))
 
 
-@checked(pruned_scale="(-inf, inf)", decay="[0, inf)")
+@checked(pruned_scale="(-inf, inf)", decay="(-inf, inf)")
 def straight_through(
     params: PyTree,
     masks: PyTree | Plan,

@@ -22,7 +22,7 @@ class PrunedDecayState(NamedTuple):
     masks: PyTree
 
 
-@checked(strength="[0, inf)")
+@checked(strength="(-inf, inf)")
 def add_pruned_decay(
     plan: Plan, strength: ArrayLike = 2e-4
 ) -> optax.GradientTransformationExtraArgs:

@@ -99,7 +99,7 @@ def hard_k(k: ArrayLike, axis: int | None = -1) -> Penalty:
       >>> prox.hard_k(2).prox(jnp.array([1.0, -3.0, 2.0, -2.0])).tolist()
       [0.0, -3.0, 2.0, 0.0]
     """
-    return HardK(checked_integer("k", k, "prox.hard_k(16)", 0), one_axis(axis))
+    return HardK(checked_integer("k", k, "prox.hard_k(16)"), one_axis(axis))
 
 
 def nm(
@@ -184,5 +184,5 @@ def group_hard_k(
         raise ValueError(f"axis= or groups= must define the groups; for example {call}.")
     if weights is not None:
         weights = checked_number("weights", weights, call, positive=True)
-    inner = HardK(checked_integer("k", k, call, 0), None, weights)
+    inner = HardK(checked_integer("k", k, call), None, weights)
     return OnNorm(inner, partition(axis, groups, num_groups, call))
