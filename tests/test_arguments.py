@@ -173,7 +173,6 @@ CALLS = [
     ("operator", lambda: solve.operator_norm("text", X[0])),
     ("lower", lambda: prox.box([], 1.0)),
     ("n must be at least 0", lambda: prox.nm(-1, 4)),
-    ("k must be at least 0", lambda: prox.hard_k(-1)),
     ("first", lambda: sj.masks.uniform_plus(P, 0.5, first="zz")),
     ("platforms", lambda: sj.kernels.implement("matmul", type(NM), "own", platforms=["abacus"])),
     ("platform", lambda: sj.kernels.lowering_for("abacus")),

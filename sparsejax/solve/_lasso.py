@@ -113,7 +113,8 @@ def lasso(
     if working_set is not None and not 1 <= working_set:
         raise ValueError(f"working_set must be >= 1, got {working_set}; 64 for example.")
     m = min(p, working_set or WORKING_SET)
-    w = jnp.zeros(p, pb.y.dtype) if w0 is None else jnp.asarray(w0, pb.y.dtype)
+    with np.errstate(over="ignore"):  # what the dtype cannot hold is infinite, and not used
+        w = jnp.zeros(p, pb.y.dtype) if w0 is None else jnp.asarray(w0, pb.y.dtype)
     if w.shape != (p,):
         raise ValueError(f"w0 must have shape ({p},), got {w.shape}; one number per column of X.")
     frozen, w = lax.stop_gradient((pb, units.inside(w)))

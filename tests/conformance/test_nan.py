@@ -88,7 +88,7 @@ REFUSED = {
     "probabilities": lambda: metrics.reliability(jnp.full((2, 2), NAN), jnp.array([0, 1])),
     "live_units: incoming": lambda: metrics.live_units(ROW[None]),
     "live_units: bias": lambda: metrics.live_units(jnp.ones((1, 2)), ROW),
-    "mask_similarity": lambda: metrics.mask_similarity(ROW, jnp.ones(2)),
+    "not booleans": lambda: metrics.mask_similarity(ROW, jnp.ones(2)),
     "threshold_to_dag": lambda: dag.threshold_to_dag(jnp.full((2, 2), NAN)),
     "genotype": lambda: search.genotype(jnp.full((2, 2), NAN), ["a", "b"], 1),
     "random_search": lambda: search.random_search(
