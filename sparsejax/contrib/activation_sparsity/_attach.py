@@ -289,4 +289,5 @@ def _fractions(what: str, sparsity: Sparsity, kernels: Mapping[str, Any]) -> dic
 
 
 def only(path: str) -> str:
+    """A regular expression that matches this path and no other."""
     return f"^{re.escape(path)}$"

@@ -224,17 +224,32 @@ bool Units(const Shape& weights, int64_t size) {
   return weights.size() == 3 ? weights[1] == size : weights.size() == 2 && size == 1;
 }
 
-// The rows of the units of a list, `size` of each; false if a unit does not exist.
-bool Rows(const int32_t* index, int32_t count, int64_t slots, int64_t units, int64_t size,
-          std::vector<int64_t>* rows) {
-  if (count < 0 || count > slots) return false;
-  rows->clear();
-  for (int32_t j = 0; j < count; ++j) {
-    if (index[j] < 0 || index[j] >= units) return false;
-    for (int64_t i = 0; i < size; ++i) rows->push_back(index[j] * size + i);
+// Lists of units, `size` rows of W each: one list for all tokens, or one for each of them.
+struct Lists {
+  Int index, count;
+  int64_t slots, units, size;
+  bool each = index.dimensions().size() == 2;
+  std::vector<int64_t> rows = {};  // of the list read last
+
+  int64_t together() const { return each ? 1 : kMost; }
+  bool Fit(int64_t tokens) const {
+    int64_t lists = each ? tokens : 1;
+    return int64_t(index.element_count()) == lists * slots && int64_t(count.element_count()) == lists;
   }
-  return true;
-}
+  // Reads the rows for a token; false if a unit does not exist.
+  bool Read(int64_t t) {
+    if (t && !each) return true;
+    const int32_t* list = index.typed_data() + (each ? t * slots : 0);
+    int32_t length = count.typed_data()[each ? t : 0];
+    if (length < 0 || length > slots) return false;
+    rows.clear();
+    for (int32_t j = 0; j < length; ++j) {
+      if (list[j] < 0 || list[j] >= units) return false;
+      for (int64_t i = 0; i < size; ++i) rows.push_back(list[j] * size + i);
+    }
+    return true;
+  }
+};
 
 // y = sum_j h_j w[index_j], one list for all rows of h or one for each.
 ffi::Error ActiveReduce(ffi::ThreadPool pool, In h, AnyBuffer w, Int index, Int count, Out y) {
@@ -242,22 +257,17 @@ ffi::Error ActiveReduce(ffi::ThreadPool pool, In h, AnyBuffer w, Int index, Int 
   if (shape.size() != 3 || !Units(weights, shape[2])) return Invalid(kShapes);
   int64_t tokens = shape[0], slots = shape[1], size = shape[2];
   int64_t units = weights[0], d = weights[weights.size() - 1];
-  bool each = index.dimensions().size() == 2;
+  Lists lists{index, count, slots, units, size};
   if (y->dimensions().size() != 2 || y->dimensions()[0] != tokens || y->dimensions()[1] != d ||
-      int64_t(index.element_count()) != (each ? tokens : 1) * slots ||
-      int64_t(count.element_count()) != (each ? tokens : 1)) {
+      !lists.Fit(tokens)) {
     return Invalid(kShapes);
   }
-  std::vector<int64_t> rows;
-  int64_t together = each ? 1 : kMost;
-  for (int64_t t = 0; t < tokens; t += together) {
-    if ((each || !t) && !Rows(index.typed_data() + (each ? t * slots : 0),
-                              count.typed_data()[each ? t : 0], slots, units, size, &rows)) {
-      return Invalid(kSet);
-    }
+  const std::vector<int64_t>& rows = lists.rows;
+  for (int64_t t = 0; t < tokens; t += lists.together()) {
+    if (!lists.Read(t)) return Invalid(kSet);
     bool known = WithType(w, [&](auto p) {
       Contract(pool, h.typed_data() + t * slots * size, slots * size, p, rows.data(), rows.size(), d,
-               y->typed_data() + t * d, std::min(together, tokens - t));
+               y->typed_data() + t * d, std::min(lists.together(), tokens - t));
     });
     if (!known) return Invalid(kTypes);
   }
@@ -270,20 +280,15 @@ ffi::Error ActiveExpand(ffi::ThreadPool pool, In x, AnyBuffer w, Int index, Int 
   if (shape.size() != 3 || !Units(weights, shape[2])) return Invalid(kShapes);
   int64_t tokens = shape[0], slots = shape[1], size = shape[2];
   int64_t units = weights[0], d = weights[weights.size() - 1];
-  bool each = index.dimensions().size() == 2;
+  Lists lists{index, count, slots, units, size};
   if (x.dimensions().size() != 2 || x.dimensions()[0] != tokens || x.dimensions()[1] != d ||
-      int64_t(index.element_count()) != (each ? tokens : 1) * slots ||
-      int64_t(count.element_count()) != (each ? tokens : 1)) {
+      !lists.Fit(tokens)) {
     return Invalid(kShapes);
   }
-  std::vector<int64_t> rows;
-  int64_t together = each ? 1 : kMost;
-  for (int64_t t = 0; t < tokens; t += together) {
-    if ((each || !t) && !Rows(index.typed_data() + (each ? t * slots : 0),
-                              count.typed_data()[each ? t : 0], slots, units, size, &rows)) {
-      return Invalid(kSet);
-    }
-    int64_t some = std::min(together, tokens - t), used = rows.size();
+  const std::vector<int64_t>& rows = lists.rows;
+  for (int64_t t = 0; t < tokens; t += lists.together()) {
+    if (!lists.Read(t)) return Invalid(kSet);
+    int64_t some = std::min(lists.together(), tokens - t), used = rows.size();
     float* to = u->typed_data() + t * slots * size;
     for (int64_t i = 0; i < some; ++i) {
       std::fill(to + i * slots * size + used, to + (i + 1) * slots * size, 0.f);
