@@ -23,7 +23,9 @@ test-notebooks: $(STAMP)  ## run every notebook from the top
 
 docs: $(STAMP)  ## the documentation, in docs/_build
 	$(BIN)/pip install --quiet --editable ".[docs]"
+	rm -rf docs/_build
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build
+	$(BIN)/python docs/check.py
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
@@ -40,7 +42,7 @@ bench: $(STAMP)  ## every benchmark: tables of ratios, kept in benchmarks/result
 	  $(BIN)/python -m benchmarks $$(basename $$file .py) || exit 1; done
 
 clean:
-	rm -rf $(VENV) docs/_build docs/api docs/gallery docs/jupyter_execute .pytest_cache .ruff_cache .import_linter_cache .jax_cache
+	rm -rf $(VENV) docs/_build docs/generated docs/jupyter_execute .pytest_cache .ruff_cache .import_linter_cache .jax_cache
 
 # A stamp for another Python version means another interpreter: start over.
 $(STAMP): pyproject.toml

@@ -1,10 +1,13 @@
-"""Sphinx: pages by concept, the notebooks, and one page for each package from its docstrings."""
+"""Sphinx: pages by concept, the notebooks, results, and one page for each package."""
 
-import importlib
-import inspect
+import re
+import sys
 from pathlib import Path
 
 import sparsejax as sj
+
+sys.path.insert(0, str(Path(__file__).parent))
+from _generate import generate, within_site  # noqa: E402
 
 project = "sparsejax"
 release = version = sj.__version__
@@ -13,31 +16,22 @@ html_theme = "sphinx_book_theme"
 nb_execution_mode = "off"  # stored with their outputs
 autodoc_typehints = "none"
 default_role = "code"
-suppress_warnings = ["docutils", "myst.xref_missing"]  # links to tests and benchmarks
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "jupyter_execute"]
 
-HERE = Path(__file__).parent
-ROOMS = ["prox", "patterns", "select", "masks", "optim", "formats", "kernels", "nn", "nn.surgery",
-         "models", "solve", "recipes", "reporting", "metrics",
-         *(f"contrib.{subject}" for subject in sj.contrib.__all__)]  # fmt: skip
+generate()
 
 
-def page(room: str) -> str:
-    """The page of a package: its docstring, then every public name."""
-    name = f"sparsejax.{room}"
-    module = importlib.import_module(name)
-    public = [n for n in module.__all__ if not inspect.ismodule(getattr(module, n))]
-    lines = [f"# {room}", "", (module.__doc__ or "").strip(), ""]
-    for n in public:
-        kind = "class" if inspect.isclass(getattr(module, n)) else "function"
-        kind = kind if callable(getattr(module, n)) else "data"
-        lines += ["```{eval-rst}", f".. auto{kind}:: {name}.{n}", "```", ""]
-    return "\n".join(lines)
+def setup(app):
+    """Links of the pages lead to pages; in docstrings `|x|` is no substitution."""
+    app.connect(
+        "source-read", lambda app, name, source: source.__setitem__(0, within_site(source[0]))
+    )
+    app.connect("autodoc-process-docstring", _plain_bars)
 
 
-(HERE / "api").mkdir(exist_ok=True)
-(HERE / "gallery").mkdir(exist_ok=True)
-for room in ROOMS:
-    (HERE / "api" / f"{room}.md").write_text(page(room))
-for notebook in (HERE.parent / "notebooks").glob("*.ipynb"):
-    (HERE / "gallery" / notebook.name).write_text(notebook.read_text())
+def _plain_bars(app, what, name, obj, options, lines: list[str]) -> None:
+    code = re.compile(r"(`+[^`]*`+)")
+    lines[:] = [
+        "".join(x if x.startswith("`") else x.replace("|", "\\|") for x in code.split(line))
+        for line in lines
+    ]

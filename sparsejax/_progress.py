@@ -12,7 +12,7 @@ from jaxtyping import Array, Key, PyTree
 from rich.progress import Progress as Bar
 
 from ._arguments import check_callable, check_count, check_resume, known
-from ._tree import named_leaves
+from ._tree import named_leaves, summary
 
 
 @jax.tree_util.register_static
@@ -44,6 +44,13 @@ class Progress(NamedTuple):
     masks: PyTree
     step: int
     extra: dict[str, Any]
+
+    def __repr__(self) -> str:
+        extra = ", ".join(self.extra)
+        return (
+            f"Progress(step={self.step}, params={summary(self.params)}, "
+            f"masks={summary(self.masks)}, extra: {extra or 'nothing'})"
+        )
 
 
 def run_steps(

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from ._arguments import known
-from ._tree import register
+from ._tree import register, summary
 
 
 class Result(enum.IntEnum):
@@ -34,7 +34,7 @@ _MESSAGES = {
 
 
 @register
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Solution:
     """The result of a solver, a pytree.
 
@@ -48,10 +48,19 @@ class Solution:
     result: Any
     stats: Mapping[str, Any]
 
+    def __repr__(self) -> str:
+        stats = ", ".join(f"{name}={summary(x)}" for name, x in self.stats.items())
+        result = Result(int(self.result)).name if _is_code(self.result) else summary(self.result)
+        return f"Solution({summary(self.value)}, {result}, {{{stats}}})"
+
     @property
     def converged(self) -> Any:
         """Whether the solver succeeded."""
         return self.result == Result.SUCCESSFUL
+
+
+def _is_code(result: Any) -> bool:
+    return known(result) and np.ndim(result) == 0
 
 
 def finish(solver: str, solution: Solution, throw: bool) -> Solution:

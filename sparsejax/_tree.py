@@ -1,6 +1,7 @@
 """Names and selection of leaves: one path per leaf, with or without NNX variables."""
 
 import dataclasses
+import functools
 import json
 import re
 from collections import Counter
@@ -12,6 +13,7 @@ import jax.export
 import numpy as np
 import optax
 from flax import nnx
+from jax.core import Tracer
 from jaxtyping import PyTree
 
 C = TypeVar("C", bound=type)
@@ -138,6 +140,63 @@ def pure(tree: PyTree) -> PyTree:
     # nnx.as_pure would turn a bare State into a dict, so call it only if there are variables.
     leaves = jax.tree.leaves(tree, is_leaf=is_variable)
     return nnx.as_pure(tree) if any(map(is_variable, leaves)) else tree
+
+
+@functools.singledispatch
+def parts(node: Any) -> dict[str, Any]:
+    """The parts of an object by name, in the order of definition: JAX sorts the keys of dicts."""
+    return getattr(node, "__dict__", {})
+
+
+@parts.register(Mapping)
+def _(node: Mapping[Any, Any]) -> dict[str, Any]:
+    return {str(key): part for key, part in node.items()}
+
+
+@parts.register(list | tuple)
+def _(node: list[Any] | tuple[Any, ...]) -> dict[str, Any]:
+    return {str(i): part for i, part in enumerate(node)}
+
+
+def definition_order(model: PyTree, names: Iterable[str]) -> list[str]:
+    """Paths in the order in which a model defines them; unknown ones in the order of numbers."""
+
+    @functools.cache
+    def inside(path: tuple[str, ...]) -> dict[str, Any]:
+        return parts(inside(path[:-1]).get(path[-1]) if path else model)
+
+    def place(name: str) -> list[Any]:
+        path = tuple(name.split("/"))
+        levels = [list(inside(path[:depth])) for depth in range(len(path))]
+        return [
+            (level.index(part) if part in level else len(level), natural_order(part))
+            for level, part in zip(levels, path)
+        ]
+
+    return sorted(names, key=place)
+
+
+def summary(tree: PyTree) -> str:
+    """A tree on one line: small arrays by their values, others by dtype and shape."""
+    leaves = jax.tree.leaves(tree)
+    if not leaves:
+        return repr(tree) if tree is None else "{}"
+    if len(leaves) > 4:
+        sizes = sum(int(np.size(x)) for x in leaves)
+        return f"{len(leaves)} arrays of {sizes:,} entries"
+    return str(jax.tree.map(_Brief, tree))
+
+
+class _Brief:
+    """A leaf that prints on one line."""
+
+    def __init__(self, leaf: Any):
+        small = np.size(leaf) <= 8 and not isinstance(leaf, Tracer)
+        kind = f"{getattr(leaf, 'dtype', type(leaf).__name__)}{list(np.shape(leaf))}"
+        self.text = str(np.asarray(leaf).tolist()) if small else kind
+
+    def __repr__(self) -> str:
+        return self.text
 
 
 def named_leaves(tree: PyTree) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 
 from .._arguments import check_count, checked
 from .._frameworks import kernel_orders
-from .._tree import is_array, is_kernel, named_leaves, pure
+from .._tree import definition_order, is_array, is_kernel, named_leaves, pure
 from ..patterns import Pattern
 from ._allocate import Allocation, joint
 from ._distribute import ROUNDINGS, zeros_of
@@ -95,7 +95,8 @@ def plan(
     zeros = zeros_of(list(chosen.values()), allocate, rounding, min_kept)
     planned = tuple(replace(leaf, zeros=zeros[leaf.name]) for leaf in chosen.values())
     size = sum(math.prod(leaf.shape) for leaf in leaves.values())
-    return Plan(planned, allocate is joint, size, left_out, min_kept, rounding, allocate)
+    order = tuple(definition_order(model, filter(lambda n: is_kernel(n, leaves[n]), leaves)))
+    return Plan(planned, allocate is joint, size, left_out, min_kept, rounding, allocate, order)
 
 
 def _fitted(name: str, leaf: Any, pattern: Pattern, order: Any) -> PlannedLeaf:

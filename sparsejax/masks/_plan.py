@@ -23,6 +23,7 @@ from ._distribute import zeros_of
 from ._planned_leaf import PlannedLeaf
 
 _SHOWN = 8  # excluded leaves shown in a printed plan
+_ROWS = 40  # leaves in a printed plan
 
 
 @dataclass(frozen=True, repr=False)
@@ -40,6 +41,7 @@ class Plan:
       min_kept: Least number of units kept of each slice of a leaf.
       rounding: How numbers of zeros are rounded.
       allocate: The allocation that distributed the zeros.
+      order: The kernels of the whole tree in the order of definition, planned or not.
     """
 
     leaves: tuple[PlannedLeaf, ...]
@@ -49,6 +51,7 @@ class Plan:
     min_kept: int = 0
     rounding: str = "nearest"
     allocate: Allocation | None = field(default=None, compare=False)
+    order: tuple[str, ...] = field(default=(), compare=False)
 
     def __getitem__(self, name: str) -> PlannedLeaf:
         return at_path("plan", self._by_name(), name)
@@ -232,12 +235,14 @@ class Plan:
         table = Table(title="sparsity plan")
         for column in ("leaf", "shape", "pattern", "sparsity", "kept"):
             table.add_column(column, justify="right" if column in ("sparsity", "kept") else "left")
-        for x in self.leaves:
+        for x in self.leaves[:_ROWS]:
             shape = "x".join(map(str, x.shape))
             kept = "?" if x.kept is None else f"{x.kept:,}"
             # A jointly selected leaf has no individual sparsity.
             own = "joint" if self.joint and x.pattern.free else f"{x.sparsity:.4f}"
             table.add_row(x.name, shape, x.pattern.label, own, "" if own == "joint" else kept)
+        if (more := len(self.leaves) - _ROWS) > 0:
+            table.add_row(f"... {more} more, in plan.leaves")
         size = sum(x.size for x in self.leaves)
         lines = [
             f"{len(self.leaves)} leaves, sparsity {self.sparsity:.4f} over {size:,} entries"

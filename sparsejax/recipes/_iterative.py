@@ -50,9 +50,9 @@ def iterative_prune(
 
     After round r of R the planned leaves have the density `(1 - s)^(r / R)` of the plan's sparsity
     s (rounded to whole entries): each round removes the same fraction `q = 1 - (1 - s)^(1 / R)` of
-      the remaining entries. Counts are computed from the dense size, so rounding errors do not
-      accumulate. Pruned entries stay pruned. With a plan made with `allocate=sj.masks.joint` all
-      leaves compete, otherwise each leaf has its own sparsity.
+    the remaining entries. Counts are computed from the dense size, so rounding errors do not
+    accumulate. Pruned entries stay pruned. With a plan made with `allocate=sj.masks.joint` all
+    leaves compete, otherwise each leaf has its own sparsity.
 
     Args:
       params: Parameters before training: a tree of arrays.

@@ -63,7 +63,7 @@ def train_masked(
       ValueError: If the data are empty or of unequal lengths, a mask does not fit, `start` lies
         beyond `steps`, or `resume` began with other parameters, data or arguments.
       TypeError: If `loss` cannot be called as `loss(params, batch)`, or `params` hold NNX variables
-        that are not `nnx.Param`s.
+        that are not `nnx.Param`.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, sparsejax as sj

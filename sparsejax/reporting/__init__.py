@@ -6,8 +6,8 @@ from ._findings import FINDINGS, Finding
 from ._fit import fit_pattern
 from ._flops import flops, training_flops
 from ._history import Taxonomy, taxonomy
-from ._plot import plot_masks, plot_reliability, plot_sparsity, plot_training
-from ._report import Report, report
+from ._plot import plot_masks, plot_reliability, plot_sparsity, plot_tradeoff, plot_training
+from ._report import Report, report, save_reports
 
 __all__ = [
     "FINDINGS",
@@ -23,8 +23,10 @@ __all__ = [
     "plot_masks",
     "plot_reliability",
     "plot_sparsity",
+    "plot_tradeoff",
     "plot_training",
     "report",
+    "save_reports",
     "taxonomy",
     "training_flops",
 ]

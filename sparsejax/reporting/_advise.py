@@ -5,7 +5,7 @@ import importlib
 import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -47,6 +47,13 @@ class Rule:
     use: tuple[str, ...]
     pattern: tuple[str, ...]
     reason: str
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
+        return _rule, (self.case,)  # its condition is a function, which cannot be pickled
+
+
+def _rule(case: str) -> Rule:
+    return next(rule for rule in RULES if rule.case == case)
 
 
 RULES = (
@@ -182,7 +189,7 @@ QUESTIONS = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Advice:
     """The rows of the decision table that apply, the most specific first."""
 
@@ -196,6 +203,9 @@ class Advice:
 
     def __iter__(self) -> Iterator[Rule]:
         return iter(self.rules)
+
+    def __repr__(self) -> str:
+        return str(self)
 
     def __rich__(self) -> Table:
         table = Table(title="advice", title_style="bold", show_lines=True)

@@ -1,6 +1,6 @@
 """Findings: errors in a sparse network (E) and warnings about claims (W)."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from .._tree import is_array, named_leaves, natural_order, pure
+from .._tree import is_array, is_kernel, named_leaves, pure
 from ..masks import Plan
 from ._flops import Flops
 from ._history import Taxonomy
@@ -68,6 +68,7 @@ class Evidence:
     total_sparsity: float
     taxonomy: Taxonomy | None
     opt_state: PyTree
+    order: Sequence[str]
     training_stated: bool
     seeds: int | None
 
@@ -189,9 +190,16 @@ def _pruned_others(e: Evidence) -> Iterator[Finding]:
 
 def _headline(e: Evidence) -> Iterator[Finding]:
     if abs(e.sparsity - e.total_sparsity) > 0.10:
+        dense = [s for s in e.studies.values() if not s.prunable and s.kept == s.entry.size]
+        largest = max(dense, key=lambda s: s.entry.size, default=None)
+        total = sum(s.entry.size for s in e.studies.values())
+        rest = "" if largest is None else (
+            f"; {largest.path}, {largest.entry.size / total:.0%} of the parameters, is not "
+            "planned, which no allocation changes"
+        )  # fmt: skip
         text = (
             f"{e.sparsity:.1%} of the prunable weights are zero, but {e.total_sparsity:.1%} of "
-            "all parameters: state both"
+            f"all parameters: state both{rest}"
         )
         yield Finding("W2", "", text)
 
@@ -205,11 +213,10 @@ def _ends(e: Evidence) -> Iterator[Finding]:
 
 
 def _in_order(e: Evidence) -> list[str]:
-    """The prunable leaves in execution order; without an example in the order of their numbers."""
-    kernels = [name for name, s in e.studies.items() if s.prunable]
-    if e.traced:
-        return [name for name in e.flops.leaves if name in kernels]
-    return sorted(kernels, key=natural_order)
+    """The kernels in execution order; without an example in the order of definition."""
+    kernels = {n for n, s in e.studies.items() if s.prunable or is_kernel(n, s.entry)}
+    order = e.flops.leaves if e.traced else e.order
+    return [name for name in order if name in kernels]
 
 
 def _speed_path(e: Evidence) -> Iterator[Finding]:

@@ -1,6 +1,6 @@
 """FLOP counts: a multiply-add counts as two; sparse FLOPs are those of kept weights."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Literal
@@ -99,18 +99,28 @@ def flops(
     found = entries(model)
     given = checked_masks(masks, found)
     kept = {name: count(mask) for name, mask in given.items()}
-    return flops_of(model, found, kept, example, apply, positions)
+    return flops_of(model, found, kept, given, example, apply, positions)
 
 
-def flops_of(model, found: Mapping[str, Entry], kept, example, apply, positions) -> Flops:
-    """`flops` of leaves whose kept entries have been counted."""
+def flops_of(
+    model: PyTree,
+    found: Mapping[str, Entry],
+    kept: Mapping[str, int],
+    masked: Container[str],
+    example: Any,
+    apply: Callable[..., Any] | None,
+    positions: Mapping[str, int] | None,
+) -> Flops:
+    """`flops` of leaves whose kept entries have been counted; those with a mask are kernels."""
     unknown = [name for name in positions or {} if name not in found]
     if unknown:
         raise ValueError(
             f"positions= names {', '.join(unknown)}, but the leaves are {', '.join(found)}."
         )
     products = None if example is None else _products(model, found, example, apply)
-    places = _places(found, products) | {n: Fraction(p) for n, p in (positions or {}).items()}
+    places = _places(found, masked, products) | {
+        n: Fraction(p) for n, p in (positions or {}).items()
+    }
     leaves = {
         name: _leaf_flops(found[name].size, kept.get(name, found[name].size), n)
         for name, n in places.items()
@@ -127,9 +137,15 @@ def _products(model, found: Mapping[str, Entry], example, apply) -> Products:
     return trace_products(program_of(model, apply, example), sizes)
 
 
-def _places(found: Mapping[str, Entry], products: Products | None) -> dict[str, Fraction]:
+def _places(
+    found: Mapping[str, Entry], masked: Container[str], products: Products | None
+) -> dict[str, Fraction]:
     """The number of positions at which each kernel is used, in order of use if known."""
-    kernels = [name for name, e in found.items() if is_kernel(name, e)]
+    kernels = [
+        name
+        for name, e in found.items()
+        if is_kernel(name, e) or (name in masked and len(e.shape) >= 2)
+    ]
     if products is None:
         return {name: Fraction(1) for name in kernels}
     used = {name: Fraction(n, 2 * found[name].size) for name, n in products.weights.items()}

@@ -1,6 +1,9 @@
 """Reports as HTML: a fragment for notebooks, a page for files."""
 
+import base64
 import html
+import io
+from collections.abc import Mapping
 from typing import Any
 
 from ._render import COLUMNS, NUMBERS, change, rows, summary, total_row
@@ -40,7 +43,7 @@ _STYLE = """
 """
 
 
-def html_table(report: Any) -> str:
+def html_table(report: Any, title: str = "Sparsity report") -> str:
     """The report as a self-contained HTML fragment."""
     heads = "".join(_cell("th", name, name) for name in COLUMNS)
     body = "".join(f"<tr>{_cells(cells)}</tr>" for cells in rows(report))
@@ -48,7 +51,7 @@ def html_table(report: Any) -> str:
     notes = "".join(f'<li class="note">{html.escape(line)}</li>' for line in summary(report))
     found = "".join(_finding(f) for f in report.findings)
     return (
-        f'<div class="sj-report"><style>{_STYLE}</style><h3>Sparsity report</h3>'
+        f'<div class="sj-report"><style>{_STYLE}</style><h3>{html.escape(title)}</h3>'
         f'<div class="big">{_headline(report)}</div>'
         f'<div class="scroll"><table><thead><tr>{heads}</tr></thead>'
         f"<tbody>{body}{total}</tbody></table></div>"
@@ -56,13 +59,27 @@ def html_table(report: Any) -> str:
     )
 
 
-def html_page(report: Any) -> str:
-    """The report as a standalone page."""
+def html_page(reports: Mapping[str, Any], figures: Mapping[str, Any]) -> str:
+    """Reports by title, and figures by caption inside, as a standalone page."""
+    pictures = "".join(_picture(caption, figure) for caption, figure in figures.items())
+    tables = "".join(html_table(report, title) for title, report in reports.items())
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width"><title>Sparsity report</title>'
         "<style>:root { color-scheme: light dark } body { margin: 2rem auto; padding: 0 1rem; "
-        f"max-width: 72rem }}</style></head><body>{html_table(report)}</body></html>\n"
+        "max-width: 72rem } .sj-report { margin-bottom: 2.5rem } figure { margin: 0 0 2rem } "
+        "figure img { max-width: 100%; background: white }</style></head>"
+        f"<body>{pictures}{tables}</body></html>\n"
+    )
+
+
+def _picture(caption: str, figure: Any) -> str:
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=130)
+    data, text = base64.b64encode(out.getvalue()).decode(), html.escape(caption)
+    return (
+        f'<figure><img src="data:image/png;base64,{data}" alt="{text}">'
+        f"<figcaption>{text}</figcaption></figure>"
     )
 
 

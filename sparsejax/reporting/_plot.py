@@ -1,8 +1,9 @@
-"""Plots: masks, sparsity by layer, masks over training, calibration."""
+"""Plots: masks, sparsity by layer, results over sparsity, masks over training, calibration."""
 
 import io
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import PyTree
@@ -21,6 +22,7 @@ else:
 
 INK, BLUE, ORANGE, GREY, LIGHT = "#22303c", "#2a78b5", "#d9822b", "#9aa5b1", "#e9edf1"
 _SIDE = 512  # pixels: a larger mask is shown as densities of tiles
+_LONGEST = 8  # sides of a mask with square cells
 
 
 @checked(columns="[1, inf)")
@@ -28,8 +30,9 @@ def plot_masks(masks: PyTree, *, columns: int = 4) -> Figure:
     """Plots each mask: kept entries dark, contraction vertical, outputs horizontal.
 
     Args:
-      masks: A tree of boolean masks and None. The last axis of stacked or 3-D masks is horizontal;
-        a large mask is shown as the density of its tiles.
+      masks: A tree of boolean masks and None, plotted in the order of its dicts. The last axis of
+        stacked or 3-D masks is horizontal; a large mask is shown as the density of its tiles. Cells
+        are square, unless a mask is more than eight times as long as wide.
       columns: Plots per row.
 
     Returns:
@@ -46,14 +49,16 @@ def plot_masks(masks: PyTree, *, columns: int = 4) -> Figure:
       >>> figure.axes[0].get_title(loc="left")
       'kernel'
     """
-    named = masks_by_name(masks)
-    if not named:
+    if not masks_by_name(masks):
         raise ValueError("plot_masks: the tree holds no masks; pass sj.get_masks(opt_state).")
+    named = {name: _as_matrix(mask) for name, mask in _in_order(masks).items()}
     columns = min(columns, len(named))
-    rows = -(-len(named) // columns)
-    figure = _figure(2.6 * columns + 0.2, 2.75 * rows + 0.1)
-    for place, (name, mask) in enumerate(named.items(), start=1):
-        _draw_mask(figure.add_subplot(rows, columns, place), name, on_host(mask))
+    tall = [_box(matrix) for matrix in named.values()]
+    heights = [max(tall[i : i + columns]) for i in range(0, len(tall), columns)]
+    figure = _figure(2.7 * columns, sum(2.4 * height + 0.75 for height in heights))
+    grid = figure.add_gridspec(len(heights), columns, height_ratios=[h + 0.3 for h in heights])
+    for place, (name, matrix) in enumerate(named.items()):
+        _draw_mask(figure.add_subplot(grid[divmod(place, columns)]), name, matrix)
     return figure
 
 
@@ -87,6 +92,73 @@ def plot_sparsity(report: Report | Plan) -> Figure:
     axes = figure.add_subplot()
     _draw_bars(axes, leaves, report.sparsity)
     return figure
+
+
+@checked()
+def plot_tradeoff(
+    curves: Mapping[str, Mapping[float, Any]],
+    *,
+    ylabel: str = "accuracy",
+    baseline: float | None = None,
+) -> Figure:
+    """Plots accuracies, speed-ups or other results over sparsity, one line per method.
+
+    Args:
+      curves: Results by method and sparsity, such as `{"magnitude": {0.5: 0.98, 0.9: 0.95}}`; of
+        several values, such as those of seeds, the mean is drawn within their range.
+      ylabel: Name of the result, with its unit.
+      baseline: The result of the dense network, drawn as a horizontal line.
+
+    Returns:
+      A `matplotlib.figure.Figure`; sparsity is drawn as `1 / (1 - sparsity)`, on a logarithmic
+      axis.
+
+    Raises:
+      ImportError: If matplotlib is not installed.
+      ValueError: If there are no curves, one is empty, or a sparsity is not in [0, 1).
+
+    Example:
+      >>> from sparsejax.reporting import plot_tradeoff
+      >>> curves = {"magnitude": {0.5: 0.98, 0.9: 0.95}, "Wanda": {0.5: [0.98, 0.99], 0.9: 0.97}}
+      >>> [line.get_label() for line in plot_tradeoff(curves, baseline=0.98).axes[0].lines]
+      ['magnitude', 'Wanda', 'dense']
+    """
+    lines = {name: _line(name, curve) for name, curve in curves.items()}
+    if not lines:
+        raise ValueError("plot_tradeoff: curves is empty; pass {'magnitude': {0.5: 0.98}}.")
+    figure = _figure(5.4, 3.4)
+    axes = figure.add_subplot()
+    for (name, (sparsity, low, mean, high)), colour in zip(lines.items(), _cycle()):
+        place = 1 / (1 - sparsity)
+        axes.plot(place, mean, color=colour, linewidth=1.8, marker="o", markersize=3.5, label=name)
+        axes.fill_between(place, low, high, color=colour, alpha=0.18, linewidth=0)
+    if baseline is not None:
+        axes.axhline(baseline, color=GREY, linewidth=1.2, linestyle=(0, (4, 3)), label="dense")
+    ticks = sorted({float(x) for sparsity, *_ in lines.values() for x in sparsity})
+    axes.set_xscale("log")
+    axes.set_xticks([1 / (1 - x) for x in ticks], [f"{x:.4g}" for x in ticks])
+    axes.minorticks_off()
+    axes.set_xlabel("sparsity (fraction of zeros)", fontsize=8.5, color=INK)
+    axes.set_ylabel(ylabel, fontsize=8.5, color=INK)
+    axes.legend(fontsize=7.5, frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    _tidy(axes, "y")
+    return figure
+
+
+def _line(name: str, curve: Mapping[float, Any]) -> tuple[np.ndarray, ...]:
+    """Sparsities in order, and the least, mean and largest result at each."""
+    sparsity = np.array(sorted(curve), float)
+    if not len(sparsity) or not ((sparsity >= 0) & (sparsity < 1)).all():
+        raise ValueError(
+            f"plot_tradeoff: curves[{name!r}] must hold results by sparsity in [0, 1), such as "
+            f"{{0.5: 0.98, 0.9: 0.95}}, got the sparsities {sparsity.tolist()}."
+        )
+    values = [np.atleast_1d(np.asarray(curve[x], float)) for x in sorted(curve)]
+    return (sparsity, *(np.array([f(v) for v in values]) for f in (np.min, np.mean, np.max)))
+
+
+def _cycle() -> Iterator[str]:
+    return itertools.cycle((BLUE, ORANGE, "#3a9278", "#8a5fa8", "#b4483f", INK))
 
 
 @checked()
@@ -180,18 +252,45 @@ def _figure(width: float, height: float) -> Figure:
     return Picture(figsize=(width, height), dpi=130, layout="constrained", facecolor="white")
 
 
-def _draw_mask(axes, name: str, mask: np.ndarray) -> None:
-    matrix = mask.reshape(-1, mask.shape[-1] if mask.ndim else 1)
-    shown = _tiles(matrix)
-    axes.imshow(1 - shown, cmap=_colours(), vmin=0, vmax=1, interpolation="nearest", aspect="auto")
-    # Limit the aspect ratio of long and flat kernels.
-    axes.set_box_aspect(float(np.clip(matrix.shape[0] / max(matrix.shape[1], 1), 0.5, 1.5)))
+def _in_order(masks: PyTree, path: str = "") -> dict[str, np.ndarray]:
+    """The masks by path, in the order of the dicts that hold them: JAX sorts keys."""
+    if isinstance(masks, Mapping):
+        parts = [_in_order(m, f"{path}{key}/") for key, m in masks.items()]
+        return {name: mask for part in parts for name, mask in part.items()}
+    named = masks_by_name(masks).items()
+    return {f"{path}{name}".strip("/"): on_host(mask) for name, mask in named}
+
+
+class _Shown(NamedTuple):
+    matrix: np.ndarray
+    shape: tuple[int, ...]
+
+
+def _as_matrix(mask: np.ndarray) -> _Shown:
+    return _Shown(mask.reshape(-1, mask.shape[-1] if mask.ndim else 1), mask.shape)
+
+
+def _box(shown: _Shown) -> float:
+    """Height over width of the box of a mask; at most 1.5 high, where the box is narrower."""
+    rows, columns = shown.matrix.shape
+    return float(np.clip(rows / max(columns, 1), 1 / _LONGEST, 1.5))
+
+
+def _draw_mask(axes, name: str, shown: _Shown) -> None:
+    matrix = shown.matrix
+    rows, columns = (max(n, 1) for n in matrix.shape)
+    axes.imshow(1 - _tiles(matrix), cmap=_colours(), vmin=0, vmax=1, interpolation="nearest",
+                aspect="auto")  # fmt: skip
+    axes.set_box_aspect(float(np.clip(rows / columns, 1 / _LONGEST, _LONGEST)))
+    axes.set_anchor("NW")
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set(color=GREY, linewidth=0.8)
     axes.set_title(_shorten(name), loc="left", fontsize=8.5, color=INK)
-    shape = " × ".join(map(str, mask.shape))
-    sparsity = 1 - np.count_nonzero(mask) / max(mask.size, 1)
-    axes.set_xlabel(f"{shape}   sparsity {sparsity:.3f}", fontsize=7.5, color=INK, loc="left")
+    shape = " × ".join(map(str, shown.shape))
+    sparsity = 1 - np.count_nonzero(matrix) / max(matrix.size, 1)
+    text = f"{shape}   sparsity {sparsity:.3f}"
+    axes.annotate(text, (0, 0), (0, -4), "axes fraction", "offset points", va="top",
+                  fontsize=7.5, color=INK)  # fmt: skip
 
 
 def _tiles(matrix: np.ndarray) -> np.ndarray:

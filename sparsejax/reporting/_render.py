@@ -1,6 +1,8 @@
 """Reports as table cells, sentences and terminal tables."""
 
 import io
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console, Group
@@ -8,6 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 _WIDTH = 140
+_ALIKE = 4  # findings with one code in a printed report
+_ROWS = 40  # leaves in a printed report
 COLUMNS = (
     "leaf",
     "shape",
@@ -39,14 +43,26 @@ def rich_table(report: Any) -> Group:
         justify = "right" if column in NUMBERS else "left"
         # Long paths wrap; numbers are never truncated.
         table.add_column(column, justify=justify, no_wrap=column != "leaf", overflow="fold")
-    for cells in rows(report):
-        table.add_row(*cells)
+    cells = rows(report)
+    for row in cells[:_ROWS]:
+        table.add_row(*row)
+    if (more := len(cells) - _ROWS) > 0:
+        table.add_row(f"... {more} more, in report.leaves and report.save")
     table.add_section()
     table.add_row(*total_row(report), style="bold")
     lines = [Text(line) for line in summary(report)]
     styles = {"error": "bold red", "warning": "yellow"}
-    found = [Text(str(f), style=styles[f.level]) for f in report.findings]
+    found = [Text(line, style=styles[level]) for level, line in _findings(report.findings)]
     return Group(table, *lines, *found)
+
+
+def _findings(findings: Any) -> Iterator[tuple[str, str]]:
+    """Level and text; of many with one code the first ones."""
+    for code, group in itertools.groupby(findings, key=lambda f: f.code):
+        alike = list(group)
+        yield from ((f.level, str(f)) for f in alike[:_ALIKE])
+        if (more := len(alike) - _ALIKE) > 0:
+            yield alike[0].level, f"{code} ... {more} more, in report.findings"
 
 
 def rows(report: Any) -> list[tuple[str, ...]]:
@@ -117,12 +133,13 @@ def summary(report: Any) -> list[str]:
 
 
 def _flops_line(report: Any) -> str:
-    ratio = report.flops_dense / report.flops_sparse if report.flops_sparse else float("inf")
     where = "of the example" if report.traced else "per position"
-    line = (
-        f"forward FLOPs {where}: {short(report.flops_dense)} dense, "
-        f"{short(report.flops_sparse)} sparse ({ratio:.2f}x in theory; speed is measured)"
-    )
+    line = f"forward FLOPs {where}: {short(report.flops_dense)} dense"
+    if report.flops_sparse:
+        ratio = report.flops_dense / report.flops_sparse
+        line += f", {short(report.flops_sparse)} sparse ({ratio:.2f}x in theory; speed is measured)"
+    elif report.flops_dense:
+        line += ", 0 sparse: every planned weight is zero"
     if report.activation_flops:
         line += f"; between activations {short(report.activation_flops)}"
     if report.uncounted:

@@ -13,7 +13,7 @@ from rich.console import Group
 from .._arguments import checked
 from .._frameworks import kernel_orders
 from .._masks import History
-from .._tree import at_path
+from .._tree import at_path, definition_order
 from ..masks import Plan
 from ._bytes import bytes_of, pattern_bytes
 from ._findings import Evidence, Finding, find, optimizer_bytes
@@ -179,13 +179,13 @@ class Report:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a standalone HTML page, `report.html`; `str(report)` is the text."""
-        if not os.fspath(path).lower().endswith((".html", ".htm")):
-            raise ValueError(
-                f"{os.fspath(path)!r} does not end in .html: report.save('report.html'), or print "
-                "str(report)."
-            )
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(html_page(self))
+        save_reports(path, {"Sparsity report": self})
+
+    def plot(self) -> Any:
+        """The sparsity by layer: `sj.reporting.plot_sparsity(report)`."""
+        from ._plot import plot_sparsity  # which plots reports
+
+        return plot_sparsity(self)
 
     def __rich__(self) -> Group:
         return rich_table(self)
@@ -197,6 +197,41 @@ class Report:
 
     def _repr_html_(self) -> str:
         return html_table(self)
+
+
+@checked()
+def save_reports(
+    path: str | os.PathLike[str],
+    reports: Mapping[str, Report],
+    figures: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes several reports into one standalone HTML page, with figures inside it.
+
+    Args:
+      path: A file that ends in .html.
+      reports: Reports by title.
+      figures: Figures of matplotlib by caption, shown above the reports.
+
+    Raises:
+      ValueError: If the file does not end in .html, or there is no report.
+
+    Example:
+      >>> import pathlib, tempfile, jax.numpy as jnp, sparsejax as sj
+      >>> dense = sj.report({"kernel": jnp.ones((8, 8))})
+      >>> path = pathlib.Path(tempfile.mkdtemp(), "reports.html")
+      >>> sj.reporting.save_reports(path, {"dense": dense}, {"layers": dense.plot()})
+      >>> "<h3>dense</h3>" in path.read_text()
+      True
+    """
+    if not os.fspath(path).lower().endswith((".html", ".htm")):
+        raise ValueError(
+            f"{os.fspath(path)!r} does not end in .html: report.save('report.html'), or print "
+            "str(report)."
+        )
+    if not reports:
+        raise ValueError("save_reports: reports is empty; pass {'dense': sj.report(model)}.")
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(html_page(reports, figures or {}))
 
 
 _TOTALS = (
@@ -282,7 +317,8 @@ def report(
     found = entries(model) if plan is None else as_planned(entries(model), plan)
     studied = studies(found, masks, plan, kernel_orders(model))
     kept = {name: s.kept for name, s in studied.items()}
-    work = flops_of(model, found, kept, example, apply, positions)
+    pruned = {name for name, s in studied.items() if s.prunable or s.mask is not None}
+    work = flops_of(model, found, kept, pruned, example, apply, positions)
     leaves = tuple(_leaf(s, work) for s in studied.values())
     under_mask = any(s.values and s.values["under_mask"] for s in studied.values())
     kind = None if history is None else taxonomy(history, dense_weights=under_mask)
@@ -296,6 +332,7 @@ def report(
         total_sparsity=counted.total_sparsity,
         taxonomy=kind,
         opt_state=opt_state,
+        order=plan.order if plan and plan.order else definition_order(model, studied),
         training_stated=training is not None,
         seeds=seeds,
     )

@@ -85,6 +85,19 @@ def sparse_code(
     if codes.shape != shape:
         raise ValueError(f"sparse_code: w0 must have shape {shape}, got {codes.shape}.")
 
+    return finish("sparse_code", _code(X, dictionary, penalty, codes, step, tol, max_steps), throw)
+
+
+@jax.jit
+def _code(
+    X: Array,
+    dictionary: Array,
+    penalty: Penalty,
+    codes: Array,
+    step: ArrayLike,
+    tol: ArrayLike,
+    max_steps: ArrayLike,
+) -> Solution:
     def move(state):
         codes, taken, _ = state
         pull = (X - codes @ dictionary.T) @ dictionary
@@ -98,8 +111,7 @@ def sparse_code(
     codes, taken, still = lax.while_loop(more, move, begin)
     objective = jnp.sum((X - codes @ dictionary.T) ** 2) / 2 + penalty.value(codes)
     found = code(jnp.isfinite(codes).all(), still)
-    stats = {"n_iter": taken, "objective": objective}
-    return finish("sparse_code", Solution(codes, found, stats), throw)
+    return Solution(codes, found, {"n_iter": taken, "objective": objective})
 
 
 @checked(learning_rate="[0, inf)")
@@ -222,14 +234,9 @@ def dictionary_learning(
     else:
         first = normalise(jax.random.normal(key, shape, batches.dtype))
 
-    def learn(dictionary, X):
-        codes = sparse_code(X, dictionary, penalty, max_steps=max_steps, tol=tol).value
-        error = jnp.mean((X - codes @ dictionary.T) ** 2)
-        used = jnp.mean((codes != 0).astype(error.dtype), axis=0)
-        return dictionary_step(dictionary, X, codes, learning_rate), (error, used)
-
     def advance(state, first, last):
-        dictionary, record = lax.scan(learn, state[0], batches[first:last])
+        settings = penalty, learning_rate, tol, max_steps
+        dictionary, record = _learn(state[0], batches[first:last], *settings)
         return dictionary, jax.tree.map(lambda *x: jnp.concatenate(x), state[1], record)
 
     arguments = check_loop(
@@ -246,3 +253,27 @@ def dictionary_learning(
     stats = {"error": error, "active": jnp.sum(used, axis=1), "usage": used[-1]}
     result = code(jnp.isfinite(dictionary).all(), jnp.ones((), bool))
     return finish("dictionary_learning", Solution(dictionary, result, stats), throw)
+
+
+@jax.jit
+def _learn(
+    dictionary: Array,
+    batches: Array,
+    penalty: Penalty,
+    learning_rate: ArrayLike,
+    tol: ArrayLike,
+    max_steps: ArrayLike,
+) -> tuple[Array, tuple[Array, Array]]:
+    """The dictionary after all batches, and the error and usage of each."""
+
+    def learn(dictionary, X):
+        step, codes = (
+            0.99 / largest_eigenvalue(dictionary),
+            jnp.zeros((len(X), dictionary.shape[1])),
+        )
+        codes = _code(X, dictionary, penalty, codes.astype(X.dtype), step, tol, max_steps).value
+        error = jnp.mean((X - codes @ dictionary.T) ** 2)
+        used = jnp.mean((codes != 0).astype(error.dtype), axis=0)
+        return dictionary_step(dictionary, X, codes, learning_rate), (error, used)
+
+    return lax.scan(learn, dictionary, batches)

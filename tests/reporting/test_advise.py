@@ -2,6 +2,7 @@
 
 import itertools
 import operator
+import pickle
 
 import pytest
 
@@ -87,3 +88,8 @@ def test_the_docs_come_from_the_same_table():
     assert len(QUESTIONS) == 10
     assert all(rule.case in page and rule.reason in page for rule in RULES)
     assert all(question in page and answer in page for question, answer in QUESTIONS)
+
+
+def test_advice_pickles():
+    advice = reporting.advise(trained=True, training=False, hardware="gpu")
+    assert pickle.loads(pickle.dumps(advice)) == advice

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
+from flax import nnx
 
 import sparsejax as sj
 from sparsejax.masks import Plan, PlannedLeaf
@@ -64,7 +65,7 @@ def behind_another(mask):
     """The second kernel of two: its inputs are units, not features of the data."""
     case = masked(mask)
     return {name: {"a_first": {"kernel": None}} | tree for name, tree in case.items()} | {
-        "model": case["model"] | {"a_first": {"kernel": W}}
+        "model": {"a_first": {"kernel": W}} | case["model"]
     }
 
 
@@ -205,3 +206,33 @@ def test_dead_units_of_convolutions_and_stacked_kernels():
     layers = layers.at[1].set(0)
     (error,) = [f for f in report({"kernel": layers}, plan=plan).findings if f.code == "E4"]
     assert "no entry is kept in 1 of 2 slices, as in 1" in error.text
+
+
+def test_the_last_layer_is_the_last_that_was_defined():
+    # JAX sorts the keys of dicts, so that trees that went through it have no order of their own.
+    layers = {"stem": jnp.ones((16, 16)), "up": jnp.ones((16, 32)), "head": jnp.ones((32, 16))}
+    params = {name: {"kernel": w} for name, w in layers.items()}
+    for name, expected in (("stem", ["first"]), ("up", []), ("head", ["last"])):
+        plan = sj.plan(params, {f"{name}/kernel": sj.Unstructured(0.95)})
+        masks = plan.masks(sj.masks.magnitude(params))
+        found = sj.report(sj.masks.apply_masks(params, masks), masks, plan).findings
+        assert [f.text.split()[1] for f in found if f.code == "W3"] == expected
+
+
+def test_layers_in_lists_and_modules_have_the_order_of_definition():
+    from sparsejax._tree import definition_order
+
+    tree = {"b": [{"kernel": 0}, {"kernel": 1}], "a": {10: 0, 2: 1}}
+    assert definition_order(tree, ["a/2", "a/10", "b/1/kernel", "b/0/kernel", "z"]) == [
+        "b/0/kernel", "b/1/kernel", "a/10", "a/2", "z"]  # fmt: skip
+    model = nnx.Sequential(nnx.Linear(2, 2, rngs=nnx.Rngs(0)), nnx.Linear(2, 2, rngs=nnx.Rngs(0)))
+    assert definition_order(model, ["layers/1/kernel", "layers/0/kernel"])[0] == "layers/0/kernel"
+
+
+def test_the_total_names_what_an_allocation_cannot_prune():
+    params = {"a": {"kernel": jnp.ones((64, 64))}, "b": {"kernel": jnp.ones((128, 128))}}
+    plan = sj.plan(params, {"a/kernel": sj.Unstructured(0.9)}, allocate=sj.masks.erk)
+    masks = plan.masks(sj.masks.magnitude(params))
+    found = sj.report(sj.masks.apply_masks(params, masks), masks, plan)
+    (text,) = [f.text for f in found.findings if f.code == "W2"]
+    assert "b/kernel, 80% of the parameters, is not planned" in text

@@ -39,6 +39,31 @@ def test_masks():
         reporting.plot_masks({"kernel": None})
 
 
+def test_masks_keep_their_order_and_square_cells():
+    masks = {"z": {"kernel": jnp.ones((8, 32), bool)}, "a": {"kernel": jnp.ones((16, 8), bool)}}
+    figure = reporting.plot_masks(masks)
+    assert [a.get_title(loc="left") for a in figure.axes] == ["z/kernel", "a/kernel"]
+    figure.canvas.draw()
+    for axes, (rows, columns) in zip(figure.axes, ((8, 32), (16, 8))):
+        axes.apply_aspect()
+        box = axes.bbox
+        assert box.height / rows == pytest.approx(box.width / columns, rel=0.02)
+        title = axes.title.get_window_extent()
+        assert title.y1 <= figure.bbox.y1
+
+
+def test_results_over_sparsity():
+    curves = {"a": {0.9: [0.8, 1.0], 0.5: 0.95}, "b": {0.0: 1.0}}
+    axes = reporting.plot_tradeoff(curves, ylabel="R2", baseline=0.97).axes[0]
+    np.testing.assert_allclose(axes.lines[0].get_xdata(), [2, 10])
+    np.testing.assert_allclose(axes.lines[0].get_ydata(), [0.95, 0.9])
+    assert [t.get_text() for t in axes.get_xticklabels()] == ["0", "0.5", "0.9"]
+    assert axes.get_ylabel() == "R2"
+    for wrong in ({}, {"a": {}}, {"a": {1.0: 0.5}}):
+        with pytest.raises(ValueError, match="curves"):
+            reporting.plot_tradeoff(wrong)
+
+
 def test_sparsity_of_plans_and_reports():
     report = reporting.report(PARAMS, MASKS, PLAN)
     for shown in (PLAN, report):

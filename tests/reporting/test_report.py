@@ -366,3 +366,39 @@ def test_eight_devices_count_the_same():
     )
     one = report({"kernel": w}, {"kernel": mask})
     assert report({"kernel": spread[0]}, {"kernel": spread[1]}) == one
+
+
+def test_planned_leaves_of_any_name_count_flops():
+    params = {"w1": jnp.ones((32, 16)), "b": jnp.ones(16)}
+    plan = sj.plan(params, {"w1": sj.Unstructured(0.75)}, layout="in_out")
+    found = sj.report(params, plan.masks(sj.masks.magnitude(params)), plan)
+    assert (found.flops_dense, found.flops_sparse) == (2 * 512, 2 * 128)
+    assert "inf" not in str(sj.report({"b": jnp.ones(3)}))
+
+
+def test_many_leaves_print_briefly():
+    params = {f"layer_{i}": {"kernel": jnp.zeros((4, 4))} for i in range(200)}
+    plan = sj.plan(params, sj.Unstructured(0.5))
+    masks = plan.masks(sj.masks.magnitude(params))
+    found = sj.report(params, masks, plan)
+    assert len(str(found).splitlines()) < 70 and "160 more" in str(found)
+    assert len(str(plan).splitlines()) < 60 and "160 more" in str(plan)
+    progress = sj.recipes.Progress(params, masks, 3, {"losses": jnp.ones(1000)})
+    assert len(repr(progress)) < 200 and "step=3" in repr(progress)
+    X = jnp.eye(50)
+    fit = sj.solve.lasso_path(X, jnp.ones(50), jnp.geomspace(0.02, 0.01, 40))
+    assert len(repr(fit)) < 300 and "float32[40, 50]" in repr(fit)
+
+
+def test_reports_in_one_page(tmp_path):
+    params = {"kernel": jnp.ones((8, 8))}
+    found = sj.report(params)
+    page = tmp_path / "all.html"
+    sj.reporting.save_reports(page, {"<first>": found, "second": found}, {"bars": found.plot()})
+    text = page.read_text()
+    assert "<h3>&lt;first&gt;</h3>" in text and "<h3>second</h3>" in text
+    assert text.count("data:image/png;base64,") == 1
+    with pytest.raises(ValueError, match=r"does not end in \.html"):
+        sj.reporting.save_reports(tmp_path / "all.pdf", {"first": found})
+    with pytest.raises(ValueError, match="reports is empty"):
+        sj.reporting.save_reports(page, {})

@@ -50,8 +50,8 @@ def orthogonalize(model: Llama) -> Llama:
       model: A decoder with its layers in a list; it is not changed.
 
     Returns:
-      A decoder with `RotatedNorm`s; its outputs are those of the model up to rounding. In bfloat16
-      the rounding of the rotated kernels adds to it.
+      A decoder whose norms are `RotatedNorm`; its outputs are those of the model up to rounding. In
+      bfloat16 the rounding of the rotated kernels adds to it.
 
     Raises:
       ValueError: If the layers are one stack.

@@ -46,7 +46,7 @@ def linear_probe(
       progress: Whether to show a progress bar.
 
     Returns:
-      `{"kernel": (d, classes), "bias": (classes,)}`.
+      A dict of "kernel" (d, classes) and "bias" (classes,).
 
     Raises:
       ValueError: If there are no samples, or a label is not below `classes`.

@@ -1,5 +1,7 @@
 """Initialisation of unmixing: pure pixels by SPA or VCA, channel noise, FCLS abundances."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -37,8 +39,11 @@ def spa(pixels: ArrayLike, count: int) -> Int[Array, " count"]:
       >>> unmixing.spa(jnp.array([[0.5, 2.0, 0.0], [0.5, 0.0, 1.0]]), 2).tolist()
       [1, 2]
     """
-    pixels = _enough("spa", pixels, count)
+    return _spa(_enough("spa", pixels, count), count)
 
+
+@partial(jax.jit, static_argnames="count")
+def _spa(pixels: Array, count: int) -> Array:
     def take(state, _):
         rest, free = state
         best = jnp.argmax(jnp.where(free, jnp.sum(rest**2, axis=0), -1))
@@ -77,7 +82,11 @@ def vca(pixels: ArrayLike, count: int, *, key: PRNGKeyArray) -> Int[Array, " cou
       >>> sorted(unmixing.vca(pixels, 2, key=jax.random.key(0)).tolist())
       [0, 2]
     """
-    pixels = _enough("vca", pixels, count)
+    return _vca(_enough("vca", pixels, count), count, key)
+
+
+@partial(jax.jit, static_argnames="count")
+def _vca(pixels: Array, count: int, key: PRNGKeyArray) -> Array:
     seen = jnp.where(_noisy(pixels, count), _around(pixels, count), _projective(pixels, count))
 
     def take(state, key):
@@ -193,7 +202,7 @@ def pure_pixels(pixels: ArrayLike, count: int) -> Int[Array, " count"]:
       count: Number of endmembers.
 
     Returns:
-      Indices of pixels; `pixels[:, indices]` are spectra with all channels.
+      Indices of pixels. Their columns of `pixels` are spectra with all channels.
 
     Raises:
       ValueError: If there are fewer channels or pixels than endmembers, or values are not finite.
@@ -210,7 +219,7 @@ def pure_pixels(pixels: ArrayLike, count: int) -> Int[Array, " count"]:
     """
     pixels = _enough("pure_pixels", pixels, count)
     usable = jnp.where(clean_channels(pixels)[:, None], pixels, 0)
-    return spa(_top(usable, count).T @ usable, count)
+    return _spa(_top(usable, count).T @ usable, count)
 
 
 @checked(weight="[0, inf)", steps="[0, inf)")
@@ -257,7 +266,11 @@ def fcls(
             "fcls: pixels and endmembers must have the same number of channels in rows, got "
             f"{pixels.shape} and {endmembers.shape}."
         )
-    weight = jnp.asarray(weight, pixels.dtype)
+    return _fcls(pixels, endmembers, jnp.asarray(weight, pixels.dtype), steps)
+
+
+@jax.jit
+def _fcls(pixels: Array, endmembers: Array, weight: Array, steps: ArrayLike) -> Array:
     size = magnitude(pixels, endmembers, weight)
     pixels, endmembers = jnp.maximum(pixels / size, 0), jnp.maximum(endmembers / size, 0)
     weight = weight / size

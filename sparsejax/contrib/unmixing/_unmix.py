@@ -1,8 +1,10 @@
 """Robust non-negative factorisation of spectra with per-pixel sparsity."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -143,24 +145,11 @@ def unmix(
     strength = jnp.asarray(strength, y.dtype)
     learned = guidance is None and count > 1
 
-    def step(state: _State) -> _State:
-        u = _weights(y, state.m, state.a, robust, floor)
-        a = update_abundances(y, state.m, state.a, u, state.h, strength, sum_weight)
-        m = update_endmembers(y, state.m, a)
-        moved = jnp.array(learned) & (state.t >= warm_up) & (state.t % every == 0)
-        h = jnp.where(moved, learn_guidance(state.h, a, largest_guidance), state.h)
-        new = _objective(y, m, a, h, strength, robust)
-        old = state.history[jnp.maximum(state.t - 1, 0)]
-        done = ~moved & (state.t > 0) & (jnp.abs(old - new) < tol * jnp.abs(old))
-        done &= jnp.array(not learned) | (state.t > warm_up)
-        history = jnp.where(jnp.arange(max_steps) >= state.t, new, state.history)
-        return _State(m, a, h, history, state.t + 1, done, state.last)
-
-    def more(state: _State) -> Array:
-        return (state.t < state.last) & ~state.done
+    scalars = strength, sum_weight, largest_guidance, tol, floor, warm_up, every
 
     def advance(state: _State, first: int, last: int) -> _State:
-        return lax.while_loop(more, step, state._replace(last=jnp.asarray(last, jnp.int32)))
+        state = state._replace(last=jnp.asarray(last, jnp.int32))
+        return _advance(state, y, *scalars, robust=robust, learned=learned)
 
     zero = jnp.zeros((), jnp.int32)
     begin = _State(m, a, h, jnp.zeros(max_steps, y.dtype), zero, jnp.array(False), zero)
@@ -202,6 +191,39 @@ class _State(NamedTuple):
     t: Array
     done: Array
     last: Array
+
+
+@partial(jax.jit, static_argnames=("robust", "learned"))
+def _advance(
+    state: _State,
+    y: Array,
+    strength: ArrayLike,
+    sum_weight: ArrayLike,
+    largest_guidance: ArrayLike,
+    tol: ArrayLike,
+    floor: ArrayLike,
+    warm_up: ArrayLike,
+    every: ArrayLike,
+    *,
+    robust: bool,
+    learned: bool,
+) -> _State:
+    """The state after the steps up to `state.last`, or at convergence."""
+
+    def step(state: _State) -> _State:
+        u = _weights(y, state.m, state.a, robust, floor)
+        a = update_abundances(y, state.m, state.a, u, state.h, strength, sum_weight)
+        m = update_endmembers(y, state.m, a)
+        moved = jnp.array(learned) & (state.t >= warm_up) & (state.t % every == 0)
+        h = jnp.where(moved, learn_guidance(state.h, a, largest_guidance), state.h)
+        new = _objective(y, m, a, h, strength, robust)
+        old = state.history[jnp.maximum(state.t - 1, 0)]
+        done = ~moved & (state.t > 0) & (jnp.abs(old - new) < tol * jnp.abs(old))
+        done &= jnp.array(not learned) | (state.t > warm_up)
+        history = jnp.where(jnp.arange(len(state.history)) >= state.t, new, state.history)
+        return _State(m, a, h, history, state.t + 1, done, state.last)
+
+    return lax.while_loop(lambda state: (state.t < state.last) & ~state.done, step, state)
 
 
 @checked(floor="[0, inf)")

@@ -85,13 +85,13 @@ def channel_graph(
     The layers are given in order as `(path, kind, inputs)`, where inputs are paths of earlier
     layers:
 
-    - "input": the network's input, whose channels are fixed; - "dense": a linear layer or a full
-    convolution, kernel `(..., in, out)`; - "grouped": a convolution in several groups of channels;
-    - "depthwise": a convolution of each channel separately,
-    kernel `(..., 1, channels)`; - "same": norms, biases, activations, pooling, and other
-    channel-wise operations; - "add": the sum of its inputs; "concat": the channels of its inputs in
-    sequence; - "flatten": positions and channels in one axis, channels fastest (images channel
-    last);
+    - "input": the network's input, whose channels are fixed;
+    - "dense": a linear layer or a full convolution, kernel `(..., in, out)`;
+    - "grouped": a convolution in several groups of channels;
+    - "depthwise": a convolution of each channel separately, kernel `(..., 1, channels)`;
+    - "same": norms, biases, activations, pooling, and other channel-wise operations;
+    - "add": the sum of its inputs; "concat": the channels of its inputs in sequence;
+    - "flatten": positions and channels in one axis, channels fastest (images channel last);
       "flatten_first" if positions are fastest.
 
     A layer that no other layer reads is an output; its channels are fixed. Channels that a grouped

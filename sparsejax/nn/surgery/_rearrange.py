@@ -42,8 +42,8 @@ def rearrange(
 
     - "l1" sorts them by `sum |W[..., c]|` over all layers that produce them, in descending order;
     - "greedy" also tries groups grown from the strongest remaining channel; the next channel is the
-    one that maximises the sum of the largest entries of the sum of |W| over the group, as many as
-    the plan keeps;
+      one that maximises the sum of the largest entries of the sum of |W| over the group, as many as
+      the plan keeps;
 
     and uses an order only if it increases the kept fraction, `sum |W| mask / sum |W|`. Rearrange
     before constructing the optimizer, or call `permute_channels` on its moments, too.
