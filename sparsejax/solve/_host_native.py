@@ -49,7 +49,7 @@ def library() -> ctypes.CDLL:
 @functools.cache
 def _library(compiler: str | None, cache: pathlib.Path) -> ctypes.CDLL:
     del compiler, cache
-    headers = [SOURCE.with_name(name) for name in ("designs.h", "steps.h")]
+    headers = [SOURCE.with_name(name) for name in ("coordinate.h", "designs.h", "steps.h")]
     file = built(SOURCE, *for_this_processor(headers))
     try:
         return ctypes.CDLL(str(file))

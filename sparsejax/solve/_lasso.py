@@ -2,7 +2,7 @@
 
 import functools
 import warnings
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 from .._arguments import check_strength, checked, known, matrix_and_target, path_strengths
 from .._arrays import Units, wide_dtype
 from .._solution import Result, Solution, code, finish, refuse_infinite
+from . import _native
 from ._duality import (
     Problem,
     balanced,
@@ -54,19 +55,19 @@ def lasso(
     weights: ArrayLike | None = None,
     positive: bool = False,
     l2: ArrayLike = 0.0,
+    implementation: Literal["native", "xla"] | None = None,
     throw: bool = True,
 ) -> Solution:
     r"""The Lasso, solved to a certified duality gap, in fixed shapes.
 
     `min_w |y - X w|^2 / (2 n) + strength sum_j weights_j |w_j| + l2 |w|^2 / 2`.
 
-    Uses working sets of a fixed size: the support, then the features that violate the optimality
-    conditions most, never those excluded by gap-safe screening. Each is solved by coordinate
-    descent and projected Newton steps on a Gram matrix. Compiles once per shape, also for a batch
-    under `jax.vmap`, where converged problems stop changing. Differentiable in X, y, strength,
-    weights and l2 by the implicit function theorem on the support; JAX drops second derivatives of
-    every `custom_jvp` within `lax.scan`: use `jax.vmap` or `lasso_path`. `lasso_host` is faster for
-    one large problem.
+    Uses working sets: the support, then the features that violate the optimality conditions most,
+    never those excluded by gap-safe screening. Each is solved by coordinate descent and projected
+    Newton steps on a Gram matrix: on CPUs in C++, compiled at first use, with one call and several
+    threads for a batch under `jax.vmap`; elsewhere in XLA, in fixed shapes. Differentiable in X, y,
+    strength, weights and l2 by the implicit function theorem on the support; JAX drops second
+    derivatives of every `custom_jvp` within `lax.scan`: use `jax.vmap` or `lasso_path`.
 
     Args:
       X: Design (n, p), not centred: centre X and y for an intercept.
@@ -81,6 +82,8 @@ def lasso(
       weights: A weight > 0 per feature (p,); infinity forces a zero.
       positive: Whether w must be >= 0.
       l2: Strength of the ridge term.
+      implementation: "native" (C++ on CPUs) or "xla", which `jax.export` can serialise and which
+        splits a batch over devices; None is the first that runs.
       throw: Whether to raise if the gap is not reached (outside jit).
 
     Returns:
@@ -88,6 +91,7 @@ def lasso(
       `stats` holds `gap`, `n_iter` (working sets), `n_rounds` and `support_size`.
 
     Raises:
+      NotImplementedError: If `implementation="native"` and there is no C++ compiler.
       RuntimeError: If `throw` and the gap is not reached.
       ValueError: If shapes do not fit, data are not finite, or a number is negative.
 
@@ -118,14 +122,24 @@ def lasso(
     if w.shape != (p,):
         raise ValueError(f"w0 must have shape ({p},), got {w.shape}; one number per column of X.")
     frozen, w = lax.stop_gradient((pb, units.inside(w)))
-    w, result, stats = _solve(frozen, w, tol, m, max_steps, positive)
+    native = _runs_native(implementation)
+    w, result, stats = _solve(frozen, w, tol, m, max_steps, positive, native)
     value = units.outside(attach(pb, w, min(m, p)))
     stats = {**stats, "gap": units.objective(stats["gap"])}
     return finish("lasso", Solution(value, refuse_infinite(value, result), stats), throw)
 
 
-@functools.partial(jax.jit, static_argnames=("m", "max_steps", "positive"))
-def _solve(pb: Problem, w: Array, tol: Any, m: int, max_steps: int, positive: bool) -> Any:
+def _runs_native(implementation: str | None) -> bool:
+    why = None if implementation == "xla" else _native.problem_with_compiling()
+    if implementation == "native" and why is not None:
+        raise NotImplementedError(f'lasso: implementation="native" does not run here: {why}')
+    return implementation != "xla" and why is None
+
+
+@functools.partial(jax.jit, static_argnames=("m", "max_steps", "positive", "native"))
+def _solve(
+    pb: Problem, w: Array, tol: Any, m: int, max_steps: int, positive: bool, native: bool
+) -> Any:
     norms = jnp.sqrt(jnp.sum(pb.X**2, axis=0))
     movable = (norms > 0) & jnp.isfinite(pb.thresholds)
     scale = jnp.vdot(pb.y, pb.y) / (2 * pb.y.size)
@@ -136,6 +150,34 @@ def _solve(pb: Problem, w: Array, tol: Any, m: int, max_steps: int, positive: bo
     r = pb.y - pb.X @ w
     value = jnp.vdot(r, r) / (2 * r.size) + cost(w, pb.thresholds) + pb.l2 / 2 * jnp.vdot(w, w)
     w = jnp.where(value <= 2 * scale, w, 0)  # far worse than 0, or not a number, is not used
+
+    def in_xla(w: Array) -> Any:
+        return _rounds(pb, w, norms, movable, scale, tol, m, max_steps, positive)
+
+    def in_cpp(w: Array) -> Any:
+        w, gap, counts = _native.solve(pb, w, norms, tol, max_steps, positive)
+        outer, rounds, support, ended = counts
+        result = jnp.where(support > m, Result.WORKING_SET, ended)
+        seen = jnp.isfinite(jnp.sum(norms)) & jnp.isfinite(scale)  # C++ leaves out other columns
+        result = jnp.where(seen, result, Result.NONFINITE).astype(jnp.int32)
+        stats = {"gap": gap, "n_iter": outer, "n_rounds": rounds, "support_size": support}
+        return w, result, stats
+
+    return lax.platform_dependent(w, cpu=in_cpp, default=in_xla) if native else in_xla(w)
+
+
+def _rounds(
+    pb: Problem,
+    w: Array,
+    norms: Array,
+    movable: Array,
+    scale: Array,
+    tol: Any,
+    m: int,
+    max_steps: int,
+    positive: bool,
+) -> Any:
+    """Working sets of m features until the gap is small, in XLA."""
 
     def measured(w, outer, rounds, full):
         r = pb.y - pb.X @ w
@@ -157,7 +199,7 @@ def _solve(pb: Problem, w: Array, tol: Any, m: int, max_steps: int, positive: bo
     empty = jnp.all(jnp.abs(first.c) <= pb.thresholds) & jnp.all(w == 0)
     first = first._replace(gap=jnp.where(empty & jnp.isfinite(scale), 0, first.gap))
     last = lax.while_loop(lambda s: (s.gap > tol * scale) & (s.outer < max_steps), outer, first)
-    support = jnp.sum(last.w != 0)
+    support = jnp.sum(last.w != 0, dtype=jnp.int32)
     stats = {
         "gap": last.gap, "n_iter": last.outer, "n_rounds": last.rounds, "support_size": support,
     }  # fmt: skip

@@ -1,4 +1,4 @@
-// What the Lasso of coordinate.cc steps with beside coordinate descent: Gram matrices and linear
+// What the Lasso of coordinate.h steps with beside coordinate descent: Gram matrices and linear
 // systems of Newton steps, Anderson extrapolation.
 
 #pragma once

@@ -203,3 +203,57 @@ def test_a_path_is_compiled_once():
     before = _lasso._path._cache_size()
     solve.lasso_path(2 * X, y + 1, n_strengths=4)
     assert _lasso._path._cache_size() == before
+
+
+@pytest.mark.parametrize("positive", [False, True])
+def test_cpp_and_xla_agree_for_every_way_of_mapping(positive):
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(0)
+        X, y = rng.standard_normal((3, 20, 30)), rng.standard_normal((3, 20))
+        strengths, weights = np.array([0.05, 0.2, 9.0, np.inf]), rng.uniform(0.5, 2, 30)
+
+        def batch(implementation):
+            def one(X, y, strength, l2):
+                return solve.lasso(
+                    X, y, strength, l2=l2, weights=weights, positive=positive, tol=1e-13,
+                    implementation=implementation, throw=False,
+                )  # fmt: skip
+
+            def all_of(X, y):
+                over = jax.vmap(jax.vmap(one, (None, None, 0, None)), (0, 0, None, None))
+                return over(X, y, strengths, 0.1), jax.vmap(one, (None, 0, None, None))(
+                    X[0], y, 0.1, 0.0
+                )
+
+            found = jax.jit(all_of)(X, y)
+            slope = jax.grad(lambda X, y: sum(jnp.sum(f.value**2) for f in all_of(X, y)), (0, 1))
+            return found, slope(X, y)
+
+        (native, slope), (xla, expected) = batch("native"), batch("xla")
+        for ours, theirs in zip(native, xla):
+            np.testing.assert_allclose(ours.value, theirs.value, atol=1e-9)
+            np.testing.assert_array_equal(ours.result, 0)
+            np.testing.assert_array_equal(ours.stats["gap"] == 0, theirs.stats["gap"] == 0)
+            np.testing.assert_array_equal(ours.stats["support_size"], theirs.stats["support_size"])
+        for ours, theirs in zip(slope, expected):
+            np.testing.assert_allclose(ours, theirs, atol=1e-8)
+
+
+def test_an_empty_batch_has_no_solutions():
+    fits = jax.vmap(lambda y: solve.lasso(jnp.eye(3), y, 0.1))(jnp.zeros((0, 3)))
+    assert fits.value.shape == (0, 3)
+
+
+def test_without_a_compiler_xla_solves(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert solve.lasso(2 * jnp.eye(2), jnp.array([4.0, 1.0]), 1.0).value.tolist() == [1.5, 0.0]
+    with pytest.raises(NotImplementedError, match="no-such-compiler"):
+        solve.lasso(jnp.eye(2), jnp.ones(2), 0.1, implementation="native")
+
+
+def test_a_program_in_xla_can_be_exported():
+    export = jax.jit(lambda X, y: solve.lasso(X, y, 0.1, implementation="xla").value)
+    shapes = jax.ShapeDtypeStruct((4, 3), jnp.float32), jax.ShapeDtypeStruct((4,), jnp.float32)
+    program = jax.export.export(export, platforms=("cpu", "cuda", "tpu"))(*shapes)
+    X, y = jnp.eye(4)[:, :3], jnp.arange(4.0)
+    np.testing.assert_allclose(program.call(X, y), solve.lasso(X, y, 0.1).value, atol=1e-5)

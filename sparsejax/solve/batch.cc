@@ -1,0 +1,92 @@
+// The Lasso within XLA's programs: a batch of problems in one call, on several threads.
+
+#include <atomic>
+#include <cstdint>
+#include <thread>
+#include <vector>
+
+#include "coordinate.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace ffi = xla::ffi;
+
+namespace {
+
+template <ffi::DataType D> using Array = ffi::Buffer<D>;
+template <ffi::DataType D> using Result = ffi::Result<ffi::Buffer<D>>;
+
+// Of an operand with leading batch axes, each as long as the batch's or 1: the part of problem t.
+template <class Buffer> auto part(const Buffer& x, const std::vector<int64_t>& batch, int64_t t) {
+  auto shape = x.dimensions();
+  int64_t own = 1, at = 0, stride = 1;
+  for (size_t i = batch.size(); i < shape.size(); ++i) own *= shape[i];
+  for (size_t i = batch.size(); i-- > 0; t /= batch[i]) {
+    if (shape[i] != 1) at += stride * (t % batch[i]), stride *= shape[i];
+  }
+  return x.typed_data() + at * own;
+}
+
+// Runs work(i) for i < count on as many threads as there are processors.
+template <class Work> void spread(int64_t count, const Work& work) {
+  if (count == 0) return;
+  std::atomic<int64_t> next{0};
+  auto run = [&] {
+    for (int64_t i; (i = next.fetch_add(1)) < count;) work(i);
+  };
+  const int64_t processors = std::max<int64_t>(1, std::thread::hardware_concurrency());
+  std::vector<std::thread> others(std::min(count, processors) - 1);
+  for (std::thread& thread : others) thread = std::thread(run);
+  run();
+  for (std::thread& thread : others) thread.join();
+}
+
+// w and the gap; counts: working sets, rounds, size of the support, 0 or why it ended before.
+template <class T, ffi::DataType D>
+ffi::Error solve_batch(Array<D> X, Array<D> y, Array<D> thresholds, Array<D> l2, Array<D> tol,
+                       Array<D> norms, Array<D> w0, Result<D> w, Result<D> gap,
+                       Result<ffi::S32> counts, int64_t max_steps, bool positive) {
+  const auto shape = gap->dimensions();
+  const std::vector<int64_t> batch(shape.begin(), shape.end());
+  const auto dims = X.dimensions();
+  if (dims.size() != batch.size() + 2) return ffi::Error::InvalidArgument("lasso: shapes");
+  const Index n = dims[batch.size()], p = dims[batch.size() + 1];
+  spread(gap->element_count(), [&](int64_t t) {
+    T* own = w->typed_data() + t * p;
+    std::copy_n(part(w0, batch, t), p, own);
+    const T* bounds = part(thresholds, batch, t);
+    const std::vector<double> a(bounds, bounds + p);
+    Rows<T> design(n, p, part(X, batch, t));
+    Gram<T> gram(p);
+    Lasso<T, Rows<T>> one{design, gram, part(y, batch, t), nullptr, nullptr, 0, a.data(),
+                          double(*part(l2, batch, t)), double(*part(tol, batch, t)), positive,
+                          part(norms, batch, t), own};
+    const Index result = one.run(max_steps), support = one.nonzero().size();
+    bool empty = support == 0;  // where the gap is exactly 0, despite rounding
+    for (Index j = 0; j < p && empty; ++j) empty = !one.movable(j) || one.size(one.c[j]) <= a[j];
+    gap->typed_data()[t] = empty && std::isfinite(one.gap) ? 0 : T(one.gap);
+    int32_t* count = counts->typed_data() + 4 * t;
+    count[0] = one.outer, count[1] = one.rounds, count[2] = support, count[3] = result;
+  });
+  return ffi::Error::Success();
+}
+
+}  // namespace
+
+#define DEFINE(T, D, NAME)                                                                   \
+  XLA_FFI_DEFINE_HANDLER_SYMBOL(NAME, (solve_batch<T, ffi::D>),                              \
+                                ffi::Ffi::Bind()                                             \
+                                    .Arg<Array<ffi::D>>()                                    \
+                                    .Arg<Array<ffi::D>>()                                    \
+                                    .Arg<Array<ffi::D>>()                                    \
+                                    .Arg<Array<ffi::D>>()                                    \
+                                    .Arg<Array<ffi::D>>()                                    \
+                                    .Arg<Array<ffi::D>>()                                    \
+                                    .Arg<Array<ffi::D>>()                                    \
+                                    .Ret<Array<ffi::D>>()                                    \
+                                    .Ret<Array<ffi::D>>()                                    \
+                                    .Ret<Array<ffi::S32>>()                                  \
+                                    .Attr<int64_t>("max_steps")                              \
+                                    .Attr<bool>("positive"))
+
+DEFINE(float, F32, SparsejaxLassoFloat);
+DEFINE(double, F64, SparsejaxLassoDouble);
