@@ -4,13 +4,16 @@ from ._pointwise import group_conv, pointwise
 from ._table import Implementation, implement, lowering_for, names
 from ._tuning import measure
 from .active import active_expand, active_ffn, active_reduce
+from .attention import KeyBlocks, block_sparse_attention, paged_attention
 from .matmul import explain, matmul, tune
 
 __all__ = [
     "Implementation",
+    "KeyBlocks",
     "active_expand",
     "active_ffn",
     "active_reduce",
+    "block_sparse_attention",
     "explain",
     "group_conv",
     "implement",
@@ -18,6 +21,7 @@ __all__ = [
     "matmul",
     "measure",
     "names",
+    "paged_attention",
     "pointwise",
     "tune",
 ]

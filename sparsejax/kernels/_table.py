@@ -65,8 +65,8 @@ def implement(
     use. Implementations are tried in the order of registration.
 
     Args:
-      operation: "matmul", "active_reduce" or "active_expand".
-      format: The class of W, or of the set of active units.
+      operation: "matmul", "active_reduce", "active_expand", "attention" or "paged_attention".
+      format: The class of W, of the set of active units, or of the lists of key blocks.
       name: Name for `implementation=`.
       platforms: Supported platforms.
       automatic: Whether it is tried with `implementation=None`.
@@ -99,7 +99,7 @@ def names(operation: str, format: type | None = None) -> tuple[str, ...]:
     """The names of the implementations of an operation, for one format or for all.
 
     Args:
-      operation: "matmul", "active_reduce" or "active_expand".
+      operation: As for `implement`.
       format: A class; None for all formats.
 
     Example:

@@ -23,6 +23,7 @@ def generate(
     *,
     temperature: float = 0.0,
     stop: Sequence[int] = (),
+    attention: Any = None,
     key: Array | None = None,
 ) -> list[list[int]]:
     r"""The tokens that a decoder writes behind each prompt.
@@ -36,6 +37,12 @@ def generate(
       steps: The most tokens to write.
       temperature: 0 takes the likeliest token; t samples from softmax(logits / t).
       stop: Tokens that end a row; the row keeps the one that it ended with.
+      attention: Replaces the attention of every layer, such as
+        `sj.contrib.sparse_attention.Quest()`. A pytree with two methods:
+        `prefill(q, k, v, counts, steps) -> (y, state)` for the prompts, of which `counts` tokens
+        are not padding, with room for `steps` more tokens, and
+        `step(q, k, v, state) -> (y, state)` for one more token. Queries and keys are rotated; all
+        are (batch, length, heads, size), and so is y. None for dense attention.
       key: The key of sampling; needed where temperature is above 0.
 
     Returns:
@@ -44,6 +51,7 @@ def generate(
     Raises:
       ValueError: If there is no prompt, a prompt is empty or holds a token that the model does not
         know, `steps` is below 1, or `key` is missing.
+      TypeError: If `attention` lacks a method.
 
     Example:
       >>> import sparsejax as sj
@@ -67,15 +75,17 @@ def generate(
     counts = np.array([len(row) for row in rows], np.int32)
     ends = np.array([-1, *stop], np.int32)
     key = jax.random.key(0) if key is None else key
-    written = np.asarray(_generate(model, ids, counts, ends, temperature, key, int(steps)))
+    attention = (
+        None if attention is None else _check_attention("generate", attention, ("prefill", "step"))
+    )
+    rest = attention, ids, counts, ends, temperature, key
+    written = np.asarray(_generate(model, *rest, steps=int(steps)))
     return [_until(row, ends) for row in written]
 
 
 @nnx.jit(static_argnames=("steps",))
-def _generate(model, ids, counts, ends, temperature, key, steps):
-    room = ids.shape[1] + steps
-    cache = model.empty_cache(len(ids), room)
-    x, cache = model.features(ids, cache)
+def _generate(model, attention, ids, counts, ends, temperature, key, steps):
+    x, cache = _read(model, attention, ids, counts, steps)
     # Behind a shorter prompt the buffers hold padding, which new tokens overwrite.
     cache = cache._replace(counts=counts)
     x = jnp.take_along_axis(x, counts[:, None, None] - 1, axis=1)
@@ -98,12 +108,27 @@ def _generate(model, ids, counts, ends, temperature, key, steps):
         token = choose(model, x, jax.random.fold_in(key, step))
         written = written.at[:, step].set(jnp.where(ended, -1, token))
         ended = ended | jnp.isin(token, ends)
-        x, cache = model.features(token[:, None], cache)
+        if attention is None:
+            x, cache = model.features(token[:, None], cache)
+        else:
+            x, cache = model.features_by(attention.step, token[:, None], cache)
         return step + 1, x, cache, written, ended
 
     written = jnp.full((len(ids), steps), -1, jnp.int32)
     start = jnp.zeros((), jnp.int32), x, cache, written, jnp.zeros(len(ids), bool)
     return lax.while_loop(going, write, start)[3]
+
+
+def _read(model, attention, ids, counts, steps):
+    """The stream behind the prompts, and their cache with room for more tokens."""
+    if attention is None:
+        return model.features(ids, model.empty_cache(len(ids), ids.shape[1] + steps))
+
+    def attend(q, k, v, state):
+        del state
+        return attention.prefill(q, k, v, counts, steps)
+
+    return model.features_by(attend, ids)
 
 
 @checked(window="[1, inf)", stride="[1, inf)", model="model(ids)")
@@ -113,6 +138,7 @@ def token_losses(
     *,
     window: int = 512,
     stride: int | None = None,
+    attention: Any = None,
 ) -> np.ndarray:
     r"""The negative log-likelihood -log p(t_i | t_<i) of each token but the first.
 
@@ -124,6 +150,9 @@ def token_losses(
       tokens: The ids of a text, at least 2.
       window: Tokens that are read at once.
       stride: Tokens by which the window moves on; the window by default.
+      attention: Replaces the attention of every layer of a `Llama`, such as
+        `sj.contrib.sparse_attention.BlockTopK()`. A pytree with the method
+        `attend(q, k, v, counts) -> y` for texts read at once, as for `generate`.
 
     Returns:
       One number for each token from the second on, in nats, float32.
@@ -131,6 +160,7 @@ def token_losses(
     Raises:
       ValueError: If there are fewer than 2 tokens, a token is negative or (for a `Llama`) unknown,
         or `stride` is not between 1 and `window`.
+      TypeError: If `attention` is given for a model that is not a `Llama`, or has no `attend`.
 
     Example:
       >>> import jax.numpy as jnp, sparsejax as sj
@@ -147,7 +177,9 @@ def token_losses(
     row = _tokens("token_losses: tokens", tokens, vocabulary, 2)
     known, targets = row[:-1], row[1:]
     losses, done = np.empty(len(targets), np.float32), 0
-    if isinstance(model, nnx.Module):
+    if attention is not None:
+        compiled = _attended(model, attention)
+    elif isinstance(model, nnx.Module):
         compiled = functools.partial(_compiled_losses, model)
     else:
         compiled = jax.jit(functools.partial(_losses, model))
@@ -158,19 +190,53 @@ def token_losses(
         count = min(window, len(known) - start)
         ids[0, :count] = known[start : start + count]
         expected[0, :count] = targets[start : start + count]
-        found = np.asarray(compiled(ids, expected))[0]
+        count_of = {} if attention is None else {"counts": np.array([count], np.int32)}
+        found = np.asarray(compiled(ids, expected, **count_of))[0]
         losses[done : start + count] = found[done - start : count]
         done = start + count
     return losses
 
 
 def _losses(model, ids, expected):
-    logits = model(ids).astype(jnp.float32)
+    return _losses_of(model(ids), expected)
+
+
+def _losses_of(logits, expected):
+    logits = logits.astype(jnp.float32)
     chosen = jnp.take_along_axis(logits, expected[..., None], axis=-1)[..., 0]
     return jax.nn.logsumexp(logits, axis=-1) - chosen
 
 
 _compiled_losses = nnx.jit(_losses)
+
+
+def _attended(model: Any, attention: Any) -> Callable[..., Array]:
+    """The losses of a Llama with another attention."""
+    if not isinstance(model, Llama):
+        raise TypeError(
+            f"token_losses: attention needs a Llama as the model, got a {type(model).__name__}."
+        )
+    _check_attention("token_losses", attention, ("attend",))
+    return functools.partial(_attended_losses, model, attention)
+
+
+@nnx.jit
+def _attended_losses(model, attention, ids, expected, counts):
+    def attend(q, k, v, state):
+        return attention.attend(q, k, v, counts), state
+
+    return _losses_of(model.logits(model.features_by(attend, ids)[0]), expected)
+
+
+def _check_attention(what: str, attention: Any, methods: Sequence[str]) -> Any:
+    """The attention; raises unless it has the methods."""
+    missing = [name for name in methods if not callable(getattr(attention, name, None))]
+    if missing or isinstance(attention, type):
+        raise TypeError(
+            f"{what}: attention must have the methods {', '.join(methods)}, got {attention!r:.80}; "
+            "for example attention=sj.contrib.sparse_attention.Quest()."
+        )
+    return attention
 
 
 @checked(window="[1, inf)", stride="[1, inf)", model="model(ids)")
@@ -180,6 +246,7 @@ def perplexity(
     *,
     window: int = 512,
     stride: int | None = None,
+    attention: Any = None,
 ) -> float:
     r"""Perplexity exp(mean of -log p(t_i | t_<i)) of a text, in windows.
 
@@ -188,12 +255,14 @@ def perplexity(
       tokens: As for `token_losses`.
       window: As for `token_losses`.
       stride: As for `token_losses`.
+      attention: As for `token_losses`.
 
     Returns:
       The perplexity over all tokens but the first.
 
     Raises:
       ValueError: As `token_losses`.
+      TypeError: As `token_losses`.
 
     Example:
       >>> import jax.numpy as jnp, sparsejax as sj
@@ -201,7 +270,7 @@ def perplexity(
       >>> print(f"{sj.models.perplexity(uniform, [0, 1, 2, 3, 0]):.1f}")
       4.0
     """
-    losses = token_losses(model, tokens, window=window, stride=stride)
+    losses = token_losses(model, tokens, window=window, stride=stride, attention=attention)
     return float(np.exp(np.mean(losses, dtype=np.float64)))
 
 

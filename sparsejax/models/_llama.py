@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -96,6 +97,18 @@ class Cache(NamedTuple):
     counts: Int[Array, " batch"]
 
 
+class Attended(NamedTuple):
+    """The states that `Llama.features_by` returned for the tokens so far.
+
+    Attributes:
+      states: One pytree per layer; one pytree with a leading axis of layers if the model scans.
+      counts: Number of tokens so far, (batch,).
+    """
+
+    states: Any
+    counts: Int[Array, " batch"]
+
+
 class Attention(nnx.Module):
     """Causal attention with grouped queries and rotary positions."""
 
@@ -107,11 +120,13 @@ class Attention(nnx.Module):
         self.value = linear(config.width, config.key_heads * config.head_size)
         self.out = linear(config.heads * config.head_size, config.width)
 
-    def __call__(self, x, places, cache=None):
+    def __call__(self, x, places, cache=None, attend=None):
         split = lambda y: y.reshape(*y.shape[:2], -1, self.config.head_size)  # noqa: E731
         q, k, v = split(self.query(x)), split(self.key(x)), split(self.value(x))
         q, k = (_rotate(y, places, self.config) for y in (q, k))
-        if cache is None:
+        if attend is not None:
+            seen, cache = attend(q, k, v, cache)
+        elif cache is None:
             seen = jax.nn.dot_product_attention(q, k, v, is_causal=True)
         else:
             # Row b writes at its own place; what lies behind it is not seen.
@@ -153,8 +168,8 @@ class LlamaLayer(nnx.Module):
         self.norm = _norm(config, dtype, rngs)
         self.mlp = GatedMLP(config, dtype, rngs)
 
-    def __call__(self, x, places, cache=None):
-        seen, cache = self.attention(self.attention_norm(x), places, cache)
+    def __call__(self, x, places, cache=None, *attend):
+        seen, cache = self.attention(self.attention_norm(x), places, cache, *attend)
         x = x + seen
         return x + self.mlp(self.norm(x)), cache
 
@@ -227,6 +242,35 @@ class Llama(nnx.Module):
             return self._run(x, places), None
         x, keys, values = self._run_cached(x, places, cache)
         return x, Cache(keys, values, counts + ids.shape[1])
+
+    def features_by(
+        self,
+        attend: Callable[..., tuple[Any, Any]],
+        ids: Int[Array, "batch length"],
+        cache: Attended | None = None,
+    ) -> tuple[Float[Array, "batch length width"], Attended]:
+        """As `features`, with a function in place of the attention.
+
+        Args:
+          attend: `(q, k, v, state)`, queries and keys rotated, (batch, length, heads, size), to the
+            output (batch, length, heads, size) and the state of the layer.
+          ids: Tokens.
+          cache: The tokens before them, with the states that `attend` returned for them.
+        """
+        empty = None if self.scan else (None,) * self.config.layers
+        cache = Attended(empty, jnp.zeros(ids.shape[:1], jnp.int32)) if cache is None else cache
+        places = cache.counts[:, None] + jnp.arange(ids.shape[1])
+        run = lambda x, layer, state: layer(x, places, state, attend)  # noqa: E731
+        x, states = self.embed(ids), []
+        if self.scan:
+            scan = nnx.scan(run, in_axes=(nnx.Carry, 0, 0), out_axes=(nnx.Carry, 0))
+            x, states = scan(x, self.layers, cache.states)
+        else:
+            for layer, state in zip(self.layers, cache.states):
+                x, state = run(x, layer, state)
+                states.append(state)
+            states = tuple(states)
+        return x, Attended(states, cache.counts + ids.shape[1])
 
     def logits(
         self, x: Float[Array, "batch length width"]

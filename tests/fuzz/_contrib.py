@@ -2,6 +2,8 @@
 
 # ruff: noqa: E501
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +22,7 @@ from sparsejax.contrib import (
     reprogramming,
     sara,
     search,
+    sparse_attention,
     unlearning,
     unmixing,
     update_sparsity,
@@ -49,6 +52,11 @@ AT = {"kernel": jnp.array([0, 3])}
 IDS = np.array([[1, 2, 3]])
 LAW = activation_sparsity.ActivationLaw("silu", 1.0, 0.0, 0.1, 0.4)
 COUNTS = activation_sparsity.count_values(W)
+STORED = sj.kernels.KeyBlocks.from_mask(np.eye(2) > 0, (2, 2))
+CONFIG = sj.models.LlamaConfig(
+    vocabulary=9, width=8, hidden=8, layers=1, heads=2, key_heads=1, head_size=4
+)
+EVICTING = {"capacity": 9, "window": 4, "kernel": 3, "local": 2, "sinks": 1, "prompt": 0.5}
 TRAJECTORY = activation_sparsity.greedy_allocation(lambda s: float(s.sum()), [1.0, 2.0], step=0.5)
 
 
@@ -214,6 +222,21 @@ ROWS = [
     row(search.score_mask, scores=W, pattern=sj.Unstructured(0.5)),
     row(search.score_prune, params=KERNEL, loss=nll, plan=KPLAN, data=DATA, key=KEY,
         pretrain=STAGE, prune=STAGE, finetune=STAGE, batch_size=2, chunk=2, **LOOP),
+    row(sparse_attention.AdaSnapKV, **EVICTING, least=0.2),
+    row(sparse_attention.BlockTopK, block=16, top=4),
+    row(sparse_attention.Quest, budget=16, page=8, shared=True),
+    row(sparse_attention.SnapKV, **EVICTING),
+    row(sparse_attention.VerticalSlash, vertical=8, slash=8, probe=4, sinks=1, local=2, tile=4),
+    row(sparse_attention.computed_density, blocks=STORED, length=4),
+    row(sparse_attention.decoder_flops, config=CONFIG, tokens=4, sparsity=0.5, decode=False,
+        method=sparse_attention.Quest(16, 8)),
+    row(sparse_attention.fit_scaling_law, size=np.arange(1.0, 7), length=np.arange(2.0, 8),
+        compression=np.arange(1.0, 7), accuracy=np.full(6, 0.5)),
+    row(sparse_attention.isoflops, configs=types.MappingProxyType({"small": CONFIG}), lengths=[4], sparsities=[0.5],
+        evaluate=lambda model, length, sparsity: 0.5, decode=False),
+    row(sparse_attention.pair_density, mask=np.eye(3) > 0),
+    row(sparse_attention.pareto_front, cost=np.ones(2), value=np.ones(2)),
+    row(sparse_attention.tolerable_sparsity, dense=np.ones(3), sparse={0.5: np.ones(3)}, level=0.05),
     row(unlearning.fisher_diagonal, params=KERNEL, logits=logits, x=jnp.ones((2, 4)), chunk=2),
     row(unlearning.fisher_forgetting, params=KERNEL, masks=KMASK, logits=logits,
         retain=jnp.ones((2, 4)), key=KEY, alpha=1e-7, output="kernel", chunk=2),

@@ -3,6 +3,7 @@
 # ruff: noqa: E501
 
 import inspect
+import tempfile
 
 import jax
 import jax.numpy as jnp
@@ -25,12 +26,17 @@ NM = formats.NMArray.fromdense(jnp.ones((4, 4)), 2, 4)
 BLOCK = formats.BlockArray.fromdense(jnp.eye(8), (4, 4))
 LAYER = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
 NORM = nnx.BatchNorm(4, rngs=nnx.Rngs(0))
+TOKENS = jax.random.normal(KEY, (4, 2, 3))
+KEYS = kernels.KeyBlocks.from_mask(np.eye(2) > 0, (2, 2))
+PAGES = kernels.KeyBlocks(jnp.zeros((2, 1, 1), int), jnp.ones((2, 1), int), (1, 2))
 LLAMA = models.Llama(
     models.LlamaConfig(
         vocabulary=9, width=8, hidden=8, layers=1, heads=2, key_heads=1, head_size=4
     ),
     rngs=nnx.Rngs(0),
 )
+SAVED = f"{tempfile.mkdtemp()}/fuzz.safetensors"  # rows run in any order
+nn.save(SAVED, P)
 L1 = prox.l1(0.1)
 LABELS = np.array([0, 1, 0, 1])
 ACTIVE = select.TopK(2).set(V)
@@ -141,8 +147,8 @@ ROWS = [
     row(formats.convert_block, w=BLOCK, block=(2, 2)),
     row(named("multiply", lambda w, x: formats.multiply(w, x)), w=NM, x=X),
     row(models.llama_specs, model=LLAMA, fsdp="fsdp", tensor="tensor"),
-    row(nn.save, {"path": "text"}, path="/tmp/fuzz.safetensors", model=P),
-    row(nn.load, {"path": "text"}, path="/tmp/fuzz.safetensors", model=P),
+    row(nn.save, {"path": "text"}, path=SAVED, model=P),
+    row(nn.load, {"path": "text"}, path=SAVED, model=P),
     row(formats.to_bcoo, w=NM),
     row(formats.to_bcsr, w=NM),
     row(formats.to_scipy, w=NM),
@@ -156,6 +162,10 @@ ROWS = [
     row(kernels.active_reduce, v=X, w=X, s=ACTIVE, scale=X[:, :2], gathered=False, implementation="xla"),
     row(kernels.active_ffn, x=X, w_up=X, w_down=X, s=ACTIVE, activation=jax.nn.relu,
         w_gate=X, scale=X[:, :2], implementation="xla"),
+    row(kernels.block_sparse_attention, q=TOKENS, k=TOKENS, v=TOKENS, blocks=KEYS, causal=True, window=2,
+        sinks=1, scale=0.5, implementation="xla"),
+    row(kernels.paged_attention, {"length": "scalar"}, q=TOKENS[0], keys=TOKENS, values=TOKENS, pages=PAGES, length=np.array(3),
+        scale=0.5, implementation="xla"),
     row(kernels.explain, x=X, w=NM, implementation=None),
     row(kernels.group_conv, x=jnp.ones((1, 2, 4, 4)), w=formats.BlockArray.fromdense(
         jnp.ones((8, 4)), (4, 4)), window=(2, 2), strides=(1, 1), padding="SAME"),
@@ -185,9 +195,9 @@ ROWS = [
     row(models.LlamaConfig, vocabulary=9, width=8, hidden=8, layers=1, heads=2, key_heads=1,
         head_size=4, theta=10.0, epsilon=1e-5, tied=False, interleaved=False, scaling=(),
         positions=8),
-    row(models.generate, model=LLAMA, prompts=[[1, 2]], steps=2, temperature=0.0, stop=(2,), key=KEY),
-    row(models.perplexity, model=LLAMA, tokens=[1, 2, 3], window=4, stride=None),
-    row(models.token_losses, model=LLAMA, tokens=[1, 2, 3], window=4, stride=None),
+    row(models.generate, model=LLAMA, prompts=[[1, 2]], steps=2, temperature=0.0, stop=(2,), attention=None, key=KEY),
+    row(models.perplexity, model=LLAMA, tokens=[1, 2, 3], window=4, stride=None, attention=None),
+    row(models.token_losses, model=LLAMA, tokens=[1, 2, 3], window=4, stride=None, attention=None),
     row(models.mobilenet_v1, channels=3, classes=2, width=0.25, stem=(8, 2), blocks=((8, 1),),
         divisor=8, rngs=nnx.Rngs(0)),
     row(models.mobilenet_v2, channels=3, classes=2, width=0.25, stem=(8, 2),

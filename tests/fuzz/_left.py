@@ -55,6 +55,7 @@ DOCUMENTED = {
         "explain.x": "rank",
         "pointwise.x": "rank",
         "live_units.incoming": "rank",
+        "pair_density.mask": "rank",
         "live_units.outgoing": "rank",
         "max_softmax_probability.logits": "rank",
         "bytes_of.mask": "rank, scalar",

@@ -23,11 +23,14 @@ WITHOUT = {
         Reliability Progress Advice Finding Report Taxonomy Solution Result Rearranged Plan
         PlannedLeaf ActiveSet ChannelGraph Entries LinearLayer Layout Implementation Counts
         Trajectory Corrected Routed FactorState AdaptiveFactor
-        PerplexitySparsity ActivationLaw""",
-    "base classes, without arguments": "Matrix SparseArray Pattern Selector NonZero Penalty",
+        PerplexitySparsity ActivationLaw DecoderFlops IsoFlopsRow QuestCache ScalingLaw TokenCache
+        Tolerance""",
+    "base classes, without arguments": """
+        Matrix SparseArray Pattern Selector NonZero Penalty SparseAttention""",
     "types": "Allocation",
     "pytrees, rebuilt with whatever JAX puts at their leaves": """
-        LowRank Sum Transposed Threshold TopP Masks InputGate ActivationGate NeuronGate""",
+        LowRank Sum Transposed Threshold TopP Masks InputGate ActivationGate NeuronGate FlexPrefill
+        KeyBlocks Stripes""",
     "formats, checked where they are multiplied, loaded and made by fromdense": """
         BitmaskArray BlockArray NMArray Skipping TensorCoreArray""",
     "modules, whose arguments flax.nnx checks": """

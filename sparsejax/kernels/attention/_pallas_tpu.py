@@ -1,0 +1,125 @@
+"""Attention over lists for TPU: the prefetched lists determine the copies of keys and values.
+
+A grid step takes one block of queries and one listed block of keys, with a running maximum and sum.
+Steps behind the end of a list repeat the copy of the last one, which is not executed again.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float, Int, Shaped
+
+from ._rule import LOW, Rule
+
+LANES, ROWS = 128, 16
+SCALARS = 2**17  # indices that fit into scalar memory
+
+
+def product(
+    q: Shaped[Array, "h n d"],
+    k: Shaped[Array, "hk m d"],
+    v: Shaped[Array, "hk m e"],
+    index: Int[Array, "h qb s"],
+    count: Int[Array, "h qb"],
+    block: tuple[int, int],
+    rule: Rule,
+) -> tuple[Float[Array, "h n e"], Float[Array, "h n"]]:
+    """The output, and the log of the sum of exponentials of each query, in float32."""
+    (heads, n, d), (bq, bk), (_, queries, slots) = q.shape, block, index.shape
+    check(q, block, index.size)
+    q, k, v = _padded(q, bq), _padded(k, bk), _padded(v, bk)
+    shared, width = heads // k.shape[0], v.shape[2]
+
+    def key_block(h, i, s, index, count):
+        last = jnp.maximum(jnp.minimum(s, count[h * queries + i] - 1), 0)
+        return lax.div(h, shared), index[(h * queries + i) * slots + last], 0
+
+    own = lambda h, i, s, *_: (h, i, 0)  # noqa: E731
+    grid = pltpu.PrefetchScalarGridSpec(
+        num_scalar_prefetch=2,
+        grid=(heads, queries, slots),
+        in_specs=[
+            pl.BlockSpec((1, bq, d), own),
+            pl.BlockSpec((1, bk, d), key_block),
+            pl.BlockSpec((1, bk, width), key_block),
+        ],
+        out_specs=[pl.BlockSpec((1, bq, width), own), pl.BlockSpec((1, bq, LANES), own)],
+        scratch_shapes=[
+            pltpu.VMEM((bq, width), jnp.float32),
+            pltpu.VMEM((bq, LANES), jnp.float32),
+            pltpu.VMEM((bq, LANES), jnp.float32),
+        ],
+    )
+    out, log_sum = pl.pallas_call(
+        partial(_step, rule=rule),
+        grid_spec=grid,
+        out_shape=[
+            jax.ShapeDtypeStruct((heads, q.shape[1], width), jnp.float32),
+            jax.ShapeDtypeStruct((heads, q.shape[1], LANES), jnp.float32),
+        ],
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "parallel", "arbitrary")
+        ),
+        name="block_sparse_attention",
+    )(index.reshape(-1), count.reshape(-1), q, k, v)
+    return out[:, :n], log_sum[:, :n, 0]
+
+
+def check(q: Any, block: tuple[int, int], entries: int) -> None:
+    """Raises if the hardware cannot tile the blocks."""
+    if block[0] % ROWS or block[1] % LANES:
+        raise NotImplementedError(
+            f"blocks of {block[0]} queries and {block[1]} keys: multiples of {ROWS} and {LANES} "
+            "are required"
+        )
+    if q.dtype == jnp.float64:
+        raise NotImplementedError("float64")
+    if entries > SCALARS:
+        raise NotImplementedError(f"{entries} list entries: scalar memory holds {SCALARS}")
+
+
+def _step(index, count, q, k, v, out, log_sum, total, top, weight, *, rule: Rule):
+    h, i, s = (pl.program_id(axis) for axis in range(3))
+    row, slots = h * pl.num_programs(1) + i, pl.num_programs(2)
+
+    @pl.when(s == 0)
+    def _():
+        total[...] = jnp.zeros_like(total)
+        weight[...] = jnp.zeros_like(weight)
+        top[...] = jnp.full_like(top, LOW)
+
+    @pl.when(s < count[row])
+    def _():
+        (bq, bk), j = (q.shape[1], k.shape[1]), index[row * slots + s]
+        scores = _dot(q[0], k[0], 1, 1) * rule.scale
+        at = lambda first, axis: first + lax.broadcasted_iota(jnp.int32, (bq, bk), axis)  # noqa: E731
+        scores = jnp.where(rule.visible(at(i * bq, 0), at(j * bk, 1)), scores, LOW)
+        old = top[:, :1]
+        new = jnp.maximum(old, jnp.max(scores, 1, keepdims=True))
+        p, shrink = jnp.exp(scores - new), jnp.exp(old - new)
+        top[...] = jnp.broadcast_to(new, top.shape)
+        weight[...] = weight[...] * shrink + jnp.sum(p, 1, keepdims=True)
+        total[...] = total[...] * shrink + _dot(p.astype(v.dtype), v[0], 1, 0)
+
+    @pl.when(s == slots - 1)
+    def _():
+        # Hidden pairs weigh 1 where nothing is seen; NaN is kept.
+        sums = weight[:, :1]
+        seen = (top[:, :1] > LOW / 2) | (sums != sums)
+        sums = jnp.where(seen, sums, 1)
+        out[0] = jnp.where(seen, total[...] / sums, 0)
+        log_sum[0] = jnp.broadcast_to(top[:, :1] + jnp.log(sums), top.shape)
+
+
+def _dot(a, b, left: int, right: int):
+    contracted = ((left,), (right,)), ((), ())
+    return lax.dot_general(a, b, contracted, preferred_element_type=jnp.float32)
+
+
+def _padded(x, size: int):
+    return jnp.pad(x, ((0, 0), (0, -x.shape[1] % size), (0, 0)))
