@@ -20,7 +20,7 @@ CALLS = tuple((f"sparsejax_lasso_{dtype}", symbol) for dtype, symbol in SYMBOLS.
 
 
 def problem_with_compiling() -> str | None:
-    """Why the C++ does not run here, None if it does."""
+    """The reason why the C++ does not run here, None if it does."""
     return compiled(SOURCE, HEADERS, CALLS, os.environ.get("CXX"), cache_file())
 
 
