@@ -13,7 +13,7 @@ HERE = Path(__file__).parent
 MADE = HERE / "generated"
 RESULTS = HERE.parent / "benchmarks" / "results"
 ROOMS = ["prox", "patterns", "select", "masks", "optim", "formats", "kernels", "nn", "nn.surgery",
-         "models", "solve", "recipes", "reporting", "metrics",
+         "models", "solve", "recipes", "reporting", "sae", "metrics",
          *(f"contrib.{subject}" for subject in sj.contrib.__all__)]  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from . import (
     prox,
     recipes,
     reporting,
+    sae,
     select,
     solve,
 )
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
         "register",
         "report",
         "reporting",
+        "sae",
         "save",
         "select",
         "solve",

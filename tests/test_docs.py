@@ -6,7 +6,7 @@ import re
 import pytest
 
 DOCS = pathlib.Path(__file__).parent.parent / "docs"
-PAGES = ["distributed", "extending", "frameworks", "regression"]
+PAGES = ["distributed", "extending", "frameworks", "regression", "sparse_autoencoders"]
 
 
 @pytest.mark.slow

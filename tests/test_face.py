@@ -31,6 +31,7 @@ ROOMS = [
     "solve",
     "recipes",
     "reporting",
+    "sae",
     *(f"contrib.{name}" for name in sj.contrib.__all__),
 ]
 

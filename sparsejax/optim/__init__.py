@@ -10,6 +10,7 @@ from ._pruning import get_masks, keep_masked, prune, track_masks
 from ._shrink import iterative_shrinkage
 from ._subset import subset
 from ._top_kast import top_kast
+from ._unit_norm import unit_norm
 
 __all__ = [
     "acdc",
@@ -35,4 +36,5 @@ __all__ = [
     "subset",
     "top_kast",
     "track_masks",
+    "unit_norm",
 ]

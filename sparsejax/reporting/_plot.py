@@ -94,7 +94,7 @@ def plot_sparsity(report: Report | Plan) -> Figure:
     return figure
 
 
-@checked()
+@checked(baseline="(-inf, inf)")
 def plot_tradeoff(
     curves: Mapping[str, Mapping[float, Any]],
     *,
@@ -153,7 +153,10 @@ def _line(name: str, curve: Mapping[float, Any]) -> tuple[np.ndarray, ...]:
             f"plot_tradeoff: curves[{name!r}] must hold results by sparsity in [0, 1), such as "
             f"{{0.5: 0.98, 0.9: 0.95}}, got the sparsities {sparsity.tolist()}."
         )
-    values = [np.atleast_1d(np.asarray(curve[x], float)) for x in sorted(curve)]
+    try:
+        values = [np.atleast_1d(np.asarray(curve[x], float)) for x in sorted(curve)]
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"plot_tradeoff: curves[{name!r}] must hold numbers: {error}.") from error
     return (sparsity, *(np.array([f(v) for v in values]) for f in (np.min, np.mean, np.max)))
 
 

@@ -104,6 +104,7 @@ MEMBERS = {
     ),
     "proximal_sgd": lambda rate=0.1: sj.optim.proximal_sgd(rate, PENALTY, momentum=0.9),
     "proximal_adam": lambda rate=0.1: sj.optim.proximal_adam(rate, PENALTY),
+    "unit_norm": lambda rate=0.1: sj.optim.unit_norm(optax.adam(rate), "kernel$"),
 }
 # Members whose parameters are exactly sparse, and those that hold masks.
 EXACT = {"prune", "keep_masked", "acdc", "iterative_shrinkage"}

@@ -17,6 +17,9 @@ DOCUMENTED = {
         "hard_k.k": "huge, -1",
         "group_hard_k.k": "huge, -1",
         "influence_unlearning.alpha": "-1",
+        "ablate.value": "-1",
+        "steer.strength": "-1",
+        "steering_effect.strength": "-1",
         "erdos_renyi_dag.edges": "1.5",
         "nldp_message.y": "-1, flag",
     },
@@ -66,9 +69,13 @@ DOCUMENTED = {
         "active_units.codes": "rank",
         "hoyer_sparsity.x": "rank",
         "irls_weights.residual": "rank",
+        "encode.x": "rank",
+        "decode.features": "rank",
+        "train_step.batch": "rank",
         "permute_channels.model": "shapes",
         "remove_channels.model": "shapes",
     },
+    "indices are clipped": {"decode.indices": "-1 in, over"},
     "NaN ranks last": {
         "above.scores": "nan in",
         "topk.scores": "nan in",
@@ -147,6 +154,9 @@ PASSED_ON = {
     "the model is called with it": {
         "flops.example": "text, dict, object, words, lambda, rank, scalar",
         "block_sparsities.batches": "nan in",
+        "collect.batches": "nan in, None in, object in, words",
+        "fidelity.batches": "nan in, None in, object in, words",
+        "steering_effect.batch": "text, dict, object, None, words, lambda, rank, scalar",
         "input_grams.batches": "nan in",
         "recalibrate.batches": "nan in",
         "sequential_prune.batches": "nan in",
@@ -154,6 +164,8 @@ PASSED_ON = {
     "the function is called, of which the signature says nothing": {
         "input_grams.model": "arity",
         "record.model": "arity",
+        "collect.model": "arity",
+        "gradients.model": "arity",
         "iht.projection": "class",
     },
 }

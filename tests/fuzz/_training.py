@@ -2,6 +2,8 @@
 
 # ruff: noqa: E501
 
+import tempfile
+
 import jax.numpy as jnp
 import optax
 
@@ -34,6 +36,7 @@ LOOP = {"callback": lambda done: None, "resume": None, "progress": False}
 LASSO = {"X": A, "y": Y, "strength": 0.5}
 DONE = recipes.Progress(P, M, 1, {})
 REPORT = reporting.report(P, M)
+PAGE = f"{tempfile.mkdtemp()}/report.html"
 FIT = {"tol": 1e-4, "max_steps": 5, "throw": False}
 
 ROWS = [
@@ -73,7 +76,7 @@ ROWS = [
     row(solve.group_lasso, **LASSO, groups=[[0, 1], [2, 3]], weights=jnp.ones(2), w0=W0, **FIT),
     row(solve.iht, smooth=smooth, projection=prox.hard_k(2), w0=W0, step=0.5, **FIT),
     row(solve.lasso, **LASSO, w0=W0, working_set=4, weights=jnp.ones(4), positive=False, l2=0.0,
-        **FIT),
+        implementation=None, **FIT),
     row(solve.lasso_host, **LASSO, w0=W0, weights=jnp.ones(4), positive=False, l2=0.0,
         implementation=None, **FIT),
     row(solve.lasso_path, X=A, y=Y, strengths=jnp.array([2.0, 1.0]), n_strengths=2, eps=0.1,
@@ -126,6 +129,9 @@ ROWS = [
         jnp.array([[0.8, 0.2]]), jnp.array([0]))),
     row(reporting.plot_sparsity, report=PLAN),
     row(reporting.plot_training, history=HISTORY, metrics=None),
+    row(reporting.plot_tradeoff, {"ylabel": "text", "baseline": "-1"}, curves={"a": {0.5: 0.9}},
+        ylabel="accuracy", baseline=0.9),
+    row(reporting.save_reports, {"path": "text"}, path=PAGE, reports={"a": REPORT}, figures=None),
     row(reporting.report, model=P, masks=M, plan=PLAN, example=None, apply=None, positions=None,
         history=HISTORY, training=None, opt_state=None, compiled=None, seeds=None),
     row(reporting.taxonomy, history=HISTORY, dense_weights=False),

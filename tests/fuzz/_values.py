@@ -70,6 +70,8 @@ def _tree(valid):
     bad = {"text": "text", "object": object(), "None": None, "lambda": lambda x: x}
     if not leaves or callable(leaves[0]):
         return bad
+    if np.asarray(leaves[0]).dtype == object:
+        return bad | {"words": {"a": "a"}, "numbers": {"a": 1.0}}
     dtype = jnp.result_type(leaves[0])
     bad |= {
         "other names": {"other": jnp.ones((3, 2), dtype)},

@@ -12,7 +12,7 @@ from ..test_face import ROOMS
 from ._left import DOCUMENTED, PASSED_ON
 from ._values import fault
 
-TABLES = ["core", "training", "contrib"]
+TABLES = ["core", "training", "sae", "contrib"]
 # Public names that need no row: what a call returns, or what is passed on as it is.
 WITHOUT = {
     "results, made by the library": """
@@ -24,13 +24,15 @@ WITHOUT = {
         PlannedLeaf ActiveSet ChannelGraph Entries LinearLayer Layout Implementation Counts
         Trajectory Corrected Routed FactorState AdaptiveFactor
         PerplexitySparsity ActivationLaw DecoderFlops IsoFlopsRow QuestCache ScalingLaw TokenCache
-        Tolerance""",
+        Tolerance Context""",
     "base classes, without arguments": """
-        Matrix SparseArray Pattern Selector NonZero Penalty SparseAttention""",
+        Matrix SparseArray Pattern Selector NonZero Penalty SparseAttention Activation Loss ReLU
+        Gated""",
     "types": "Allocation",
     "pytrees, rebuilt with whatever JAX puts at their leaves": """
         LowRank Sum Transposed Threshold TopP Masks InputGate ActivationGate NeuronGate FlexPrefill
-        KeyBlocks Stripes""",
+        KeyBlocks Stripes SAE AbsTopK AnnealedP AuxK GateAuxiliary GradientTopK JumpReLU L0 L1
+        MatchingPursuit Nested NormMatching PreActivation Reconstruction TargetL0 TopAFA""",
     "formats, checked where they are multiplied, loaded and made by fromdense": """
         BitmaskArray BlockArray NMArray Skipping TensorCoreArray""",
     "modules, whose arguments flax.nnx checks": """

@@ -82,9 +82,7 @@ def test_both_implementations_meet_the_optimality_conditions(name, share):
         tol = 1e-14 if "l2" in OPTIONS[name] else 1e-13
         found = {
             how: np.asarray(
-                solve.lasso_host(
-                    X, Y, strength, tol=tol, implementation=how, **OPTIONS[name]
-                ).value
+                solve.lasso_host(X, Y, strength, tol=tol, implementation=how, **OPTIONS[name]).value
             )
             for how in ("native", "xla")
         }

@@ -1,0 +1,15 @@
+"""Norms of rows."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from .._arrays import wide_dtype
+
+
+def row_norms(W_dec: Any) -> Array:
+    """The norm of each decoder row, at least float32; the gradient at a zero row is 0."""
+    square = jnp.sum(jnp.square(W_dec.astype(wide_dtype(W_dec))), axis=-1)
+    zero = square == 0  # not NaN
+    return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, square)))

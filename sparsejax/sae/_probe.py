@@ -1,0 +1,65 @@
+"""Sparse probes: how well a few latents predict a label."""
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Shaped
+
+from .._arguments import check_not_nan, checked
+from ..solve import logistic_lasso
+
+
+@checked(k="[1, inf)", strength="(0, inf)")
+def sparse_probe(
+    features: Shaped[Array | np.ndarray, "n h"],
+    labels: Shaped[Array | np.ndarray, " n"],
+    k: int,
+    *,
+    held_out: tuple[Array | np.ndarray, Array | np.ndarray] | None = None,
+    strength: float = 1e-3,
+) -> tuple[np.ndarray, float]:
+    r"""Logistic regression on the k latents whose means differ most between two classes.
+
+    Args:
+      features: Features of samples.
+      labels: Classes 0 and 1, or booleans.
+      k: Number of latents.
+      held_out: Features and labels on which the accuracy is measured; None for the training data.
+      strength: Of the l1 penalty on the standardised features.
+
+    Returns:
+      The latents, the largest difference first, and the accuracy.
+
+    Raises:
+      ValueError: If there are not two classes, or k is larger than h.
+
+    Reference:
+      Gurnee et al., Finding Neurons in a Haystack, 2023 (arXiv 2305.01610).
+
+    Example:
+      >>> import numpy as np, sparsejax as sj
+      >>> f = np.array([[0.0, 1.0], [0.0, 2.0], [3.0, 1.0], [2.0, 2.0]])
+      >>> latents, accuracy = sj.sae.sparse_probe(f, np.array([0, 0, 1, 1]), 1)
+      >>> latents.tolist(), accuracy
+      ([0], 1.0)
+    """
+    check_not_nan("sparse_probe", features=features)
+    f, y = np.asarray(features, np.float32), np.asarray(labels)
+    if set(np.unique(y).tolist()) != {0, 1}:
+        raise ValueError("sparse_probe: labels must be of two classes, 0 and 1.")
+    if k > f.shape[1]:
+        raise ValueError(f"sparse_probe: k must be at most {f.shape[1]} latents, got {k}.")
+    y = y.astype(bool)
+    gap = np.abs(f[y].mean(0) - f[~y].mean(0))
+    latents = np.argsort(-gap, kind="stable")[:k]
+    mean, deviation = f[:, latents].mean(0), f[:, latents].std(0)
+    deviation = np.where(deviation > 0, deviation, 1)
+
+    def design(f):
+        scaled = (np.asarray(f, np.float32)[:, latents] - mean) / deviation
+        # The penalty on the intercept is made negligible by the size of its column.
+        return jnp.asarray(np.pad(scaled, ((0, 0), (0, 1)), constant_values=10.0))
+
+    w = logistic_lasso(design(f), jnp.where(y, 1.0, -1.0), strength).value
+    tested, truth = (features, y) if held_out is None else held_out
+    guess = np.asarray(design(tested) @ w) > 0
+    return latents, float(np.mean(guess == np.asarray(truth).astype(bool)))
