@@ -65,7 +65,8 @@ def implement(
     use. Implementations are tried in the order of registration.
 
     Args:
-      operation: "matmul", "active_reduce", "active_expand", "attention" or "paged_attention".
+      operation: "matmul", "active_reduce", "active_expand", "gated_products", "gated_mlp",
+        "attention" or "paged_attention".
       format: The class of W, of the set of active units, or of the lists of key blocks.
       name: Name for `implementation=`.
       platforms: Supported platforms.

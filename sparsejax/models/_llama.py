@@ -119,10 +119,18 @@ class Attention(nnx.Module):
         self.key = linear(config.width, config.key_heads * config.head_size)
         self.value = linear(config.width, config.key_heads * config.head_size)
         self.out = linear(config.heads * config.head_size, config.width)
+        # A module that gives all three projections at once, for decoding.
+        self.projection: Any = nnx.data(None)
+
+    def project(self, x):
+        """Queries, keys and values."""
+        if self.projection is not None:
+            return self.projection(x)
+        return self.query(x), self.key(x), self.value(x)
 
     def __call__(self, x, places, cache=None, attend=None):
         split = lambda y: y.reshape(*y.shape[:2], -1, self.config.head_size)  # noqa: E731
-        q, k, v = split(self.query(x)), split(self.key(x)), split(self.value(x))
+        q, k, v = map(split, self.project(x))
         q, k = (_rotate(y, places, self.config) for y in (q, k))
         if attend is not None:
             seen, cache = attend(q, k, v, cache)

@@ -22,7 +22,7 @@ WITHOUT = {
         UnlearningReport Unmixing UnmixingErrors UpdateOverlap UpdatePartition UpdateSparsity
         Reliability Progress Advice Finding Report Taxonomy Solution Result Rearranged Plan
         PlannedLeaf ActiveSet ChannelGraph Entries LinearLayer Layout Implementation Counts
-        Trajectory Corrected Routed FactorState AdaptiveFactor
+        Trajectory Corrected Activity Beams Choice Robustness Routed FactorState AdaptiveFactor
         PerplexitySparsity ActivationLaw DecoderFlops IsoFlopsRow QuestCache ScalingLaw TokenCache
         Tolerance Context""",
     "base classes, without arguments": """
@@ -32,11 +32,13 @@ WITHOUT = {
     "pytrees, rebuilt with whatever JAX puts at their leaves": """
         LowRank Sum Transposed Threshold TopP Masks InputGate ActivationGate NeuronGate FlexPrefill
         KeyBlocks Stripes SAE AbsTopK AnnealedP AuxK GateAuxiliary GradientTopK JumpReLU L0 L1
-        MatchingPursuit Nested NormMatching PreActivation Reconstruction TargetL0 TopAFA""",
+        MatchingPursuit Nested NeuronTopK NormMatching PreActivation Reconstruction TargetL0
+        TopAFA""",
     "formats, checked where they are multiplied, loaded and made by fromdense": """
         BitmaskArray BlockArray NMArray Skipping TensorCoreArray""",
     "modules, whose arguments flax.nnx checks": """
-        DartsCell Bert Llama MobileNet BlockFFN ReLURouter RotatedNorm SparseKernel SparseLinear""",
+        DartsCell Bert Llama MobileNet BlockFFN FusedLinears FusedMLP ReLURouter RotatedNorm
+        TopKMLP SparseKernel SparseLinear""",
     "no arguments": "advice_markdown minilm",
     "registration of the user's own class or function": "linen_compressed",
     "second names": "sr_ste",

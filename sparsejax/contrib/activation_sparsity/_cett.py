@@ -228,25 +228,26 @@ def perplexity_sparsity(
     found = "|".join(map(only, kernels))
 
     @nnx.jit
-    def run(model, ids):
-        """Sum of the losses, and the neurons by path."""
+    def run(model, gates, ids):
+        """Sum of the losses, and the neurons by path; thresholds are data, so it compiles twice."""
+        model = replace(model, gates) if gates else model
         logits, z = record(model, found, ids, reduce=lambda inputs, y: inputs[0])
         logits = logits[:, :-1].astype(jnp.float32)
         chosen = jnp.take_along_axis(logits, ids[:, 1:, None], axis=-1)[..., 0]
         return jnp.sum(jax.nn.logsumexp(logits, axis=-1) - chosen), z
 
-    def measured(model):
-        losses, z = zip(*(run(model, ids) for ids in batches))
+    def measured(gates):
+        losses, z = zip(*(run(model, gates, ids) for ids in batches))
         rows = {p: jnp.concatenate([_rows(part[p]) for part in z]) for p in kernels}
         return float(sum(losses)) / sum(ids[:, 1:].size for ids in batches), rows
 
-    dense, neurons = measured(model)
+    dense, neurons = measured({})
     search = jax.jit(cett_threshold)
 
     def at(c: float) -> PerplexitySparsity:
         thresholds = {p: search(neurons[p], w, c) for p, w in kernels.items()}
         gates = {p: NeuronGate.at(w, thresholds[p]) for p, w in kernels.items()}
-        loss, z = measured(replace(model, {only(p): gate for p, gate in gates.items()}))
+        loss, z = measured({only(p): gate for p, gate in gates.items()})
         ratios = {p: float(gate.kept(z[p]).mean()) for p, gate in gates.items()}
         taus = {p: float(tau) for p, tau in thresholds.items()}
         return PerplexitySparsity(c, taus, ratios, float(np.exp(loss - dense)))

@@ -100,11 +100,12 @@ def coarse_sparse(model: Llama, prompt: Any, density: float) -> Llama:
         mlp = layer.mlp
         for linear, axis in ((mlp.gate, 1), (mlp.up, 1), (mlp.down, 0)):
             linear.kernel = nnx.Param(jnp.take(linear.kernel[...], index, axis=axis))
+            linear.in_features, linear.out_features = linear.kernel[...].shape
     return model
 
 
 @checked(density="(0, 1]")
-def fine_sparse(model: Llama, density: float) -> Any:
+def fine_sparse(model: Llama, density: float, *, shared: bool = False) -> Any:
     r"""A decoder with the neurons that matter most for each token (FSparse, as CATS).
 
     Of f neurons the `floor((1 - density) f)` of the smallest `|act(x Wgate)|` are dropped.
@@ -112,6 +113,8 @@ def fine_sparse(model: Llama, density: float) -> Any:
     Args:
       model: A decoder with its layers in a list; it is not changed.
       density: Fraction of the neurons.
+      shared: Whether the rows of a batch share one set, of the largest sums: for the beams of a
+        tree.
 
     Raises:
       ValueError: If the layers are one stack.
@@ -132,4 +135,5 @@ def fine_sparse(model: Llama, density: float) -> Any:
     kernels = kernels_of("fine_sparse", model, r"mlp/gate$")
     width = {path: kernel.shape[1] for path, kernel in kernels.items()}
     kept = {path: f - int(f * (1 - density) + 1e-9) for path, f in width.items()}
-    return replace(model, {only(path): ActivationGate(TopK(k)) for path, k in kept.items()})
+    gates = {path: ActivationGate(TopK(k), shared=shared) for path, k in kept.items()}
+    return replace(model, {only(path): gate for path, gate in gates.items()})

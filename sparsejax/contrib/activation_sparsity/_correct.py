@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from ..._arguments import check_not_nan, checked, known
 from ...models import Llama
+from ._beams import beam_step
 from ._contextual import prompt_tokens
 
 
@@ -102,7 +103,10 @@ def effective_density(
     return ((period - 1) * density + 1) / advance_length
 
 
-@checked(steps="[1, inf)", period="[1, inf)", threshold="[0, 1]", temperature="(0, inf)")
+@checked(
+    steps="[1, inf)", period="[1, inf)", threshold="[0, 1]", temperature="(0, inf)",
+    width="[1, inf)", sure="[0, 1]",
+)  # fmt: skip
 def corrected_generate(
     full: Llama,
     sparse: Llama,
@@ -113,6 +117,9 @@ def corrected_generate(
     threshold: float = 0.1,
     temperature: float = 0.6,
     stop: Sequence[int] = (),
+    width: int = 1,
+    sure: float = 0.95,
+    rewrite: bool = True,
 ) -> Corrected:
     r"""Greedy decoding by a sparse model that the full model corrects after each period (Sirius).
 
@@ -120,21 +127,32 @@ def corrected_generate(
     their keys and values, keeps those up to the first of a probability below the threshold, and
     adds its likeliest token. A threshold above 0.5 gives the tokens of the full model.
 
+    With a tree (`width` above 1) the sparse model drafts that many beams by `beam_step`, and the
+    one of which the full model keeps most tokens is continued. Beams do not hold tokens of `stop`;
+    only the full model ends a text.
+
     Args:
       full: The full decoder.
-      sparse: A decoder with the same cache, such as from `coarse_sparse` or `fine_sparse`.
+      sparse: A decoder with the same cache, such as from `coarse_sparse` or `fine_sparse`; with a
+        tree, `fine_sparse(model, density, shared=True)` reads the weights of one set for all beams.
       prompt: Token ids.
       steps: The most tokens to write.
       period: Tokens between two checks, the corrected one included.
       threshold: The least probability of a token that is kept.
-      temperature: Of the softmax that judges; tokens are always the likeliest.
+      temperature: Of the softmax that judges, and that scores beams; without a tree tokens are
+        always the likeliest.
       stop: Tokens that end the text, once the full model has accepted them; they are kept.
+      width: Number of beams; the paper uses 4 to 8.
+      sure: As for `beam_step`.
+      rewrite: Whether the full model overwrites the keys and values of the draft; False shows what
+        this contributes.
 
     Returns:
       A `Corrected`. Chunks are whole: the last check may judge tokens beyond the end.
 
     Raises:
-      ValueError: If the prompt is empty or holds a token that the model does not know.
+      ValueError: If the prompt is empty or holds a token that the model does not know, or a tree
+        has fewer beams than there are tokens in `stop`, and one more, or more than the vocabulary.
 
     Reference:
       Zhou et al., Sirius, 2024 (arXiv 2409.03856).
@@ -153,10 +171,16 @@ def corrected_generate(
       True
     """
     ids = prompt_tokens("corrected_generate", prompt, full)
+    if width > 1 and not len(set(stop)) < width <= full.config.vocabulary:
+        raise ValueError(
+            "corrected_generate: width must be 1, or above the number of tokens in stop and at "
+            f"most the vocabulary of {full.config.vocabulary}, got {width} with {len(stop)}."
+        )
     ends = np.array([-1, *stop], np.int32)
     found = _generate(
-        *nnx.split(full), *nnx.split(sparse), ids[None], ends, threshold,
-        temperature, steps=int(steps), period=int(period),
+        *nnx.split(full), *nnx.split(sparse), ids[None], ends, threshold, temperature, sure,
+        steps=int(steps), period=int(period), width=int(width), axis=int(full.scan),
+        rewrite=bool(rewrite),
     )  # fmt: skip
     written, advances, checks = jax.tree.map(np.asarray, found)
     row = written[:steps]
@@ -167,37 +191,72 @@ def corrected_generate(
     return Corrected(tokens, advances[: int(checks)].tolist(), drafted, int(checks) + 1)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 2), static_argnames=("steps", "period"))
-def _generate(full, full_state, sparse, sparse_state, ids, ends, threshold, temperature, *, steps,
-              period):  # fmt: skip
+@functools.partial(
+    jax.jit, static_argnums=(0, 2), static_argnames=("steps", "period", "width", "axis", "rewrite")
+)
+def _generate(full, full_state, sparse, sparse_state, ids, ends, threshold, temperature, sure, *,
+              steps, period, width, axis, rewrite):  # fmt: skip
     def run(graphdef, state, tokens, cache):
         # Modules are changed where they are traced, so each loop has its own.
         logits, cache = nnx.merge(graphdef, state, copy=True)(tokens, cache)
-        return logits[0].astype(jnp.float32), cache
+        return logits.astype(jnp.float32), cache
 
-    room = ids.shape[1] + steps + 2 * period
-    cache = nnx.merge(full, full_state, copy=True).empty_cache(1, room)
+    def rows(cache, index):
+        """The cache with the rows of other beams."""
+        take = lambda x: jnp.take(x, index, axis=axis)  # noqa: E731
+        keys, values = jax.tree.map(take, (cache.keys, cache.values))
+        return cache._replace(keys=keys, values=values, counts=cache.counts[index])
+
+    def last_of(checked, drafted, end):
+        """The keys and values of the draft, and from `end` on those of the full model."""
+
+        def pick(new, old):
+            before = jnp.arange(new.shape[axis + 1]) < end[:, None]
+            return jnp.where(before[:, :, None, None], old, new)
+
+        keys, values = (
+            jax.tree.map(pick, *pair)
+            for pair in ((checked.keys, drafted.keys), (checked.values, drafted.values))
+        )
+        return checked._replace(keys=keys, values=values)
+
+    cache = nnx.merge(full, full_state, copy=True).empty_cache(1, ids.shape[1] + steps + 2 * period)
     logits, cache = run(full, full_state, ids, cache)
-    first = jnp.argmax(logits[-1]).astype(jnp.int32)
+    first = jnp.argmax(logits[0, -1]).astype(jnp.int32)
+    cache = rows(cache, jnp.zeros(width, jnp.int32))
+    alone = jnp.full(width, -jnp.inf).at[0].set(0.0)
 
     def draft(i, carry):
-        chunk, cache = carry
-        logits, cache = run(sparse, sparse_state, chunk[None, i][None], cache)
-        return chunk.at[i + 1].set(jnp.argmax(logits[0]).astype(jnp.int32)), cache
+        chunks, scores, cache = carry
+        logits, cache = run(sparse, sparse_state, chunks[:, i, None], cache)
+        if width == 1:
+            return chunks.at[:, i + 1].set(jnp.argmax(logits[:, 0], -1)), scores, cache
+        beams = beam_step(logits[:, 0], scores, ends[1:], temperature=temperature, sure=sure)
+        chunks = chunks[beams.parents].at[:, i + 1].set(beams.tokens)
+        return chunks, beams.scores, rows(cache, beams.parents)
 
     def going(loop):
         return (loop.length < steps) & ~loop.ended
 
     def advance(loop):
         start = loop.cache.counts
-        chunk = jnp.zeros(period, jnp.int32).at[0].set(loop.written[loop.length - 1])
-        chunk, cache = lax.fori_loop(0, period - 1, draft, (chunk, loop.cache))
+        chunks = jnp.zeros((width, period), jnp.int32)
+        chunks = chunks.at[:, 0].set(loop.written[loop.length - 1])
+        drafted = lax.fori_loop(0, period - 1, draft, (chunks, alone, loop.cache))
+        chunks, scores, cache = drafted
         # The full model writes its keys and values over those of the draft.
-        logits, cache = run(full, full_state, chunk[None], cache._replace(counts=start))
-        kept = accept_length(logits, chunk, threshold, temperature)
-        own = jnp.argmax(logits[kept]).astype(jnp.int32)
+        logits, checked = run(full, full_state, chunks, cache._replace(counts=start))
+        cache = checked if rewrite else last_of(checked, cache, start + period - 1)
+        accept = lambda logits, chunk: accept_length(  # noqa: E731
+            logits, chunk, threshold, temperature
+        )
+        lengths = jnp.where(jnp.isfinite(scores), jax.vmap(accept)(logits, chunks), -1)
+        best = jnp.argmax(lengths)
+        kept, chunk = lengths[best], chunks[best]
+        own = jnp.argmax(logits[best, kept]).astype(jnp.int32)
         place = jnp.arange(period)
         new = jnp.where(place < kept, jnp.roll(chunk, -1), jnp.where(place == kept, own, -1))
+        cache = rows(cache, jnp.full(width, best)) if width > 1 else cache
         return _Loop(
             cache._replace(counts=start + kept + 1),
             lax.dynamic_update_slice(loop.written, new, (loop.length,)),

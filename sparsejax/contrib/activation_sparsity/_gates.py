@@ -117,6 +117,7 @@ class ActivationGate:
     Args:
       selector: Selects by `|act(y)|` of each token.
       activation: The activation behind the layer; 0 at 0.
+      shared: Whether to select by the sums over the first axis, one set for all rows of a batch.
 
     Reference:
       Lee et al., CATS: Contextually-Aware Thresholding for Sparsity, 2024 (arXiv 2404.08763).
@@ -131,10 +132,14 @@ class ActivationGate:
 
     selector: Selector
     activation: Callable[[Any], Any] = field(default=jax.nn.silu, metadata=dict(static=True))
+    shared: bool = field(default=False, metadata=dict(static=True))
 
     def kept(self, y: Shaped[Array | np.ndarray, "*t n"]) -> Bool[Array, "*t n"]:
         """The mask of the selected neurons, by the output of the layer."""
-        return self.selector(jnp.abs(self.activation(y.astype(wide_dtype(y)))))
+        scores = jnp.abs(self.activation(y.astype(wide_dtype(y))))
+        if not self.shared:
+            return self.selector(scores)
+        return jnp.broadcast_to(self.selector(scores.sum(0, keepdims=True)), y.shape)
 
     def __call__(self, path: str, call: Callable[[Any], Any], x: Any) -> Any:
         """The output of the layer at the selected neurons, zero at the others."""

@@ -37,15 +37,24 @@ def count_values(samples: ArrayLike, counts: Counts | None = None, limit: int = 
       >>> activation_sparsity.count_values(np.array([3.0]), counts).counts.tolist()
       [2, 2]
     """
-    flat = np.asarray(samples).astype(np.float32).ravel()
-    if np.isnan(flat).any():
+    flat = np.sort(np.asarray(samples).astype(np.float32).ravel())
+    if flat.size and np.isnan(flat[-1]):  # sorted last
         raise ValueError("count_values: samples must not hold NaN.")
-    found = _merged(Counts(*np.unique(flat, return_counts=True)), limit)
+    found = _merged(_distinct(flat, np.ones(len(flat), np.int64)), limit)
     if counts is None:
         return found
-    values, where = np.unique(np.concatenate([counts.values, found.values]), return_inverse=True)
-    both = np.bincount(where, np.concatenate([counts.counts, found.counts]), len(values))
-    return _merged(Counts(values, both.astype(np.int64)), limit)
+    values = np.concatenate([counts.values, found.values])
+    order = np.argsort(values, kind="stable")  # of two sorted runs: one pass
+    both = np.concatenate([counts.counts, found.counts])
+    return _merged(_distinct(values[order], both[order]), limit)
+
+
+def _distinct(values: np.ndarray, counts: np.ndarray) -> Counts:
+    """Sorted values, each once, with the sums of their counts."""
+    first = np.flatnonzero(np.concatenate([[True], values[1:] != values[:-1]])[: len(values)])
+    ends = np.concatenate([first[1:], [len(values)]])[: len(first)]
+    total = np.cumsum(counts)
+    return Counts(values[first], np.diff(total[ends - 1], prepend=0))
 
 
 def _merged(counts: Counts, limit: int) -> Counts:
@@ -54,7 +63,8 @@ def _merged(counts: Counts, limit: int) -> Counts:
         return counts
     total = np.cumsum(counts.counts)
     ranks = np.ceil(total[-1] * np.arange(1, limit + 1) / limit)
-    last = np.unique(np.searchsorted(total, ranks))
+    last = np.searchsorted(total, ranks)
+    last = last[np.concatenate([[True], last[1:] != last[:-1]])]  # np.unique would sort again
     return Counts(counts.values[last], np.diff(total[last], prepend=0))
 
 

@@ -2,9 +2,12 @@
 
 from . import _implementations  # noqa: F401 - fills the table
 from ._api import active_expand, active_ffn, active_reduce
+from ._gated import gated_mlp, gated_products
 
 __all__ = [
     "active_expand",
     "active_ffn",
     "active_reduce",
+    "gated_mlp",
+    "gated_products",
 ]

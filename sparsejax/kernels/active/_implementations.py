@@ -80,3 +80,31 @@ def _() -> Implementation:
     from ._dense import expand
 
     return Implementation(expand)
+
+
+@implement("gated_products", Skipping, "native", platforms=("cpu",))
+def _() -> Implementation:
+    from ._native import GATED_PRODUCTS
+
+    return GATED_PRODUCTS
+
+
+@implement("gated_mlp", Skipping, "native", platforms=("cpu",))
+def _() -> Implementation:
+    from ._native import GATED_MLP
+
+    return GATED_MLP
+
+
+@implement("gated_products", Skipping, "xla")
+def _() -> Implementation:
+    from ._gated import products_in_xla
+
+    return Implementation(products_in_xla)
+
+
+@implement("gated_mlp", Skipping, "xla")
+def _() -> Implementation:
+    from ._gated import mlp_in_xla
+
+    return Implementation(mlp_in_xla)

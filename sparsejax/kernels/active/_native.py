@@ -20,11 +20,17 @@ from .._finish import How, finish
 from .._table import Implementation
 
 SOURCE = pathlib.Path(__file__).with_name("active.cc")
-HEADERS = (SOURCE.parents[1] / "native.h",)
+GATED = SOURCE.with_name("gated.cc")
+HEADERS = (SOURCE.parents[1] / "native.h", SOURCE.with_name("rows.h"))
 CALLS = (
     ("sparsejax_active_reduce", "SparsejaxActiveReduce"),
     ("sparsejax_active_expand", "SparsejaxActiveExpand"),
     ("sparsejax_skipping_product", "SparsejaxSkippingProduct"),
+)
+GATED_CALLS = (
+    ("sparsejax_gated_products", "SparsejaxGatedProducts"),
+    ("sparsejax_gated_mlp", "SparsejaxGatedMLP"),
+    ("sparsejax_gated_neurons", "SparsejaxGatedNeurons"),
 )
 WEIGHTS = (jnp.float32, jnp.bfloat16, jnp.int8)
 # Rows of x up to which rows of W in use are multiplied; a dense product is as fast with more.
@@ -52,8 +58,7 @@ def expand(
 
 def product(x: Shaped[Array, "m k"], w: Skipping, bias: Any, how: How) -> Float[Array, "m n"]:
     """`activation(x W + bias)`, reading the rows of W with an input that is not zero."""
-    if not 1 <= x.shape[0] <= MOST:
-        raise NotImplementedError(f"multiplies 1 to {MOST} rows of x, not {x.shape[0]}")
+    require_few(x.shape[0])
     require(x, w.values)
     y = _call("sparsejax_skipping_product", (x.shape[0], w.shape[1]), x, w.values)
     return finish(y if w.scale is None else y * w.scale.astype(y.dtype), bias, how)
@@ -62,16 +67,61 @@ def product(x: Shaped[Array, "m k"], w: Skipping, bias: Any, how: How) -> Float[
 def explain(rows: int, w: Skipping) -> str:
     """A description of the product."""
     del w
-    if rows > MOST:
-        raise NotImplementedError(f"multiplies 1 to {MOST} rows of x, not {rows}")
+    require_few(rows)
     return "C++, rows in use"
 
 
-def require(x: Any, w: Any) -> None:
+def gated_products(x: Shaped[Array, "m k"], kernels: Any, limits: Any) -> list[Array]:
+    """`(x kept by gate j) W_j` in one call."""
+    require_few(x.shape[0])
+    require(x, *(w.values for w in kernels), gated=True)
+    outs = [jax.ShapeDtypeStruct((x.shape[0], w.shape[1]), jnp.float32) for w in kernels]
+    call = jax.ffi.ffi_call("sparsejax_gated_products", outs, vmap_method="sequential")
+    return list(call(x.astype(jnp.float32), *_matrices(kernels, limits)))
+
+
+def gated_mlp(x: Shaped[Array, "m k"], kernels: Any, limits: Any, by_neuron: bool) -> Array:
+    """A gated feed-forward network in one call."""
+    require_few(x.shape[0])
+    require(x, *(w.values for w in kernels), gated=True)
+    if len({w.values.dtype for w in kernels}) > 1:
+        raise NotImplementedError("the three kernels must have one dtype")
+    scale = kernels[1].scale
+    if by_neuron and scale is not None:
+        # A factor of each column is one of each input here.
+        raise NotImplementedError("int8 kernels (neurons, inputs) are not supported")
+    name = "sparsejax_gated_neurons" if by_neuron else "sparsejax_gated_mlp"
+    return _call(name, x.shape, x, *_matrices(kernels, limits))
+
+
+def _matrices(kernels: Any, limits: Any) -> list[Array]:
+    """Weights, norms, limit and scales of each kernel; no scales for floats."""
+    none = jnp.zeros(0, jnp.float32)
+    return [
+        array
+        for w, (norms, tau) in zip(kernels, limits)
+        for array in (
+            w.values,
+            jnp.asarray(norms, jnp.float32),
+            jnp.asarray(tau, jnp.float32),
+            none if w.scale is None else w.scale.astype(jnp.float32).ravel(),
+        )
+    ]
+
+
+def require_few(rows: int) -> None:
+    """Raises NotImplementedError for numbers of rows that are not supported."""
+    if not 1 <= rows <= MOST:
+        raise NotImplementedError(f"multiplies 1 to {MOST} rows of x, not {rows}")
+
+
+def require(x: Any, *weights: Any, gated: bool = False) -> None:
     """Raises NotImplementedError for dtypes that are not supported, or without a compiler."""
-    if w.dtype not in WEIGHTS or x.dtype == jnp.float64:
-        raise NotImplementedError(f"weights of {w.dtype} times {x.dtype} are not supported")
-    if why := compiled(SOURCE, HEADERS, CALLS, os.environ.get("CXX"), cache_file()):
+    for w in weights:
+        if w.dtype not in WEIGHTS or x.dtype == jnp.float64:
+            raise NotImplementedError(f"weights of {w.dtype} times {x.dtype} are not supported")
+    source, calls = (GATED, GATED_CALLS) if gated else (SOURCE, CALLS)
+    if why := compiled(source, HEADERS, calls, os.environ.get("CXX"), cache_file()):
         raise NotImplementedError(why)
 
 
@@ -87,3 +137,4 @@ def _call(name: str, shape: tuple[int, ...], x: Array, *arrays: Array) -> Array:
 
 
 SKIPPING = Implementation(product, explain=explain)
+GATED_PRODUCTS, GATED_MLP = Implementation(gated_products), Implementation(gated_mlp)

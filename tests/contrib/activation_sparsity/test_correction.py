@@ -88,6 +88,122 @@ def test_where_it_is_the_full_model(model, drafts):
     assert alone.tokens == greedy
 
 
+def tree_by_hand(full, draft, prompt, steps, period, threshold, width, stop=()):
+    """Beams as lists of tokens; caches are computed again from the tokens for each beam."""
+    cache = full.empty_cache(1, len(prompt) + steps + 2 * period)
+    logits, cache = full(jnp.array([prompt]), cache)
+    tokens, advances = [int(logits[0, -1].argmax())], []
+
+    def likely(logits):
+        row = np.asarray(logits, np.float64) / 0.6
+        return row - np.log(np.exp(row - row.max()).sum()) - row.max()
+
+    while len(tokens) < steps and tokens[-1] not in stop:
+        start = cache.counts
+        beams = [(0.0, tokens[-1:], cache)]
+        for _ in range(period - 1):
+            children = []
+            for score, chunk, own in beams:
+                logits, after = draft(jnp.array([chunk[-1:]]), own)
+                row = likely(logits[0, 0])
+                for token in np.argsort(-row, kind="stable")[:width]:
+                    if token in stop:
+                        continue
+                    children.append((score + row[token], [*chunk, int(token)], after))
+                    if np.exp(row[token]) > 0.95:
+                        break
+            beams = sorted(children, key=lambda child: -child[0])[:width]
+        best = (-1, None, None, None)
+        for _, chunk, own in beams:
+            logits, after = full(jnp.array([chunk]), own._replace(counts=start))
+            judged = np.exp([likely(row) for row in logits[0]])
+            kept = 0
+            while kept < period - 1 and judged[kept, chunk[kept + 1]] >= threshold:
+                kept += 1
+            if kept > best[0]:
+                best = kept, chunk, int(logits[0, kept].argmax()), after
+        kept, chunk, own, cache = best
+        advances.append(kept + 1)
+        cache = cache._replace(counts=start + kept + 1)
+        tokens += [*chunk[1 : kept + 1], own]
+    return tokens[:steps], advances
+
+
+@pytest.mark.parametrize("kind", ["coarse", "fine"])
+@pytest.mark.parametrize("width, period, threshold", [(2, 4, 0.05), (3, 5, 0.1), (4, 3, 0.2)])
+def test_the_tree(model, drafts, kind, width, period, threshold):
+    how = dict(period=period, threshold=threshold, width=width)
+    want, advances = tree_by_hand(model, drafts[kind], PROMPT, 16, stop=(), **how)
+    got = sparse.corrected_generate(model, drafts[kind], PROMPT, 16, **how)
+    assert got.tokens == want and got.advances == advances
+    plain = sparse.corrected_generate(
+        model, drafts[kind], PROMPT, 16, period=period, threshold=threshold
+    )
+    assert len(got.advances) <= len(plain.advances) + 2
+    stop = want[5]
+    found = sparse.corrected_generate(model, drafts[kind], PROMPT, 16, stop=(stop,), **how)
+    by_tree, _ = tree_by_hand(model, drafts[kind], PROMPT, 16, stop=(stop,), **how)
+    assert found.tokens == by_tree[: by_tree.index(stop) + 1 if stop in by_tree else None]
+
+
+def test_the_tree_of_the_full_model(model, drafts):
+    greedy = sj.models.generate(model, [PROMPT], 24)[0]
+    for draft in drafts.values():
+        for more in ({"threshold": 0.51, "period": 8}, {"period": 1}):
+            got = sparse.corrected_generate(model, draft, PROMPT, 24, width=3, **more)
+            assert got.tokens == greedy
+        anything = sparse.corrected_generate(
+            model, draft, PROMPT, 24, threshold=0.0, period=6, width=3
+        )
+        assert set(anything.advances) == {6}
+    # A model that scans keeps its cache with the layers first.
+    stack = sj.models.Llama(CONFIG, scan=True, rngs=nnx.Rngs(0))
+    got = sparse.corrected_generate(stack, stack, PROMPT, 12, threshold=0.6, width=2, period=4)
+    assert got.tokens == sj.models.generate(stack, [PROMPT], 12)[0]
+
+
+def test_a_beam_step_by_hand():
+    p = np.array([[0.5, 0.3, 0.1, 0.1], [0.97, 0.01, 0.01, 0.01], [0.25, 0.25, 0.25, 0.25]])
+    logits, scores = jnp.log(jnp.asarray(p)) * 0.6, jnp.array([0.0, -0.1, -jnp.inf])
+    got = sparse.beam_step(logits, scores, jnp.array([3]))
+    # Of beam 1 only its sure token; the third place is the likeliest of beam 0 that remains.
+    assert got.tokens.tolist() == [0, 0, 1] and got.parents.tolist() == [1, 0, 0]
+    np.testing.assert_allclose(got.scores, [np.log(0.97) - 0.1, *np.log([0.5, 0.3])], rtol=1e-5)
+    # Tokens that end a text are not proposed; what is missing is a copy of the first beam.
+    got = sparse.beam_step(logits[:2], jnp.array([-jnp.inf, 0.0]), jnp.array([1, 2, 3]))
+    assert got.tokens.tolist() == [0, 0] and got.parents.tolist() == [1, 1]
+    assert got.scores.tolist() == [got.scores[0], -np.inf]
+    equal = sparse.beam_step(jnp.zeros((2, 3)), jnp.zeros(2), jnp.array([], jnp.int32))
+    assert equal.parents.tolist() == [0, 0] and equal.tokens.tolist() == [0, 1]
+    with pytest.raises(ValueError, match="3 beams must have as many tokens"):
+        sparse.beam_step(jnp.zeros((3, 2)), jnp.zeros(3), jnp.array([0]))
+
+
+def test_a_pattern_that_beams_share(model):
+    alone = sparse.fine_sparse(model, 0.3)
+    shared = sparse.fine_sparse(model, 0.3, shared=True)
+    ids = jnp.array([[3, 5, 7]] * 4)
+    np.testing.assert_allclose(shared(ids), alone(ids), atol=1e-5)
+    y = jax.random.normal(jax.random.key(0), (3, 2, 12))
+    gate = sparse.ActivationGate(sj.select.TopK(4), shared=True)
+    u = np.abs(np.asarray(y, np.float64) / (1 + np.exp(-np.asarray(y, np.float64)))).sum(0)
+    for token in range(2):
+        want = np.sort(np.argsort(-u[token], kind="stable")[:4])
+        for row in range(3):
+            np.testing.assert_array_equal(np.flatnonzero(gate.kept(y)[row, token]), want)
+
+
+def test_rewriting_is_what_the_full_model_computes(model, drafts):
+    """Without it the tokens of a bad draft leave their keys and values behind."""
+    draft, how = drafts["coarse"], dict(period=4, threshold=0.0)
+    kept = sparse.corrected_generate(model, draft, PROMPT, 24, rewrite=False, **how)
+    assert set(kept.advances) == {4}
+    assert kept.tokens != sparse.corrected_generate(model, draft, PROMPT, 24, **how).tokens
+    # The full model as its own draft has nothing to rewrite.
+    same = sparse.corrected_generate(model, model, PROMPT, 24, rewrite=False, threshold=0.01)
+    assert same.tokens == sj.models.generate(model, [PROMPT], 24)[0]
+
+
 def test_coarse_keeps_what_the_prompt_uses(model):
     small = sparse.coarse_sparse(model, PROMPT, 0.4)
     _, seen = sj.nn.record(
@@ -145,6 +261,8 @@ def test_mistakes(model):
         sparse.corrected_generate(model, model, [], 4)
     with pytest.raises(ValueError, match="prompt must be a list"):
         sparse.coarse_sparse(model, [[1, 2]], 0.5)
+    with pytest.raises(ValueError, match="width must be 1, or above the number of tokens in stop"):
+        sparse.corrected_generate(model, model, [1], 4, width=2, stop=(1, 2))
     with pytest.raises(ValueError, match="must keep one of 24 neurons"):
         sparse.coarse_sparse(model, [1], 0.01)
     stack = sj.models.Llama(CONFIG, scan=True, rngs=nnx.Rngs(0))
