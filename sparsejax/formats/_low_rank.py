@@ -42,9 +42,10 @@ class LowRank(Matrix):
 
     def __post_init__(self):
         a, b = (getattr(x, "shape", None) for x in (self.a, self.b))
-        if a is None or b is None:  # JAX rebuilds trees with leaves that are not arrays
+        # JAX and optax rebuild trees with other leaves: no arrays, norms, factors of moments.
+        if a is None or b is None or min(len(a), len(b)) < 2:
             return
-        if len(a) != len(b) or len(a) < 2 or a[:-2] != b[:-2] or a[-1] != b[-2]:
+        if len(a) != len(b) or a[:-2] != b[:-2] or a[-1] != b[-2]:
             raise ValueError(
                 f"LowRank(a, b) takes a (stacked..., K, r) and b (stacked..., r, N), got {a} "
                 f"and {b}."
@@ -53,7 +54,7 @@ class LowRank(Matrix):
     @property
     def shape(self) -> tuple[int, ...]:
         """`(stacked..., K, N)`."""
-        return (*self.a.shape[:-1], self.b.shape[-1])
+        return (*self.a.shape[:-1], *self.b.shape[-1:])
 
     @property
     def dtype(self) -> np.dtype:
@@ -114,9 +115,11 @@ class Sum(Matrix):
     trainable: Any
 
     def __post_init__(self):
-        shapes = [getattr(x, "shape", None) for x in (self.frozen, self.trainable)]
-        if None not in shapes and shapes[0] != shapes[1]:
-            raise ValueError(f"Sum: frozen {shapes[0]} and trainable {shapes[1]} differ in shape.")
+        a, b = (getattr(x, "shape", None) for x in (self.frozen, self.trainable))
+        if a is None or b is None or min(len(a), len(b)) < 2:  # as for `LowRank`
+            return
+        if a != b:
+            raise ValueError(f"Sum: frozen {a} and trainable {b} differ in shape.")
 
     @property
     def shape(self) -> tuple[int, ...]:

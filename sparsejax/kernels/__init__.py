@@ -4,12 +4,20 @@ from ._pointwise import group_conv, pointwise
 from ._table import Implementation, implement, lowering_for, names
 from ._tuning import measure
 from .active import active_expand, active_ffn, active_reduce, gated_mlp, gated_products
-from .attention import KeyBlocks, block_sparse_attention, paged_attention
+from .attention import (
+    KeyBlocks,
+    LinearState,
+    block_sparse_attention,
+    linear_attention,
+    linear_attention_step,
+    paged_attention,
+)
 from .matmul import explain, matmul, tune
 
 __all__ = [
     "Implementation",
     "KeyBlocks",
+    "LinearState",
     "active_expand",
     "active_ffn",
     "active_reduce",
@@ -19,6 +27,8 @@ __all__ = [
     "gated_products",
     "group_conv",
     "implement",
+    "linear_attention",
+    "linear_attention_step",
     "lowering_for",
     "matmul",
     "measure",

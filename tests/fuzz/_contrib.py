@@ -15,6 +15,8 @@ from sparsejax.contrib import (
     bandits,
     dag,
     iso_flop,
+    linear_attention,
+    lora_limits,
     multitask,
     private,
     random_support,
@@ -57,6 +59,9 @@ CONFIG = sj.models.LlamaConfig(
     vocabulary=9, width=8, hidden=8, layers=1, heads=2, key_heads=1, head_size=4
 )
 EVICTING = {"capacity": 9, "window": 4, "kernel": 3, "local": 2, "sinks": 1, "prompt": 0.5}
+HEADS = jax.random.normal(KEY, (4, 2, 3))
+HIDDEN = np.array([True, True, True, False])
+LORA = lora_limits.add_lora(KERNEL, 2, key=KEY)
 TRAJECTORY = activation_sparsity.greedy_allocation(lambda s: float(s.sum()), [1.0, 2.0], step=0.5)
 
 
@@ -182,6 +187,21 @@ ROWS = [
     row(private.privacy_audit, first=np.arange(50.0), second=np.arange(50.0), delta=0.0,
         confidence=0.95),
     row(private.soft_thresholded_ols, X=2 * EYE, y=W, strength=0.1),
+    row(linear_attention.attention_entropy, weights=PROBABILITIES),
+    row(linear_attention.linear_attention_weights, fq=HEADS, fk=HEADS, causal=True, eps=0.1),
+    row(linear_attention.norm_aware, q=HEADS, k=HEADS, map="cos", lam=3.0, tau=0.5, key_power=3.0, sharpness=9.0),
+    row(linear_attention.rotary_angles, positions=SAMPLES[:, :1], size=4, base=100.0),
+    row(linear_attention.rotate, features=HEADS[..., :2], angles=SAMPLES[:4, :1]),
+    row(lora_limits.add_lora, model=KERNEL, rank=2, where="kernel", alpha=4.0, dtype=jnp.float32, key=KEY),
+    row(lora_limits.attention_gradients, x=SAMPLES, wq=EYE, wk=EYE, wv=EYE, target=SAMPLES, method="auto", degree=2,
+        eps=0.1, scale=0.1, center=True, chunk=4),
+    row(lora_limits.attention_norm, q=HEADS, k=HEADS, mask=HIDDEN, scale=0.5, center=True, exact=True, chunk=2),
+    row(lora_limits.degree_for, bound=1.0, eps=0.1),
+    row(lora_limits.merge_lora, model=LORA),
+    row(lora_limits.polynomial_attention, q=HEADS, k=HEADS, v=HEADS, degree=2, method="exact", eps=0.1, mask=HIDDEN,
+        scale=0.5, center=True, chunk=2),
+    row(lora_limits.polynomial_features, x=HEADS, degree=2),
+    row(lora_limits.unmerge_lora, merged=KERNEL, adapted=LORA),
     row(random_support.random_reference, X=SAMPLES, m=1, key=KEY, rtol=1e-6),
     row(random_support.random_support_lasso, X=SAMPLES, y=SAMPLES[:, 0], k=1, key=KEY, m=1,
         strength=0.1, sigma=None, delta=0.25, n_restarts=1, intercept=False, rtol=1e-6,

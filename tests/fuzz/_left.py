@@ -45,6 +45,12 @@ DOCUMENTED = {
     "arrays of any shape, or with any leading axes": {
         "activation_law.tokens": "rank, scalar",
         "input_noise.images": "rank, scalar",
+        "attention_entropy.weights": "rank",
+        "norm_aware.k": "rank",
+        "norm_aware.q": "rank",
+        "polynomial_features.x": "rank",
+        "rotary_angles.positions": "rank",
+        "rotate.features": "rank",
         "cett_mask.z": "rank",
         "count_values.samples": "rank, scalar",
         "input_scores.x": "rank",

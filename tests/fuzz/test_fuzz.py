@@ -24,21 +24,21 @@ WITHOUT = {
         PlannedLeaf ActiveSet ChannelGraph Entries LinearLayer Layout Implementation Counts
         Trajectory Corrected Activity Beams Choice Robustness Routed FactorState AdaptiveFactor
         PerplexitySparsity ActivationLaw DecoderFlops IsoFlopsRow QuestCache ScalingLaw TokenCache
-        Tolerance Context""",
+        Tolerance Context LinearState AttentionState BlockState AttentionGradients""",
     "base classes, without arguments": """
         Matrix SparseArray Pattern Selector NonZero Penalty SparseAttention Activation Loss ReLU
         Gated""",
     "types": "Allocation",
     "pytrees, rebuilt with whatever JAX puts at their leaves": """
-        LowRank Sum Transposed Threshold TopP Masks InputGate ActivationGate NeuronGate FlexPrefill
-        KeyBlocks Stripes SAE AbsTopK AnnealedP AuxK GateAuxiliary GradientTopK JumpReLU L0 L1
-        MatchingPursuit Nested NeuronTopK NormMatching PreActivation Reconstruction TargetL0
+        LowRank Adapter Sum Transposed Threshold TopP Masks InputGate ActivationGate NeuronGate
+        FlexPrefill KeyBlocks Stripes SAE AbsTopK AnnealedP AuxK GateAuxiliary GradientTopK JumpReLU
+        L0 L1 MatchingPursuit Nested NeuronTopK NormMatching PreActivation Reconstruction TargetL0
         TopAFA""",
     "formats, checked where they are multiplied, loaded and made by fromdense": """
         BitmaskArray BlockArray NMArray Skipping TensorCoreArray""",
     "modules, whose arguments flax.nnx checks": """
         DartsCell Bert Llama MobileNet BlockFFN FusedLinears FusedMLP ReLURouter RotatedNorm
-        TopKMLP SparseKernel SparseLinear""",
+        TopKMLP SparseKernel SparseLinear NormAwareAttention NormAwareBlock LoRAKernel""",
     "no arguments": "advice_markdown minilm",
     "registration of the user's own class or function": "linen_compressed",
     "second names": "sr_ste",
