@@ -13,8 +13,10 @@ import sparsejax as sj
 from sparsejax.contrib import (
     activation_sparsity,
     bandits,
+    bayes,
     dag,
     iso_flop,
+    jepa,
     linear_attention,
     lora_limits,
     multitask,
@@ -25,6 +27,7 @@ from sparsejax.contrib import (
     sara,
     search,
     sparse_attention,
+    unlearnable,
     unlearning,
     unmixing,
     update_sparsity,
@@ -39,6 +42,12 @@ NET = bandits.sparse_net(3, 1, 0.5)
 DAG = jnp.array([[0.0, 1.0, 0.0], [0.0, 0.0, 0.5], [0.0, 0.0, 0.0]])
 G = np.array([[0, 1, 0], [0, 0, 1], [0, 0, 0]])
 SAMPLES = jax.random.normal(KEY, (20, 3))
+PICTURES = jax.random.uniform(KEY, (2, 2, 2, 1))
+TOKENS_OF = jnp.ones((3, 4, 1))
+VIT = jepa.PatchEncoder(4, 1, 4, 1, 1, rngs=nnx.Rngs(0))
+GUESS = jepa.Predictor(4, 4, 4, 2, 1, 1, rngs=nnx.Rngs(0))
+BAYES = bayes.BayesLinear(4, 2, rngs=nnx.Rngs(0))
+BPLAN = sj.plan(BAYES, {r"mu$": sj.Unstructured(0.5)})
 MECHANISM = private.moment_mechanism(3, 10, 1.0, 1e-6)
 FAST = {"path": (0.1,), "shifts": (1.0,), "max_steps": (2,), "check_every": 2, "throw": False}
 BOUNDS = {"epsilon": 1.0, "bound_x": 1.0, "bound_y": 1.0}
@@ -133,6 +142,25 @@ ROWS = [
         eps_stat=0.0, max_queries=5, throw=False),
     row(bandits.sparse_net, d=3, s=1, h=0.5, ball=False),
     row(bandits.sphere_net, s=1, h=0.5),
+    row(bayes.GaussianKernel, mu=EYE, sigma=0.1, prior_std=1.0, mask=EYE > 0),
+    row(bayes.BayesLinear, in_features=4, out_features=2, prior_std=1.0, sigma=0.1,
+        mask=np.ones((4, 2), bool), use_bias=True, kernel_init=nnx.initializers.he_normal(),
+        rngs=nnx.Rngs(0)),
+    row(bayes.BayesConv, in_features=1, out_features=2, kernel_size=(3, 3), strides=(1, 1),
+        padding="SAME", prior_std=1.0, sigma=0.1, use_bias=True,
+        kernel_init=nnx.initializers.he_normal(), rngs=nnx.Rngs(0)),
+    *(row(f, mu=W, sigma=W) for f in (bayes.e_abs, bayes.snr, bayes.snr_abs)),
+    row(bayes.e_exp_abs, mu=W, sigma=W, rate=1.0),
+    row(bayes.kl, model=BAYES),
+    row(bayes.draw, model=BAYES, key=KEY),
+    row(bayes.predict, model=BAYES, x=jnp.ones((2, 4)), samples=2, key=KEY),
+    row(bayes.set_masks, model=BAYES, masks={"kernel": {"mu": jnp.ones((4, 2), bool)}}),
+    row(bayes.ssvi, optimizer=SGD, plan=BPLAN, key=KEY, end=10, every=2, drop_fraction=0.3,
+        criterion=bayes.snr, new_sigma=0.1),
+    row(bayes.train_ssvi, model=BAYES, plan=BPLAN, nll=lambda m, b, k: m(b, k).sum(),
+        optimizer=SGD, data=jnp.ones((4, 4)), steps=2, key=KEY, batch_size=2, every=1,
+        drop_fraction=0.3, end_fraction=0.75, criterion=bayes.snr, new_sigma=0.1, kl_scale=0.1,
+        warmup=0.5, chunk=1, **LOOP),
     row(dag.colide, samples=SAMPLES, strength=0.05, equal_variance=True, precomputed=False,
         threshold=0.3, learning_rate=3e-4, scale_floor=0.01, tol=1e-3, **FAST, **LOOP),
     row(dag.dagma, samples=SAMPLES, strength=0.05, precomputed=False, threshold=0.3,
@@ -160,6 +188,21 @@ ROWS = [
     row(iso_flop.Parallel, layer=LAYER, sparsity=0.75, rngs=nnx.Rngs(1)),
     row(iso_flop.Factorized, layer=LAYER, sparsity=0.5, activation=jax.nn.relu, rngs=nnx.Rngs(1)),
     row(iso_flop.Doped, layer=LAYER, sparsity=0.5, rngs=nnx.Rngs(1)),
+    row(jepa.GroupedLinear, latents=3, groups=2, group_dim=2, rngs=nnx.Rngs(0)),
+    row(jepa.Predictor, patches=4, width=4, latents=4, groups=2, layers=1, heads=1,
+        rngs=nnx.Rngs(0)),
+    row(jepa.PatchEncoder, patches=4, patch_dim=1, width=4, layers=1, heads=1, rngs=nnx.Rngs(0)),
+    row(jepa.block_masks, grid=(2, 2), target=(1, 1), targets=1, context=(2, 2), key=KEY),
+    row(jepa.features, encoder=VIT, patches=TOKENS_OF),
+    row(jepa.groups_per_latent, kernel=jnp.ones((2, 3, 2))),
+    row(jepa.jepa_loss, encoder=VIT, target=VIT, predictor=GUESS, patches=TOKENS_OF,
+        blocks=jepa.Blocks(jnp.zeros((3, 1), int), jnp.ones((3, 1, 1), int))),
+    row(jepa.multi_information, covariance=EYE, groups=np.array([0, 0, 1])),
+    row(jepa.patches_of, images=PICTURES, size=1),
+    row(jepa.row_sparsity, kernel=jnp.ones((2, 3, 2))),
+    row(jepa.train_jepa, encoder=VIT, predictor=GUESS, patches=TOKENS_OF, grid=(2, 2),
+        block=(1, 1), steps=1, key=KEY, blocks=1, strength=0.1, learning_rate=0.01,
+        weight_decay=0.1, momentum=0.9, batch_size=2, chunk=1, **LOOP),
     row(multitask.active_mtl, sampler=sampler, target=(jnp.ones((30, 4)), jnp.ones(30)), tasks=2,
         k=1, budget=40, key=KEY, method="l1", n0=10, n_min=0, n_rounds=1, strength=0.1),
     row(multitask.allocate_samples, relevance=W, total=10, power=1.0, n_min=0, costs=jnp.ones(3)),
@@ -269,6 +312,16 @@ ROWS = [
     row(sparse_attention.pair_density, mask=np.eye(3) > 0),
     row(sparse_attention.pareto_front, cost=np.ones(2), value=np.ones(2)),
     row(sparse_attention.tolerable_sparsity, dense=np.ones(3), sparse={0.5: np.ones(3)}, level=0.05),
+    row(unlearnable.masked_step, noise=PICTURES * 0, grads=PICTURES, images=PICTURES, eps=0.1,
+        step=0.01, ratio=0.5, mask=PICTURES > 0.5),
+    row(unlearnable.perturbation_report, noise=PICTURES),
+    row(unlearnable.release, images=PICTURES, noise=PICTURES),
+    row(unlearnable.top_pixel_mask, grads=PICTURES, ratio=0.5),
+    row(unlearnable.unlearnable_noise, params=jnp.ones((4, 2)),
+        logits=lambda p, x: x.reshape(len(x), -1) @ p, images=PICTURES, labels=CLASSES, eps=0.1,
+        step=0.01, ratio=0.5, mask="step", where=PICTURES > 0.5, classwise=False,
+        attack="min-min", optimizer=SGD, inner_steps=1, weight_steps=1, batch_size=2, rounds=1,
+        min_rounds=1, stop=0.1, **LOOP),
     row(unlearning.fisher_diagonal, params=KERNEL, logits=logits, x=jnp.ones((2, 4)), chunk=2),
     row(unlearning.fisher_forgetting, params=KERNEL, masks=KMASK, logits=logits,
         retain=jnp.ones((2, 4)), key=KEY, alpha=1e-7, output="kernel", chunk=2),

@@ -44,6 +44,7 @@ DOCUMENTED = {
     "one number for each round": {"training_flops.sparse": "vector, empty"},
     "arrays of any shape, or with any leading axes": {
         "activation_law.tokens": "rank, scalar",
+        "predict.x": "rank",
         "input_noise.images": "rank, scalar",
         "attention_entropy.weights": "rank",
         "norm_aware.k": "rank",
@@ -86,10 +87,13 @@ DOCUMENTED = {
     "NaN ranks last": {
         "above.scores": "nan in",
         "topk.scores": "nan in",
+        "top_pixel_mask.grads": "nan in",
         "fromdense.w": "nan in",
     },
     "NaN is an entry like others, or is not read": {
         "choose_output_block.w": "nan in",
+        "groups_per_latent.kernel": "nan in",
+        "row_sparsity.kernel": "nan in",
         "explain.x": "nan in",
         "active_expand.w": "nan in",
         "gated_products.x": "nan in",
@@ -125,6 +129,7 @@ DOCUMENTED = {
     },
     "any integers are classes": {
         "few_shot.labels": "-1 in, over",
+        "multi_information.groups": "-1 in, over",
         "activation_locality.segments": "-1 in, over",
     },
     "non-zero entries are edges": {
@@ -144,6 +149,8 @@ DOCUMENTED = {
 PASSED_ON = {
     "the loss reads the data, the parameters or the variables": {
         "train_masked.data": "other names, shapes",
+        "train_ssvi.data": "rank",
+        "unlearnable_noise.params": "dict, rank, scalar",
         "dass.alpha": "dict, rank, scalar",
         "dass.data": "other names, shapes",
         "dass.validation": "other names, shapes",

@@ -24,7 +24,8 @@ WITHOUT = {
         PlannedLeaf ActiveSet ChannelGraph Entries LinearLayer Layout Implementation Counts
         Trajectory Corrected Activity Beams Choice Robustness Routed FactorState AdaptiveFactor
         PerplexitySparsity ActivationLaw DecoderFlops IsoFlopsRow QuestCache ScalingLaw TokenCache
-        Tolerance Context LinearState AttentionState BlockState AttentionGradients""",
+        Tolerance Context LinearState AttentionState BlockState AttentionGradients Unlearnable
+        PerturbationReport SparseJEPA Blocks""",
     "base classes, without arguments": """
         Matrix SparseArray Pattern Selector NonZero Penalty SparseAttention Activation Loss ReLU
         Gated""",

@@ -16,7 +16,17 @@ from flax import nnx
 
 import sparsejax as sj
 from sparsejax import prox, solve
-from sparsejax.contrib import dag, reprogramming, sara, search, unlearning, unmixing
+from sparsejax.contrib import (
+    bayes,
+    dag,
+    jepa,
+    reprogramming,
+    sara,
+    search,
+    unlearnable,
+    unlearning,
+    unmixing,
+)
 
 KEY = jax.random.key(0)
 X = jax.random.normal(jax.random.key(1), (24, 6))
@@ -54,6 +64,10 @@ def layers(seed):
     return nnx.Sequential(*(nnx.Linear(6, 6, rngs=rngs) for _ in range(3)))
 
 
+def bayes_layer():
+    return bayes.BayesLinear(6, 3, rngs=nnx.Rngs(0))
+
+
 def data(x=X):
     return {"x": x, "y": Y}
 
@@ -76,6 +90,14 @@ RUNS = {
             strength=strength, **SMALL, **more
         ),
         ({"x": 2 * X}, {"strength": 1e-2}, {"steps": 7}, {"method": "finetune"}),
+    ),
+    "unlearnable_noise": (
+        lambda eps=0.1, images=IMAGES, **more: unlearnable.unlearnable_noise(
+            jnp.ones((4, 2)) * jnp.array([0.5, -0.5]), lambda p, x: x.reshape(len(x), -1) @ p,
+            images, Y[:16], eps=eps, ratio=0.3, inner_steps=3, weight_steps=2, batch_size=8,
+            rounds=4, stop=0.0, **more
+        ),
+        ({"eps": 0.2}, {"images": IMAGES / 2}),
     ),
     "linear_probe": (
         lambda x=X, **more: reprogramming.linear_probe(
@@ -151,6 +173,23 @@ RUNS = {
             progressive_step=5, learning_rate=0.05, weight_decay=weight_decay, **more
         ),
         ({"weight_decay": 0.2},),
+    ),
+    "train_jepa": (
+        lambda strength=0.3, scale=1.0, **more: jepa.train_jepa(
+            jepa.PatchEncoder(4, 1, 4, 1, 1, rngs=nnx.Rngs(0)),
+            jepa.Predictor(4, 4, 4, 2, 1, 1, rngs=nnx.Rngs(1)),
+            scale * IMAGES.reshape(16, 4, 1), grid=(2, 2), block=(1, 1), steps=5, key=KEY,
+            strength=strength, **SMALL, **more
+        ),
+        ({"strength": 0.1}, {"scale": 2.0}),
+    ),
+    "train_ssvi": (
+        lambda scale=1.0, every=2, sparsity=0.5, **more: bayes.train_ssvi(
+            bayes_layer(), sj.plan(bayes_layer(), {r"mu$": sj.Unstructured(sparsity)}),
+            lambda model, batch, key: jnp.mean(model(batch, key) ** 2), ADAM, scale * X, steps=7,
+            key=KEY, every=every, **SMALL, **more
+        ),
+        ({"scale": 2.0}, {"every": 3}, {"sparsity": 0.75}),
     ),
     "sparsity_sweep": (
         lambda seeds=1, scale=1.0, grid=(0.0, 0.5, 0.75), **more: sj.recipes.sparsity_sweep(
