@@ -56,7 +56,10 @@ def entropy_table():
         found = np.asarray(entropies(kind, q, keys), np.float64)
         found = np.where(np.ptp(found, axis=0) < 1e-5, found[:1], found)  # rounding
         constant = np.ptp(found, axis=0) == 0
-        order = [0.0 if c else spearmanr(norms, e).statistic for c, e in zip(constant, found.T)]
+        order = [
+            0.0 if c else float(np.asarray(spearmanr(norms, e))[0])
+            for c, e in zip(constant, found.T)
+        ]
         monotone[kind] = int((np.diff(found, axis=0) < 0).all(0).sum())
         drops[kind] = float((found[0] - found[-1]).mean())
         rows.append(
