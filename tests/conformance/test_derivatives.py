@@ -54,6 +54,19 @@ def lasso(v):
     return square(solve.lasso(X, v, 0.05, tol=1e-12).value)
 
 
+def attended(x):
+    blocks = sj.kernels.KeyBlocks.from_mask(jnp.tril(jnp.ones((4, 4))) > 0, (2, 2))
+    heads = x[:, None, :]
+    return square(
+        sj.kernels.block_sparse_attention(heads, 2 * heads, heads, blocks, implementation="xla")
+    )
+
+
+def decoded(rows):
+    at = jnp.array([[0, 1], [2, 2]])
+    return square(sj.sae.decode(at, rows[at, 0], rows))
+
+
 # Function of one array, where, and whether it has a forward mode (a `custom_vjp` raises).
 RULES = {
     "_pull": (through(prox.log_sum(0.7, 0.9)), V, True),
@@ -71,6 +84,7 @@ RULES = {
     "_product and _fixed_padding, NM": (product(sj.NM(2, 4)), X[:2, :1].repeat(8, 1), False),
     "_product, Block": (product(sj.Block((2, 2), 0.5)), X[:2, :1].repeat(8, 1), False),
     "_reduce and _expand": (active, V, False),
+    "combined and sampled": (decoded, M, False),
 }  # fmt: skip
 
 
@@ -112,15 +126,34 @@ def test_a_gradient_that_is_not_that_of_its_value():
         jax.jvp(lambda w: sj.masks.straight_through(w, mask, decay=0.1), (w,), (along,))
 
 
+def test_attention_over_lists_has_a_first_derivative_and_no_second():
+    with jax.enable_x64(True):
+        x, along, h = (
+            jnp.asarray(X),
+            jnp.asarray(np.random.default_rng(1).normal(size=X.shape)),
+            1e-5,
+        )
+        slope = (attended(x + h * along) - attended(x - h * along)) / (2 * h)
+        np.testing.assert_allclose(jnp.vdot(jax.grad(attended)(x), along), slope, rtol=1e-4)
+        with pytest.raises(ValueError, match="Reverse-mode differentiation does not work"):
+            jax.grad(lambda x: jnp.vdot(jax.grad(attended)(x), along))(x)
+        with pytest.raises(TypeError, match="custom_vjp"):
+            jax.jvp(attended, (x,), (along,))
+
+
 def test_every_custom_derivative_has_a_row():
-    """`_native` passes on the derivatives of the XLA form, whose rows are above."""
+    """`_native` passes on the derivatives of the XLA form, whose rows are above.
+
+    Derivatives that are not those of the value are tested where their rules are: of JumpReLU in
+    `tests/sae`, of attention by a polynomial in `tests/contrib/lora_limits`.
+    """
     source = Path(sj.__file__).parent
     names = set()
     for path in source.rglob("*.py"):
         if path.name != "_native.py":
             found = re.findall(r"custom_(?:jvp|vjp)\b[^\n]*\ndef (\w+)", path.read_text())
             names |= set(found)
-    rows = " ".join(RULES) + " _pulled"
+    rows = " ".join(RULES) + " _pulled _jump _step _attend _polynomial"
     assert [name for name in sorted(names) if name.lstrip("_") not in rows] == []
 
 
