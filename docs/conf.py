@@ -15,6 +15,7 @@ extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 html_theme = "sphinx_book_theme"
 nb_execution_mode = "off"  # stored with their outputs
 autodoc_typehints = "none"
+napoleon_attr_annotations = False  # shapes such as "*b n" are no emphasis
 default_role = "code"
 exclude_patterns = ["_build", "jupyter_execute"]
 

@@ -45,7 +45,7 @@ def draw(model: nnx.Module, *, key: Key[Array, ""]) -> nnx.Module:
     """Draws a network from the posterior: a copy whose mean weights are a sample.
 
     Args:
-      model: A module with `GaussianKernel`s; it is unchanged.
+      model: A module with weights of class `GaussianKernel`; it is unchanged.
       key: A key from `jax.random.key`.
 
     Returns:
@@ -116,7 +116,7 @@ def set_masks(model: nnx.Module, masks: PyTree) -> nnx.Module:
     """A copy of a model whose Gaussian weights exist on given masks.
 
     Args:
-      model: A module with `GaussianKernel`s; it is unchanged.
+      model: A module with weights of class `GaussianKernel`; it is unchanged.
       masks: A tree of masks of the means, looked up by path (`fc/kernel/mu`), such as
         `sj.get_masks(opt_state)`. Kernels without one keep their mask.
 

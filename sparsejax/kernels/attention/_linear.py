@@ -21,9 +21,9 @@ class LinearState(NamedTuple):
     """All that later tokens read of earlier ones, of a size that does not grow.
 
     Attributes:
-      values: `sum_j fk_j v_j^T`, (*batch, key heads, f, e).
-      keys: `sum_j fk_j`, (*batch, key heads, f).
-      count: Number of tokens, `(*batch,)`.
+      values: `sum_j fk_j v_j^T`, (batch..., key heads, f, e).
+      keys: `sum_j fk_j`, (batch..., key heads, f).
+      count: Number of tokens, (batch...).
     """
 
     values: Float[Array, "*b hk f e"]
