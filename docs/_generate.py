@@ -59,11 +59,10 @@ def gallery(notebooks: list[Path]) -> str:
         title, _, text = "".join(cells[0]["source"]).lstrip("# ").partition("\n")
         sentence = re.split(r"(?<=[.:])\s", " ".join(text.split()), maxsplit=1)[0]
         lines += [f"## [{title}](gallery/{path.name})", "", sentence, ""]
-        for picture in _pictures(cells):
+        if picture := next(_pictures(cells), None):
             (MADE / "gallery" / f"{path.stem}.png").write_bytes(base64.b64decode(picture))
             lines += [f"```{{image}} gallery/{path.stem}.png", f":alt: {title}", ":width: 420px",
                       f":target: gallery/{path.stem}.html", "```", ""]  # fmt: skip
-            break
     hidden = ["```{toctree}", ":hidden:", *(f"gallery/{path.stem}" for path in notebooks), "```"]
     return "\n".join([*lines, *hidden, ""])
 

@@ -18,11 +18,11 @@ from flax import nnx
 from scipy.stats import spearmanr
 from sklearn.datasets import load_digits
 
-import sparsejax as sj
 from benchmarks._report import save, table_of
 from sparsejax.contrib.linear_attention import (
     NormAwareAttention,
     attention_entropy,
+    linear_attention,
     linear_attention_weights,
     norm_aware,
 )
@@ -88,7 +88,7 @@ def exponent(lengths, times):
 def time_table(lengths, repeats):
     def linear(causal, q, k, v):
         fq, fk = norm_aware(q, k)
-        return sj.kernels.linear_attention(fq, fk, v, causal=causal)
+        return linear_attention(fq, fk, v, causal=causal)
 
     forms = {
         "softmax": jax.nn.dot_product_attention,
@@ -140,7 +140,7 @@ class Pixels(nnx.Module):
         if self.kind == "softmax":
             y = jax.nn.dot_product_attention(q, k, v)
         else:
-            y = sj.kernels.linear_attention(jax.nn.relu(q), jax.nn.relu(k), v)
+            y = linear_attention(jax.nn.relu(q), jax.nn.relu(k), v)
         return y.reshape(x.shape)
 
     def __call__(self, images):

@@ -1,6 +1,7 @@
 """All checks of arguments: one function for each kind of argument."""
 
 from ._annotations import checked
+from ._attention import check_heads
 from ._data import (
     check_finite,
     check_matrix_and_target,
@@ -55,6 +56,7 @@ __all__ = [
     "check_count",
     "check_finite",
     "check_fraction",
+    "check_heads",
     "check_key",
     "check_masks",
     "check_matrix_and_target",

@@ -6,10 +6,7 @@ from ._tuning import measure
 from .active import active_expand, active_ffn, active_reduce, gated_mlp, gated_products
 from .attention import (
     KeyBlocks,
-    LinearState,
     block_sparse_attention,
-    linear_attention,
-    linear_attention_step,
     paged_attention,
 )
 from .matmul import explain, matmul, tune
@@ -17,7 +14,6 @@ from .matmul import explain, matmul, tune
 __all__ = [
     "Implementation",
     "KeyBlocks",
-    "LinearState",
     "active_expand",
     "active_ffn",
     "active_reduce",
@@ -27,8 +23,6 @@ __all__ = [
     "gated_products",
     "group_conv",
     "implement",
-    "linear_attention",
-    "linear_attention_step",
     "lowering_for",
     "matmul",
     "measure",

@@ -155,6 +155,7 @@ def steer(
 
 
 def checked_latents(what: str, latents: Any, params: Weights) -> np.ndarray:
+    """Indices of latents as an array; raises unless each is one of the autoencoder's."""
     index, h = np.asarray(latents), params["W_dec"].shape[0]
     if index.ndim != 1 or index.dtype.kind not in "iu" or not index.size:
         raise ValueError(f"{what} must be integers, got {latents!r:.80}.")

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 from .._arguments import check_strength, checked, known, matrix_and_target, path_strengths
 from .._arrays import Units, wide_dtype
 from .._solution import Result, Solution, code, finish, refuse_infinite
-from . import _native
+from . import _lasso_native
 from ._duality import (
     Problem,
     balanced,
@@ -130,7 +130,7 @@ def lasso(
 
 
 def _runs_native(implementation: str | None) -> bool:
-    why = None if implementation == "xla" else _native.problem_with_compiling()
+    why = None if implementation == "xla" else _lasso_native.problem_with_compiling()
     if implementation == "native" and why is not None:
         raise NotImplementedError(f'lasso: implementation="native" does not run here: {why}')
     return implementation != "xla" and why is None
@@ -155,7 +155,7 @@ def _solve(
         return _rounds(pb, w, norms, movable, scale, tol, m, max_steps, positive)
 
     def in_cpp(w: Array) -> Any:
-        w, gap, counts = _native.solve(pb, w, norms, tol, max_steps, positive)
+        w, gap, counts = _lasso_native.solve(pb, w, norms, tol, max_steps, positive)
         outer, rounds, support, ended = counts
         result = jnp.where(support > m, Result.WORKING_SET, ended)
         seen = jnp.isfinite(jnp.sum(norms)) & jnp.isfinite(scale)  # C++ leaves out other columns

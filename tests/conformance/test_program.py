@@ -1,5 +1,7 @@
 """The program of the README, for every framework: plan, prune while training, report, compress."""
 
+import pathlib
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,8 @@ import pytest
 from flax import linen, nnx
 
 import sparsejax as sj
+
+from .. import readme_program
 
 RULES = {
     r"query/(kernel|weight)$": sj.NM(2, 4),
@@ -125,3 +129,8 @@ def test_nnx():
     assert losses[-1] < losses[0]
     masks = sj.get_masks(optimizer.opt_state)
     check(model, plan, masks, lambda m, x: m(x))
+
+
+@pytest.mark.slow
+def test_the_program_of_the_readme_runs_as_written():
+    readme_program.main(str(pathlib.Path(__file__).parents[2] / "README.md"))

@@ -33,10 +33,11 @@ from sparsejax.contrib import (
     update_sparsity,
 )
 
-from ._core import GRAPH, KEY, LAYER, LLAMA, M, P
+from ._core import GRAPH, KEY, LAYER, LLAMA, TOKENS, M, P
 from ._training import DATA, LOOP, SGD, loss
 from ._values import row
 
+LINEAR = linear_attention.linear_attention_step(TOKENS, TOKENS, TOKENS)[1]
 EYE, W = jnp.eye(3), jnp.array([0.1, 0.0, 1.0])
 NET = bandits.sparse_net(3, 1, 0.5)
 DAG = jnp.array([[0.0, 1.0, 0.0], [0.0, 0.0, 0.5], [0.0, 0.0, 0.0]])
@@ -231,6 +232,10 @@ ROWS = [
         confidence=0.95),
     row(private.soft_thresholded_ols, X=2 * EYE, y=W, strength=0.1),
     row(linear_attention.attention_entropy, weights=PROBABILITIES),
+    row(linear_attention.linear_attention, fq=TOKENS, fk=TOKENS, v=TOKENS, mask=np.array([True, True, True, False]), causal=True,
+        rotated=(TOKENS, TOKENS), eps=0.1, chunk=2),
+    row(linear_attention.linear_attention_step, fq=TOKENS, fk=TOKENS, v=TOKENS, state=LINEAR, rotated=(TOKENS, TOKENS), eps=0.1,
+        chunk=2),
     row(linear_attention.linear_attention_weights, fq=HEADS, fk=HEADS, causal=True, eps=0.1),
     row(linear_attention.norm_aware, q=HEADS, k=HEADS, map="cos", lam=3.0, tau=0.5, key_power=3.0, sharpness=9.0),
     row(linear_attention.rotary_angles, positions=SAMPLES[:, :1], size=4, base=100.0),

@@ -27,7 +27,6 @@ BLOCK = formats.BlockArray.fromdense(jnp.eye(8), (4, 4))
 LAYER = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
 NORM = nnx.BatchNorm(4, rngs=nnx.Rngs(0))
 TOKENS = jax.random.normal(KEY, (4, 2, 3))
-LINEAR = sj.kernels.linear_attention_step(TOKENS, TOKENS, TOKENS)[1]
 KEYS = kernels.KeyBlocks.from_mask(np.eye(2) > 0, (2, 2))
 PAGES = kernels.KeyBlocks(jnp.zeros((2, 1, 1), int), jnp.ones((2, 1), int), (1, 2))
 LLAMA = models.Llama(
@@ -171,10 +170,6 @@ ROWS = [
         sinks=1, scale=0.5, implementation="xla"),
     row(kernels.paged_attention, {"length": "scalar"}, q=TOKENS[0], keys=TOKENS, values=TOKENS, pages=PAGES, length=np.array(3),
         scale=0.5, implementation="xla"),
-    row(kernels.linear_attention, fq=TOKENS, fk=TOKENS, v=TOKENS, mask=np.array([True, True, True, False]), causal=True,
-        rotated=(TOKENS, TOKENS), eps=0.1, chunk=2),
-    row(kernels.linear_attention_step, fq=TOKENS, fk=TOKENS, v=TOKENS, state=LINEAR, rotated=(TOKENS, TOKENS), eps=0.1,
-        chunk=2),
     row(kernels.explain, x=X, w=NM, implementation=None),
     row(kernels.group_conv, x=jnp.ones((1, 2, 4, 4)), w=formats.BlockArray.fromdense(
         jnp.ones((8, 4)), (4, 4)), window=(2, 2), strides=(1, 1), padding="SAME"),

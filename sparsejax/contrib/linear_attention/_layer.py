@@ -9,8 +9,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Shaped
 
 from ..._arguments import check_count
-from ...kernels import LinearState, linear_attention, linear_attention_step
 from ._features import norm_aware
+from ._products import LinearState, linear_attention, linear_attention_step
 from ._rotary import rotary_angles, rotate
 
 

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Shaped
 
 from ..._arguments import checked
 from ..._arrays import wide_dtype
-from ...kernels import linear_attention
+from ._products import linear_attention
 
 
 @checked(eps="[0, inf)")

@@ -21,7 +21,7 @@ from .._table import Implementation
 
 SOURCE = pathlib.Path(__file__).with_name("active.cc")
 GATED = SOURCE.with_name("gated.cc")
-HEADERS = (SOURCE.parents[1] / "native.h", SOURCE.with_name("rows.h"))
+HEADERS = (SOURCE.parents[2] / "native.h", SOURCE.with_name("rows.h"))
 CALLS = (
     ("sparsejax_active_reduce", "SparsejaxActiveReduce"),
     ("sparsejax_active_expand", "SparsejaxActiveExpand"),

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
-from ..._arguments import checked
+from ..._arguments import check_heads, checked
 from .._table import attempt, platform_of, requested
 from . import _xla
 from ._lists import KeyBlocks, broadcast_lists, check_lists
@@ -146,19 +146,3 @@ def _attend_backward(names, block, rule, platform, saved, dy):
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
-
-
-def check_heads(what: str, **arrays: Array) -> None:
-    """Raises unless queries, keys and values hold floats and the heads are multiples."""
-    for name, x in arrays.items():
-        if not jnp.issubdtype(x.dtype, jnp.floating):
-            raise TypeError(
-                f"{what}: {name} must hold floats, got {x.dtype} of shape {x.shape}; write "
-                f"{name}.astype(jnp.float32)."
-            )
-    q, k, _ = arrays.values()
-    if not k.shape[-2] or q.shape[-2] % k.shape[-2]:
-        raise ValueError(
-            f"{what}: q {q.shape} must have a multiple of the heads of the keys {k.shape}; heads "
-            "are the axis before the last."
-        )

@@ -9,9 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
-from ..._arguments import checked
+from ..._arguments import check_heads, checked
 from .._table import attempt, platform_of, requested
-from ._api import check_heads
 from ._dense import masked
 from ._lists import KeyBlocks, check_lists
 

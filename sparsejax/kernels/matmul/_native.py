@@ -22,7 +22,7 @@ from .._finish import How, finish
 from .._table import Implementation, get
 
 SOURCE = pathlib.Path(__file__).with_name("native.cc")
-HEADERS = (SOURCE.parents[1] / "native.h",)
+HEADERS = (SOURCE.parents[2] / "native.h",)
 CALLS = (
     ("sparsejax_block_product", "SparsejaxBlockProduct"),
     ("sparsejax_block_transposed", "SparsejaxBlockTransposed"),

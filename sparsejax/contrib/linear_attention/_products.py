@@ -10,9 +10,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from ..._arguments import checked
+from ..._arguments import check_heads, checked
 from ..._arrays import wide_dtype
-from ._api import check_heads
 
 Features = Shaped[Array | np.ndarray, "..."]
 
@@ -73,11 +72,12 @@ def linear_attention(
       Attention, 2020 (arXiv 2006.16236).
 
     Example:
-      >>> import jax.numpy as jnp, sparsejax as sj
+      >>> import jax.numpy as jnp
+      >>> from sparsejax.contrib import linear_attention
       >>> ones, v = jnp.ones((4, 1, 2)), jnp.arange(4.0)[:, None, None]
-      >>> sj.kernels.linear_attention(ones, ones, v, eps=0.0)[:, 0, 0].tolist()
+      >>> linear_attention.linear_attention(ones, ones, v, eps=0.0)[:, 0, 0].tolist()
       [1.5, 1.5, 1.5, 1.5]
-      >>> sj.kernels.linear_attention(ones, ones, v, eps=0.0, causal=True)[:, 0, 0].tolist()
+      >>> linear_attention.linear_attention(ones, ones, v, eps=0.0, causal=True)[:, 0, 0].tolist()
       [0.0, 0.5, 1.0, 1.5]
     """
     parts = _parts("linear_attention", fq, fk, v, rotated)
@@ -129,10 +129,11 @@ def linear_attention_step(
       Katharopoulos et al., 2020 (arXiv 2006.16236).
 
     Example:
-      >>> import jax.numpy as jnp, sparsejax as sj
+      >>> import jax.numpy as jnp
+      >>> from sparsejax.contrib import linear_attention
       >>> one = jnp.ones((1, 1, 2))
-      >>> y, state = sj.kernels.linear_attention_step(one, one, 0 * one, eps=0.0)
-      >>> y, state = sj.kernels.linear_attention_step(one, one, one, state, eps=0.0)
+      >>> y, state = linear_attention.linear_attention_step(one, one, 0 * one, eps=0.0)
+      >>> y, state = linear_attention.linear_attention_step(one, one, one, state, eps=0.0)
       >>> y.tolist(), state.count.item()
       ([[[0.5, 0.5]]], 2)
     """

@@ -13,8 +13,11 @@ from .._compile import compiled
 from .._files import cache_file
 from ._duality import Problem
 
-SOURCE = pathlib.Path(__file__).with_name("batch.cc")
-HEADERS = tuple(SOURCE.with_name(f"{name}.h") for name in ("coordinate", "designs", "steps"))
+SOURCE = pathlib.Path(__file__).with_name("lasso_batch.cc")
+HEADERS = (
+    *(SOURCE.with_name(f"{name}.h") for name in ("coordinate", "designs", "steps")),
+    SOURCE.parents[1] / "native.h",
+)
 SYMBOLS = {"float32": "SparsejaxLassoFloat", "float64": "SparsejaxLassoDouble"}
 CALLS = tuple((f"sparsejax_lasso_{dtype}", symbol) for dtype, symbol in SYMBOLS.items())
 

@@ -1,4 +1,4 @@
-// Vectors of float32 and tasks on XLA's threads, shared by the products in C++.
+// Vectors of float32 and tasks on XLA's threads, shared by the calls in C++.
 
 #ifndef SPARSEJAX_NATIVE_H_
 #define SPARSEJAX_NATIVE_H_

@@ -1,14 +1,7 @@
-// The Lasso within XLA's programs: a batch of problems in one call, on several threads.
-
-#include <atomic>
-#include <cstdint>
-#include <thread>
-#include <vector>
+// The Lasso within XLA's programs: a batch of problems in one call, on XLA's threads.
 
 #include "coordinate.h"
-#include "xla/ffi/api/ffi.h"
-
-namespace ffi = xla::ffi;
+#include "native.h"
 
 namespace {
 
@@ -26,31 +19,17 @@ template <class Buffer> auto part(const Buffer& x, const std::vector<int64_t>& b
   return x.typed_data() + at * own;
 }
 
-// Runs work(i) for i < count on as many threads as there are processors.
-template <class Work> void spread(int64_t count, const Work& work) {
-  if (count == 0) return;
-  std::atomic<int64_t> next{0};
-  auto run = [&] {
-    for (int64_t i; (i = next.fetch_add(1)) < count;) work(i);
-  };
-  const int64_t processors = std::max<int64_t>(1, std::thread::hardware_concurrency());
-  std::vector<std::thread> others(std::min(count, processors) - 1);
-  for (std::thread& thread : others) thread = std::thread(run);
-  run();
-  for (std::thread& thread : others) thread.join();
-}
-
 // w and the gap; counts: working sets, rounds, size of the support, 0 or why it ended before.
 template <class T, ffi::DataType D>
-ffi::Error solve_batch(Array<D> X, Array<D> y, Array<D> thresholds, Array<D> l2, Array<D> tol,
-                       Array<D> norms, Array<D> w0, Result<D> w, Result<D> gap,
-                       Result<ffi::S32> counts, int64_t max_steps, bool positive) {
+ffi::Error solve_batch(ffi::ThreadPool pool, Array<D> X, Array<D> y, Array<D> thresholds,
+                       Array<D> l2, Array<D> tol, Array<D> norms, Array<D> w0, Result<D> w,
+                       Result<D> gap, Result<ffi::S32> counts, int64_t max_steps, bool positive) {
   const auto shape = gap->dimensions();
   const std::vector<int64_t> batch(shape.begin(), shape.end());
   const auto dims = X.dimensions();
   if (dims.size() != batch.size() + 2) return ffi::Error::InvalidArgument("lasso: shapes");
   const Index n = dims[batch.size()], p = dims[batch.size() + 1];
-  spread(gap->element_count(), [&](int64_t t) {
+  Parallel(pool, gap->element_count(), [&](int64_t t) {
     T* own = w->typed_data() + t * p;
     std::copy_n(part(w0, batch, t), p, own);
     const T* bounds = part(thresholds, batch, t);
@@ -75,6 +54,7 @@ ffi::Error solve_batch(Array<D> X, Array<D> y, Array<D> thresholds, Array<D> l2,
 #define DEFINE(T, D, NAME)                                                                   \
   XLA_FFI_DEFINE_HANDLER_SYMBOL(NAME, (solve_batch<T, ffi::D>),                              \
                                 ffi::Ffi::Bind()                                             \
+                                    .Ctx<ffi::ThreadPool>()                                  \
                                     .Arg<Array<ffi::D>>()                                    \
                                     .Arg<Array<ffi::D>>()                                    \
                                     .Arg<Array<ffi::D>>()                                    \

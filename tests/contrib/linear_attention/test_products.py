@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import sparsejax as sj
+from sparsejax.contrib import linear_attention
 
 RNG = np.random.default_rng(0)
 
@@ -49,7 +49,7 @@ def test_against_all_weights(n, heads, causal):
         for more in cases:
             want = dense(fq, fk, v, causal=causal, eps=eps, **more)
             for chunk in (4, 8, 128):
-                got = sj.kernels.linear_attention(
+                got = linear_attention.linear_attention(
                     fq, fk, v, causal=causal, chunk=chunk, eps=eps, **more
                 )
                 np.testing.assert_allclose(got, want, rtol=1e-4, atol=2e-5)
@@ -59,25 +59,25 @@ def test_against_all_weights(n, heads, causal):
 def test_shapes():
     fq, fk, v = case(5, m=9, b=())
     np.testing.assert_allclose(
-        sj.kernels.linear_attention(fq, fk, v), dense(fq, fk, v), rtol=1e-5, atol=1e-5
+        linear_attention.linear_attention(fq, fk, v), dense(fq, fk, v), rtol=1e-5, atol=1e-5
     )
     fq, fk, v = case(5, b=(2, 3))
     np.testing.assert_allclose(
-        sj.kernels.linear_attention(fq, fk, v, causal=True), dense(fq, fk, v, causal=True),
+        linear_attention.linear_attention(fq, fk, v, causal=True), dense(fq, fk, v, causal=True),
         rtol=1e-5, atol=1e-5,
     )  # fmt: skip
     for causal in (False, True):
-        assert sj.kernels.linear_attention(*case(0), causal=causal).shape == (2, 0, 4, 3)
-    assert not np.asarray(sj.kernels.linear_attention(*case(3, m=0))).any()
+        assert linear_attention.linear_attention(*case(0), causal=causal).shape == (2, 0, 4, 3)
+    assert not np.asarray(linear_attention.linear_attention(*case(3, m=0))).any()
 
 
 def test_padding_may_hold_anything():
     fq, fk, v = case(6)
     mask = jnp.arange(6) < jnp.array([[4], [0]])
     for causal in (False, True):
-        want = sj.kernels.linear_attention(fq, fk, v, mask=mask, causal=causal)
+        want = linear_attention.linear_attention(fq, fk, v, mask=mask, causal=causal)
         odd = [jnp.where(mask[..., None, None], x, jnp.nan) for x in (fk, v)]
-        got = sj.kernels.linear_attention(fq, *odd, mask=mask, causal=causal)
+        got = linear_attention.linear_attention(fq, *odd, mask=mask, causal=causal)
         np.testing.assert_array_equal(got, want)
         assert not np.asarray(got)[1].any()
 
@@ -85,8 +85,8 @@ def test_padding_may_hold_anything():
 @pytest.mark.parametrize("b", [(), (2,), (2, 3)])
 def test_steps_are_the_whole(b):
     fq, fk, v = case(12, b=b)
-    whole, parts, state = sj.kernels.linear_attention(fq, fk, v, causal=True), [], None
-    step = jax.jit(lambda *args: sj.kernels.linear_attention_step(*args, chunk=4))
+    whole, parts, state = linear_attention.linear_attention(fq, fk, v, causal=True), [], None
+    step = jax.jit(lambda *args: linear_attention.linear_attention_step(*args, chunk=4))
     for first, last in [(0, 7), (7, 8), (8, 9), (9, 12)]:
         at = (..., slice(first, last), slice(None), slice(None))
         y, state = step(fq[at], fk[at], v[at], state)
@@ -100,7 +100,7 @@ def test_steps_are_the_whole(b):
 def test_low_precision():
     fq, fk, v = case(40, dtype=jnp.bfloat16)
     for causal in (False, True):
-        got = sj.kernels.linear_attention(fq, fk, v, causal=causal)
+        got = linear_attention.linear_attention(fq, fk, v, causal=causal)
         assert got.dtype == jnp.bfloat16
         want = dense(*(np.asarray(x, np.float64) for x in (fq, fk, v)), causal=causal)
         np.testing.assert_allclose(np.asarray(got, np.float64), want, rtol=8e-3, atol=8e-3)
@@ -115,7 +115,7 @@ def test_gradients():
         ),
         jnp.repeat(v, 2, 2),
     )
-    chunked = lambda *args: sj.kernels.linear_attention(*args, causal=True, chunk=4)  # noqa: E731
+    chunked = lambda *args: linear_attention.linear_attention(*args, causal=True, chunk=4)  # noqa: E731
     grads = [
         jax.grad(lambda *args, f=f: jnp.sum(jnp.sin(f(*args))), (0, 1, 2))(*args)
         for f in (plain, chunked)
@@ -127,7 +127,7 @@ def test_gradients():
 def test_memory_is_linear():
     def peak(n):
         args = [jax.ShapeDtypeStruct((n, 1, f), jnp.float32) for f in (16, 16, 8)]
-        run = jax.jit(lambda *args: sj.kernels.linear_attention(*args, causal=True))
+        run = jax.jit(lambda *args: linear_attention.linear_attention(*args, causal=True))
         found: Any = run.lower(*args).compile().memory_analysis()
         return found.temp_size_in_bytes
 
@@ -136,7 +136,7 @@ def test_memory_is_linear():
 
 def test_mistakes():
     fq, fk, v = case(5)
-    call = sj.kernels.linear_attention
+    call = linear_attention.linear_attention
     with pytest.raises(ValueError, match="causal=True needs as many keys"):
         call(fq, fk[:, :3], v[:, :3], causal=True)
     with pytest.raises(ValueError, match="a multiple of the heads"):
@@ -145,6 +145,6 @@ def test_mistakes():
         call(fq, fk, v, rotated=(fq, fk[:1]))
     with pytest.raises(TypeError, match="fq must hold floats"):
         call(jnp.ones((5, 4, 6), int), fk[0], v[0])
-    _, state = sj.kernels.linear_attention_step(fq, fk, v)
+    _, state = linear_attention.linear_attention_step(fq, fk, v)
     with pytest.raises(ValueError, match="linear_attention_step: state must hold the shapes"):
-        sj.kernels.linear_attention_step(fq[:1], fk[:1], v[:1], state)
+        linear_attention.linear_attention_step(fq[:1], fk[:1], v[:1], state)
