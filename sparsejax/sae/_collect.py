@@ -22,7 +22,8 @@ def collect(
     *,
     keep: Callable[[Any], Any] | None = None,
     call: Call | None = None,
-) -> Iterator[np.ndarray]:
+    transcoder: bool = False,
+) -> Iterator[Any]:
     """The activations at one place of a model, one array `(tokens, d)` for each batch.
 
     The output of a module, the first one if it returns a tuple, as decoder layers do.
@@ -34,6 +35,8 @@ def collect(
       batches: Inputs of the model; a tuple holds several.
       keep: Function of a batch that returns the mask of its tokens, without padding; None for all.
       call: As for `sj.nn.record`.
+      transcoder: Whether to give dicts of `x`, the first input of the module, and `target`, its
+        output: the data of a transcoder.
 
     Raises:
       ValueError: If several modules match.
@@ -46,23 +49,27 @@ def collect(
       >>> [x.shape for x in sj.sae.collect(model, "layers/0$", batches)]
       [(10, 3), (10, 3)]
     """
-    run = jax.jit(lambda *inputs: site(model, where, *inputs, call=call))
+    pair = lambda inputs, y: {"x": first(inputs[0]), "target": first(y)}  # noqa: E731
+    reduce = pair if transcoder else lambda inputs, y: first(y)
+    run = jax.jit(lambda *inputs: site(model, where, *inputs, call=call, reduce=reduce))
     for batch in batches:
-        y = np.asarray(run(*(batch if isinstance(batch, tuple) else (batch,))))
-        rows = y.reshape(-1, y.shape[-1])
-        yield rows if keep is None else rows[np.asarray(keep(batch)).ravel()]
+        found = run(*(batch if isinstance(batch, tuple) else (batch,)))
+        kept = slice(None) if keep is None else np.asarray(keep(batch)).ravel()
+        yield jax.tree.map(lambda y: np.asarray(y).reshape(-1, y.shape[-1])[kept], found)  # noqa: B023
 
 
-def site(model: Any, where: str, *inputs: Any, call: Call | None = None) -> Array:
-    """The output of the one module that matches."""
-    _, values = record(model, where, *inputs, call=call)
+def site(
+    model: Any, where: str, *inputs: Any, call: Call | None = None,
+    reduce: Callable[[tuple[Any, ...], Any], Any] = lambda inputs, y: first(y),
+) -> Any:  # fmt: skip
+    """The output of the one module that matches, or another value of it."""
+    _, values = record(model, where, *inputs, call=call, reduce=reduce)
     if len(values) > 1:
         raise ValueError(
             f"sae: where={where!r} must match one module, got {', '.join(values)}; end the "
             "expression with $."
         )
-    (value,) = values.values()
-    return first(value)
+    return next(iter(values.values()))
 
 
 def first(y: Any) -> Array:

@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Shaped
 
 from .._arguments import checked
-from ._norms import row_norms
+from ._norms import normalized, row_norms
 from ._sae import Weights
 
 Matrix = Shaped[Array | np.ndarray, "h d"]
@@ -41,7 +41,7 @@ def coherence(W_dec: Matrix, *, block: int = 1024) -> Float[Array, ""]:
 @partial(jax.jit, static_argnums=(2, 3))
 def _largest(rows: Array, others: Array, block: int, signless: bool) -> Array:
     """The largest cosine of each row with the others; with itself left out if `signless`."""
-    rows, others = _unit(rows), _unit(others)
+    rows, others = normalized(rows), normalized(others)
     count = -(-len(rows) // block)
     padded = jnp.pad(rows, ((0, count * block - len(rows)), (0, 0)))
 
@@ -54,11 +54,6 @@ def _largest(rows: Array, others: Array, block: int, signless: bool) -> Array:
         return jnp.max(jnp.where(itself, 0, jnp.abs(cosine)), axis=-1)
 
     return lax.map(of, jnp.arange(count)).ravel()[: len(rows)]
-
-
-def _unit(rows: Array) -> Array:
-    norms = row_norms(rows)[:, None]
-    return rows.astype(norms.dtype) / jnp.where(norms > 0, norms, 1)
 
 
 @checked(block="[1, inf)")
@@ -104,7 +99,7 @@ def weight_statistics(params: Weights) -> dict[str, Array]:
     encoder = jnp.asarray(params["W_enc"]).T if "W_enc" in params else decoder
     found = {"decoder_norm": row_norms(decoder), "encoder_norm": row_norms(encoder)}
     if encoder.shape == decoder.shape:
-        found["cosine"] = jnp.sum(_unit(encoder) * _unit(decoder), axis=-1)
+        found["cosine"] = jnp.sum(normalized(encoder) * normalized(decoder), axis=-1)
     names = ("b_enc", "b_gate", "b_mag", "threshold")
     return found | {name: jnp.asarray(params[name]) for name in names if name in params}
 

@@ -22,7 +22,7 @@ def splice(model: Any, where: str, sae: SAE, params: Weights, *, error: bool = F
     Args:
       model: As for `sj.nn.replace`.
       where: Regular expression over the paths of modules.
-      sae: The autoencoder; a transcoder reads the input of the module.
+      sae: The autoencoder; a transcoder reads the first input of the module.
       params: Its parameters.
       error: Whether to add the error `x - xhat` without gradient, so that the output is unchanged
         and gradients pass through the autoencoder.
@@ -42,19 +42,25 @@ def splice(model: Any, where: str, sae: SAE, params: Weights, *, error: bool = F
       True
     """
 
-    def reconstructed(path, call, x, *args, **kwargs):
-        whole = call(x, *args, **kwargs)
+    def reconstructed(path, call, *args, **kwargs):
+        whole = call(*args, **kwargs)
         y = first(whole)
-        z = sae(params, y if sae.center else _input_of(sae, params, x, y)).astype(y.dtype)
+        z = sae(params, read_by(sae, args, y)).astype(y.dtype)
         return with_first(whole, z + lax.stop_gradient(y - z) if error else z)
 
     return replace(model, {where: reconstructed})
 
 
-def _input_of(sae: SAE, params: Weights, x: Array, y: Array) -> Array:
-    """The input of a transcoder; an autoencoder that is only not centred reads the output."""
-    transcoder = "W_skip" in params or params["W_dec"].shape[1] != params["W_enc"].shape[0]
-    return x if transcoder else y
+def read_by(sae: SAE, inputs: tuple[Any, ...], output: Array) -> Array:
+    """What an autoencoder reads at a module: its output; a transcoder its first input."""
+    if not sae.transcoder:
+        return output
+    if not inputs:
+        raise ValueError(
+            "splice: a transcoder reads the first positional input of the module, which is called "
+            "with keyword arguments only; choose another module."
+        )
+    return first(inputs[0])
 
 
 @checked(value="(-inf, inf)")
@@ -97,9 +103,9 @@ def ablate(
 
     def ablated(path, call, *args, **kwargs):
         whole = call(*args, **kwargs)
-        y = first(whole)
-        moved = (value - sae.encode(params, y)[..., index]) @ sae.rows(params)[index]
-        return with_first(whole, y + (moved * sae.units(y).back).astype(y.dtype))
+        y, x = first(whole), read_by(sae, args, first(whole))
+        moved = (value - sae.encode(params, x)[..., index]) @ sae.rows(params)[index]
+        return with_first(whole, y + (moved * sae.units(x).back).astype(y.dtype))
 
     return replace(model, {where: ablated})
 

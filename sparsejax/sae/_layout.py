@@ -100,7 +100,7 @@ def to_configuration(sae: SAE, params: Mapping[str, Any], metadata: Configuratio
     found = _written(sae.activation)
     h, out = params["W_dec"].shape
     width = params["W_enc"].shape[0] if "W_enc" in params else out
-    if out != width or "W_skip" in params:
+    if sae.transcoder:
         found |= {"architecture": _transcoder(found["architecture"], "W_skip" in params)}
         found |= {"d_out": out}
     if found["architecture"] in ("topk", "abstopk"):
@@ -185,7 +185,8 @@ def from_configuration(
         params["b_dec"] = jnp.zeros_like(params["b_dec"])
     rescale = architecture in ("topk", "abstopk") and cfg.get("rescale_acts_by_decoder_norm", False)
     sae = SAE(
-        read(cfg, width), normalize=normalize, center=center, rescale=bool(rescale)
+        read(cfg, width), normalize=normalize, center=center, transcoder=transcoder,
+        rescale=bool(rescale),
     )  # fmt: skip
     metadata = cfg.get("metadata") or {}
     return sae, params, dict(metadata)

@@ -13,3 +13,9 @@ def row_norms(W_dec: Any) -> Array:
     square = jnp.sum(jnp.square(W_dec.astype(wide_dtype(W_dec))), axis=-1)
     zero = square == 0  # not NaN
     return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, square)))
+
+
+def normalized(rows: Any) -> Array:
+    """The rows with norm 1, at least float32; zero rows stay."""
+    norms = row_norms(rows)[:, None]
+    return rows.astype(norms.dtype) / jnp.where(norms > 0, norms, 1)

@@ -24,17 +24,27 @@ class Pass:
       context: The centred input, the gradient and the state.
       codes: The features, `Dense` or `Sparse`.
       reconstruction: `(n, d)`.
-      target: `(n, d)`, the normalised input or the target of a transcoder.
+      target: `(n, d)`, the normalised input, or the given target, which a transcoder needs.
       units: The units of the samples.
     """
 
     def __init__(
         self, sae: "SAE", context: Context, codes: Dense | Sparse, reconstruction: Array,
-        target: Array, units: Units,
+        target: Array | None, units: Units,
     ):  # fmt: skip
         self.sae, self.context, self.codes = sae, context, codes
-        self.reconstruction, self.target, self.units = reconstruction, target, units
+        self.reconstruction, self._target, self.units = reconstruction, target, units
         self.params = context.params
+
+    @property
+    def target(self) -> Array:
+        """What is reconstructed."""
+        if self._target is None:
+            raise ValueError(
+                "SAE: a transcoder needs the target of each sample, the output of the module: pass "
+                'a dict of arrays, {"x": inputs, "target": outputs}.'
+            )
+        return self._target
 
     def dense(self) -> Array:
         """All features, `(n, h)`."""

@@ -11,7 +11,7 @@ from jaxtyping import Array, Key, Shaped
 
 from .._arguments import check_not_nan, checked
 from .._steady import reset_moments
-from ._norms import row_norms
+from ._norms import normalized, row_norms
 from ._sae import SAE
 from ._train import Trained, whole_optimizer
 
@@ -24,6 +24,7 @@ def resample(
     x: Shaped[Array | np.ndarray, "n d"],
     *,
     key: Key[Array, ""],
+    target: Shaped[Array | np.ndarray, "n e"] | None = None,
     dead_after: int = 12_500,
     scale: float = 0.2,
 ) -> Trained:
@@ -39,6 +40,7 @@ def resample(
       carry: From `train_step` or `train`.
       x: Inputs.
       key: A key made by `jax.random.key`.
+      target: The targets of a transcoder; its decoder rows become those minus the decoder bias.
       dead_after: Steps without activity after which a latent is dead.
       scale: Size of the new encoder columns.
 
@@ -57,24 +59,24 @@ def resample(
       >>> carry.params["b_enc"].tolist()
       [0.0, 0.0, 0.0, 0.0]
     """
-    check_not_nan("resample", x=x)
-    return _resampled(sae, optimizer, carry, jnp.asarray(x), key, dead_after, scale)
+    check_not_nan("resample", x=x, **({} if target is None else {"target": target}))
+    return _resampled(sae, optimizer, carry, jnp.asarray(x), target, key, dead_after, scale)
 
 
 @partial(jax.jit, static_argnames="optimizer")
 def _resampled(
-    sae: SAE, optimizer: Any, carry: Trained, x: Array, key: Array, dead_after: Array, scale: Array
-) -> Trained:
+    sae: SAE, optimizer: Any, carry: Trained, x: Array, target: Any, key: Array,
+    dead_after: Array, scale: Array,
+) -> Trained:  # fmt: skip
     params, opt_state, state = carry
     dead = state.silent >= dead_after
-    found = sae.run(params, x)
+    found = sae.run(params, x, target=target)
     errors = row_norms(found.residual)
     # The order of exponential clocks is that of draws without replacement.
     order = jnp.argsort(-(jnp.log(errors) + jax.random.gumbel(key, errors.shape)))
     chosen = order[(jnp.cumsum(dead) - 1) % len(x)]
-    inputs = found.context.x[chosen].astype(jnp.float32)
-    norms = row_norms(inputs)[:, None]
-    rows = inputs / jnp.where(norms > 0, norms, 1)
+    inputs = normalized(found.context.x[chosen])
+    rows = normalized(found.target[chosen] - params["b_dec"])
     new, where = dict(params), {name: jnp.zeros(p.shape, bool) for name, p in params.items()}
     for name, p in params.items():
         if name.startswith("b_") and name != "b_dec":
@@ -85,7 +87,7 @@ def _resampled(
         live = jnp.where(dead, 0, row_norms(params["W_enc"].T))
         size = scale * jnp.sum(live) / jnp.maximum(jnp.sum(~dead), 1)
         size = jnp.where(size > 0, size, scale)
-        columns = jnp.where(dead, size * rows.T, params["W_enc"])
+        columns = jnp.where(dead, size * inputs.T, params["W_enc"])
         new["W_enc"] = columns.astype(params["W_enc"].dtype)
         where["W_enc"] = jnp.broadcast_to(dead, params["W_enc"].shape)
     tx = whole_optimizer(optimizer, sae.constraint, "threshold" in params)

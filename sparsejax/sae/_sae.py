@@ -67,7 +67,9 @@ class SAE:
       normalize: Normalisation of each sample; losses are on the normalised scale and outputs on the
         original one. "constant_norm_rescale" has norm sqrt(d), "layer_norm" mean 0 and standard
         deviation 1; "expected_average_only_in" has no effect: see `expected_scale`.
-      center: Whether b_dec is subtracted from the input; not in transcoders.
+      center: Whether b_dec is subtracted from the input; None does so unless it is a transcoder.
+      transcoder: Whether it maps the input of a module to its output, which is then the `target` of
+        batches: `splice` and `ablate` read the input of the module.
       rescale: Whether z is multiplied by the norm of its decoder row, and f divided by it in
         decoding, so that norms are irrelevant to the selection of top-k latents.
       sparse: Whether decoding, and all gradients, read only the active latents of each token; None
@@ -92,11 +94,18 @@ class SAE:
     normalize: Literal[
         "none", "expected_average_only_in", "constant_norm_rescale", "layer_norm"
     ] = field(default="none", metadata=STATIC)
-    center: bool = field(default=True, metadata=STATIC)
+    center: bool | None = field(default=None, metadata=STATIC)
+    transcoder: bool = field(default=False, metadata=STATIC)
     rescale: bool = field(default=False, metadata=STATIC)
     sparse: bool | None = field(default=None, metadata=STATIC)
 
     def __post_init__(self):
+        if self.center is None:
+            object.__setattr__(self, "center", not self.transcoder)
+        if self.center and self.transcoder:
+            raise ValueError(
+                "SAE: b_dec is not subtracted from the input of a transcoder, got center=True."
+            )
         if self.normalize not in UNITS:
             raise ValueError(
                 f"SAE: normalize must be one of {', '.join(UNITS)}, got {self.normalize!r}."
@@ -134,8 +143,8 @@ class SAE:
           dtype: The dtype of all but the thresholds of `JumpReLU`.
 
         Raises:
-          ValueError: If a size is not positive, or b_dec cannot be subtracted from the input of a
-            transcoder (`center=False`).
+          ValueError: If a size is not positive, or `output` or `skip` is given without
+            `SAE(..., transcoder=True)`.
         """
         out = width if output is None else output
         self._check_transcoder(width, out, skip)
@@ -148,14 +157,14 @@ class SAE:
         params = {"W_dec": W_dec, "b_dec": bias, **self.activation.params(latents, dtype)}
         if not self.activation.tied:
             other = unit_rows(second, latents, width, decoder_norm, dtype)
-            params["W_enc"] = (W_dec if out == width and self.center else other).T
+            params["W_enc"] = (other if self.transcoder else W_dec).T
         return params | ({"W_skip": jnp.zeros((out, width), dtype)} if skip else {})
 
     def _check_transcoder(self, width: int, out: int, skip: bool) -> None:
-        if (out != width or skip) and self.center:
+        if (out != width or skip) and not self.transcoder:
             raise ValueError(
-                "SAE.init: output and skip make a transcoder, from whose input b_dec is not "
-                "subtracted, got center=True; pass SAE(..., center=False)."
+                f"SAE.init: output={out} and skip={skip} make a transcoder of inputs of width "
+                f"{width}; pass SAE(..., transcoder=True)."
             )
         if out != width and self.normalize != "none":
             raise ValueError(
@@ -296,7 +305,10 @@ class SAE:
             grad = units.gradient_inside(jnp.asarray(grad).reshape(x.shape))
         if target is not None:
             target = jnp.asarray(target).reshape(len(x), -1)
-        target = inside if target is None else units.inside(target)
+        if target is None:
+            target = None if self.transcoder else inside
+        else:
+            target = units.inside(target)
         context = Context(centred, params, grad, state)
         codes = self._codes(params, context)
         out = codes.decoded(self.rows(params)) + params["b_dec"]
@@ -315,6 +327,13 @@ class SAE:
 
     def _check(self, params: Weights, x: Any) -> None:
         encoder = params["W_enc"] if "W_enc" in params else params["W_dec"].T
+        other = encoder.shape[0] != params["W_dec"].shape[1]
+        if (other or "W_skip" in params) and not self.transcoder:
+            raise ValueError(
+                "SAE: the parameters are those of a transcoder, with "
+                f"{'another width of outputs' if other else 'W_skip'}: use SAE(..., "
+                "transcoder=True)."
+            )
         if x.shape[-1] != encoder.shape[0]:
             raise ValueError(
                 f"SAE: x must have the width {encoder.shape[0]} of the parameters, got shape "

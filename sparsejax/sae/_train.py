@@ -202,7 +202,7 @@ def _names(sae: SAE) -> tuple[Any, ...]:
     """The parts of an autoencoder without their numbers, the same in every process."""
     parts = [type(x).__name__ for x in (sae.activation, sae.reconstruction, *sae.losses)]
     constraint = getattr(sae.constraint, "__qualname__", None)
-    return (*parts, constraint, sae.normalize, sae.center, sae.rescale)
+    return (*parts, constraint, sae.normalize, sae.center, sae.transcoder, sae.rescale)
 
 
 class _InMemory:

@@ -368,3 +368,36 @@ def test_mistakes():
     pages = KeyBlocks(jnp.zeros((4, 1, 2), int), jnp.ones((4, 1), int), (2, 4))
     with pytest.raises(ValueError, match="blocks of one query"):
         paged_attention(q[0, 0], k[0], v[0], pages, 3)
+
+
+HOSTILE = {
+    "the index of": lambda b: KeyBlocks(b.index.at[1, 1].set(10**8), b.count, b.block),
+    "to 3, for 4": lambda b: KeyBlocks(b.index - 1, b.count, b.block),
+    "the count of": lambda b: KeyBlocks(b.index, b.count + 9, b.block),
+    "holds a block twice": lambda b: KeyBlocks(0 * b.index, 0 * b.count + 2, b.block),
+}
+
+
+@pytest.mark.parametrize("wrong", HOSTILE)
+def test_lists_of_foreign_blocks(wrong):
+    """Refused by name; inside jit, where they cannot be seen, foreign blocks are not read."""
+    q, k, v, _ = make("whole blocks")
+    blocks = KeyBlocks.from_mask(np.tril(np.ones((4, 4), bool)), (16, 16), slots=3)
+    bad = HOSTILE[wrong](blocks)
+    with pytest.raises(ValueError, match=rf"block_sparse_attention: .*{wrong}"):
+        block_sparse_attention(q, k, v, bad)
+    if "index" in wrong or "to 3" in wrong:
+        dense, xla = (
+            jax.jit(partial(block_sparse_attention, implementation=name))(q, k, v, bad)
+            for name in ("dense", "xla")
+        )
+        assert_close(xla, dense)
+    page = KeyBlocks(bad.index[None, 1:2], bad.count[None, 1:2], (1, 16))
+    with pytest.raises(ValueError, match=rf"paged_attention: .*{wrong}"):
+        paged_attention(q[0, 0], k[0], v[0], page, 64)
+    if "index" in wrong or "to 3" in wrong:
+        dense, xla = (
+            jax.jit(partial(paged_attention, implementation=name))(q[0, 0], k[0], v[0], page, 99)
+            for name in ("dense", "xla")
+        )
+        assert_close(xla, dense)

@@ -24,14 +24,15 @@ ROUND = {
     "jump relu": sae.SAE(sae.JumpReLU()),
     "gated": sae.SAE(sae.Gated()),
     "matching pursuit": sae.SAE(sae.MatchingPursuit(3, 0.1, True)),
-    "transcoder": sae.SAE(sae.ReLU(), center=False),
-    "skip transcoder": sae.SAE(sae.ReLU(), center=False),
-    "jump relu skip transcoder": sae.SAE(sae.JumpReLU(), center=False),
+    "transcoder": sae.SAE(sae.ReLU(), transcoder=True),
+    "square transcoder": sae.SAE(sae.ReLU(), transcoder=True),
+    "skip transcoder": sae.SAE(sae.ReLU(), transcoder=True),
+    "jump relu skip transcoder": sae.SAE(sae.JumpReLU(), transcoder=True),
 }
 
 
 def params_of(name, dtype=jnp.float32):
-    more = {"output": 4} if "transcoder" in name else {}
+    more = {"output": 4} if "transcoder" in name and "square" not in name else {}
     more |= {"skip": True} if "skip" in name else {}
     params = ROUND[name].init(D, H, key=KEY, dtype=dtype, **more)
     keys = iter(jax.random.split(KEY, len(params)))
@@ -52,7 +53,9 @@ def test_round_trips(name, dtype, tmp_path):
         assert weights[k].dtype == params[k].dtype
         np.testing.assert_array_equal(weights[k], params[k])
     np.testing.assert_array_equal(again(weights, X), found(params, X))
+    assert again.transcoder == found.transcoder == ("transcoder" in name)
     cfg = json.loads((tmp_path / "cfg.json").read_text())
+    assert ("transcoder" in cfg["architecture"]) == found.transcoder
     assert cfg["metadata"]["sae_lens_version"].startswith("6.")
     assert (cfg["d_in"], cfg["d_sae"]) == (D, H)
 
@@ -75,12 +78,12 @@ def test_batch_top_k_is_saved_with_its_threshold(tmp_path):
         (sae.SAE(sae.TopAFA()), "TopAFA"),
         (sae.SAE(sae.GradientTopK(2)), "GradientTopK"),
         (sae.SAE(sae.ReLU(), rescale=True), "rescale"),
-        (sae.SAE(sae.TopK(2), center=False), "transcoder"),
+        (sae.SAE(sae.TopK(2), transcoder=True), "transcoder"),
         (sae.SAE(sae.TopK(jnp.array([1, 2]), most=2)), "one integer k"),
     ],
 )
 def test_what_the_layout_cannot_hold_is_refused(found, reason, tmp_path):
-    more = {"output": 3} if not found.center else {}
+    more = {"output": 3} if found.transcoder else {}
     with pytest.raises(ValueError, match=reason):
         sae.save(tmp_path, found, found.init(D, H, key=KEY, **more))
 

@@ -80,12 +80,34 @@ def test_splice(model, found, params):
     assert bool(jnp.any(through["W_dec"] != 0))
 
 
-def test_splice_of_a_transcoder(model):
-    found = sae.SAE(sae.ReLU(), center=False)
-    params = found.init(D, 8, key=jax.random.key(0), output=D, skip=True)
-    params["W_skip"] = jnp.eye(D)
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_transcoder_of_a_module(model, skip):
+    """It reads the input of the module, also where that is as wide as the output."""
+    found = sae.SAE(sae.ReLU(), transcoder=True)
+    params = found.init(D, 8, key=jax.random.key(0), skip=skip)
+    if skip:
+        params["W_skip"] = jnp.eye(D)
+    x = site(model, X)
+    h = model.layers[2](x)
     spliced = sae.splice(model, WHERE, found, params)
-    np.testing.assert_allclose(spliced(X), upper(model, found(params, site(model, X))), atol=1e-5)
+    np.testing.assert_allclose(spliced(X), upper(model, found(params, x)), atol=1e-5)
+    f = found.encode(params, x)[..., 3:4]
+    ablated = sae.ablate(model, WHERE, found, params, [3])
+    np.testing.assert_allclose(ablated(X), upper(model, h - f * params["W_dec"][3]), atol=1e-5)
+    (data,) = sae.collect(model, WHERE, [X], transcoder=True)
+    np.testing.assert_allclose(data["x"], np.reshape(x, (-1, D)), atol=1e-6)
+    np.testing.assert_allclose(data["target"], np.reshape(h, (-1, D)), atol=1e-6)
+    statistics = sae.statistics(found, params, [data])
+    guess = np.asarray(found(params, data["x"]))
+    np.testing.assert_allclose(
+        statistics.mse, np.mean(np.sum((data["target"] - guess) ** 2, -1)), rtol=1e-5
+    )
+    for call in (
+        lambda: sae.statistics(found, params, [data["x"]]),
+        lambda: found.loss(params, data["x"], found.state(params)),
+    ):
+        with pytest.raises(ValueError, match='transcoder needs the target.*"target"'):
+            call()
 
 
 @pytest.mark.parametrize("normalize", ["none", "layer_norm"])

@@ -56,7 +56,7 @@ def test_every_architecture_learns(name):
 def test_transcoders():
     target = jnp.tanh(X @ jax.random.normal(jax.random.key(3), (D, 4)))
     for skip in (False, True):
-        found = sae.SAE(sae.ReLU(), center=False)
+        found = sae.SAE(sae.ReLU(), transcoder=True)
         params = found.init(D, H, key=KEY, output=4, skip=skip)
         data = {"x": X, "target": target}
         done = sae.train(found, params, data, ADAM, steps=200, key=KEY, batch_size=32)
@@ -204,6 +204,23 @@ def test_resampled_latents():
     moments = new.opt_state[0].mu
     assert not np.any(moments["W_enc"][:, :4]) and np.any(moments["W_enc"][:, 4:])
     assert not np.any(moments["W_dec"][:4]) and not np.any(new.state.silent[:4])
+
+
+def test_a_resampled_transcoder_has_rows_of_the_target():
+    found = sae.SAE(sae.ReLU(), transcoder=True)
+    target = jnp.tanh(X @ jax.random.normal(jax.random.key(3), (D, 4)))
+    params = found.init(D, H, key=KEY, output=4)
+    params["b_enc"] = params["b_enc"].at[:4].set(-99.0)
+    carry = sae.train_step(found, ADAM, sae.begin(found, params, ADAM), {"x": X, "target": target})
+    new = sae.resample(found, ADAM, carry, X, key=KEY, target=target, dead_after=1).params
+    rows, columns = np.asarray(new["W_dec"])[:4], np.asarray(new["W_enc"])[:, :4].T
+    centred = np.asarray(target - carry.params["b_dec"])
+    chosen = (rows @ (centred / np.linalg.norm(centred, axis=1, keepdims=True)).T).argmax(1)
+    for found, of in ((rows, centred), (columns, np.asarray(X))):
+        cosine = np.sum(found * of[chosen], 1) / (
+            np.linalg.norm(found, axis=1) * np.linalg.norm(of[chosen], axis=1)
+        )
+        np.testing.assert_allclose(cosine, 1, rtol=1e-5)
 
 
 def mesh():

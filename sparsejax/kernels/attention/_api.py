@@ -87,7 +87,8 @@ def block_sparse_attention(
             f"and q {q.shape}; write causal=False."
         )
     heads = (*q.shape[:-3], q.shape[-2])
-    check_lists("block_sparse_attention", blocks, heads, -(-n // blocks.block[0]))
+    bq, bk = blocks.block
+    check_lists("block_sparse_attention", blocks, heads, -(-n // bq), -(-m // bk))
     platform = platform_of(q, k, v)
     names = requested("attention", KeyBlocks, implementation, platform, "block_sparse_attention")
     if implementation is None:

@@ -157,9 +157,13 @@ def _diagonal(queries: int, keys: int, block: tuple[int, int]) -> Bool[np.ndarra
 
 
 def check_lists(
-    what: str, lists: KeyBlocks, lead: tuple[int, ...], queries: int, name: str = "blocks"
-) -> None:
-    """Raises unless the lists fit the leading axes and the number of query blocks."""
+    what: str, lists: KeyBlocks, lead: tuple[int, ...], queries: int, keys: int,
+    name: str = "blocks",
+) -> None:  # fmt: skip
+    """Raises unless the lists fit the leading axes and the numbers of query and key blocks.
+
+    Entries can be checked outside of jit only; inside, those out of range are not read.
+    """
     index, count = jnp.shape(lists.index), jnp.shape(lists.count)
     rows = index[-2:-1]
     fits = len(index) >= 2 and rows == (queries,) and count == index[:-1]
@@ -175,6 +179,27 @@ def check_lists(
             f"{queries}, slots) and (..., {queries}), where ... are the last of {lead}, the batch "
             "and the heads."
         )
+    if known(lists.index, lists.count):
+        _check_entries(what, np.asarray(lists.index), np.asarray(lists.count), keys, name)
+
+
+def _check_entries(what: str, index: Any, count: Any, keys: int, name: str) -> None:
+    slots = index.shape[-1]
+    if count.size and not 0 <= count.min() <= count.max() <= slots:
+        raise ValueError(
+            f"{what}: the count of {name} must be from 0 to the {slots} entries of a list, got "
+            f"{count.min()} to {count.max()}."
+        )
+    used = np.arange(slots) < count[..., None]
+    if np.any(used & ((index < 0) | (index >= keys))):
+        raise ValueError(
+            f"{what}: the index of {name} must be from 0 to {keys - 1}, for {keys} key blocks, got "
+            f"{index[used].min()} to {index[used].max()}."
+        )
+    # Unused entries differ from all others.
+    ordered = np.sort(np.where(used, index, keys + np.arange(slots)), -1)
+    if np.any(ordered[..., 1:] == ordered[..., :-1]):
+        raise ValueError(f"{what}: a list of {name} holds a block twice; use KeyBlocks.from_mask.")
 
 
 def broadcast_lists(
@@ -182,5 +207,6 @@ def broadcast_lists(
 ) -> tuple[Int[Array, "h q s"], Int[Array, "h q"]]:
     """Index and count of each head, batch and heads as one axis."""
     index = jnp.broadcast_to(lists.index, (*lead, *lists.index.shape[-2:]))
-    count = jnp.broadcast_to(lists.count, (*lead, *lists.count.shape[-1:]))
+    count = jnp.clip(lists.count, 0, lists.slots)
+    count = jnp.broadcast_to(count, (*lead, *count.shape[-1:]))
     return index.reshape(-1, *index.shape[-2:]), count.reshape(-1, count.shape[-1])

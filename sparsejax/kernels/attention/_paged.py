@@ -68,7 +68,8 @@ def paged_attention(
             f"paged_attention: pages must have blocks of one query, got {pages.block}; write "
             f"block=(1, {pages.block[1]})."
         )
-    check_lists("paged_attention", pages, (*lead, heads), 1, "pages")
+    room = -(-keys.shape[-3] // pages.block[1])
+    check_lists("paged_attention", pages, (*lead, heads), 1, room, "pages")
     length = jnp.asarray(length)
     if length.shape not in ((), lead):
         raise ValueError(
@@ -110,8 +111,12 @@ def gathered(
     (lists, slots), groups = index.shape, k.shape[1]
     head = jnp.arange(lists)[:, None] // (lists // groups)
     place = index[..., None] * page + jnp.arange(page)
-    seen = (place < length) & (jnp.arange(slots) < count[:, None])[..., None]
-    place = jnp.minimum(place, k.shape[0] - 1).reshape(lists, -1)
+    seen = (
+        (place >= 0)
+        & (place < jnp.minimum(length, k.shape[0]))
+        & (jnp.arange(slots) < count[:, None])[..., None]
+    )
+    place = jnp.clip(place, 0, k.shape[0] - 1).reshape(lists, -1)
     take = lambda x: x.at[place, head].get(mode="promise_in_bounds")  # noqa: E731
     q = q.reshape(lists, -1, q.shape[1])  # the heads that share a list
     y, _ = masked(q, take(k), take(v), seen.reshape(lists, 1, -1), scale)

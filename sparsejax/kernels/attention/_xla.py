@@ -102,7 +102,8 @@ class _Tiles:
         self.step = max(1, min(self.slots, KEYS // self.bk))
         # Whole chunks, so that no slice of a list is shifted at its end.
         index = jnp.pad(index, ((0, 0), (0, 0), (0, -self.slots % self.step)))
-        first = jnp.arange(self.heads) // (self.heads // k.shape[0]) * (len(self.k) // k.shape[0])
+        self.blocks = len(self.k) // k.shape[0]
+        first = jnp.arange(self.heads) // (self.heads // k.shape[0]) * self.blocks
         row = jnp.arange(index.shape[1]) * self.bq
         head, row = jnp.meshgrid(first, row, indexing="ij")
         self.at = index.reshape(-1, index.shape[2]), count.ravel(), head.ravel(), row.ravel()
@@ -123,7 +124,9 @@ class _Tiles:
         """The blocks of k and v of a chunk, and which of them are on the list."""
         index, count, head, _ = at
         listed = lax.dynamic_slice_in_dim(index, c * self.step, self.step)
-        return head + listed, c * self.step + jnp.arange(self.step) < count
+        used = c * self.step + jnp.arange(self.step) < count
+        inside = (listed >= 0) & (listed < self.blocks)
+        return head + jnp.where(inside, listed, 0), used & inside
 
     def scores(self, q, at, c) -> tuple[Any, Any, Any]:
         """The scores of a chunk, LOW where hidden, and its keys and values."""
