@@ -6,12 +6,16 @@ import re
 import pytest
 
 DOCS = pathlib.Path(__file__).parent.parent / "docs"
-PAGES = ["distributed", "extending", "frameworks", "regression", "sparse_autoencoders"]
+PAGES = [
+    "distributed", "extending", "frameworks", "language_models", "regression",
+    "sparse_autoencoders",
+]  # fmt: skip
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
-def test_the_program_of_a_page_runs(page, capsys):
+def test_the_program_of_a_page_runs(page, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", (DOCS / f"{page}.md").read_text(), re.S)
     assert blocks
     names = {"__name__": page}

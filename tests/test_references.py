@@ -87,3 +87,28 @@ def test_names_and_arguments_exist(path):
         except (AttributeError, AssertionError) as error:
             mistakes.append(f"{node.lineno}: {error}")
     assert not mistakes, "\n".join(mistakes)
+
+
+
+def _missing(name: str) -> bool:
+    owner: object = sj
+    for part in name.split(".")[1:]:
+        if not inspect.ismodule(owner):
+            return False
+        try:
+            owner = _member(owner, part)
+        except AttributeError:
+            return True
+    return False
+
+
+def test_names_in_docstrings_and_messages_exist():
+    places = ("sparsejax/**/*.py", "*.md", "docs/*.md")
+    found = {
+        f"{path.relative_to(ROOT)}: {name}"
+        for place in places
+        for path in ROOT.glob(place)
+        for name in set(re.findall(r"\bsj(?:\.[A-Za-z_]\w*)+", path.read_text()))
+        if _missing(name)
+    }
+    assert not found, sorted(found)

@@ -5,11 +5,21 @@
 Steps are those of `sj.sae.train_step` and of the same model written plainly: `lax.top_k`, a
 scatter, `f @ W_dec` and `jax.grad`; a ratio above 1 means that `sj.sae` is faster. Steps of eight
 autoencoders in one program, by `jax.vmap` and by `jax.lax.map`, are timed over eight steps of one.
+Collecting the activations of a layer is timed over the forward pass of the model. If the variable
+SAE_TORCH_PYTHON names an interpreter with `pip install sae-lens`, steps of PyTorch are timed too.
 """
+
+import json
+import os
+import pathlib
+import subprocess
+import time
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from flax import nnx
 from jax import lax
 
 import sparsejax as sj
@@ -97,12 +107,53 @@ def many(shape, rounds):
     return seconds["vmap"], seconds["map"], seconds["one"]
 
 
+def collection(rounds, layers=8):
+    """Seconds of forward passes, and of those whose last activations are collected."""
+    config = sj.models.LlamaConfig(
+        vocabulary=8192, width=256, hidden=1024, layers=layers, heads=4, key_heads=2, head_size=64
+    )
+    model = sj.models.Llama(config, rngs=nnx.Rngs(0))
+    batches = [jax.random.randint(jax.random.key(i), (8, 128), 0, 8192) for i in range(4)]
+    forward = jax.jit(lambda ids: model.features(ids)[0])
+    found = {"forward": [], "collect": []}
+    for _ in range(rounds + 1):
+        start = time.perf_counter()
+        for ids in batches:
+            np.asarray(forward(ids))
+        found["forward"].append(time.perf_counter() - start)
+        stream = sj.sae.collect(model, rf"layers/{layers - 1}$", [batches[0], *batches])
+        next(stream)  # compiles
+        start = time.perf_counter()
+        for _ in stream:
+            pass
+        found["collect"].append(time.perf_counter() - start)
+    return {name: float(np.median(times[1:])) for name, times in found.items()}
+
+
+def torch_rows(shapes, ours, rounds):
+    """Steps of PyTorch over those of `sj.sae`, in the environment that holds it."""
+    script = str(pathlib.Path(__file__).with_name("_sae_torch.py"))
+    for shape, sparse in zip(shapes, ours):
+        command = [os.environ["SAE_TORCH_PYTHON"], script, *map(str, shape), str(rounds)]
+        found = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+        version = found.pop("version")
+        for name, seconds in found.items():
+            label = f"{name} (torch {version.split('+')[0]})"
+            yield (
+                label,
+                "x".join(map(str, shape)),
+                f"{shape[0] / seconds:,.0f}",
+                f"{seconds / sparse:.2f}",
+            )
+
+
 def main(quick: bool = False) -> None:
     rounds = 2 if quick else 7
     shapes = [(512, 128, 4096, 16)] if quick else [SHAPE, (4096, 576, 16384, 64)]
-    rows = []
+    rows, ours = [], []
     for shape in shapes:
         sparse, plain, error = steps(shape, rounds)
+        ours.append(sparse)
         part = parts(shape, rounds)
         rows.append(
             (
@@ -128,4 +179,17 @@ def main(quick: bool = False) -> None:
         found,
         "Goal: 0.7 by vmap.",
     )
-    save("sae-cpu", training, together, quick=quick, seed=0)
+    took = collection(rounds)
+    share = took["collect"] / took["forward"] - 1
+    collecting = table_of(
+        "Activations of the last layer of a model of 8 layers, 4096 tokens",
+        ("forward pass", "collect", "more"),
+        [(f"{took['forward']:.2f} s", f"{took['collect']:.2f} s", f"{share:+.0%}", share <= 0.15)],
+        "Goal: at most 15 % more.",
+    )
+    tables = [training, together, collecting]
+    if "SAE_TORCH_PYTHON" in os.environ:
+        title = "Steps of PyTorch over those of sj.sae"
+        columns = ("step", "tokens x width x latents x active", "tokens/s", "sj.sae is faster by")
+        tables.append(table_of(title, columns, list(torch_rows(shapes, ours, rounds))))
+    save("sae-cpu", *tables, quick=quick, seed=0)

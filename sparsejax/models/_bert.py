@@ -99,7 +99,9 @@ class Bert(nnx.Module):
         )
 
     def __call__(
-        self, ids: Int[Array, "batch length"], mask: Bool[Array, "batch length"]
+        self,
+        ids: Int[Array | np.ndarray, "batch length"],
+        mask: Bool[Array | np.ndarray, "batch length"],
     ) -> Float[Array, "batch width"]:
         """Sentence vectors of norm 1.
 
@@ -107,6 +109,7 @@ class Bert(nnx.Module):
           ids: Tokens, padded at the end.
           mask: True at tokens, False at padding.
         """
+        ids, mask = jnp.asarray(ids), jnp.asarray(mask)
         place = self.position(jnp.arange(ids.shape[1]))
         x = self.norm(self.word(ids) + place + self.kind(jnp.zeros_like(ids)))
         for layer in self.layers:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float, Int
@@ -225,7 +226,9 @@ class Llama(nnx.Module):
             config.width, config.vocabulary, use_bias=False, param_dtype=dtype, rngs=rngs
         ))  # fmt: skip
 
-    def __call__(self, ids: Int[Array, "batch length"], cache: Cache | None = None) -> Any:
+    def __call__(
+        self, ids: Int[Array | np.ndarray, "batch length"], cache: Cache | None = None
+    ) -> Any:
         """Logits (batch, length, vocabulary) of the next tokens.
 
         Args:
@@ -240,7 +243,7 @@ class Llama(nnx.Module):
         return self.logits(x) if cache is None else (self.logits(x), cache)
 
     def features(
-        self, ids: Int[Array, "batch length"], cache: Cache | None = None
+        self, ids: Int[Array | np.ndarray, "batch length"], cache: Cache | None = None
     ) -> tuple[Float[Array, "batch length width"], Cache | None]:
         """The stream behind the last layer, before its norm, and the cache with these tokens."""
         counts = jnp.zeros(ids.shape[:1], jnp.int32) if cache is None else cache.counts
@@ -254,7 +257,7 @@ class Llama(nnx.Module):
     def features_by(
         self,
         attend: Callable[..., tuple[Any, Any]],
-        ids: Int[Array, "batch length"],
+        ids: Int[Array | np.ndarray, "batch length"],
         cache: Attended | None = None,
     ) -> tuple[Float[Array, "batch length width"], Attended]:
         """As `features`, with a function in place of the attention.

@@ -154,9 +154,11 @@ class MobileNet(nnx.Module):
             self.head_norm = _norm(head, rngs)
         self.classifier = nnx.Linear(head or width, classes, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "batch c h w"]) -> Float[Array, "batch classes"]:
+    def __call__(
+        self, x: Float[Array | np.ndarray, "batch c h w"]
+    ) -> Float[Array, "batch classes"]:
         """Logits of images `(batch, C, H, W)`; transpose channel-last images first."""
-        x = jax.nn.relu6(self.stem_norm(self.stem(x)))
+        x = jax.nn.relu6(self.stem_norm(self.stem(jnp.asarray(x))))
         for block in self.blocks:
             x = block(x)
         if self.has_head:

@@ -143,6 +143,14 @@ def test_dynamic_steps_of_one_leaf(name, pattern, spec, most):
     check_step(name, leaf, {pattern: POOLED[pattern]}, most)
 
 
+# The counts of each output are small beside 64 inputs or more on a device.
+@pytest.mark.parametrize("spec", ["rows", "both"])
+@pytest.mark.parametrize("name", ["rigl", "sparse_evolution"])
+def test_dynamic_steps_of_a_constant_fan_in(name, spec):
+    leaf = sharded((8, 512, 512), AxisType.Auto, STACKED[spec])
+    check_step(name, leaf, {"fan-in": POOLED["fan-in"]})
+
+
 def check_step(name, leaf, patterns, most=3):
     tree = {n: {"kernel": leaf} for n in patterns}
     plan = sj.plan(tree, {f"^{n}/": pattern for n, pattern in patterns.items()})
@@ -151,7 +159,7 @@ def check_step(name, leaf, patterns, most=3):
     replicated = NamedSharding(leaf.sharding.mesh, P())
     state = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(
-            x.shape, x.dtype, sharding=leaf.sharding if x.shape == SHAPE else replicated
+            x.shape, x.dtype, sharding=leaf.sharding if x.shape == leaf.shape else replicated
         ),
         jax.eval_shape(tx.init, plain),
     )

@@ -44,7 +44,7 @@ class NormAwareBlock(nnx.Module):
       map: As for `norm_aware`.
       rotary: As for `NormAwareAttention`.
       lepe: As for `NormAwareAttention`.
-      chunk: As for `sj.kernels.linear_attention`.
+      chunk: As for `linear_attention`.
       param_dtype: Dtype of the parameters.
       rngs: Keys of the initial parameters.
 

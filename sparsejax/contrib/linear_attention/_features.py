@@ -45,7 +45,7 @@ def norm_aware(
       sharpness: Steepness of the phases.
 
     Returns:
-      `(fq, fk)` in at least float32, of 2 d features, for `sj.kernels.linear_attention`. Their
+      `(fq, fk)` in at least float32, of 2 d features, for `linear_attention`. Their
       gradients are finite everywhere.
 
     Raises:

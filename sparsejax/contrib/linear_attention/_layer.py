@@ -42,7 +42,7 @@ class NormAwareAttention(nnx.Module):
       lepe: Whether to add the convolution.
       rotary: Whether to rotate the features of the numerator by their positions.
       causal: Whether a token sees no later one, for sequences; then `step` continues a text.
-      chunk: As for `sj.kernels.linear_attention`.
+      chunk: As for `linear_attention`.
       param_dtype: Dtype of the parameters.
       rngs: Keys of the initial parameters.
 

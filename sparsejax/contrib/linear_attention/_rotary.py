@@ -60,7 +60,7 @@ def rotate(
       angles: The result of `rotary_angles`.
 
     Returns:
-      Features with the same norms, as `rotated=` of `sj.kernels.linear_attention`.
+      Features with the same norms, as `rotated=` of `linear_attention`.
 
     Raises:
       ValueError: If f is not such a multiple, or there are not angles for all tokens.

@@ -18,13 +18,13 @@ def linear_attention_weights(
     causal: bool = False,
     eps: float = 1e-6,
 ) -> Float[Array, "*b h n m"]:
-    r"""The weights with which `sj.kernels.linear_attention` averages values, for plots.
+    r"""The weights with which `linear_attention` averages values, for plots.
 
     Args:
       fq: Features of the queries.
       fk: Features of the keys.
-      causal: As for `sj.kernels.linear_attention`.
-      eps: As for `sj.kernels.linear_attention`.
+      causal: As for `linear_attention`.
+      eps: As for `linear_attention`.
 
     Returns:
       `fq_i fk_j / (sum_j fq_i fk_j + m eps)`, O(n m) numbers; rows sum to one up to eps.
