@@ -35,6 +35,13 @@ def _link(found: re.Match[str]) -> str:
     return f"`{target}`"
 
 
+def front() -> str:
+    """README without its list of pages, which the front page has itself."""
+    text = (HERE.parent / "README.md").read_text().partition("## Documentation")[0]
+    files = r"\[[^][]+\]\((?!docs/|https?:)([^)#]+)\)"
+    return within_site(re.sub(files, lambda found: f"`{found[1]}`", text))
+
+
 def package(room: str) -> str:
     """The page of a package: its docstring, then every public name."""
     name = f"sparsejax.{room}"
@@ -144,6 +151,7 @@ def generate() -> None:
     notebooks = sorted((HERE.parent / "notebooks").glob("*.ipynb"))
     for path in notebooks:
         (MADE / "gallery" / path.name).write_text(within_site(path.read_text()))
+    (MADE / "front.md").write_text(front())
     (MADE / "notebooks.md").write_text(gallery(notebooks))
     (MADE / "speed.md").write_text(speed())
     (MADE / "choose.md").write_text(f"# Choosing a method\n\n{sj.reporting.advice_markdown()}")

@@ -13,11 +13,15 @@ project = "sparsejax"
 release = version = sj.__version__
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 html_theme = "sphinx_book_theme"
+html_title = f"sparsejax {version}"
+html_theme_options = {"navbar_persistent": [], "show_toc_level": 2}
+html_static_path, html_css_files = ["_static"], ["pages.css"]
 nb_execution_mode = "off"  # stored with their outputs
 autodoc_typehints = "none"
+autodoc_preserve_defaults = True  # as written, not the objects
 napoleon_attr_annotations = False  # shapes such as "*b n" are no emphasis
 default_role = "code"
-exclude_patterns = ["_build", "jupyter_execute"]
+exclude_patterns = ["_build", "jupyter_execute", "generated/front.md"]
 
 generate()
 

@@ -89,7 +89,6 @@ def test_names_and_arguments_exist(path):
     assert not mistakes, "\n".join(mistakes)
 
 
-
 def _missing(name: str) -> bool:
     owner: object = sj
     for part in name.split(".")[1:]:

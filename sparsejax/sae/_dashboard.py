@@ -16,19 +16,22 @@ from ._sae import SAE, Weights
 
 Example = tuple[float, int, list[str], np.ndarray]  # largest feature, number, tokens, features
 
-# Only transparent greys and one colour: readable on light and dark pages.
+# Only transparent greys and one colour: readable on light and dark pages. All rules are within the
+# page's own element, so that they change nothing else of a notebook.
 _STYLE = """
-:root { color-scheme: light dark }
-body { margin: 2rem auto; padding: 0 1rem; max-width: 60rem;
+.sj-latents { color-scheme: light dark; margin: 2rem auto; padding: 0 1rem; max-width: 60rem;
   font: 14px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
-section { border: 1px solid rgba(128,128,128,.3); border-radius: 8px; padding: .6rem .9rem;
-  margin: 0 0 1rem; }
-h2 { font-size: 15px; margin: 0 0 .4rem; } h2 small { font-weight: 400; opacity: .7; }
-p { margin: .2rem 0; white-space: pre-wrap; font: 13px/1.7 ui-monospace, Menlo, monospace; }
-p b { opacity: .7; font-weight: 400; margin-right: .8rem; }
-p span { border-radius: 3px; }
-svg { display: block; width: 100%; height: 7rem; }
-figcaption { opacity: .7; font-size: 12px; } figure { margin: 0 0 1rem; }
+.sj-latents section { border: 1px solid rgba(128,128,128,.3); border-radius: 8px;
+  padding: .6rem .9rem; margin: 0 0 1rem; }
+.sj-latents h2 { font-size: 15px; margin: 0 0 .4rem; }
+.sj-latents small { font-weight: 400; opacity: .7; }
+.sj-latents p { margin: .2rem 0; white-space: pre-wrap;
+  font: 13px/1.7 ui-monospace, Menlo, monospace; }
+.sj-latents b { opacity: .7; font-weight: 400; margin-right: .8rem; }
+.sj-latents span { border-radius: 3px; }
+.sj-latents svg { display: block; width: 100%; height: 7rem; }
+.sj-latents figure { margin: 0 0 1rem; }
+.sj-latents figcaption { opacity: .7; font-size: 12px; }
 """
 
 
@@ -94,7 +97,8 @@ def dashboard(
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width"><title>Latents</title>'
-        f"<style>{_STYLE}</style></head><body>{_histogram(density)}{''.join(parts)}</body></html>\n"
+        f'</head><body><div class="sj-latents"><style>{_STYLE}</style>'
+        f"{_histogram(density)}{''.join(parts)}</div></body></html>\n"
     )
 
 

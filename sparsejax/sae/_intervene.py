@@ -52,7 +52,7 @@ def splice(model: Any, where: str, sae: SAE, params: Weights, *, error: bool = F
 
 
 def read_by(sae: SAE, inputs: tuple[Any, ...], output: Array) -> Array:
-    """What an autoencoder reads at a module: its output; a transcoder its first input."""
+    """The input of an autoencoder at a module: its output, or for a transcoder its first input."""
     if not sae.transcoder:
         return output
     if not inputs:

@@ -38,7 +38,7 @@ class Pass:
 
     @property
     def target(self) -> Array:
-        """What is reconstructed."""
+        """The samples to reconstruct."""
         if self._target is None:
             raise ValueError(
                 "SAE: a transcoder needs the target of each sample, the output of the module: pass "

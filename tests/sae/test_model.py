@@ -1,5 +1,7 @@
 """Activations of models: collected, streamed, cached, spliced, ablated, steered, shown."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -265,6 +267,9 @@ def test_dashboard(sparse):
     assert 'rgba(217,130,43,1.00)" title="4">j&quot;&amp;</span>' in page
     assert "&lt;i&gt;" in page and "<i>" not in page and ">b</span>" not in page
     assert "16.667%" in page and "No token activates it." in page  # 2 of 12 tokens
+    style = page.partition("<style>")[2].partition("</style>")[0]
+    rules = re.findall(r"([^{}]+)\{[^}]*\}", style)
+    assert rules and all(rule.strip().startswith(".sj-latents") for rule in rules)  # of it alone
     with pytest.raises(ValueError, match="batches"):
         sae.dashboard(found, params, [(tokens, x[:2])], [0])
     with pytest.raises(ValueError, match="at least one token"):
