@@ -95,3 +95,16 @@ def largest_eigenvalue(dictionary: Array) -> Array:
     gram = dictionary @ dictionary.T if wide else dictionary.T @ dictionary
     top = jnp.linalg.eigvalsh(lax.stop_gradient(gram))[-1] * size * size
     return jnp.where(nothing, 1, jnp.where((top > 0) & jnp.isfinite(top), top, jnp.nan))
+
+
+def turned(
+    x: Float[Array, "*b heads size"], angle: Float[Array, "*b half"], interleaved: bool
+) -> Float[Array, "*b heads size"]:
+    """Each pair of entries turned by an angle: neighbours, or entries half a row apart."""
+    half = x.shape[-1] // 2
+    cos, sin = (f(angle)[..., None, :] for f in (jnp.cos, jnp.sin))
+    shape = (half, 2) if interleaved else (2, half)
+    axis = -1 if interleaved else -2
+    a, b = jnp.moveaxis(x.astype(jnp.float32).reshape(*x.shape[:-1], *shape), axis, 0)
+    pairs = jnp.stack([a * cos - b * sin, a * sin + b * cos], axis)
+    return pairs.reshape(x.shape).astype(x.dtype)

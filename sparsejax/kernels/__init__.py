@@ -3,7 +3,7 @@
 from ._pointwise import group_conv, pointwise
 from ._table import Implementation, implement, lowering_for, names
 from ._tuning import measure
-from .active import active_expand, active_ffn, active_reduce, gated_mlp, gated_products
+from .active import active_expand, active_ffn, active_reduce, gated_layer, gated_mlp, gated_products
 from .attention import (
     KeyBlocks,
     block_sparse_attention,
@@ -19,6 +19,7 @@ __all__ = [
     "active_reduce",
     "block_sparse_attention",
     "explain",
+    "gated_layer",
     "gated_mlp",
     "gated_products",
     "group_conv",

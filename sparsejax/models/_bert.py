@@ -109,12 +109,12 @@ class Bert(nnx.Module):
           ids: Tokens, padded at the end.
           mask: True at tokens, False at padding.
         """
-        ids, mask = jnp.asarray(ids), jnp.asarray(mask)
+        ids, seen = jnp.asarray(ids), jnp.asarray(mask)
         place = self.position(jnp.arange(ids.shape[1]))
         x = self.norm(self.word(ids) + place + self.kind(jnp.zeros_like(ids)))
         for layer in self.layers:
-            x = layer(x, mask)
-        mean = jnp.sum(x * mask[..., None], axis=1) / jnp.sum(mask, axis=1, keepdims=True)
+            x = layer(x, seen)
+        mean = jnp.sum(x * seen[..., None], axis=1) / jnp.sum(seen, axis=1, keepdims=True)
         return mean / jnp.linalg.norm(mean, axis=-1, keepdims=True)
 
 

@@ -13,6 +13,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from .._arguments import checked
+from .._arrays import turned
 
 
 @checked(
@@ -82,6 +83,23 @@ class LlamaConfig:
                 f"{self.scaling}."
             )
 
+    def angles(self, places: Int[Array, "*b"]) -> Float[Array, "*b half"]:
+        """The angles by which pairs of entries of queries and keys are turned at some places."""
+        return places[..., None] * self._frequencies()
+
+    def _frequencies(self) -> Float[Array, " half"]:
+        plain = self.theta ** (-jnp.arange(0, self.head_size, 2) / self.head_size)
+        if not self.scaling:
+            return plain
+        factor, *rest = self.scaling
+        if not rest:
+            return plain / factor
+        # Llama 3: long waves are stretched by the factor, short ones kept, those between mixed.
+        low, high, length = rest
+        turns = length * plain / (2 * jnp.pi)
+        kept = jnp.clip((turns - low) / (high - low), 0, 1)
+        return plain * (kept + (1 - kept) / factor)
+
 
 class Cache(NamedTuple):
     """Keys and values of the tokens so far, in buffers of a fixed length.
@@ -132,7 +150,8 @@ class Attention(nnx.Module):
     def __call__(self, x, places, cache=None, attend=None):
         split = lambda y: y.reshape(*y.shape[:2], -1, self.config.head_size)  # noqa: E731
         q, k, v = map(split, self.project(x))
-        q, k = (_rotate(y, places, self.config) for y in (q, k))
+        angles = self.config.angles(places)
+        q, k = (turned(y, angles, self.config.interleaved) for y in (q, k))
         if attend is not None:
             seen, cache = attend(q, k, v, cache)
         elif cache is None:
@@ -248,7 +267,7 @@ class Llama(nnx.Module):
         """The stream behind the last layer, before its norm, and the cache with these tokens."""
         counts = jnp.zeros(ids.shape[:1], jnp.int32) if cache is None else cache.counts
         places = counts[:, None] + jnp.arange(ids.shape[1])
-        x = self.embed(ids)
+        x = self.embed(jnp.asarray(ids))
         if cache is None:
             return self._run(x, places), None
         x, keys, values = self._run_cached(x, places, cache)
@@ -272,7 +291,7 @@ class Llama(nnx.Module):
         cache = Attended(empty, jnp.zeros(ids.shape[:1], jnp.int32)) if cache is None else cache
         places = cache.counts[:, None] + jnp.arange(ids.shape[1])
         run = lambda x, layer, state: layer(x, places, state, attend)  # noqa: E731
-        x, states = self.embed(ids), []
+        x, states = self.embed(jnp.asarray(ids)), []
         if self.scan:
             scan = nnx.scan(run, in_axes=(nnx.Carry, 0, 0), out_axes=(nnx.Carry, 0))
             x, states = scan(x, self.layers, cache.states)
@@ -326,35 +345,3 @@ class Llama(nnx.Module):
             keys.append(k)
             values.append(v)
         return x, tuple(keys), tuple(values)
-
-
-def _rotate(
-    x: Float[Array, "batch length heads size"],
-    places: Int[Array, "batch length"],
-    config: LlamaConfig,
-) -> Float[Array, "batch length heads size"]:
-    """Each pair of entries turned by place * frequency."""
-    half = config.head_size // 2
-    angle = (places[..., None] * _frequencies(config))[:, :, None]
-    cos, sin = jnp.cos(angle), jnp.sin(angle)
-    pairs = x.astype(jnp.float32).reshape(
-        *x.shape[:-1], *((half, 2) if config.interleaved else (2, half))
-    )
-    axis = -1 if config.interleaved else -2
-    a, b = jnp.moveaxis(pairs, axis, 0)
-    turned = jnp.stack([a * cos - b * sin, a * sin + b * cos], axis)
-    return turned.reshape(x.shape).astype(x.dtype)
-
-
-def _frequencies(config: LlamaConfig) -> Float[Array, " half"]:
-    plain = config.theta ** (-jnp.arange(0, config.head_size, 2) / config.head_size)
-    if not config.scaling:
-        return plain
-    factor, *rest = config.scaling
-    if not rest:
-        return plain / factor
-    # Llama 3: long waves are stretched by the factor, short ones kept, those between mixed.
-    low, high, length = rest
-    turns = length * plain / (2 * jnp.pi)
-    kept = jnp.clip((turns - low) / (high - low), 0, 1)
-    return plain * (kept + (1 - kept) / factor)

@@ -158,12 +158,12 @@ class MobileNet(nnx.Module):
         self, x: Float[Array | np.ndarray, "batch c h w"]
     ) -> Float[Array, "batch classes"]:
         """Logits of images `(batch, C, H, W)`; transpose channel-last images first."""
-        x = jax.nn.relu6(self.stem_norm(self.stem(jnp.asarray(x))))
+        y = jax.nn.relu6(self.stem_norm(self.stem(jnp.asarray(x))))
         for block in self.blocks:
-            x = block(x)
+            y = block(y)
         if self.has_head:
-            x = jax.nn.relu6(self.head_norm(self.head(x)))
-        return self.classifier(x.mean((-2, -1)))
+            y = jax.nn.relu6(self.head_norm(self.head(y)))
+        return self.classifier(y.mean((-2, -1)))
 
     def channel_layers(self) -> list[tuple[str, str, tuple[str, ...]]]:
         """The dataflow of channels for `sj.nn.surgery.rearrange`: `(path, kind, inputs)`."""

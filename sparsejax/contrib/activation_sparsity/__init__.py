@@ -17,7 +17,7 @@ from ._contextual import coarse_sparse, fine_sparse, griffin_scores
 from ._correct import Corrected, accept_length, corrected_generate, effective_density
 from ._decode import skip_inputs
 from ._experts import BlockFFN, ReLURouter, Routed
-from ._fused import Choice, FusedLinears, FusedMLP, choose_decoder, fast_decoder
+from ._fused import Choice, FusedLayer, FusedLinears, FusedMLP, choose_decoder, fast_decoder
 from ._gates import ActivationGate, InputGate, input_scores, kernel_norms
 from ._laws import ActivationLaw, activation_law, fit_activation_law
 from ._locality import (
@@ -45,6 +45,7 @@ __all__ = [
     "Corrected",
     "Counts",
     "FactorState",
+    "FusedLayer",
     "FusedLinears",
     "FusedMLP",
     "InputGate",

@@ -11,7 +11,7 @@ from jaxtyping import Array, Shaped
 
 from ..._arguments import checked
 from ...formats import Skipping
-from ...kernels import gated_mlp, gated_products, matmul
+from ...kernels import gated_layer, gated_mlp, gated_products, matmul
 from ...models import Llama, generate
 from ...nn import SparseKernel, replace
 from ...select import Threshold
@@ -88,12 +88,64 @@ class FusedMLP(nnx.Module):
     def __call__(self, x: Shaped[Array, "b t d"]) -> Shaped[Array, "b t d"]:
         if not _one_token(x):
             return self.plain(x)
-        gate, up, down = (
-            layer.kernel[...] for layer in (self.plain.gate, self.plain.up, self.plain.down)
-        )
-        up = up if self.by_output is None else Skipping(self.by_output[...])
         limits = [limit.get_value() for limit in self.limits]
-        return gated_mlp(x[:, 0], (gate, up, down), limits, by_neuron=self.by_neuron)[:, None]
+        return gated_mlp(x[:, 0], self.kernels, limits, by_neuron=self.by_neuron)[:, None]
+
+    @property
+    def kernels(self) -> tuple[Skipping, ...]:
+        """Those of gate, up and down as `sj.kernels.gated_mlp` takes them."""
+        layers = (self.plain.gate, self.plain.up, self.plain.down)
+        gate, up, down = (layer.kernel[...] for layer in layers)
+        return gate, up if self.by_output is None else Skipping(self.by_output[...]), down
+
+
+class FusedLayer(nnx.Module):
+    """A layer of a decoder behind gates: for a token of each row in one call, with its cache.
+
+    Args:
+      plain: The layer, with the attention and network of `fast_decoder`.
+      limits: The gates of query, key, value, output, gate, up and down, as for
+        `sj.kernels.gated_layer`.
+
+    Example:
+      >>> import sparsejax as sj
+      >>> from flax import nnx
+      >>> from sparsejax.contrib import activation_sparsity
+      >>> config = sj.models.LlamaConfig(
+      ...     vocabulary=50, width=16, hidden=32, layers=1, heads=4, key_heads=2, head_size=4)
+      >>> model = sj.models.Llama(config, rngs=nnx.Rngs(0))
+      >>> layer = activation_sparsity.fast_decoder(model).layers[0]
+      >>> isinstance(layer, activation_sparsity.FusedLayer)
+      True
+    """
+
+    def __init__(self, plain: Any, limits: Sequence[Any]):
+        self.plain = plain
+        self.limits = nnx.List([GateLimit(limit) for limit in limits])
+
+    @property
+    def attention(self) -> Any:
+        """The attention of the layer."""
+        return self.plain.attention
+
+    @property
+    def mlp(self) -> Any:
+        """The network of the layer."""
+        return self.plain.mlp
+
+    def __call__(self, x, places, cache=None, *attend):
+        if cache is None or attend or not _one_token(x):
+            return self.plain(x, places, cache, *attend)
+        part, mlp = self.plain.attention, self.plain.mlp
+        kernels = [layer.kernel[...] for layer in (part.query, part.key, part.value, part.out.only)]
+        y, cache = gated_layer(
+            x[:, 0], cache, places[:, 0], part.config.angles(places[:, 0]),
+            (self.plain.attention_norm.scale[...], self.plain.norm.scale[...]),
+            [*kernels, *mlp.kernels], [limit.get_value() for limit in self.limits],
+            heads=part.config.heads, epsilon=part.config.epsilon,
+            interleaved=part.config.interleaved, by_neuron=mlp.by_neuron,
+        )  # fmt: skip
+        return y[:, None], cache
 
 
 def _one_token(x: Array) -> bool:
@@ -121,10 +173,10 @@ def fast_decoder(
     r"""A decoder behind gates that reads only the weights in use, in few calls for each token.
 
     The outputs are those of `sj.nn.replace(model, gates)`, up to rounding. `skip_inputs` with the
-    projections of a token in one product (`sj.kernels.gated_products`), and its feed-forward
-    networks in one (`sj.kernels.gated_mlp`), for batches of one to eight; prompts are multiplied as
-    before. Gates without a threshold, as of `sj.select.TopK`, keep their layers as of
-    `skip_inputs`.
+    layers of a token in one call each (`sj.kernels.gated_layer`), for batches of one to eight;
+    prompts are multiplied as before. Gates without a threshold, as of `sj.select.TopK`, keep their
+    products as of `skip_inputs`, and the others of such a layer are fused in parts
+    (`sj.kernels.gated_products`, `sj.kernels.gated_mlp`).
 
     Args:
       model: A decoder with its layers in a list; it is not changed.
@@ -164,11 +216,14 @@ def fast_decoder(
         if limits[3] is not None:
             part.out = _First(FusedLinears([part.out], limits[3:4]))
         neurons = _neuron_limit(taken[4], mlp.gate.kernel[...])
-        if neurons is not None and not int8 and taken[5] is None and limits[6] is not None:
-            none = _limit(None, mlp.gate.kernel[...])
-            layer.mlp = FusedMLP(mlp, (none, neurons, limits[6]), by_neuron=True)
-        elif None not in limits[4:]:
-            layer.mlp = FusedMLP(mlp, limits[4:])
+        by_neuron = neurons is not None and not int8 and taken[5] is None
+        if by_neuron and limits[6] is not None:
+            limits[4:6] = _limit(None, mlp.gate.kernel[...]), neurons
+        if None not in limits[4:]:
+            layer.mlp = FusedMLP(mlp, limits[4:], by_neuron=by_neuron)
+        plain = all(isinstance(norm, nnx.RMSNorm) for norm in (layer.attention_norm, layer.norm))
+        if None not in limits and plain:  # norms of `orthogonalize` are not
+            made.layers[i] = FusedLayer(layer, limits)
     if head is not None:
         made.head = _head_of(model, head)
     return made
@@ -202,6 +257,11 @@ class _First(nnx.Module):
 
     def __init__(self, layers: FusedLinears):
         self.inner = layers
+
+    @property
+    def only(self) -> Any:
+        """The only layer."""
+        return self.inner.layers[0]
 
     def __call__(self, x):
         return self.inner(x)[0]

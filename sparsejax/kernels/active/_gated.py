@@ -75,15 +75,15 @@ def gated_products(
       >>> sj.kernels.gated_products(x, [w], [gate])[0].tolist()
       [[-3.0, -3.0, -3.0]]
     """
-    x, given = jnp.asarray(x), _limits("gated_products", limits)
-    _check_input("gated_products", x)
+    x, given = jnp.asarray(x), limits_of("gated_products", limits)
+    check_input("gated_products", x)
     if not kernels or len(kernels) != len(given):
         raise ValueError(
             f"gated_products: limits must hold a gate (norms, tau) for each of the {len(kernels)} "
             f"kernels, at least one, got {len(given)}."
         )
     for w, limit in zip(kernels, given):
-        _check("gated_products", w, limit, x.shape[1])
+        check_gate("gated_products", w, limit, x.shape[1])
     platform = platform_of(x, kernels)
     names = requested("gated_products", Skipping, implementation, platform)
     ys = attempt(
@@ -132,8 +132,8 @@ def gated_mlp(
       >>> sj.kernels.gated_mlp(x, [w, w, w], [none] * 3).round(1).tolist()
       [[0.699999988079071, 3.5]]
     """
-    x, given = jnp.asarray(x), _limits("gated_mlp", limits)
-    _check_input("gated_mlp", x)
+    x, given = jnp.asarray(x), limits_of("gated_mlp", limits)
+    check_input("gated_mlp", x)
     if len(kernels) != 3 or len(given) != 3:
         raise ValueError(
             "gated_mlp: kernels and limits must be those of gate, up and down, got "
@@ -147,7 +147,7 @@ def gated_mlp(
             f"{[(width, f), (f, width) if by_neuron else (width, f), (f, width)]}."
         )
     for w, limit, inputs in zip(kernels, given, (k, f if by_neuron else k, f)):
-        _check("gated_mlp", w, limit, inputs)
+        check_gate("gated_mlp", w, limit, inputs)
     platform = platform_of(x, kernels)
     names = requested("gated_mlp", Skipping, implementation, platform)
     call = lambda i: i.product(x, tuple(kernels), tuple(given), by_neuron)  # noqa: E731
@@ -174,7 +174,8 @@ def _dot(x: Array, w: Any) -> Array:
     return jnp.matmul(x, w, preferred_element_type=wide_dtype(x, w))
 
 
-def _limits(what: str, limits: Sequence[Any]) -> list[Limit]:
+def limits_of(what: str, limits: Sequence[Any]) -> list[Limit]:
+    """The gates; raises unless they are pairs."""
     for limit in limits:
         if not isinstance(limit, tuple | list) or len(limit) != 2:
             raise TypeError(
@@ -183,12 +184,14 @@ def _limits(what: str, limits: Sequence[Any]) -> list[Limit]:
     return [Limit(*limit) for limit in limits]
 
 
-def _check_input(what: str, x: Array) -> None:
+def check_input(what: str, x: Array) -> None:
+    """Raises unless x holds floats."""
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"{what}: x must hold floats, got {x.dtype}.")
 
 
-def _check(what: str, w: Skipping, limit: Limit, inputs: int) -> None:
+def check_gate(what: str, w: Skipping, limit: Limit, inputs: int) -> None:
+    """Raises unless a kernel and its gate are of so many inputs."""
     if len(w.shape) != 2 or w.shape[0] != inputs:
         raise ValueError(f"{what}: a kernel of shape {w.shape} must be ({inputs}, outputs).")
     if np.shape(limit.norms) != (inputs,) or np.shape(limit.tau) != ():

@@ -108,3 +108,17 @@ def _() -> Implementation:
     from ._gated import mlp_in_xla
 
     return Implementation(mlp_in_xla)
+
+
+@implement("gated_layer", Skipping, "native", platforms=("cpu",))
+def _() -> Implementation:
+    from ._native import GATED_LAYER
+
+    return GATED_LAYER
+
+
+@implement("gated_layer", Skipping, "xla")
+def _() -> Implementation:
+    from ._layer import layer_in_xla
+
+    return Implementation(layer_in_xla)

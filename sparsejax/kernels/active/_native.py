@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Shaped
 
 from ..._compile import compiled
@@ -21,7 +22,9 @@ from .._table import Implementation
 
 SOURCE = pathlib.Path(__file__).with_name("active.cc")
 GATED = SOURCE.with_name("gated.cc")
-HEADERS = (SOURCE.parents[2] / "native.h", SOURCE.with_name("rows.h"))
+HEADERS = tuple(SOURCE.with_name(name) for name in ("rows.h", "gated.h", "layer.h")) + (
+    SOURCE.parents[2] / "native.h",
+)
 CALLS = (
     ("sparsejax_active_reduce", "SparsejaxActiveReduce"),
     ("sparsejax_active_expand", "SparsejaxActiveExpand"),
@@ -31,6 +34,7 @@ GATED_CALLS = (
     ("sparsejax_gated_products", "SparsejaxGatedProducts"),
     ("sparsejax_gated_mlp", "SparsejaxGatedMLP"),
     ("sparsejax_gated_neurons", "SparsejaxGatedNeurons"),
+    ("sparsejax_gated_layer", "SparsejaxGatedLayer"),
 )
 WEIGHTS = (jnp.float32, jnp.bfloat16, jnp.int8)
 # Rows of x up to which rows of W in use are multiplied; a dense product is as fast with more.
@@ -84,14 +88,38 @@ def gated_mlp(x: Shaped[Array, "m k"], kernels: Any, limits: Any, by_neuron: boo
     """A gated feed-forward network in one call."""
     require_few(x.shape[0])
     require(x, *(w.values for w in kernels), gated=True)
-    if len({w.values.dtype for w in kernels}) > 1:
-        raise NotImplementedError("the three kernels must have one dtype")
-    scale = kernels[1].scale
-    if by_neuron and scale is not None:
-        # A factor of each column is one of each input here.
-        raise NotImplementedError("int8 kernels (neurons, inputs) are not supported")
+    _require_network(kernels, by_neuron)
     name = "sparsejax_gated_neurons" if by_neuron else "sparsejax_gated_mlp"
     return _call(name, x.shape, x, *_matrices(kernels, limits))
+
+
+def gated_layer(x, keys, values, counts, angles, norms, kernels, limits, how: Any):
+    """A layer of a decoder for one token of each row in one call, which writes into the cache."""
+    require_few(x.shape[0])
+    require(x, *(w.values for w in kernels), gated=True)
+    _require_network(kernels[4:], how.by_neuron)
+    if keys.dtype != jnp.float32 or values.dtype != jnp.float32:
+        raise NotImplementedError(f"a cache of {keys.dtype} is not supported")
+    outs = [jax.ShapeDtypeStruct(y.shape, jnp.float32) for y in (x, keys, values)]
+    call = jax.ffi.ffi_call(
+        "sparsejax_gated_layer", outs, vmap_method="sequential", input_output_aliases={4: 1, 5: 2}
+    )
+    wide = [y.astype(jnp.float32) for y in (x, jnp.cos(angles), jnp.sin(angles))]
+    weights = [jnp.asarray(norm, jnp.float32) for norm in norms]
+    y, keys, values = call(
+        *wide, counts, keys, values, *weights, *_matrices(kernels, limits),
+        heads=np.int64(how.heads), epsilon=np.float32(how.epsilon),
+        interleaved=how.interleaved, by_neuron=how.by_neuron,
+    )  # fmt: skip
+    return y, (keys, values)
+
+
+def _require_network(kernels: Any, by_neuron: bool) -> None:
+    if len({w.values.dtype for w in kernels}) > 1:
+        raise NotImplementedError("the three kernels must have one dtype")
+    if by_neuron and kernels[1].scale is not None:
+        # A factor of each column is one of each input here.
+        raise NotImplementedError("int8 kernels (neurons, inputs) are not supported")
 
 
 def _matrices(kernels: Any, limits: Any) -> list[Array]:
@@ -138,3 +166,4 @@ def _call(name: str, shape: tuple[int, ...], x: Array, *arrays: Array) -> Array:
 
 SKIPPING = Implementation(product, explain=explain)
 GATED_PRODUCTS, GATED_MLP = Implementation(gated_products), Implementation(gated_mlp)
+GATED_LAYER = Implementation(gated_layer)
