@@ -38,7 +38,8 @@ WITHOUT = {
     "formats, checked where they are multiplied, loaded and made by fromdense": """
         BitmaskArray BlockArray NMArray Skipping TensorCoreArray""",
     "modules, whose arguments flax.nnx checks": """
-        DartsCell Bert Llama MobileNet BlockFFN FusedLayer FusedLinears FusedMLP ReLURouter RotatedNorm
+        DartsCell Bert Llama MobileNet BlockFFN FusedLayer FusedLinears FusedMLP ReLURouter
+        RotatedNorm
         TopKMLP SparseKernel SparseLinear NormAwareAttention NormAwareBlock LoRAKernel""",
     "no arguments": "advice_markdown minilm",
     "registration of the user's own class or function": "linen_compressed",
