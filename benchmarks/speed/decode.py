@@ -10,12 +10,13 @@ density 0.1; ! marks what is below. int8 is compared with bfloat16, since XLA ha
 its bfloat16 product of one token is so slow on a CPU that these ratios say little.
 
 Models: tokens per second of SmolLM2-135M behind a prompt of 32 tokens, one at a time, without the
-time to read the prompt, with the perplexity of 512 other tokens. WINA (thresholds from two help topics of Python) gates all linear
-layers but the head, CATS the neurons of the feed-forward networks; both run by `fast_decoder`,
-which reads the rows of kernels in use and makes few calls. CSparse keeps half of the neurons for
-the prompt; Sirius corrects it. "Over dense" compares with the model as XLA runs it, "over the same
-ungated" with the fused decoder of the same weights and head. Pruned models have magnitude masks:
-the perplexity says nothing of what pruning can do (see one_shot_llm), the speed is of the format.
+time to read the prompt, with the perplexity of 512 other tokens. WINA (thresholds from two help
+topics of Python) gates all linear layers but the head, CATS the neurons of the feed-forward
+networks; both run by `fast_decoder`, which reads the rows of kernels in use and makes few calls.
+CSparse keeps half of the neurons for the prompt; Sirius corrects it. "Over dense" compares with the
+model as XLA runs it, "over the same ungated" with the fused decoder of the same weights and head.
+Pruned models have magnitude masks: the perplexity says nothing of what pruning can do (see
+one_shot_llm), the speed is of the format.
 """
 
 import itertools

@@ -182,6 +182,8 @@ PASSED_ON = {
     "the function is called, of which the signature says nothing": {
         "input_grams.model": "arity",
         "neuron_activity.model": "arity",
+        "score_dataset.apply": "arity",
+        "score_dataset.valid": "arity",
         "record.model": "arity",
         "collect.model": "arity",
         "gradients.model": "arity",

@@ -25,7 +25,7 @@ WITHOUT = {
         Trajectory Corrected Activity Beams Choice Robustness Routed FactorState AdaptiveFactor
         PerplexitySparsity ActivationLaw DecoderFlops IsoFlopsRow QuestCache ScalingLaw TokenCache
         Tolerance Context LinearState AttentionState BlockState AttentionGradients Unlearnable
-        PerturbationReport SparseJEPA Blocks""",
+        PerturbationReport SparseJEPA Blocks DatasetScore""",
     "base classes, without arguments": """
         Matrix SparseArray Pattern Selector NonZero Penalty SparseAttention Activation Loss ReLU
         Gated""",

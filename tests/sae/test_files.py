@@ -1,4 +1,4 @@
-"""Files: round trips, layouts of SAELens and Gemma Scope, refusals, and SAELens itself."""
+"""Files: round trips, layouts of SAELens and Gemma Scope, refusals."""
 
 import json
 
@@ -200,20 +200,3 @@ def test_gemma_scope(tmp_path):
         with pytest.raises(ValueError, match="cannot be loaded"):
             sae.load(path)
     del found
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [n for n in ROUND if n != "abs top-k"])
-def test_interchange_with_sae_lens(name, tmp_path):
-    lens = pytest.importorskip("sae_lens")
-    torch = pytest.importorskip("torch")
-    found, params = ROUND[name], params_of(name)
-    sae.save(tmp_path / "ours", found, params)
-    theirs = lens.SAE.load_from_disk(str(tmp_path / "ours"), device="cpu")
-    x = torch.tensor(np.asarray(X))
-    with torch.no_grad():
-        np.testing.assert_allclose(theirs.encode(x), found.encode(params, X), atol=1e-5)
-        np.testing.assert_allclose(theirs(x), found(params, X), atol=1e-5)
-    theirs.save_model(str(tmp_path / "theirs"))
-    again, weights, _ = sae.load(tmp_path / "theirs")
-    np.testing.assert_allclose(again(weights, X), found(params, X), atol=1e-5)
