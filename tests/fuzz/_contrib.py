@@ -2,6 +2,7 @@
 
 # ruff: noqa: E501
 
+import tempfile
 import types
 
 import jax
@@ -25,6 +26,7 @@ from sparsejax.contrib import (
     random_support,
     receptive_fields,
     reprogramming,
+    retrieval,
     sara,
     search,
     sparse_attention,
@@ -36,7 +38,7 @@ from sparsejax.contrib import (
 
 from ._core import GRAPH, KEY, LAYER, LLAMA, TOKENS, M, P
 from ._training import DATA, LOOP, SGD, loss
-from ._values import row
+from ._values import named, row
 
 LINEAR = linear_attention.linear_attention_step(TOKENS, TOKENS, TOKENS)[1]
 EYE, W = jnp.eye(3), jnp.array([0.1, 0.0, 1.0])
@@ -60,6 +62,11 @@ KERNEL = {"kernel": P["kernel"]}
 KPLAN, KMASK = sj.plan(KERNEL, sj.Unstructured(0.5)), {"kernel": M["kernel"]}
 STAGE = search.Stage(1, SGD)
 AT = {"kernel": jnp.array([0, 3])}
+INDEX = retrieval.InvertedIndex.from_dense(np.eye(3))
+INDEX.save(POSTINGS := f"{tempfile.mkdtemp()}/index.safetensors")
+WORD, HERE, TABLE = np.array([[0, 2]]), np.ones((1, 2), bool), np.ones(3, np.float32)
+PAIRS = retrieval.Pairs(WORD[[0, 0]], HERE[[0, 0]], WORD[[[0], [0]]], HERE[[[0], [0]]])
+FOUND, WANTED = np.array([[2, 0, -1]]), np.array([[0, -1]])
 
 
 IDS = np.array([[1, 2, 3]])
@@ -278,6 +285,36 @@ ROWS = [
     row(reprogramming.visual_prompt, network=lambda x: jnp.stack([x.sum((1, 2, 3))] * 2, -1),
         images=jnp.ones((2, 1, 1, 1)), labels=CLASSES, size=(2, 2), classes=2, key=KEY,
         mapping="iterative", optimizer=SGD, epochs=1, batch_size=2, **LOOP),
+    row(retrieval.InvertedIndex, columns=INDEX.columns),
+    row(named("from_dense", lambda w: INDEX.from_dense(w)), w=np.eye(3)),
+    row(named("index_from_sparse", lambda matrix: INDEX.from_sparse(matrix)), matrix=INDEX.columns),
+    row(named("search", lambda queries, k: INDEX.search(queries, k)), queries=np.eye(3), k=2),
+    row(named("search_tokens", lambda tokens, idf, k: INDEX.search_tokens(tokens, idf, k)), tokens=[[0], [1, 2]],
+        idf=TABLE, k=2),
+    row(named("load", lambda path: INDEX.load(path)), {"path": "text"}, path=POSTINGS),
+    row(named("save", lambda path: INDEX.save(path)), {"path": "text"}, path=POSTINGS),
+    row(named("export", lambda path, vocabulary: INDEX.export(path, vocabulary)), {"path": "text"},
+        path=f"{POSTINGS}.jsonl", vocabulary=["a", "b", "c"]),
+    row(retrieval.candidate_scores, scores=np.ones((2, 2, 2), np.float32), candidates="all"),
+    row(retrieval.document_frequencies, ids=WORD, mask=HERE, vocabulary=3),
+    row(retrieval.ensemble_scores, scores=[EYE, EYE], scale=30.0),
+    row(retrieval.flops, queries=EYE, documents=EYE),
+    row(retrieval.flops_loss, w=EYE, idf=TABLE, threshold=1),
+    row(retrieval.idf, frequencies=np.array([0, 1, 2]), documents=3, unseen=1.0),
+    row(retrieval.idf_query, ids=WORD, mask=HERE, idf=TABLE, special=(0,)),
+    row(retrieval.info_nce, scores=EYE),
+    row(retrieval.kl_distill, scores=EYE, teacher=EYE, temperature=1.0),
+    row(retrieval.margin_mse, scores=EYE, teacher=EYE),
+    row(retrieval.ndcg, found=FOUND, relevant=WANTED, gains=np.ones((1, 2)), k=2),
+    row(retrieval.prune_vectors, w=EYE, ratio=0.5),
+    row(retrieval.quadratic_ramp, strength=0.1, steps=2),
+    row(retrieval.recall, found=FOUND, relevant=WANTED, k=2),
+    row(retrieval.reciprocal_rank, found=FOUND, relevant=WANTED, k=2),
+    row(retrieval.splade_pool, logits=EYE[None], mask=np.ones((1, 3), bool), double_log=False),
+    row(retrieval.train_retriever, params=jnp.eye(3), encode=lambda p, ids, mask: retrieval.splade_pool(p[ids], mask),
+        loss=retrieval.info_nce, optimizer=SGD, data=PAIRS, idf=TABLE, steps=2, key=KEY, teachers=(),
+        candidates="all", strength=0.1, penalty=retrieval.flops_loss, scale=30.0, special=(), batch_size=2, chunk=2,
+        **LOOP),
     row(sara.below_threshold, params=P, theta=0.1, where=""),
     row(sara.gather_values, params=KERNEL, indices=AT),
     row(sara.indices_of, masks=KMASK),

@@ -47,6 +47,8 @@ DOCUMENTED = {
         "predict.x": "rank",
         "input_noise.images": "rank, scalar",
         "attention_entropy.weights": "rank",
+        "flops_loss.w": "rank",
+        "prune_vectors.w": "rank",
         "norm_aware.k": "rank",
         "norm_aware.q": "rank",
         "polynomial_features.x": "rank",
@@ -132,6 +134,14 @@ DOCUMENTED = {
         "multi_information.groups": "-1 in, over",
         "activation_locality.segments": "-1 in, over",
     },
+    "any integers are documents, -1 is none": {
+        "ndcg.found": "-1 in, over",
+        "ndcg.relevant": "-1 in, over",
+        "recall.found": "-1 in, over",
+        "recall.relevant": "-1 in, over",
+        "reciprocal_rank.found": "-1 in, over",
+        "reciprocal_rank.relevant": "-1 in, over",
+    },
     "non-zero entries are edges": {
         "cpdag.graph": "floats",
         "edge_scores.estimate": "-1 in, floats, over",
@@ -150,6 +160,7 @@ PASSED_ON = {
     "the loss reads the data, the parameters or the variables": {
         "train_masked.data": "other names, shapes",
         "train_ssvi.data": "rank",
+        "train_retriever.params": "dict, rank, scalar",
         "unlearnable_noise.params": "dict, rank, scalar",
         "dass.alpha": "dict, rank, scalar",
         "dass.data": "other names, shapes",

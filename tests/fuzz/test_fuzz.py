@@ -25,7 +25,7 @@ WITHOUT = {
         Trajectory Corrected Activity Beams Choice Robustness Routed FactorState AdaptiveFactor
         PerplexitySparsity ActivationLaw DecoderFlops IsoFlopsRow QuestCache ScalingLaw TokenCache
         Tolerance Context LinearState AttentionState BlockState AttentionGradients Unlearnable
-        PerturbationReport SparseJEPA Blocks DatasetScore""",
+        PerturbationReport SparseJEPA Blocks DatasetScore Hits Pairs Retriever""",
     "base classes, without arguments": """
         Matrix SparseArray Pattern Selector NonZero Penalty SparseAttention Activation Loss ReLU
         Gated""",
@@ -39,8 +39,8 @@ WITHOUT = {
         BitmaskArray BlockArray NMArray Skipping TensorCoreArray""",
     "modules, whose arguments flax.nnx checks": """
         DartsCell Bert Llama MobileNet BlockFFN FusedLayer FusedLinears FusedMLP ReLURouter
-        RotatedNorm
-        TopKMLP SparseKernel SparseLinear NormAwareAttention NormAwareBlock LoRAKernel""",
+        RotatedNorm TopKMLP SparseKernel SparseLinear NormAwareAttention NormAwareBlock LoRAKernel
+        SpladeEncoder""",
     "no arguments": "advice_markdown minilm",
     "registration of the user's own class or function": "linen_compressed",
     "second names": "sr_ste",

@@ -21,6 +21,7 @@ from sparsejax.contrib import (
     dag,
     jepa,
     reprogramming,
+    retrieval,
     sara,
     search,
     unlearnable,
@@ -35,6 +36,7 @@ PARAMS = {"kernel": 0.3 * jax.random.normal(KEY, (6, 2)), "bias": jnp.zeros(2)}
 PLAN = sj.plan(PARAMS, {"kernel": sj.Unstructured(0.5)})
 ADAM = optax.adam(0.05)
 SMALL = {"batch_size": 8, "chunk": 2}
+WORDS = jnp.arange(48).reshape(24, 1, 2) % 6
 IMAGES = jax.random.uniform(KEY, (16, 2, 2, 1))
 SHARES = jax.random.dirichlet(KEY, jnp.ones(2), (30,)).T
 PIXELS = jnp.array([[1.0, 0.1], [0.5, 0.5], [0.1, 1.0]]) @ SHARES
@@ -182,6 +184,16 @@ RUNS = {
             strength=strength, **SMALL, **more
         ),
         ({"strength": 0.1}, {"scale": 2.0}),
+    ),
+    "train_retriever": (
+        lambda strength=0.1, scale=1, special=(), **more: retrieval.train_retriever(
+            jnp.eye(6), lambda p, ids, mask: retrieval.splade_pool(p[ids], mask),
+            retrieval.info_nce, ADAM,
+            retrieval.Pairs(scale * WORDS[:, 0] % 6, WORDS[:, 0] > 0, WORDS, WORDS > 0),
+            jnp.arange(1.0, 7), steps=7, key=KEY, strength=strength, special=special, **SMALL,
+            **more
+        ),
+        ({"strength": 0.2}, {"scale": 5}, {"special": (1,)}),
     ),
     "train_ssvi": (
         lambda scale=1.0, every=2, sparsity=0.5, **more: bayes.train_ssvi(
