@@ -9,12 +9,14 @@ import numpy as np
 from .._solution import Result
 from ._design import Design
 from ._duality import default_tol
+from ._model import Model, block_norms, objective
 
 
 class Task(NamedTuple):
-    """Lassos of one design and decreasing strengths, each started from the one before.
+    """Problems of one design and decreasing strengths, each started from the one before.
 
-    Solved for X and y without their parts in `basis` (k, n), orthonormal rows.
+    Solved for X and y without their parts in `basis` (k, n), orthonormal rows. Several targets are
+    rows of y (q, n). Weights are those of blocks.
     """
 
     design: Design
@@ -27,10 +29,14 @@ class Task(NamedTuple):
     positive: bool
     max_steps: int
     w0: np.ndarray | None
+    model: Model = Model()
 
 
 class Found(NamedTuple):
-    """Coefficients (s, p), offsets (s,) of the intercept, codes (s,) and statistics (s,)."""
+    """Coefficients (s, p), offsets (s,) of the intercept, codes (s,) and statistics (s,).
+
+    For q targets (s, q, p) and (s, q).
+    """
 
     value: np.ndarray
     offset: np.ndarray
@@ -39,12 +45,16 @@ class Found(NamedTuple):
 
 
 class Solved(NamedTuple):
-    """Coefficients (s, p), codes (s,), statistics (s,), and `X^T basis^T` (p, k)."""
+    """Coefficients (s, p), codes (s,), statistics (s,), and `X^T basis^T` (p, k).
+
+    The offsets (s,) are those of a loss that is not squared.
+    """
 
     value: np.ndarray
     result: np.ndarray
     stats: Mapping[str, np.ndarray]
     inner: np.ndarray
+    offset: np.ndarray | None = None
 
 
 Solver = Callable[[Task], Solved]
@@ -62,28 +72,39 @@ def solve_path(task: Task, intercept: np.ndarray | None, solver: Solver) -> Foun
       The solutions; coefficients of projected columns by least squares.
     """
     task, units = _balanced(task)
-    free = np.flatnonzero(task.weights == 0) if task.l2 == 0 else np.zeros(0, int)
-    if free.size and task.positive:
+    unpenalised = (task.weights == 0) & (task.l2 == 0)
+    if unpenalised.any() and task.positive:
         raise ValueError(
             "weights must be > 0 with positive=True; use solve.proximal_gradient(smooth, "
             "prox.l1(strength * weights), w0)."
         )
+    if task.model.loss != "squared":
+        return _unscaled(task, solver(task._replace(w0=_start(task))), units)
+    free = task.model.features(unpenalised)
     columns = [] if intercept is None else [intercept[:, None]]
     columns = np.concatenate([*columns, task.design.dense(free)], axis=1).astype(np.float64)
     basis, back = _orthonormal(columns)
     inside = task._replace(
         basis=basis.astype(task.y.dtype),
-        weights=np.where(np.isin(np.arange(task.weights.size), free), np.inf, task.weights),
+        weights=np.where(unpenalised, np.inf, task.weights),
     )
     inside = inside._replace(w0=_start(inside))
-    value, result, stats, inner = solver(inside)
+    found = solver(inside)
     # What is left of y in the basis, in coordinates of the projected columns.
-    rest = (basis @ task.y - value @ inner) @ back.T
-    value[:, free] = rest[:, columns.shape[1] - free.size :]
-    offset = np.zeros(len(value)) if intercept is None else rest[:, 0]
-    with np.errstate(over="ignore", under="ignore"):
-        stats = {**stats, "gap": stats["gap"] * units[1] * units[1]}
-    return Found(value * (units[1] / units[0]), offset * units[1], result, stats)
+    rest = (task.y @ basis.T - found.value @ found.inner) @ back.T
+    found.value[..., free] = rest[..., columns.shape[1] - free.size :]
+    offset = np.zeros(found.value.shape[:-1]) if intercept is None else rest[..., 0]
+    return _unscaled(task, found._replace(offset=offset), units)
+
+
+def _unscaled(task: Task, found: Solved, units: tuple[float, float]) -> Found:
+    """The solutions in the units of X and y."""
+    x, y = units
+    with np.errstate(over="ignore", under="ignore"):  # of the objective, or of correlations
+        gap = found.stats["gap"] * y * (y if task.model.is_convex else x)
+    stats = {**found.stats, "gap": gap}
+    offset = np.zeros(len(found.value)) if found.offset is None else found.offset
+    return Found(found.value * (y / x), offset * y, found.result, stats)
 
 
 def task(
@@ -97,18 +118,21 @@ def task(
     positive: bool,
     max_steps: int,
     w0: Any,
+    model: Model = Model(),  # noqa: B008
 ) -> Task:
     """A validated task."""
     p = design.shape[1]
-    weights = np.ones(p) if weights is None else np.asarray(weights, np.float64)
+    blocks = p if model.start is None else model.start.size - 1
+    weights = np.ones(blocks) if weights is None else np.asarray(weights, np.float64)
     if w0 is not None:
         with np.errstate(over="ignore"):
             w0 = np.asarray(w0, y.dtype)
         if w0.shape != (p,):
             raise ValueError(f"w0 must have shape ({p},), got {w0.shape}.")
     return Task(
-        design, y, np.zeros((0, len(y)), y.dtype), weights, np.array(strengths, np.float64),
-        float(l2), default_tol(tol, y.dtype), positive, max_steps, w0,
+        design, y, np.zeros((0, y.shape[-1]), y.dtype), weights,
+        np.array(strengths, np.float64), float(l2), default_tol(tol, y.dtype), positive,
+        max_steps, w0, model,
     )  # fmt: skip
 
 
@@ -133,14 +157,21 @@ def _start(task: Task) -> np.ndarray | None:
     """The initial value if its objective is below that at 0; None otherwise."""
     if task.w0 is None:
         return None
-    usable = np.isfinite(task.w0) & np.isfinite(task.weights)
+    model, y = task.model, projected(task.y, task.basis)
+    weights = task.weights if model.start is None else task.weights[model.labels()]
+    usable = np.isfinite(task.w0) & np.isfinite(weights)
     w = np.where(usable & (task.w0 >= 0 if task.positive else True), task.w0, 0)
     with np.errstate(over="ignore", invalid="ignore"):
         r = projected(task.y - task.design.product(w), task.basis)
-        penalty = task.strengths[0] * np.where(w == 0, 0, task.weights) @ np.abs(w)
-        value = r @ r / (2 * r.size) + penalty + task.l2 / 2 * (w @ w)
-    y = projected(task.y, task.basis)
-    return w if value < y @ y / (2 * y.size) else None
+        sizes = np.abs(w) if model.start is None else block_norms(model, w)
+        penalty = task.strengths[0] * np.where(sizes == 0, 0, task.weights) @ sizes
+        ridge = task.l2 / 2 * (w @ w)
+        value, at_zero = _mean_loss(model, y, y - r), _mean_loss(model, y, 0 * y)
+    return w if value + penalty + ridge < at_zero else None
+
+
+def _mean_loss(model: Model, y: np.ndarray, u: np.ndarray) -> float:
+    return float(np.average(objective(model, y, u), weights=model.samples))
 
 
 def _orthonormal(columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -156,10 +187,12 @@ def _orthonormal(columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _balanced(task: Task) -> tuple[Task, tuple[float, float]]:
     """y of size 1, and X where its squares leave the float range; powers of two, so exactly."""
-    y, x = _unit(task.y), 1.0
+    model = task.model
+    y, x = _unit(task.y) if model.loss in ("squared", "huber") else 1.0, 1.0
     entries = task.design.values.ravel(order="K")
     far = float(np.finfo(task.y.dtype).max) ** 0.5
-    if not 1 / far < np.vdot(entries, entries) < far:  # one pass where all is well
+    # One pass where all is well. MCP and SCAD hold for one scale of the columns.
+    if not 1 / far < np.vdot(entries, entries) < far and (model.is_convex or not _finite(entries)):
         x = _unit(task.design.values)
     if x == y == 1.0:
         return task, (1.0, 1.0)
@@ -169,8 +202,15 @@ def _balanced(task: Task) -> tuple[Task, tuple[float, float]]:
         w0 = None if task.w0 is None else task.w0 * (x / y)
         strengths = np.maximum(task.strengths / x / y, info.tiny)
         l2 = min(float(np.float64(task.l2) / x / x), float(info.max) / 4)
-    scaled = task._replace(design=design, y=task.y / y, strengths=strengths, l2=l2, w0=w0)
+    model = model._replace(delta=model.delta / y)
+    scaled = task._replace(
+        design=design, y=task.y / y, strengths=strengths, l2=l2, w0=w0, model=model
+    )
     return scaled, (x, y)
+
+
+def _finite(values: np.ndarray) -> bool:
+    return bool(np.isfinite(values).all())
 
 
 def _unit(values: np.ndarray) -> float:

@@ -14,6 +14,7 @@ from ._design import Design
 from ._host import Solved, Task, codes, projected
 
 SOURCE = pathlib.Path(__file__).with_name("coordinate.cc")
+HEADERS = ("coordinate", "designs", "paths", "penalties", "steps", "working_sets")
 ANSWER = np.dtype([(n, "f8" if n == "gap" else "i8") for n in
                    ("gap", "n_iter", "n_rounds", "support_size", "failed")])  # fmt: skip
 
@@ -22,12 +23,9 @@ def solve(task: Task) -> Solved:
     """Solves the task; NotImplementedError without a compiler."""
     calls, dtype = library(), task.y.dtype
     p, k, count = task.design.shape[1], len(task.basis), len(task.strengths)
-    m, norms = np.zeros((p, k), dtype), np.zeros(p, dtype)
+    m, norms = norms_of(task.design, task.basis)
     basis = _pointer(task.basis), _integer(k)
-    getattr(calls, f"lasso_{dtype}_norms")(
-        *_matrix(task.design), *basis, _pointer(m), _pointer(norms)
-    )
-    design, norms, rest = _projected(task, norms, m)
+    design, norms, rest = projected_design(task, norms, m)
     y = projected(task.y, task.basis)
     w, answers = np.zeros((count, p), dtype), np.zeros(count, ANSWER)
     w[0] = 0 if task.w0 is None else task.w0
@@ -41,6 +39,16 @@ def solve(task: Task) -> Solved:
     return Solved(w, codes(stats["gap"], answers["failed"] != 0), stats, m)
 
 
+def norms_of(design: Design, basis: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`X^T basis^T` (p, k), and the squares of the columns (p,)."""
+    dtype, p, k = design.values.dtype, design.shape[1], len(basis)
+    m, norms = np.zeros((p, k), dtype), np.zeros(p, dtype)
+    getattr(library(), f"lasso_{dtype}_norms")(
+        *_matrix(design), _pointer(basis), _integer(k), _pointer(m), _pointer(norms)
+    )
+    return m, norms
+
+
 def library() -> ctypes.CDLL:
     """The compiled library, loaded once; another compiler or cache may succeed."""
     return _library(os.environ.get("CXX"), cache_file())
@@ -49,7 +57,7 @@ def library() -> ctypes.CDLL:
 @functools.cache
 def _library(compiler: str | None, cache: pathlib.Path) -> ctypes.CDLL:
     del compiler, cache
-    headers = [SOURCE.with_name(name) for name in ("coordinate.h", "designs.h", "steps.h")]
+    headers = [SOURCE.with_name(f"{name}.h") for name in HEADERS]
     file = built(SOURCE, *for_this_processor(headers))
     try:
         return ctypes.CDLL(str(file))
@@ -57,7 +65,7 @@ def _library(compiler: str | None, cache: pathlib.Path) -> ctypes.CDLL:
         raise NotImplementedError(f"{file} cannot be loaded: {error}") from error
 
 
-def _projected(
+def projected_design(
     task: Task, norms: np.ndarray, m: np.ndarray
 ) -> tuple[Design, np.ndarray, np.ndarray]:
     """The design, the squares of its projected columns, and what is left to project, (p, k).

@@ -11,17 +11,21 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from .._arguments import check_strength, checked, known
-from .._solution import Solution, finish, refuse_infinite
-from . import _host_native, _host_xla
+from .._solution import Result, Solution, finish
+from . import _host_native, _host_xla, _regression_native, _regression_xla
 from ._design import Design, host_data
 from ._duality import Problem, balanced
 from ._host import Found, Solver, geometric, solve_path, task
 from ._lasso import least_squares
+from ._model import Loss, Model, check_target, grouped
 
-SOLVERS: Mapping[str, Solver] = {"native": _host_native.solve, "xla": _host_xla.solve}
+LASSO: Mapping[str, Solver] = {"native": _host_native.solve, "xla": _host_xla.solve}
+REGRESSION: Mapping[str, Solver] = {
+    "native": _regression_native.solve, "xla": _regression_xla.solve,
+}  # fmt: skip
 
 
-@checked(tol="(0, inf)", max_steps="[0, inf)", l2="[0, inf)")
+@checked(tol="(0, inf)", max_steps="[0, inf)", l2="[0, inf)", delta="(0, inf)")
 def lasso_host(
     X: Any,
     y: ArrayLike,
@@ -33,14 +37,24 @@ def lasso_host(
     weights: ArrayLike | None = None,
     positive: bool = False,
     l2: ArrayLike = 0.0,
+    loss: Loss = "squared",
+    delta: float = 1.35,
+    intercept: bool = False,
+    groups: Any = None,
     implementation: str | None = None,
     throw: bool = True,
 ) -> Solution:
-    """`lasso` on the host: coordinate descent in C++ on growing working sets, for sparse X too.
+    r"""`lasso` on the host: coordinate descent in C++ on growing working sets, for sparse X too.
+
+    `min_{w, b} mean_i loss(y_i, x_i^T w + b) + strength sum_g weights_g |w_g| + l2 |w|^2 / 2`,
+    where groups are single features unless given. Losses of a prediction u: "squared",
+    `(y - u)^2 / 2`; "huber", the same up to `|y - u| = delta` and linear beyond; "logistic",
+    `log(1 + exp(-y u))` for y of -1 and 1; "poisson", `exp(u) - y u` for counts. All but the plain
+    Lasso are solved in float64.
 
     Does not support jit, vmap or grad. Solved in float64 if X or y is, even where JAX has no
     float64. X is read in the order in which it is stored and never copied as a whole. Features of
-    weight 0 are not penalised. The C++ is compiled at first use, once, in about five seconds;
+    weight 0 are not penalised. The C++ is compiled at first use, once, in about ten seconds;
     without a compiler XLA solves the same problem, slower, with X dense.
 
     Args:
@@ -50,14 +64,19 @@ def lasso_host(
       w0: Initial value (p,).
       tol: Duality gap over the objective at 0: by default 1e-6, or 1e-5 in float32.
       max_steps: Maximum number of working sets.
-      weights: A weight >= 0 per feature (p,); infinity forces a zero.
+      weights: A weight >= 0 per feature (p,), or per group; infinity forces a zero.
       positive: Whether w must be >= 0.
       l2: Strength of the ridge term.
+      loss: "squared", "logistic", "huber" or "poisson".
+      delta: Where the Huber loss becomes linear, in units of y.
+      intercept: Whether to fit b, which is not penalised; otherwise it is 0.
+      groups: A label per feature (p,), numbers or strings in any order, or disjoint lists of
+        features. Weights are in the order of sorted labels or of the lists, and 1 by default.
       implementation: "native" (C++) or "xla"; None is the first that runs.
       throw: Whether to raise if the gap is not reached.
 
     Returns:
-      A `Solution`, as for `lasso`.
+      A `Solution`, as for `lasso`; `stats["intercept"]` is b.
 
     Raises:
       NotImplementedError: If the named implementation does not run here.
@@ -75,18 +94,25 @@ def lasso_host(
       >>> solve.lasso_host(X, y, 1.0).value.tolist()
       [1.0, 0.0, 0.0, 0.0]
     """
-    design, y = _data(X, y, strength, weights, l2)
+    design, y = _data(X, y, strength, l2)
+    model = _model(loss, delta, groups, positive, design.shape[1])
+    check_target(loss, y)
+    _check_weights(weights, model, design)
     check_strength("strength", strength, (), y.dtype)
     if float(strength) == 0:  # pyright: ignore[reportArgumentType]
+        if not model.is_lasso or intercept:
+            raise ValueError("strength must be > 0 with a loss, groups or an intercept, got 0.")
         return _least_squares(design, y, weights, positive, float(l2))  # pyright: ignore
+    squared = loss == "squared"
     found = fit_path(
         design, y, np.reshape(np.asarray(strength), 1), weights=weights, l2=l2, tol=tol,
         positive=positive, max_steps=max_steps, w0=w0, implementation=implementation,
+        model=model._replace(intercept=intercept and not squared),
+        intercept=np.ones_like(y) if intercept and squared else None,
     )  # fmt: skip
-    value = _array(found.value[0])
-    stats = {name: x[0] for name, x in found.stats.items()}
-    result = refuse_infinite(value, found.result[0])
-    return finish("lasso_host", Solution(value, result, stats), throw)
+    value = _array(found.value[0].astype(y.dtype))
+    stats = {**{name: x[0] for name, x in found.stats.items()}, "intercept": found.offset[0]}
+    return finish("lasso_host", Solution(value, _codes(value, found.result[0]), stats), throw)
 
 
 @checked(n_strengths="[1, inf)", eps="(0, 1]", tol="(0, inf)", max_steps="[0, inf)", l2="[0, inf)")
@@ -131,7 +157,8 @@ def lasso_path_host(
       >>> solve.lasso_path_host(X, y, jnp.array([4.0, 2.0, 1.0])).value[:, 0].tolist()
       [0.0, 1.0, 1.5]
     """
-    design, y = _data(X, y, 1.0, weights, l2)
+    design, y = _data(X, y, 1.0, l2)
+    _check_weights(weights, Model(), design)
     if strengths is None:
         largest = largest_strength(design, y, weights, positive)
         strengths = geometric(largest or 1.0, n_strengths, eps)  # 1 where every solution is 0
@@ -141,7 +168,7 @@ def lasso_path_host(
         max_steps=max_steps, w0=None, implementation=implementation,
     )  # fmt: skip
     values, stats = _array(found.value), {**found.stats, "strengths": strengths}
-    results = refuse_infinite(values, found.result)
+    results = _codes(values, found.result)
     return finish("lasso_path_host", Solution(values, results, stats), throw)
 
 
@@ -152,19 +179,37 @@ def fit_path(
     *,
     intercept: np.ndarray | None = None,
     implementation: str | None = None,
+    model: Model = Model(),  # noqa: B008
     **options: Any,
 ) -> Found:
     """Solutions for some strengths > 0, with a coefficient for the column `intercept` if given."""
-    problem = task(design, y, strengths, **options)
+    problem = task(design, y, strengths, model=model, **options)
+    solvers = LASSO if model.is_lasso and y.ndim == 1 else REGRESSION
     if implementation is not None:
-        if implementation not in SOLVERS:
-            raise ValueError(f"implementation={implementation!r} must be one of {list(SOLVERS)}.")
-        return solve_path(problem, intercept, SOLVERS[implementation])
+        if implementation not in solvers:
+            raise ValueError(f"implementation={implementation!r} must be one of {list(solvers)}.")
+        return solve_path(problem, intercept, solvers[implementation])
     try:
-        return solve_path(problem, intercept, _host_native.solve)
+        return solve_path(problem, intercept, solvers["native"])
     except NotImplementedError as error:
         _tell(str(error))
-        return solve_path(problem, intercept, _host_xla.solve)
+        return solve_path(problem, intercept, solvers["xla"])
+
+
+def _model(loss: Loss, delta: float, groups: Any, positive: bool, p: int) -> Model:
+    """The loss and the groups of features."""
+    if groups is None:
+        return Model(loss, delta=float(delta))
+    if positive:
+        raise ValueError("positive must be False with groups; use solve.proximal_gradient.")
+    start, member = grouped(groups, p)
+    return Model(loss, "groups", start, member, float(delta))
+
+
+def _codes(value: Array, results: Any) -> Any:
+    """The results, or NONFINITE for what the dtype of the value cannot hold."""
+    finite = np.isfinite(np.asarray(value)).all(axis=-1)
+    return np.where(finite, results, Result.NONFINITE).astype(np.int32)[()]
 
 
 def _array(value: np.ndarray) -> Array:
@@ -188,17 +233,23 @@ def _tell(why: str) -> None:
     warnings.warn(f"The Lasso is solved in XLA, slower than in C++: {why}.", stacklevel=5)
 
 
-def _data(X: Any, y: Any, strength: Any, weights: Any, l2: Any) -> tuple[Design, np.ndarray]:
-    for x in (X, y, strength, weights, l2):
+def _data(X: Any, y: Any, strength: Any, l2: Any) -> tuple[Design, np.ndarray]:
+    for x in (X, y, strength, l2):
         if not known(x):
             raise TypeError("lasso_host runs on the host: in jit, vmap or grad use solve.lasso.")
     design, y = host_data(X, y)
     check_strength("l2", l2, (), y.dtype)
     if np.isinf(np.asarray(l2)):
         raise ValueError("l2 must be finite; strength=inf gives 0.")
-    if weights is not None:
-        check_strength("weights", weights, (design.shape[1],))
     return design, y
+
+
+def _check_weights(weights: Any, model: Model, design: Design) -> None:
+    if not known(weights):
+        raise TypeError("lasso_host runs on the host: in jit, vmap or grad use solve.lasso.")
+    if weights is not None:
+        blocks = design.shape[1] if model.start is None else model.start.size - 1
+        check_strength("weights", weights, (blocks,))
 
 
 def _falling(strengths: Any, dtype: Any) -> np.ndarray:

@@ -15,7 +15,10 @@ from ._duality import Problem
 
 SOURCE = pathlib.Path(__file__).with_name("lasso_batch.cc")
 HEADERS = (
-    *(SOURCE.with_name(f"{name}.h") for name in ("coordinate", "designs", "steps")),
+    *(
+        SOURCE.with_name(f"{name}.h")
+        for name in ("coordinate", "designs", "penalties", "steps", "working_sets")
+    ),
     SOURCE.parents[1] / "native.h",
 )
 SYMBOLS = {"float32": "SparsejaxLassoFloat", "float64": "SparsejaxLassoDouble"}

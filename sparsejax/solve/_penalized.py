@@ -15,6 +15,7 @@ from .._arrays import Units, magnitude
 from .._solution import Solution, finish, refuse_infinite
 from ..prox import Penalty, group_lasso as group_penalty, l1, scale as scaled
 from ._duality import default_tol, share
+from ._model import as_labels
 from ._proximal_gradient import proximal_gradient
 
 STEPS = 20_000
@@ -98,7 +99,7 @@ def group_lasso(
       X: Design (n, p), not centred: centre X and y for an intercept.
       y: Target (n,).
       strength: Strength > 0; infinity gives 0.
-      groups: Labels (p,), or disjoint lists of indices.
+      groups: Labels (p,), integers or strings, or disjoint lists or arrays of indices.
       weights: A weight > 0 per group; infinity forces zeros. By default the square root of its
         size.
       w0: Initial value (p,).
@@ -129,7 +130,7 @@ def group_lasso(
     X, y = _data(X, y, "squared", 1)
     if weights is not None:
         check_weights(weights, jnp.size(weights))
-    unit = group_penalty(1.0, groups=groups, weights=weights)
+    unit = group_penalty(1.0, groups=as_labels(groups, X.shape[1]), weights=weights)
     return _certified("group_lasso", X, y, strength, unit, w0, tol, max_steps, throw)
 
 

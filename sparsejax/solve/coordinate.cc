@@ -1,35 +1,23 @@
 // The Lasso on the host: paths of one design, called through ctypes.
 
-#include "coordinate.h"
+#include "paths.h"
 
 namespace {
-
-struct Answer {
-  double gap;
-  Index outer, rounds, support, result;
-};
 
 template <class T, class Design>
 void path(Design& X, const T* y, const T* m, const T* basis, Index k, const T* norms,
           const double* weights, const double* strengths, Index count, double l2, double tol,
           bool positive, Index max_steps, T* w, Answer* answers) {
   Gram<T> gram(X.p);
-  std::vector<double> thresholds(X.p);
-  constexpr double least = std::numeric_limits<double>::min();
   for (Index s = 0; s < count; ++s) {
     T* own = w + s * X.p;
     if (s > 0) std::copy_n(own - X.p, X.p, own);
-    for (Index j = 0; j < X.p; ++j)
-      thresholds[j] = std::isinf(weights[j]) ? weights[j]
-                      : weights[j] == 0      ? 0
-                                             : std::max(weights[j] * strengths[s], least);
-    Lasso<T, Design> one{X, gram, y, m, basis, k, thresholds.data(), l2, tol, positive, norms, own};
+    L1<T> penalty{{bounds(weights, X.p, strengths[s])}, positive};
+    LeastSquares<T, Design, L1<T>> one(X, std::move(penalty), l2, tol, norms, own, gram, y, m, basis, k);
     const Index result = one.run(max_steps);
-    answers[s] = {one.gap, one.outer, one.rounds, (Index)one.nonzero().size(), result};
+    answers[s] = answer(one, result);
   }
 }
-
-enum Layout { COLUMNS, ROWS, SPARSE };
 
 template <class T, class Call>
 void with_design(int layout, Index n, Index p, const T* x, const Index* start, const int32_t* row,

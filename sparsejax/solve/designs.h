@@ -2,7 +2,8 @@
 //
 // Each has: length(j), stored entries of a column, and entries() of all; square(j); product(j, r),
 // x_j . r, and products of many columns; add(j, a, r), r += a x_j; need(which), what is about to be
-// read column by column; gram(rows, with).
+// read column by column; gram(rows, with). Columns and sparse columns also have part(which, root), a copy
+// of some columns with their rows scaled. Tasks repeats a design for several targets.
 
 #pragma once
 #include <algorithm>
@@ -81,8 +82,14 @@ void dense_gram(const Column& column, Index n, const Indices& rows, const Indice
     }
 }
 
+template <class T> struct OwnColumns;
+template <class T> struct OwnSparse;
+
 // Fortran order.
 template <class T> struct Columns {
+  using Part = OwnColumns<T>;
+  Part part(const Indices& which, const std::vector<T>& root) const;
+
   Index n, p;
   const T* x;
 
@@ -103,6 +110,19 @@ template <class T> struct Columns {
     dense_gram([this](Index j) { return column(j); }, n, rows, with, out);
   }
 };
+
+template <class T> struct OwnColumns : Columns<T> {
+  std::vector<T> values;
+  OwnColumns(Index n, Index p) : Columns<T>{n, p, nullptr}, values(n * p) { this->x = values.data(); }
+  OwnColumns(OwnColumns&&) = default;  // a copy would point to the values of another
+};
+
+template <class T> OwnColumns<T> Columns<T>::part(const Indices& which, const std::vector<T>& root) const {
+  OwnColumns<T> found(n, which.size());
+  for (size_t i = 0; i < which.size(); ++i)
+    for (Index t = 0; t < n; ++t) found.values[i * n + t] = root[t] * column(which[i])[t];
+  return found;
+}
 
 // C order: a pass over all columns reads rows; the columns of working sets are copied once.
 template <class T> struct Rows {
@@ -146,6 +166,9 @@ template <class T> struct Rows {
 
 // Compressed sparse columns, rows of a column in any order, without duplicates.
 template <class T> struct Sparse {
+  using Part = OwnSparse<T>;
+  Part part(const Indices& which, const std::vector<T>& root) const;
+
   Index n, p;
   const T* x;
   const Index* start;
@@ -176,6 +199,63 @@ template <class T> struct Sparse {
       add(rows[i], 1, dense.data());
       for (size_t j = 0; j < with.size(); ++j) out[i * with.size() + j] = product(with[j], dense.data());
       for (Index k = start[rows[i]]; k < start[rows[i] + 1]; ++k) dense[row[k]] = 0;
+    }
+  }
+};
+
+template <class T> struct OwnSparse : Sparse<T> {
+  std::vector<T> values;
+  Indices starts = {0};
+  std::vector<int32_t> rows;
+  explicit OwnSparse(Index n) : Sparse<T>{n, 0, nullptr, nullptr, nullptr} {}
+  OwnSparse(OwnSparse&&) = default;
+};
+
+template <class T> OwnSparse<T> Sparse<T>::part(const Indices& which, const std::vector<T>& root) const {
+  OwnSparse<T> found(n);
+  for (Index j : which) {
+    for (Index k = start[j]; k < start[j + 1]; ++k) {
+      found.values.push_back(root[row[k]] * x[k]);
+      found.rows.push_back(row[k]);
+    }
+    found.starts.push_back(found.rows.size());
+  }
+  found.p = which.size(), found.x = found.values.data();
+  found.start = found.starts.data(), found.row = found.rows.data();
+  return found;
+}
+
+// A design for q targets at once: column j q + t is x_j in the rows of target t, of q n.
+template <class Design, class T> struct Tasks {
+  Design& X;
+  Index q, n = X.n * q, p = X.p * q;
+
+  Index length(Index j) const { return X.length(j / q); }
+  double entries() const { return X.entries() * q; }
+  T square(Index j) const { return X.square(j / q); }
+  T product(Index j, const T* r) const { return X.product(j / q, r + j % q * X.n); }
+  void add(Index j, T scale, T* r) const { X.add(j / q, scale, r + j % q * X.n); }
+  void products(const T* r, const Indices& which, T* out) const {
+    for (Index j : which) out[j] = product(j, r);
+  }
+  void need(const Indices&) {}
+  void gram(const Indices& rows, const Indices& with, T* out) const {
+    Indices left, right;  // each column once
+    for (Index j : rows)
+      if (left.empty() || left.back() != j / q) left.push_back(j / q);
+    for (Index j : with)
+      if (right.empty() || right.back() != j / q) right.push_back(j / q);
+    std::vector<T> products(left.size() * right.size());
+    X.gram(left, right, products.data());
+    Index a = -1, last = -1;
+    for (size_t i = 0; i < rows.size(); ++i) {
+      a += rows[i] / q != last, last = rows[i] / q;
+      Index b = -1, before = -1;
+      for (size_t j = 0; j < with.size(); ++j) {
+        b += with[j] / q != before, before = with[j] / q;
+        const bool same = rows[i] % q == with[j] % q;
+        out[i * with.size() + j] = same ? products[a * right.size() + b] : 0;
+      }
     }
   }
 };

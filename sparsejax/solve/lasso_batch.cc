@@ -33,15 +33,15 @@ ffi::Error solve_batch(ffi::ThreadPool pool, Array<D> X, Array<D> y, Array<D> th
     T* own = w->typed_data() + t * p;
     std::copy_n(part(w0, batch, t), p, own);
     const T* bounds = part(thresholds, batch, t);
-    const std::vector<double> a(bounds, bounds + p);
     Rows<T> design(n, p, part(X, batch, t));
     Gram<T> gram(p);
-    Lasso<T, Rows<T>> one{design, gram, part(y, batch, t), nullptr, nullptr, 0, a.data(),
-                          double(*part(l2, batch, t)), double(*part(tol, batch, t)), positive,
-                          part(norms, batch, t), own};
+    LeastSquares<T, Rows<T>, L1<T>> one(
+        design, L1<T>{{std::vector<double>(bounds, bounds + p)}, positive}, *part(l2, batch, t),
+        *part(tol, batch, t), part(norms, batch, t), own, gram, part(y, batch, t), nullptr, nullptr, 0);
     const Index result = one.run(max_steps), support = one.nonzero().size();
     bool empty = support == 0;  // where the gap is exactly 0, despite rounding
-    for (Index j = 0; j < p && empty; ++j) empty = !one.movable(j) || one.size(one.c[j]) <= a[j];
+    for (Index j = 0; j < p && empty; ++j) 
+      empty = !one.movable(j) || one.penalty.size(j, one.c.data()) <= bounds[j];
     gap->typed_data()[t] = empty && std::isfinite(one.gap) ? 0 : T(one.gap);
     int32_t* count = counts->typed_data() + 4 * t;
     count[0] = one.outer, count[1] = one.rounds, count[2] = support, count[3] = result;

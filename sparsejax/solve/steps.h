@@ -1,5 +1,5 @@
-// What the Lasso of coordinate.h steps with beside coordinate descent: Gram matrices and linear
-// systems of Newton steps, Anderson extrapolation.
+// Steps beside coordinate descent: Gram matrices and linear systems of Newton steps, Anderson
+// extrapolation.
 
 #pragma once
 #include <algorithm>
@@ -12,12 +12,34 @@
 
 constexpr int KEPT = 5;           // steps from which an Anderson step extrapolates
 constexpr Index LARGEST = 4096;   // supports above this size take no Newton steps
+constexpr int SQUARINGS = 6;      // for a bound of an eigenvalue: at most q^(1/64) too large
+
+// A bound of the largest eigenvalue of A (q, q), semidefinite: the trace of A^64 to the power 1/64.
+template <class T> double largest_eigenvalue(std::vector<T> a, Index q) {
+  if (q == 1) return a[0];
+  double logarithm = 0, power = 1;
+  std::vector<T> next(q * q);
+  for (int s = 0;; ++s) {
+    double trace = 0;
+    for (Index i = 0; i < q; ++i) trace += a[i * q + i];
+    if (!(trace > 0)) return s == 0 ? 0 : std::exp(logarithm);
+    logarithm += std::log(trace) * power;
+    if (s == SQUARINGS) return std::exp(logarithm);
+    for (T& x : a) x /= trace;
+    Indices all(q);
+    std::iota(all.begin(), all.end(), Index(0));
+    dense_gram([&](Index i) { return &a[i * q]; }, q, all, all, next.data());
+    a.swap(next);
+    power /= 2;
+  }
+}
 
 // Inner products of all columns that were in a support, kept for a whole path.
 template <class T> struct Gram {
   Indices place, members;
   std::vector<T> values;  // members.size() rows of length room
   Index room = 0;
+  std::vector<double> steep;  // bounds of the largest eigenvalue within blocks, negative: not yet
 
   explicit Gram(Index p) : place(p, -1) {}
 
@@ -46,6 +68,19 @@ template <class T> struct Gram {
         T value = products[i * count + c] - dot(left, right, k);
         values[(old + i) * room + c] = values[c * room + old + i] = value;
       }
+  }
+
+  // A bound of the largest eigenvalue of the inner products within block b.
+  template <class Design>
+  double steepness(Design& X, const Indices& which, Index b, const T* m, Index k) {
+    if (steep.empty()) steep.assign(place.size(), -1);
+    if (steep[b] >= 0) return steep[b];
+    const Index q = which.size();
+    std::vector<T> products(q * q);
+    X.gram(which, which, products.data());
+    for (Index i = 0; i < q; ++i)
+      for (Index j = 0; j < q; ++j) products[i * q + j] -= dot(m + which[i] * k, m + which[j] * k, k);
+    return steep[b] = largest_eigenvalue(std::move(products), q);
   }
 
   void grow(Index size, Index old) {

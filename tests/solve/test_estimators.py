@@ -15,8 +15,16 @@ ALL = [
     ours.Lasso(0.1),
     ours.ElasticNet(0.1),
     ours.LassoCV(alphas=4, cv=3, eps=1e-2),
+    ours.ElasticNetCV(alphas=4, cv=3, eps=1e-2),
     ours.MultiTaskLasso(0.1),
+    ours.GroupLasso(2, alpha=0.1),
+    ours.GroupLassoCV(2, alphas=4, cv=3, eps=1e-2),
+    ours.MCPRegression(0.1),
+    ours.SCADRegression(0.1),
+    ours.SparseHuberRegression(0.1),
+    ours.SparsePoissonRegression(0.1),
     ours.SparseLogisticRegression(0.01),
+    ours.SparseLogisticRegressionCV(alphas=4, cv=3),
 ]
 
 

@@ -1,0 +1,89 @@
+"""MCP and SCAD on the host: stationarity and minima by their definitions, in NumPy."""
+
+import warnings
+
+import numpy as np
+import pytest
+import sklearn.linear_model as theirs
+
+from sparsejax.solve import _regression_native, estimators as ours
+
+from .test_regression import LAYOUTS, SCORE, N, P, X, Y, compiled
+
+
+def concave(shape, a, gamma, u):
+    """Values and slopes of MCP and SCAD, by their definitions."""
+    if shape == "mcp":
+        inside = u <= gamma * a
+        return np.where(inside, a * u - u**2 / (2 * gamma), gamma * a**2 / 2), np.where(
+            inside, a - u / gamma, 0
+        )
+    middle = (2 * gamma * a * u - u**2 - a**2) / (2 * (gamma - 1))
+    value = np.where(u <= a, a * u, np.where(u <= gamma * a, middle, a**2 * (gamma + 1) / 2))
+    return value, np.where(u <= a, a, np.maximum(gamma * a - u, 0) / (gamma - 1))
+
+
+CONCAVE = {"mcp": (ours.MCPRegression, 3.0), "scad": (ours.SCADRegression, 3.7)}
+
+
+@compiled
+@pytest.mark.parametrize("shape", CONCAVE)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_concave_penalties_are_stationary(shape, layout):
+    estimator, gamma = CONCAVE[shape]
+    y, data = Y["squared"], LAYOUTS[layout](X)
+    for alpha in (0.3, 0.1, 0.03):
+        mine = estimator(alpha, gamma=gamma, tol=1e-9).fit(data, y)
+        r = y - X @ mine.coef_ - mine.intercept_
+        c, w = X.T @ r / N, mine.coef_
+        slope = concave(shape, alpha, gamma, np.abs(w))[1]
+        off = np.where(w == 0, np.maximum(np.abs(c) - alpha, 0), np.abs(c - slope * np.sign(w)))
+        largest = np.abs(X.T @ (y - y.mean())).max() / N
+        assert off.max() <= 1e-9 * largest + 1e-12
+        assert mine.stationarity_ == pytest.approx(off.max(), abs=1e-12)
+        assert 0 < np.count_nonzero(w) < P
+
+
+@compiled
+@pytest.mark.parametrize("shape", CONCAVE)
+@pytest.mark.parametrize("size", [0.3, 1.0, 2.0])
+def test_one_feature_is_solved_globally(shape, size):
+    # Where the problem of a coordinate is not convex, too: columns shorter than the penalty bends.
+    estimator, gamma = CONCAVE[shape]
+    x = np.r_[np.ones(8), -np.ones(8)][:, None] * size
+    grid = np.linspace(-8, 8, 160_001)
+    for target in (0.05, 0.4, 0.9, 1.5, 2.5):
+        y = target * x[:, 0]
+        mine = estimator(0.4, gamma=gamma, fit_intercept=False).fit(x, y)
+        smooth = (grid - target) ** 2 * size**2 / 2
+        total = smooth + concave(shape, 0.4, gamma, np.abs(grid))[0]
+        own = (mine.coef_[0] - target) ** 2 * size**2 / 2
+        own += concave(shape, 0.4, gamma, abs(mine.coef_[0]))[0]
+        assert own <= total.min() + 1e-8
+
+
+@compiled
+def test_mcp_leaves_large_coefficients_unbiased():
+    w = np.linalg.lstsq(np.c_[X[:, :4], np.ones(N)], Y["squared"], rcond=None)[0][:3]
+    lasso = ours.Lasso(0.1).fit(X, Y["squared"]).coef_[:3]
+    mcp = ours.MCPRegression(0.1).fit(X, Y["squared"]).coef_[:3]
+    assert np.abs(mcp - w).max() < 0.3 * np.abs(lasso - w).max()
+
+
+@pytest.mark.slow
+def test_without_a_compiler_estimators_run(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(NotImplementedError, match="no-such-compiler"):
+        _regression_native.library()
+    warnings.simplefilter("ignore", UserWarning)
+    targets = np.stack([Y["squared"], -SCORE], axis=1)
+    slow = ours.MultiTaskLasso(0.1, tol=1e-10).fit(X, targets)
+    other = theirs.MultiTaskLasso(0.1, tol=1e-12, max_iter=10**5).fit(X, targets)
+    np.testing.assert_allclose(slow.coef_, other.coef_, atol=1e-3)
+    for shape, (estimator, gamma) in CONCAVE.items():
+        mine = estimator(0.1, gamma=gamma, tol=1e-6).fit(X, Y["squared"])
+        w = mine.coef_
+        c = X.T @ (Y["squared"] - X @ w - mine.intercept_) / N
+        slope = concave(shape, 0.1, gamma, np.abs(w))[1]
+        off = np.where(w == 0, np.maximum(np.abs(c) - 0.1, 0), np.abs(c - slope * np.sign(w)))
+        assert off.max() < 1e-4
