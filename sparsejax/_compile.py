@@ -33,6 +33,32 @@ def compiled(
         return str(error)
 
 
+def loaded(source: pathlib.Path, headers: tuple[pathlib.Path, ...]) -> ctypes.CDLL:
+    """A file compiled for this processor, loaded once; another compiler or cache may succeed.
+
+    Raises NotImplementedError as `built`, or if it cannot be loaded.
+    """
+    return _loaded(source, headers, os.environ.get("CXX"), cache_file())
+
+
+@cache
+def _loaded(
+    source: pathlib.Path,
+    headers: tuple[pathlib.Path, ...],
+    compiler: str | None,
+    path: pathlib.Path,
+) -> ctypes.CDLL:
+    del compiler, path
+    return _open(built(source, *for_this_processor(headers)))
+
+
+def _open(file: pathlib.Path) -> ctypes.CDLL:
+    try:
+        return ctypes.CDLL(str(file))
+    except OSError as error:
+        raise NotImplementedError(f"{file} cannot be loaded: {error}") from error
+
+
 def for_this_processor(headers: Sequence[pathlib.Path] = ()) -> tuple[list[str], str]:
     """The options of the compiler, and what the result depends on beside them and the source."""
     # Without the instructions of the processor tiles spill from the registers.
@@ -47,11 +73,7 @@ def register(
 
     Raises NotImplementedError if the compiler is missing or fails, or its result cannot be loaded.
     """
-    file = built(source, options, about)
-    try:
-        library = ctypes.CDLL(str(file))
-    except OSError as error:
-        raise NotImplementedError(f"{file} cannot be loaded: {error}") from error
+    library = _open(built(source, options, about))
     for name, symbol in calls.items():
         call = jax.ffi.pycapsule(getattr(library, symbol))
         try:

@@ -1,15 +1,12 @@
 """The Lasso on the host by coordinate descent in C++, compiled at first use."""
 
 import ctypes
-import functools
-import os
 import pathlib
 from typing import Any
 
 import numpy as np
 
-from .._compile import built, for_this_processor
-from .._files import cache_file
+from .._compile import loaded
 from ._design import Design
 from ._host import Solved, Task, codes, projected
 
@@ -50,19 +47,8 @@ def norms_of(design: Design, basis: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
 
 def library() -> ctypes.CDLL:
-    """The compiled library, loaded once; another compiler or cache may succeed."""
-    return _library(os.environ.get("CXX"), cache_file())
-
-
-@functools.cache
-def _library(compiler: str | None, cache: pathlib.Path) -> ctypes.CDLL:
-    del compiler, cache
-    headers = [SOURCE.with_name(f"{name}.h") for name in HEADERS]
-    file = built(SOURCE, *for_this_processor(headers))
-    try:
-        return ctypes.CDLL(str(file))
-    except OSError as error:
-        raise NotImplementedError(f"{file} cannot be loaded: {error}") from error
+    """The compiled library."""
+    return loaded(SOURCE, tuple(SOURCE.with_name(f"{name}.h") for name in HEADERS))
 
 
 def projected_design(
