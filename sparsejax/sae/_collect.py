@@ -49,7 +49,7 @@ def collect(
       >>> [x.shape for x in sj.sae.collect(model, "layers/0$", batches)]
       [(10, 3), (10, 3)]
     """
-    pair = lambda inputs, y: {"x": first(inputs[0]), "target": first(y)}  # noqa: E731
+    pair = lambda inputs, y: {"x": first_input(inputs), "target": first(y)}  # noqa: E731
     reduce = pair if transcoder else lambda inputs, y: first(y)
     run = jax.jit(lambda *inputs: site(model, where, *inputs, call=call, reduce=reduce))
     for batch in batches:
@@ -75,6 +75,16 @@ def site(
 def first(y: Any) -> Array:
     """The activation: the output of a module, or the first of several, as of a decoder layer."""
     return y[0] if isinstance(y, tuple) else y
+
+
+def first_input(inputs: tuple[Any, ...]) -> Array:
+    """The first input of a module, which a transcoder reads."""
+    if not inputs:
+        raise ValueError(
+            "sae: a transcoder reads the first positional input of the module, which is called "
+            "with keyword arguments only; choose another module."
+        )
+    return first(inputs[0])
 
 
 def with_first(y: Any, changed: Array) -> Any:

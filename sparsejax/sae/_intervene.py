@@ -11,7 +11,7 @@ from jaxtyping import Array
 
 from .._arguments import checked
 from ..nn import replace
-from ._collect import first, with_first
+from ._collect import first, first_input, with_first
 from ._sae import SAE, Weights
 
 
@@ -53,14 +53,7 @@ def splice(model: Any, where: str, sae: SAE, params: Weights, *, error: bool = F
 
 def read_by(sae: SAE, inputs: tuple[Any, ...], output: Array) -> Array:
     """The input of an autoencoder at a module: its output, or for a transcoder its first input."""
-    if not sae.transcoder:
-        return output
-    if not inputs:
-        raise ValueError(
-            "splice: a transcoder reads the first positional input of the module, which is called "
-            "with keyword arguments only; choose another module."
-        )
-    return first(inputs[0])
+    return first_input(inputs) if sae.transcoder else output
 
 
 @checked(value="(-inf, inf)")
@@ -105,7 +98,7 @@ def ablate(
         whole = call(*args, **kwargs)
         y, x = first(whole), read_by(sae, args, first(whole))
         moved = (value - sae.encode(params, x)[..., index]) @ sae.rows(params)[index]
-        return with_first(whole, y + (moved * sae.units(x).back).astype(y.dtype))
+        return with_first(whole, y + (moved * sae.output_units(x).back).astype(y.dtype))
 
     return replace(model, {where: ablated})
 

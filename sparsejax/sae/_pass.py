@@ -25,7 +25,7 @@ class Pass:
       codes: The features, `Dense` or `Sparse`.
       reconstruction: `(n, d)`.
       target: `(n, d)`, the normalised input, or the given target, which a transcoder needs.
-      units: The units of the samples.
+      units: The units of the reconstruction and the target.
     """
 
     def __init__(

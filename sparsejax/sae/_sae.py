@@ -66,7 +66,8 @@ class SAE:
       reconstruction: The loss of the reconstruction; `Nested` for a Matryoshka autoencoder.
       normalize: Normalisation of each sample; losses are on the normalised scale and outputs on the
         original one. "constant_norm_rescale" has norm sqrt(d), "layer_norm" mean 0 and standard
-        deviation 1; "expected_average_only_in" has no effect: see `expected_scale`.
+        deviation 1; "expected_average_only_in" has no effect: see `expected_scale`. Of a
+        transcoder only the inputs are normalised, as in SAELens.
       center: Whether b_dec is subtracted from the input; None does so unless it is a transcoder.
       transcoder: Whether it maps the input of a module to its output, which is then the `target` of
         batches: `splice` and `ablate` read the input of the module.
@@ -135,16 +136,16 @@ class SAE:
           width: d, the width of the input.
           latents: h.
           key: A key made by `jax.random.key`.
-          samples: A batch, of whose normalised samples b_dec becomes the geometric median; None
-            for 0.
+          samples: A batch, of whose normalised samples b_dec becomes the geometric median, for a
+            transcoder one of targets; None for 0.
           decoder_norm: The norm of the decoder rows: 1, or 0.1 as in SAELens.
           output: The width of the target of a transcoder; None for d.
           skip: Whether to add W_skip `(output, d)`, at 0: the linear path of a skip transcoder.
           dtype: The dtype of all but the thresholds of `JumpReLU`.
 
         Raises:
-          ValueError: If a size is not positive, or `output` or `skip` is given without
-            `SAE(..., transcoder=True)`.
+          ValueError: If a size is not positive, samples have another width, or `output` or `skip`
+            is given without `SAE(..., transcoder=True)`.
         """
         out = width if output is None else output
         self._check_transcoder(width, out, skip)
@@ -153,7 +154,12 @@ class SAE:
         bias = jnp.zeros(out, dtype)
         if samples is not None:
             samples = jnp.asarray(samples)
-            bias = geometric_median(self.units(samples).inside(samples)).astype(dtype)
+            if samples.shape[1] != out:
+                raise ValueError(
+                    f"SAE.init: samples must be of what is reconstructed, of width {out}, got "
+                    f"shape {samples.shape}."
+                )
+            bias = geometric_median(self.output_units(samples).inside(samples)).astype(dtype)
         params = {"W_dec": W_dec, "b_dec": bias, **self.activation.params(latents, dtype)}
         if not self.activation.tied:
             other = unit_rows(second, latents, width, decoder_norm, dtype)
@@ -165,11 +171,6 @@ class SAE:
             raise ValueError(
                 f"SAE.init: output={out} and skip={skip} make a transcoder of inputs of width "
                 f"{width}; pass SAE(..., transcoder=True)."
-            )
-        if out != width and self.normalize != "none":
-            raise ValueError(
-                f"SAE.init: output must be the width {width} of the input with "
-                f"normalize={self.normalize!r}, got {out}."
             )
 
     def state(self, params: Weights) -> State:
@@ -268,6 +269,10 @@ class SAE:
         """The units in which samples are normalised."""
         return UNITS[self.normalize](x)
 
+    def output_units(self, x: Array) -> Units:
+        """The units of the reconstructions of samples."""
+        return Units() if self.transcoder else self.units(x)
+
     def rows(self, params: Mapping[str, Any]) -> Array:
         """The decoder rows by which features are multiplied."""
         if not self.rescale:
@@ -296,24 +301,23 @@ class SAE:
         state: State | None = None,
     ) -> Pass:  # fmt: skip
         """One pass over samples, which are flattened to rows."""
-        self._check(params, x)
+        self._check(params, x, grad, target)
         x = jnp.asarray(x).reshape(-1, x.shape[-1])
         units = self.units(x)
         inside = units.inside(x)
         centred = inside - params["b_dec"] if self.center else inside
         if grad is not None:
             grad = units.gradient_inside(jnp.asarray(grad).reshape(x.shape))
-        if target is not None:
-            target = jnp.asarray(target).reshape(len(x), -1)
+        outputs = self.output_units(x)
         if target is None:
             target = None if self.transcoder else inside
         else:
-            target = units.inside(target)
+            target = outputs.inside(jnp.asarray(target).reshape(len(x), -1))
         context = Context(centred, params, grad, state)
         codes = self._codes(params, context)
         out = codes.decoded(self.rows(params)) + params["b_dec"]
         out = out + x @ params["W_skip"].T if "W_skip" in params else out
-        return Pass(self, context, codes, out, target, units)
+        return Pass(self, context, codes, out, target, outputs)
 
     def _codes(self, params: Weights, context: Context) -> Dense | Sparse:
         capacity, latents = self.activation.capacity, params["W_dec"].shape[0]
@@ -325,7 +329,7 @@ class SAE:
         z = self.preactivations(fixed, x)
         return Sparse(*self.activation.codes(z, context, at), latents)
 
-    def _check(self, params: Weights, x: Any) -> None:
+    def _check(self, params: Weights, x: Any, grad: Any, target: Any) -> None:
         encoder = params["W_enc"] if "W_enc" in params else params["W_dec"].T
         other = encoder.shape[0] != params["W_dec"].shape[1]
         if (other or "W_skip" in params) and not self.transcoder:
@@ -339,3 +343,10 @@ class SAE:
                 f"SAE: x must have the width {encoder.shape[0]} of the parameters, got shape "
                 f"{x.shape}."
             )
+        wanted = {"grad": x.shape, "target": (*x.shape[:-1], params["W_dec"].shape[1])}
+        for name, given in {"grad": grad, "target": target}.items():
+            if given is not None and jnp.shape(given) != wanted[name]:
+                raise ValueError(
+                    f"SAE: {name} must have shape {wanted[name]} for x of shape {x.shape}, got "
+                    f"{jnp.shape(given)}."
+                )

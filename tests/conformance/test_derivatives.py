@@ -62,6 +62,12 @@ def attended(x):
     )
 
 
+def gated(x):
+    up, down = (sj.formats.Skipping(jnp.asarray(w)) for w in (X[:6], X[:6].T))
+    limits = [(jnp.ones(n), 0.01) for n in (6, 6, 4)]
+    return square(sj.kernels.gated_mlp(x[None], [up, up, down], limits))
+
+
 def decoded(rows):
     at = jnp.array([[0, 1], [2, 2]])
     return square(sj.sae.decode(at, rows[at, 0], rows))
@@ -85,6 +91,7 @@ RULES = {
     "_product, Block": (product(sj.Block((2, 2), 0.5)), X[:2, :1].repeat(8, 1), False),
     "_reduce and _expand": (active, V, False),
     "combined and sampled": (decoded, M, False),
+    "computed": (gated, V, True),
 }  # fmt: skip
 
 

@@ -1,5 +1,7 @@
 """Products behind gates, in XLA and C++, against plain NumPy in float64."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -68,9 +70,8 @@ def test_networks(dtype, implementation, tokens, hidden, by_neuron):
     up, wu = stored((hidden, 70) if by_neuron else (70, hidden), dtype)
     down, wd = stored((hidden, 70), dtype)
     for taus in ((-1, -1, -1), (0.4, 0.3, 0.1), (np.inf, 0.3, 0.1), (0, 0, np.inf)):
-        limits = [gate(n, tau) for n, tau in zip((70, 70, hidden), taus)]
-        if by_neuron:
-            limits[1] = jnp.ones(hidden), limits[1][1]
+        inputs = 70, hidden if by_neuron else 70, hidden
+        limits = [gate(n, tau) for n, tau in zip(inputs, taus)]
         a = silu(masked(x, limits[0]) @ wg)
         h = masked(a, limits[1]) * (x @ wu.T) if by_neuron else a * (masked(x, limits[1]) @ wu)
         # Only up to rounding at the limit, which no case meets.
@@ -97,13 +98,17 @@ def test_bfloat16_inputs_and_more_tokens():
 def test_mistakes():
     w, x = sj.formats.Skipping(jnp.ones((4, 3))), jnp.ones((1, 4))
     none = (jnp.ones(4), jnp.float32(-1))
+    stack = sj.formats.Skipping(jnp.ones((2, 4, 3)))
     for call, what in (
         (lambda: sj.kernels.gated_products(x, [w], []), "a gate .* for each of the 1 kernels"),
         (lambda: sj.kernels.gated_products(x, [], []), "at least one"),
         (lambda: sj.kernels.gated_products(x[:, :3], [w], [none]), r"must be \(3, outputs\)"),
         (lambda: sj.kernels.gated_products(x, [w], [(jnp.ones(3), 0.0)]), r"norms of shape \(4,\)"),
+        (lambda: sj.kernels.gated_products(x, [w], [(jnp.ones(4), jnp.nan)]), "tau .* NaN"),
+        (lambda: sj.kernels.gated_products(x, [w], [(jnp.full(4, jnp.nan), 0.0)]), "norms .* NaN"),
         (lambda: sj.kernels.gated_mlp(x, [w] * 2, [none] * 2), "gate, up and down"),
         (lambda: sj.kernels.gated_mlp(x, [w] * 3, [none] * 3), "must be"),
+        (lambda: sj.kernels.gated_mlp(x, [stack] * 3, [none] * 3), r"must be \[\(4, 3\)"),
         (lambda: sj.kernels.gated_products(x, [w], [none], implementation="fast"), "among"),
     ):
         with pytest.raises(ValueError, match=what):
@@ -156,7 +161,7 @@ def layer(rows=2, width=20, heads=4, groups=2, size=6, hidden=70, room=9, dtype=
     made, dense = zip(*(stored(shape, dtype) for shape in shapes))
     limits = [gate(n, tau) for (n, _), tau in zip(shapes, (0.4, -1, 0.2, 0.3, 0.5, 0.1, 0.01))]
     if how["by_neuron"]:
-        limits[5] = jnp.ones(hidden), limits[5][1]
+        limits[5] = gate(hidden, 0.1)
     x, angles = RNG.normal(size=(rows, width)), 9 * RNG.normal(size=(rows, size // 2))
     keys, values = (RNG.normal(size=(rows, room, groups, size)) for _ in range(2))
     norms = tuple(RNG.random(width) + 0.5 for _ in range(2))
@@ -213,6 +218,40 @@ def test_a_layer_in_a_loop_writes_into_its_cache():
         )
         np.testing.assert_allclose(ys[at], x, atol=1e-4)
     np.testing.assert_allclose(cache[0], keys, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_derivatives_are_those_of_the_form_in_xla(dtype):
+    (x, keys, values, angles, norms), made, _, limits, how = layer(dtype=dtype)
+    rest = np.array([0, 4]), angles, norms, made, limits
+    calls = {
+        "products": lambda x, i: sj.kernels.gated_products(
+            x, made[:3], limits[:3], implementation=i)[1],
+        "network": lambda x, i: sj.kernels.gated_mlp(x, made[4:], limits[4:], implementation=i),
+        "layer": lambda x, i: sj.kernels.gated_layer(
+            x, (keys, values), *rest, implementation=i, **how)[0],
+    }  # fmt: skip
+    for call in calls.values():
+        total = lambda x, i, call=call: jnp.sum(jnp.sin(call(x, i)))  # noqa: E731
+        wanted = jax.grad(total)(x, "xla")
+        assert np.any(wanted)
+        for i in ("native", None):
+            found = jax.jit(jax.grad(total), static_argnums=1)(x, i)
+            np.testing.assert_allclose(found, wanted, atol=1e-4)
+        forward = jax.jvp(partial(total, i=None), (x,), (x,))[1]
+        np.testing.assert_allclose(forward, np.sum(wanted * x), rtol=1e-3, atol=1e-4)
+
+
+def test_the_derivative_of_a_kernel():
+    x, limit = RNG.normal(size=(3, 7)).astype(np.float32), gate(7, 0.3)
+    w = RNG.normal(size=(7, 5)).astype(np.float32)
+
+    def total(w):
+        (y,) = sj.kernels.gated_products(x, [sj.formats.Skipping(w)], [limit])
+        return jnp.sum(y**2)
+
+    wanted = 2 * masked(x, limit).T @ (masked(x, limit) @ w)
+    np.testing.assert_allclose(jax.grad(total)(jnp.asarray(w)), wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_what_a_layer_refuses():

@@ -112,6 +112,70 @@ def test_a_transcoder_of_a_module(model, skip):
             call()
 
 
+@pytest.mark.parametrize("normalize", ["layer_norm", "constant_norm_rescale"])
+@pytest.mark.parametrize("skip", [False, True])
+def test_only_the_input_of_a_transcoder_is_normalised(normalize, skip):
+    found, rng = sae.SAE(sae.ReLU(), normalize=normalize, transcoder=True), np.random.default_rng(0)
+    x, y = (rng.normal(size=(9, d)).astype(np.float32) * 3 + 1 for d in (5, 4))
+    params = found.init(5, 8, key=jax.random.key(0), output=4, skip=skip, samples=y)
+    whole = {k: np.asarray(v, np.float64) for k, v in params.items()}
+    inside = x / np.linalg.norm(x, axis=1, keepdims=True) * 5**0.5
+    if normalize == "layer_norm":
+        inside = (x - x.mean(1, keepdims=True)) / (x.std(1, ddof=1, keepdims=True) + 1e-5)
+    f = np.maximum(inside @ whole["W_enc"] + whole["b_enc"], 0)
+    wanted = f @ whole["W_dec"] + whole["b_dec"]
+    if skip:
+        whole["W_skip"] = rng.normal(size=(4, 5))
+        params["W_skip"] = jnp.asarray(whole["W_skip"], jnp.float32)
+        wanted = wanted + x @ whole["W_skip"].T
+    np.testing.assert_allclose(found(params, x), wanted, atol=1e-4)
+    loss, _ = found.loss(params, {"x": x, "target": y}, found.state(params))
+    error = np.sum((y - wanted) ** 2, -1)
+    np.testing.assert_allclose(sae.statistics(found, params, [{"x": x, "target": y}]).mse,
+                               error.mean(), rtol=1e-4)  # fmt: skip
+    plain = sae.SAE(sae.ReLU(), transcoder=True)
+    same, _ = plain.loss(params, {"x": inside.astype(np.float32), "target": y},
+                         plain.state(params))  # fmt: skip
+    if not skip:
+        np.testing.assert_allclose(loss, same, rtol=1e-4)
+    module = nnx.Linear(5, 4, rngs=nnx.Rngs(0))
+    ablated = sae.ablate(module, "", found, params, [2])(jnp.asarray(x))
+    moved = np.asarray(module(x)) - f[:, 2:3] * whole["W_dec"][2]
+    np.testing.assert_allclose(ablated, moved, atol=1e-4)
+    with pytest.raises(ValueError, match="samples must be .* of width 4"):
+        found.init(5, 8, key=jax.random.key(0), output=4, samples=x)
+
+
+def test_targets_and_gradients_belong_to_their_samples():
+    """Not those of as many numbers in another shape."""
+    found = sae.SAE(sae.ReLU(), transcoder=True)
+    params = found.init(6, 8, key=jax.random.key(0))
+    x = jnp.ones((4, 6))
+    with pytest.raises(ValueError, match=r"target must have shape \(4, 6\)"):
+        found.loss(params, {"x": x, "target": jnp.ones((6, 4))}, found.state(params))
+    with pytest.raises(ValueError, match=r"grad must have shape \(4, 6\)"):
+        sae.SAE(sae.GradientTopK(2)).run(params, x, jnp.ones((6, 4)))
+
+
+class Keyword(nnx.Module):
+    def __init__(self):
+        self.inner = nnx.Linear(6, 6, rngs=nnx.Rngs(0))
+
+    def __call__(self, x):
+        return self.inner(inputs=x)
+
+
+def test_a_module_without_positional_inputs_has_no_transcoder():
+    found = sae.SAE(sae.ReLU(), transcoder=True)
+    params, x = found.init(6, 8, key=jax.random.key(0)), jnp.ones((4, 6))
+    for call in (
+        lambda: list(sae.collect(Keyword(), "inner", [x], transcoder=True)),
+        lambda: sae.splice(Keyword(), "inner", found, params)(x),
+    ):
+        with pytest.raises(ValueError, match="first positional input"):
+            call()
+
+
 @pytest.mark.parametrize("normalize", ["none", "layer_norm"])
 def test_ablate(model, params, normalize):
     found = sae.SAE(sae.TopK(2), normalize=normalize)

@@ -38,7 +38,17 @@ SAVED = {
     "matching_pursuit, repeated": {"stop_on_duplicate_support": False, "residual_threshold": 0.0},
     "matching_pursuit, not centred": {"apply_b_dec_to_input": False, "max_iterations": 3},
     "transcoder": {"d_out": 4, "apply_b_dec_to_input": False},
+    "transcoder, layer norm": {
+        "d_out": 4,
+        "apply_b_dec_to_input": False,
+        "normalize_activations": "layer_norm",
+    },
     "skip_transcoder": {"d_out": 4, "apply_b_dec_to_input": False},
+    "skip_transcoder, constant norm": {
+        "d_out": 4,
+        "apply_b_dec_to_input": False,
+        "normalize_activations": "constant_norm_rescale",
+    },
     "jumprelu_transcoder": {"d_out": 4, "apply_b_dec_to_input": False},
     "jumprelu_skip_transcoder": {"d_out": 4, "apply_b_dec_to_input": False},
 }

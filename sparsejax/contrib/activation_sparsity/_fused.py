@@ -1,8 +1,10 @@
 """Decoders whose small products run together, behind gates with thresholds."""
 
+import re
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple, TypeGuard
 
 import jax.numpy as jnp
 from flax import nnx
@@ -15,7 +17,6 @@ from ...kernels import gated_layer, gated_mlp, gated_products, matmul
 from ...models import Llama, generate
 from ...nn import SparseKernel, replace
 from ...select import Threshold
-from ._attach import only
 from ._contextual import prompt_tokens
 from ._decode import skip_inputs
 from ._gates import ActivationGate, InputGate
@@ -180,14 +181,15 @@ def fast_decoder(
 
     Args:
       model: A decoder with its layers in a list; it is not changed.
-      gates: From `input_gates` or `activation_gates` with counts; None for a dense decoder.
+      gates: From `input_gates` or `activation_gates` with counts, or other taps as of
+        `sj.nn.replace`; None for a dense decoder.
       int8: Whether to round the kernels of the layers to int8 with a scale per output.
       head: Dtype in which to store the head, which is not gated: float32, bfloat16 (half the bytes)
         or int8 with a scale per token; a tied one is copied. None keeps the head of the model.
 
     Raises:
-      ValueError: If the layers are one stack, a gate matches no layer, or the dtype of the head is
-        another one.
+      ValueError: If the layers are one stack, a gate matches no layer, the dtype of the head is
+        another one, or it is given beside a gate of the head.
 
     Example:
       >>> import jax.numpy as jnp, sparsejax as sj
@@ -207,32 +209,46 @@ def fast_decoder(
     made = skip_inputs(model, int8=int8)
     made = replace(made, gates) if gates else made
     for i, layer in enumerate(made.layers):
-        part, mlp = layer.attention, layer.mlp
-        taken = [gates.get(only(f"layers/{i}/{name}")) for name in _NAMES]
-        limits = [_limit(tap, w) for tap, w in zip(taken, _kernels(part, mlp))]
-        if None not in limits[:3]:
-            three = (part.query, part.key, part.value)
-            part.projection = FusedLinears(three, limits[:3])
-        if limits[3] is not None:
-            part.out = _First(FusedLinears([part.out], limits[3:4]))
-        neurons = _neuron_limit(taken[4], mlp.gate.kernel[...])
-        by_neuron = neurons is not None and not int8 and taken[5] is None
-        if by_neuron and limits[6] is not None:
-            limits[4:6] = _limit(None, mlp.gate.kernel[...]), neurons
-        if None not in limits[4:]:
-            layer.mlp = FusedMLP(mlp, limits[4:], by_neuron=by_neuron)
-        plain = all(isinstance(norm, nnx.RMSNorm) for norm in (layer.attention_norm, layer.norm))
-        if None not in limits and plain:  # norms of `orthogonalize` are not
-            made.layers[i] = FusedLayer(layer, limits)
+        made.layers[i] = _fused(layer, partial(_tap_of, gates, f"layers/{i}"), int8)
     if head is not None:
+        if _tap_of(gates, "head") is not None:
+            raise ValueError("fast_decoder: gates must leave the head to head=, got one for it.")
         made.head = _head_of(model, head)
     return made
 
 
+def _tap_of(gates: Mapping[str, Any], *path: str) -> Any:
+    """The tap that `sj.nn.replace` attaches to a module: the first match."""
+    return next((tap for where, tap in gates.items() if re.search(where, "/".join(path))), None)
+
+
+def _fused(layer: Any, tap_of: Callable[..., Any], int8: bool) -> Any:
+    """A layer whose products run together, as far as its taps are gates with thresholds."""
+    part, mlp = layer.attention, layer.mlp
+    taken = [tap_of(*names) for names in _NAMES]
+    limits = [_limit(tap, w) for tap, w in zip(taken, _kernels(part, mlp))]
+    if None not in limits[:3]:
+        part.projection = FusedLinears((part.query, part.key, part.value), limits[:3])
+    if limits[3] is not None:
+        part.out = _First(FusedLinears([part.out], limits[3:4]))
+    neurons = _neuron_limit(taken[4], mlp.gate.kernel[...])
+    by_neuron = neurons is not None and not int8 and taken[5] is None
+    if by_neuron and limits[6] is not None:
+        limits[4:6] = _limit(None, mlp.gate.kernel[...]), neurons
+    if None not in limits[4:] and tap_of("mlp") is None:
+        layer.mlp = FusedMLP(mlp, limits[4:], by_neuron=by_neuron)
+    # Norms of `orthogonalize` are others, and a call with a tap must be made.
+    plain = all(isinstance(norm, nnx.RMSNorm) for norm in (layer.attention_norm, layer.norm))
+    whole = plain and all(tap_of(*names) is None for names in _AROUND)
+    return FusedLayer(layer, limits) if whole and None not in limits else layer
+
+
 _NAMES = (
-    "attention/query", "attention/key", "attention/value", "attention/out", "mlp/gate", "mlp/up",
-    "mlp/down",
+    ("attention", "query"), ("attention", "key"), ("attention", "value"), ("attention", "out"),
+    ("mlp", "gate"), ("mlp", "up"), ("mlp", "down"),
 )  # fmt: skip
+# The modules around them, which one call of a layer replaces.
+_AROUND = ((), ("attention",), ("mlp",), ("attention_norm",), ("norm",))
 
 
 def _head_of(model: Llama, dtype: DTypeLike) -> Any:
@@ -267,12 +283,17 @@ class _First(nnx.Module):
         return self.inner(x)[0]
 
 
+def _is_limit(selector: Any) -> TypeGuard[Threshold]:
+    """Whether it is one threshold for all units."""
+    return isinstance(selector, Threshold) and jnp.ndim(selector.tau) == 0
+
+
 def _limit(tap: Any, w: Skipping) -> tuple[Array, Array] | None:
     """Norms and threshold of a gate, those of no gate without one; None for other taps."""
     ones = jnp.ones(w.shape[0], jnp.float32)
     if tap is None:
         return ones, jnp.float32(-1)
-    if not isinstance(tap, InputGate) or not isinstance(tap.selector, Threshold):
+    if not isinstance(tap, InputGate) or not _is_limit(tap.selector):
         return None
     norms = ones if tap.norms is None else jnp.asarray(tap.norms, jnp.float32)
     return norms, jnp.float32(tap.selector.tau)
@@ -280,7 +301,7 @@ def _limit(tap: Any, w: Skipping) -> tuple[Array, Array] | None:
 
 def _neuron_limit(tap: Any, w: Skipping) -> tuple[Array, Array] | None:
     """Those of a gate of neurons behind a SiLU; None for other taps."""
-    if not isinstance(tap, ActivationGate) or not isinstance(tap.selector, Threshold):
+    if not isinstance(tap, ActivationGate) or not _is_limit(tap.selector):
         return None
     if tap.shared or tap.activation not in (nnx.silu, nnx.swish):
         return None
@@ -291,13 +312,19 @@ def _text(model: Any, ids: Any, steps: int, stop: tuple[int, ...] = (-1,)) -> li
     return generate(model, [ids], steps + 1, stop=stop)[0]
 
 
+def _written_in(whole: float, read: float) -> float:
+    """The time behind the prompt; with the prompt where noise is longer than that."""
+    return whole - read if whole > read else whole
+
+
 class Choice(NamedTuple):
     """The decoder to use, by measured speed.
 
     Attributes:
       name: Of the fastest candidate, or "dense" if none is faster.
       model: The decoder.
-      speeds: Tokens per second by name, without the time to read the prompt.
+      speeds: Tokens per second by name, without the time to read the prompt, unless that is lost
+        in the noise.
       text: A sentence with the reason.
     """
 
@@ -366,7 +393,7 @@ def choose_decoder(
                 start = time.perf_counter()
                 _text(model, ids, steps, stop)
                 best[name][i] = min(best[name][i], time.perf_counter() - start)
-    speeds = {name: steps / max(whole - read, 1e-9) for name, (whole, read) in best.items()}
+    speeds = {name: steps / max(_written_in(*times), 1e-9) for name, times in best.items()}
     name = max(speeds, key=lambda name: speeds[name])
     ratio = max(speeds[other] for other in candidates) / speeds["dense"]
     text = f"{name} decodes fastest, {ratio:.2f} times dense."

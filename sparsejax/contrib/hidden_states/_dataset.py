@@ -111,4 +111,6 @@ def _sums(hidden: PyTree, mask: Array, score: Callable[..., Any]) -> tuple[PyTre
     """The sum of the scores of texts of at least two tokens, and their number."""
     scored = jnp.sum(mask, axis=1) >= 2
     each = jax.tree.map(lambda h: jax.vmap(score)(h, mask), hidden)
+    if wrong := [np.shape(x)[1:] for x in jax.tree.leaves(each) if np.shape(x) != mask.shape[:1]]:
+        raise ValueError(f"score_dataset: score must return a number, got the shape {wrong[0]}.")
     return jax.tree.map(lambda x: jnp.sum(jnp.where(scored, x, 0)), each), jnp.sum(scored)

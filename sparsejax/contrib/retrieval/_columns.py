@@ -61,6 +61,11 @@ def checked_columns(path: Any, found: Any) -> Any:
     return csc_array((values, rows, ends), (documents, len(lengths)))
 
 
+def _wide(values: Any) -> Any:
+    """In float64: SciPy sums duplicates in the dtype of the values, int8 for example."""
+    return values if values.dtype.kind == "c" else values.astype(np.float64)
+
+
 @functools.cache
 def _converter() -> Any:
     """Imported at first use: scipy.sparse is slow to load."""
@@ -74,7 +79,7 @@ def _converter() -> Any:
     @convert.register(scipy.sparse.spmatrix)
     @convert.register(scipy.sparse.sparray)
     def _(matrix):
-        return scipy.sparse.csc_array(matrix)
+        return scipy.sparse.csc_array(_wide(matrix))
 
     @convert.register(np.ndarray)
     @convert.register(jax.Array)
@@ -93,7 +98,7 @@ def _converter() -> Any:
             )
         index = np.asarray(matrix.indices)
         stored = (index < np.array(matrix.shape)).all(axis=1)  # the others are padding
-        values = np.asarray(matrix.data)[stored]
+        values = _wide(np.asarray(matrix.data)[stored])
         entries = values, (index[stored, 0], index[stored, 1])
         return scipy.sparse.csc_array(scipy.sparse.coo_array(entries, matrix.shape))
 

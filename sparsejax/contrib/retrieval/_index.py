@@ -135,7 +135,7 @@ class InvertedIndex:
         from scipy.sparse import csr_array
 
         weights = _weights("search_tokens", idf)
-        rows = [np.unique(np.asarray(row, np.int64)) for row in tokens]
+        rows = [_token_set(row) for row in tokens]
         ids = np.concatenate([*rows, np.empty(0, np.int64)])
         check_tokens("search_tokens", "tokens", ids, len(weights))
         ends = np.cumsum([0, *map(len, rows)])
@@ -238,6 +238,16 @@ class InvertedIndex:
         used = np.unique(q.indices)
         postings = self.columns[:, used].astype(np.float64)
         return (q[:, used] @ postings.T).tocsr().astype(np.float32)
+
+
+def _token_set(row: Any) -> np.ndarray:
+    """The distinct tokens of a query."""
+    ids = np.asarray(row)
+    if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
+        raise TypeError(
+            f"search_tokens: tokens must hold a list of integers for each query, got {row!r:.80}."
+        )
+    return np.unique(ids.astype(np.int64))
 
 
 def _weights(caller: str, idf: Any) -> np.ndarray:

@@ -4,6 +4,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Shaped
 
@@ -43,12 +44,12 @@ def ndcg(
       >>> round(float(retrieval.ndcg(np.array([[7, 3, 5]]), np.array([[3, -1]]))[0]), 3)
       0.631
     """
-    relevant = jnp.asarray(relevant)
+    found, relevant = _documents("ndcg", found=found, relevant=relevant)
     given = jnp.ones(relevant.shape) if gains is None else jnp.asarray(gains)
     check_finite("ndcg", gains=given)
     if known(given) and bool(jnp.any(given < 0)):
         raise ValueError("ndcg: gains must be >= 0.")
-    return _ndcg(jnp.asarray(found), relevant, given.astype(jnp.float32), int(k))
+    return _ndcg(found, relevant, given.astype(jnp.float32), int(k))
 
 
 @partial(jax.jit, static_argnames="k")
@@ -58,6 +59,18 @@ def _ndcg(found: Array, relevant: Array, gains: Array, k: int) -> Array:
     best = -jnp.sort(-gains, axis=1)[:, :k]
     ideal = _discounted(best)
     return jnp.where(ideal > 0, _discounted(reached) / jnp.where(ideal > 0, ideal, 1), 0)
+
+
+def _documents(caller: str, **given: ArrayLike) -> list[Array]:
+    """Rows of the collection as arrays; raises for those that JAX would wrap to other ones."""
+    arrays = {name: jnp.asarray(rows) for name, rows in given.items()}
+    for name, rows in given.items():
+        if known(rows) and np.any(np.asarray(arrays[name]) != np.asarray(rows)):
+            raise ValueError(
+                f"{caller}: {name} must be rows of a collection within {arrays[name].dtype}, got "
+                f"{np.max(rows)}; number the documents from 0."
+            )
+    return list(arrays.values())
 
 
 def _discounted(gains: Array) -> Array:
@@ -92,7 +105,8 @@ def reciprocal_rank(
       >>> retrieval.reciprocal_rank(np.array([[7, 3], [1, 2]]), np.array([[3], [4]])).tolist()
       [0.5, 0.0]
     """
-    return _reciprocal_rank(jnp.asarray(found), jnp.asarray(relevant), int(k))
+    rows = _documents("reciprocal_rank", found=found, relevant=relevant)
+    return _reciprocal_rank(*rows, int(k))
 
 
 @partial(jax.jit, static_argnames="k")
@@ -124,7 +138,7 @@ def recall(
       >>> retrieval.recall(np.array([[7, 3]]), np.array([[3, 4]])).tolist()
       [0.5]
     """
-    return _recall(jnp.asarray(found), jnp.asarray(relevant), int(k))
+    return _recall(*_documents("recall", found=found, relevant=relevant), int(k))
 
 
 @partial(jax.jit, static_argnames="k")

@@ -5,6 +5,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
@@ -79,13 +80,16 @@ def idf(
       >>> [round(float(x), 3) for x in retrieval.idf(np.array([0, 1, 10]), 10)]
       [1.0, 1.992, 0.047]
     """
-    n = jnp.asarray(frequencies).astype(jnp.float32)
-    if known(n, documents) and n.size and not 0 <= float(n.min()) <= float(n.max()) <= documents:
-        raise ValueError(
-            f"idf: frequencies must be between 0 and the {documents} documents, got "
-            f"{float(n.min()):g} to {float(n.max()):g}."
-        )
-    return jnp.where(n > 0, jnp.log1p((documents - n + 0.5) / (n + 0.5)), unseen)
+    if known(frequencies, documents) and np.size(frequencies):
+        low, high = int(np.min(frequencies)), int(np.max(frequencies))
+        if low < 0 or high > documents:
+            raise ValueError(
+                f"idf: frequencies must be between 0 and the {documents} documents, got {low} to "
+                f"{high}."
+            )
+    n = jnp.asarray(frequencies, jnp.float32)
+    absent = jnp.asarray(documents, jnp.float32) - n  # more of them than int32 counts
+    return jnp.where(n > 0, jnp.log1p((absent + 0.5) / (n + 0.5)), unseen)
 
 
 @checked()

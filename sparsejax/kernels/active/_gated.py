@@ -1,6 +1,7 @@
 """Products behind gates: of one input with several matrices, and a feed-forward network."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
-from ..._arguments import checked
+from ..._arguments import check_not_nan, checked
 from ..._arrays import wide_dtype
 from ...formats import Skipping
 from .._table import attempt, platform_of, requested
@@ -56,8 +57,8 @@ def gated_products(
       kernels: Matrices of k inputs.
       limits: A gate `(norms, tau)` for each; norms `(k,)`, tau below 0 for none.
         An input that is NaN is not above a limit.
-      implementation: "native" (on a CPU with a C++ compiler; one to eight tokens, without
-        gradients), "xla", or names to try in turn; None selects one.
+      implementation: "native" (on a CPU with a C++ compiler; one to eight tokens), "xla", or names
+        to try in turn; None selects one. Derivatives are those of "xla".
 
     Returns:
       `(t, n_j)` for each kernel, in the dtype of x.
@@ -86,11 +87,8 @@ def gated_products(
         check_gate("gated_products", w, limit, x.shape[1])
     platform = platform_of(x, kernels)
     names = requested("gated_products", Skipping, implementation, platform)
-    ys = attempt(
-        "gated_products", Skipping, names,
-        lambda i: i.product(x, tuple(kernels), tuple(given)), platform,
-    )  # fmt: skip
-    return tuple(y.astype(x.dtype) for y in ys)
+    call = Call("gated_products", names, platform, products_in_xla)
+    return tuple(y.astype(x.dtype) for y in computed(call, x, tuple(kernels), tuple(given)))
 
 
 @checked()
@@ -105,14 +103,14 @@ def gated_mlp(
     r"""A gated feed-forward network, `(silu(x Wgate) * (x Wup)) Wdown`, behind gates.
 
     One call for the three products. With `by_neuron` the gate of Wup is one of neurons,
-    `|silu(x Wgate)| > tau`: of the others neither the weights in Wup nor those in Wdown are read
-    (CATS).
+    `|silu(x Wgate)| norms > tau`: of the others neither the weights in Wup nor those in Wdown are
+    read (CATS).
 
     Args:
       x: Tokens.
       kernels: Wgate `(k, f)`, Wup `(k, f)`, or `(f, k)` with `by_neuron`, and Wdown `(f, k)`.
-      limits: A gate `(norms, tau)` for the inputs of each, as for `gated_products`. With
-        `by_neuron` the norms of the second, `(f,)`, must be ones.
+      limits: A gate `(norms, tau)` for the inputs of each, as for `gated_products`; with
+        `by_neuron` the second one is `(f,)` norms of the neurons, ones for CATS.
       by_neuron: Whether the second gate is one of neurons.
       implementation: As for `gated_products`.
 
@@ -139,19 +137,40 @@ def gated_mlp(
             "gated_mlp: kernels and limits must be those of gate, up and down, got "
             f"{len(kernels)} and {len(given)}."
         )
-    (k, f), width = kernels[0].shape, x.shape[1]
-    up = (f, k) if by_neuron else (k, f)
-    if k != width or kernels[1].shape != up or kernels[2].shape != (f, k):
-        raise ValueError(
-            f"gated_mlp: kernels of shapes {[w.shape for w in kernels]} must be "
-            f"{[(width, f), (f, width) if by_neuron else (width, f), (f, width)]}."
-        )
+    k, f = x.shape[1], kernels[0].shape[-1]
+    wanted = [(k, f), (f, k) if by_neuron else (k, f), (f, k)]
+    if (shapes := [w.shape for w in kernels]) != wanted:
+        raise ValueError(f"gated_mlp: kernels of shapes {shapes} must be {wanted}.")
     for w, limit, inputs in zip(kernels, given, (k, f if by_neuron else k, f)):
         check_gate("gated_mlp", w, limit, inputs)
     platform = platform_of(x, kernels)
     names = requested("gated_mlp", Skipping, implementation, platform)
-    call = lambda i: i.product(x, tuple(kernels), tuple(given), by_neuron)  # noqa: E731
-    return attempt("gated_mlp", Skipping, names, call, platform).astype(x.dtype)
+    call = Call("gated_mlp", names, platform, mlp_in_xla, (bool(by_neuron),))
+    y: Any = computed(call, x, tuple(kernels), tuple(given))
+    return y.astype(x.dtype)
+
+
+class Call(NamedTuple):
+    """A product behind gates: its name, the implementations to try, and its static arguments."""
+
+    what: str
+    names: tuple[str, ...]
+    platform: str
+    reference: Callable[..., Any]
+    static: tuple[Any, ...] = ()
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def computed(call: Call, *arrays: Any) -> Any:
+    """The product by the first implementation that supports it; derivatives of the reference."""
+    product = lambda i: i.product(*arrays, *call.static)  # noqa: E731
+    return attempt(call.what, Skipping, call.names, product, call.platform)
+
+
+@computed.defjvp
+def _derivative(call: Call, arrays: Any, tangents: Any) -> Any:
+    reference = lambda *arrays: call.reference(*arrays, *call.static)  # noqa: E731
+    return computed(call, *arrays), jax.jvp(reference, arrays, tangents)[1]
 
 
 def products_in_xla(x, kernels, limits) -> tuple[Array, ...]:
@@ -199,3 +218,4 @@ def check_gate(what: str, w: Skipping, limit: Limit, inputs: int) -> None:
             f"{what}: a gate must be norms of shape ({inputs},) and a number tau, got "
             f"{np.shape(limit.norms)} and {np.shape(limit.tau)}."
         )
+    check_not_nan(what, norms=limit.norms, tau=limit.tau)  # above which nothing would be

@@ -12,8 +12,17 @@ from jaxtyping import Array, Float, Int, Shaped
 from ..._arguments import checked, known
 from ..._arrays import turned
 from ...formats import Skipping
-from .._table import attempt, platform_of, requested
-from ._gated import Implementation, check_gate, check_input, limits_of, mlp_in_xla, products_in_xla
+from .._table import platform_of, requested
+from ._gated import (
+    Call,
+    Implementation,
+    check_gate,
+    check_input,
+    computed,
+    limits_of,
+    mlp_in_xla,
+    products_in_xla,
+)
 
 Room = Shaped[Array | np.ndarray, "_ _ _ _"]
 Weight = Shaped[Array | np.ndarray, "_"]
@@ -80,8 +89,8 @@ def gated_layer(
       >>> y, (keys, _) = sj.kernels.gated_layer(
       ...     jnp.array([[1.0, 1.0]]), cache, jnp.array([0]), jnp.zeros((1, 1)),
       ...     (jnp.ones(2),) * 2, [w] * 7, [none] * 7, heads=1)
-      >>> y.round(3).tolist(), keys[0, :2, 0].round(3).tolist()
-      ([[2.7309999465942383, 2.7309999465942383]], [[1.0, 1.0], [0.0, 0.0]])
+      >>> [round(float(z), 3) for z in y[0]], keys[0, :2, 0].round(3).tolist()
+      ([2.731, 2.731], [[1.0, 1.0], [0.0, 0.0]])
     """
     x, given = jnp.asarray(x), limits_of("gated_layer", limits)
     check_input("gated_layer", x)
@@ -91,10 +100,8 @@ def gated_layer(
     platform = platform_of(x, kernels)
     names = requested("gated_layer", Skipping, implementation, platform)
     rest = keys, values, jnp.asarray(counts, jnp.int32), jnp.asarray(angles), tuple(norms)
-    y, new = attempt(
-        "gated_layer", Skipping, names,
-        lambda i: i.product(x, *rest, tuple(kernels), tuple(given), how), platform,
-    )  # fmt: skip
+    call = Call("gated_layer", names, platform, layer_in_xla, (how,))
+    y, new = computed(call, x, *rest, tuple(kernels), tuple(given))
     return y.astype(x.dtype), new
 
 

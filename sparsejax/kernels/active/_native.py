@@ -75,13 +75,13 @@ def explain(rows: int, w: Skipping) -> str:
     return "C++, rows in use"
 
 
-def gated_products(x: Shaped[Array, "m k"], kernels: Any, limits: Any) -> list[Array]:
+def gated_products(x: Shaped[Array, "m k"], kernels: Any, limits: Any) -> tuple[Array, ...]:
     """`(x kept by gate j) W_j` in one call."""
     require_few(x.shape[0])
     require(x, *(w.values for w in kernels), gated=True)
     outs = [jax.ShapeDtypeStruct((x.shape[0], w.shape[1]), jnp.float32) for w in kernels]
     call = jax.ffi.ffi_call("sparsejax_gated_products", outs, vmap_method="sequential")
-    return list(call(x.astype(jnp.float32), *_matrices(kernels, limits)))
+    return tuple(call(x.astype(jnp.float32), *_matrices(kernels, limits)))
 
 
 def gated_mlp(x: Shaped[Array, "m k"], kernels: Any, limits: Any, by_neuron: bool) -> Array:

@@ -148,7 +148,7 @@ inline float Silu(float x) { return x / (1 + std::exp(-x)); }
 //
 // A task has a range of neurons: their gates and their Wup, then their rows of Wdown, whose sums are
 // added at the end, so that tasks do not wait for each other. With `transposed`, Wup is (neurons,
-// inputs), and is read only for neurons of |silu(x Wgate)| above the limit.
+// inputs), and is read only for neurons of a score |silu(x Wgate)| c above the limit.
 template <bool transposed>
 void Network(ffi::ThreadPool pool, const float* in, int64_t tokens, const Matrix& gate,
              const Matrix& up, const Matrix& down, float* to) {
@@ -177,8 +177,7 @@ void Network(ffi::ThreadPool pool, const float* in, int64_t tokens, const Matrix
           for (int64_t i = 0; i < width; ++i) row[i] = Silu(row[i]);
         }
         if constexpr (transposed) {
-          std::vector<float> ones(width, 1.f);
-          Kept live = Gate(a.data(), T, width, width, ones.data(), *up.limit, begin);
+          Kept live = Gate(a.data(), T, width, width, up.norms + begin, *up.limit, begin);
           int64_t count = live.rows.size();
           std::vector<float> u(T * count);
           constexpr int U = T == 1 ? 8 : T == 2 ? 4 : 2;

@@ -91,7 +91,7 @@ struct Layer {
     float scale = 1 / std::sqrt(float(size)), largest = -INFINITY, total = 0;
     for (int64_t j = 0; j < count; ++j) {
       p[j] = Inner(q, k + j * row) * scale;
-      if (!(p[j] <= largest)) largest = p[j];  // NaN stays
+      if (p[j] > largest) largest = p[j];  // NaN is not, and stays in the sum
     }
     for (float& x : p) total += x = std::exp(x - largest);
     std::fill_n(y, size, 0.f);

@@ -162,7 +162,7 @@ def check_lists(
 ) -> None:  # fmt: skip
     """Raises unless the lists fit the leading axes and the numbers of query and key blocks.
 
-    Entries can be checked outside of jit only; inside, those out of range are not read.
+    Entries can be checked outside of jit only; inside, the forms in XLA skip those out of range.
     """
     index, count = jnp.shape(lists.index), jnp.shape(lists.count)
     rows = index[-2:-1]

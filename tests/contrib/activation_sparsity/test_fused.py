@@ -1,6 +1,8 @@
 """Fused decoders against the same gates as taps."""
 
 import dataclasses
+import importlib
+import types
 
 import jax.numpy as jnp
 import numpy as np
@@ -57,6 +59,32 @@ def test_the_outputs_are_those_of_the_taps(model, kind, rotated):
     assert sj.models.generate(fast, PROMPTS, 8) == sj.models.generate(taps, PROMPTS, 8)
 
 
+def doubled(path, call, *args, **kwargs):
+    y = call(*args, **kwargs)
+    return (2 * y[0], *y[1:]) if isinstance(y, tuple) else 2 * y
+
+
+LIMIT = sparse.InputGate(sj.select.Threshold(0.5))
+TAPS = {
+    "by suffix": {"mlp/(up|down)$": LIMIT},
+    "the first match": {"layers/1/mlp/down": sparse.InputGate(sj.select.Threshold(-1.0)),
+                        "down$": LIMIT},
+    "per unit": {"mlp/up$": sparse.InputGate(sj.select.Threshold(jnp.linspace(0, 1, 16)))},
+    **{where: {where: doubled} for where in (
+        "layers/0$", "attention$", "mlp$", "attention_norm$", "1/norm$", "key$", "^head$", "out$",
+    )},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("taps", TAPS.values(), ids=TAPS)
+def test_any_tap_of_replace_is_kept(model, taps):
+    slow, fast = sj.nn.replace(model, taps), sparse.fast_decoder(model, taps)
+    caches, logits = [m.empty_cache(2, 10) for m in (slow, fast)], None
+    for ids in (IDS[:, :4], IDS[:, 4:5], IDS[:, 5:]):
+        logits, caches = zip(*(m(ids, c) for m, c in zip((slow, fast), caches)))
+        np.testing.assert_allclose(logits[0], logits[1], atol=2e-4)
+
+
 def test_a_coarse_model(model):
     small = sparse.coarse_sparse(model, PROMPTS[0], 0.5)
     fast = sparse.fast_decoder(small)
@@ -103,11 +131,23 @@ def test_the_choice(model):
         sparse.choose_decoder(model, {}, [1])
 
 
+def test_noise_does_not_make_a_decoder_fast(model, monkeypatch):
+    # The first takes 1.0 with 4 tokens and, by noise, 1.1 to read; the second 0.5 and 0.1.
+    clock = iter(np.cumsum([0, 1.0, 0, 1.1, 0, 0.5, 0, 0.1]))
+    fused = importlib.import_module("sparsejax.contrib.activation_sparsity._fused")
+    monkeypatch.setattr(fused, "time", types.SimpleNamespace(perf_counter=lambda: next(clock)))
+    choice = sparse.choose_decoder(model, {"other": model}, [1, 2, 3], steps=4, rounds=1)
+    assert choice.name == "other"
+    np.testing.assert_allclose([choice.speeds["dense"], choice.speeds["other"]], [4, 10])
+
+
 def test_mistakes(model):
     stack = sj.models.Llama(CONFIG, scan=True, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="scan=False"):
         sparse.fast_decoder(stack)
     with pytest.raises(ValueError, match="head must be float32, bfloat16 or int8"):
         sparse.fast_decoder(model, head=jnp.float16)
+    with pytest.raises(ValueError, match="leave the head"):
+        sparse.fast_decoder(model, {"head$": LIMIT}, head=jnp.bfloat16)
     with pytest.raises(ValueError, match="matches no module"):
         sparse.fast_decoder(model, {"^nothing$": sparse.InputGate(sj.select.TopK(1))})

@@ -95,6 +95,8 @@ def test_wrong_batches_are_named():
         call(apply, [[1, 2]])
     with pytest.raises(ValueError, match="NaN"):
         call(lambda ids: jnp.full((1, 3, 2), jnp.nan), [ids])
+    with pytest.raises(ValueError, match=r"score must return a number, got the shape \(6,\)"):
+        call(apply, [jnp.zeros((6, 3), int)], lambda h, mask: h.mean(0))
 
 
 def test_nan_of_a_text_that_is_too_short_is_skipped():

@@ -59,6 +59,10 @@ def test_every_kind_of_matrix_gives_the_same_index():
     wanted = Index.from_dense(w)
     twice = sp.coo_array((np.ones(2), ([0, 0], [1, 1])), (20, 9))  # duplicates are summed
     assert Index.from_sparse(twice).columns.toarray()[0, 1] == 2
+    pair = np.array([100, 100], np.int8), np.array([[0, 1], [0, 1]])
+    for small in (sp.coo_array((pair[0], tuple(pair[1].T)), (2, 9)),
+                  sparse.BCOO(tuple(map(jnp.asarray, pair)), shape=(2, 9))):  # fmt: skip
+        assert Index.from_sparse(small).columns.toarray()[0, 1] == 200
     padded = sparse.BCOO.fromdense(jnp.asarray(w), nse=200)
     for matrix in (sp.csr_array(w), sp.csc_matrix(w), sp.coo_array(w), padded,
                    sparse.BCSR.fromdense(jnp.asarray(w))):  # fmt: skip
@@ -71,6 +75,7 @@ def test_every_kind_of_matrix_gives_the_same_index():
     half = np.asarray(low.astype(jnp.float32))
     check(Index.from_dense(low).search(q, 5), brute(q, half, 5))
     check(Index.from_dense(half.astype(np.float16)).search(q, 5), brute(q, half, 5))
+    check(Index.from_sparse(sparse.BCOO.fromdense(low)).search(q, 5), brute(q, half, 5))
     stored = sp.csr_array((np.array([0.0, 1.0]), np.array([0, 1]), np.array([0, 2])), (1, 3))
     assert Index.from_sparse(stored).columns.nnz == 1  # an explicit zero is not a posting
 
@@ -87,6 +92,9 @@ def test_queries_by_tokens_are_those_by_vectors():
     check(index.search_tokens([], table, 7), brute(q[:0], w, 7))
     with pytest.raises(ValueError, match="tokens in"):
         index.search_tokens([[12]], table)
+    for row in (np.array([1.7]), np.array([[1, 2]])):
+        with pytest.raises(TypeError, match="tokens"):
+            index.search_tokens([row], table)
 
 
 def test_empty_collections():

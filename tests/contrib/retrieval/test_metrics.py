@@ -70,6 +70,15 @@ def test_recall_and_reciprocal_ranks_are_those_of_sets(k):
     np.testing.assert_allclose(retrieval.reciprocal_rank(hits, documents, k=k), rank, rtol=1e-6)
 
 
+def test_numbers_of_documents_do_not_wrap():
+    large = np.array([[2**31 + 5]])
+    for metric in (retrieval.ndcg, retrieval.recall, retrieval.reciprocal_rank):
+        for given in ({"found": large, "relevant": large % 7}, {"found": large % 7,
+                                                                "relevant": large}):  # fmt: skip
+            with pytest.raises(ValueError, match="number the documents from 0"):
+                metric(**given)
+
+
 def test_flops_count_the_products_of_a_pair():
     q, w = RNG.random((7, 11)) * (RNG.random((7, 11)) < 0.4), RNG.normal(size=(9, 11))
     w = w * (RNG.random((9, 11)) < 0.5)

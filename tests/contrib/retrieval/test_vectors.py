@@ -86,6 +86,15 @@ def test_frequencies_count_documents_once():
         retrieval.document_frequencies(ids, mask, 8)
 
 
+@pytest.mark.parametrize("many", [16_777_219, 3_000_000_001])
+def test_collections_that_float32_and_int32_cannot_count(many):
+    n = np.array([0, 7, many])
+    wanted = [1.0, *(math.log(1 + (many - x + 0.5) / (x + 0.5)) for x in (7, many))]
+    np.testing.assert_allclose(retrieval.idf(n, many), wanted, rtol=1e-5)
+    with pytest.raises(ValueError, match=f"got 0 to {many + 1}"):
+        retrieval.idf(n + (n == many), many)
+
+
 def test_the_table_of_ms_marco():
     """Integers n_j of N = 8 841 823 passages, in every order of magnitude."""
     n, many = np.array([0, 1, 7, 1_000, 500_000, 8_000_000, 8_841_823]), 8_841_823
