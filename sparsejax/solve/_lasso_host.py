@@ -17,7 +17,7 @@ from ._design import Design, host_data
 from ._duality import Problem, balanced
 from ._host import Found, Solver, geometric, solve_path, task
 from ._lasso import least_squares
-from ._model import Loss, Model, check_target, grouped
+from ._model import Loss, Model, check_intercept, check_target, grouped
 
 LASSO: Mapping[str, Solver] = {"native": _host_native.solve, "xla": _host_xla.solve}
 REGRESSION: Mapping[str, Solver] = {
@@ -53,9 +53,10 @@ def lasso_host(
     Lasso are solved in float64.
 
     Does not support jit, vmap or grad. Solved in float64 if X or y is, even where JAX has no
-    float64. X is read in the order in which it is stored and never copied as a whole. Features of
-    weight 0 are not penalised. The C++ is compiled at first use, once, in about ten seconds;
-    without a compiler XLA solves the same problem, slower, with X dense.
+    float64. The plain Lasso reads X in the order in which it is stored and never copies it as a
+    whole; the others copy dense X unless it is in float64 and Fortran order. Features of weight 0
+    are not penalised. The C++ is compiled at first use, once, in about ten seconds; without a
+    compiler XLA solves the same problem, slower, with X dense.
 
     Args:
       X: Design (n, p): an array, or sparse data of SciPy or of `jax.experimental.sparse`.
@@ -97,6 +98,8 @@ def lasso_host(
     design, y = _data(X, y, strength, l2)
     model = _model(loss, delta, groups, positive, design.shape[1])
     check_target(loss, y)
+    if intercept:
+        check_intercept(loss, y)
     _check_weights(weights, model, design)
     check_strength("strength", strength, (), y.dtype)
     if float(strength) == 0:  # pyright: ignore[reportArgumentType]

@@ -159,3 +159,11 @@ def check_target(loss: str, y: np.ndarray) -> None:
         )
     if loss == "poisson" and y.min(initial=math.inf) < 0:
         raise ValueError(f'y must hold counts >= 0 for loss="poisson", got {y.min()}.')
+
+
+def check_intercept(loss: str, y: np.ndarray) -> None:
+    """Raises where an intercept alone has no best value, for targets in the domain of the loss."""
+    if loss == "logistic" and np.ptp(y) == 0:
+        raise ValueError(f"y must hold both classes, -1 and 1, with an intercept, got {y[0]} only.")
+    if loss == "poisson" and not y.any():
+        raise ValueError("y must hold one count > 0 at least with an intercept.")

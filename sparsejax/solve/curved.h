@@ -9,7 +9,7 @@
 #include "coordinate.h"
 #include "losses.h"
 
-constexpr int HALVINGS = 30;    // of a step that does not lower the objective
+constexpr int HALVINGS = 60;    // of a step that does not lower the objective
 constexpr int POLISHES = 50;    // Newton steps for z
 constexpr int MOST = 20;        // rounds for the model of a Newton step
 constexpr double SHARE = 0.1;   // of the gap, to which this model is solved
@@ -28,6 +28,7 @@ struct Curved : WorkingSets<T, Design, Penalty> {
   Indices free;    // blocks without a penalty
   Vector F;        // (columns, n)
   Vector u = Vector(n), z;
+  double unpolished = 0;  // what a step of one entry of z may still lower n times the objective by
 
   Curved(Design& X, Penalty given, double l2, double tol, const T* norms, T* w, const Loss& loss,
          const T* y, const T* s, bool intercept, double offset)
@@ -102,31 +103,41 @@ struct Curved : WorkingSets<T, Design, Penalty> {
     for (Index i = 0; i < n; ++i)
       if (s[i] > 0)
         total += s[i] * (loss.value(y[i], u[i]) + loss.conjugate(y[i], scale * r[i] / s[i]));
-    // What is left of the residual along F counts as far as z has moved.
-    for (size_t a = 0; a < z.size(); ++a) total += std::abs(z[a] * dot(&F[a * n], r.data(), n));
-    return total / n;
+    // What rounding leaves of the residual along F is taken out; more than that counts as far as z has
+    // moved, and has to move.
+    for (size_t a = 0; a < z.size(); ++a) {
+      const double left = z[a] * dot(&F[a * n], r.data(), n);
+      total += unpolished > 0 ? std::abs(left) : scale * left;
+    }
+    return (total + unpolished) / n;
   }
 
   // Newton's method for z alone.
   void polish() {
     const Index q = z.size();
+    unpolished = 0;
     for (int step = 0; step < POLISHES && q > 0; ++step) {
       Vector h(q * q), d(q), along(n);
       bool done = true;
       pull();
+      for (Index i = 0; i < n; ++i) along[i] = s[i] > 0 ? s[i] * loss.bend(y[i], u[i]) : 0;
       for (Index a = 0; a < q; ++a) {
         const T* column = &F[a * n];
-        double total = 0;
-        for (Index i = 0; i < n; ++i) total += std::abs(column[i] * r[i]);
+        double total = 0;  // of what is rounded
+        for (Index i = 0; i < n; ++i)
+          total += std::abs(column[i]) * (std::abs(r[i]) + along[i] * std::abs(u[i]));
         d[a] = dot(column, r.data(), n);
         done &= std::abs(d[a]) <= 16 * std::numeric_limits<T>::epsilon() * total;
       }
+      unpolished = 0;
       if (done) return;
-      for (Index i = 0; i < n; ++i) along[i] = s[i] > 0 ? s[i] * loss.bend(y[i], u[i]) : 0;
       for (Index a = 0; a < q; ++a)
         for (Index b = 0; b <= a; ++b)
           for (Index i = 0; i < n; ++i) h[a * q + b] += along[i] * F[a * n + i] * F[b * n + i];
-      for (Index a = 0; a < q; ++a) h[a * q + a] *= 1 + SAFETY;
+      for (Index a = 0; a < q; ++a) {
+        h[a * q + a] *= 1 + SAFETY;
+        if (d[a] != 0) unpolished += std::abs(d[a]) * (std::abs(d[a]) / h[a * q + a]);
+      }
       if (!solve(h, d)) return;
       std::fill(along.begin(), along.end(), T(0));
       for (Index a = 0; a < q; ++a) axpy(d[a], &F[a * n], along.data(), n);

@@ -2,7 +2,7 @@
 //
 // Each has value(y, u) >= 0; pull(y, u), minus the derivative in u; bend(y, u), the second derivative
 // or something larger that keeps Newton's equations definite; conjugate(y, v), of -v, for v between 0
-// and pull; curvature(), a bound of the second derivative; middle(y), where to start an intercept.
+// and pull; curvature(), a bound of the second derivative.
 
 #pragma once
 #include <algorithm>
@@ -61,15 +61,19 @@ struct Huber : Loss {
   double curvature() const override { return 1; }
 };
 
-// exp(u) - y u, less its minimum: half the deviance.
+// exp(u) - y u, less its minimum: half the deviance. Large counts would cancel in this form.
 struct Poisson : Loss {
   double value(double y, double u) const override {
-    return std::exp(u) - y * u + x_log_x(y) - y;
+    if (!(y > 0)) return std::exp(u);
+    const double d = u - std::log(y);
+    return y * (std::expm1(d) - d);
   }
   double pull(double y, double u) const override { return y - std::exp(u); }
   double bend(double y, double u) const override { return std::max(std::exp(u), 1e-8); }
   double conjugate(double y, double v) const override {
-    return x_log_x(y - v) - (y - v) - (x_log_x(y) - y);
+    if (!(2 * std::abs(v) < y)) return x_log_x(y - v) - (y - v) - (x_log_x(y) - y);
+    const double t = -v / y;
+    return y * ((1 + t) * std::log1p(t) - t) - v * std::log(y);
   }
   double curvature() const override { return INFINITY; }
 };

@@ -3,7 +3,8 @@
 // Each has `bounds`, the norms of the correlations up to which blocks stay 0; each(b, call), a call
 // for the features of a block; size(b, c), the norm of correlations that a bound bounds; admit(u), a
 // coefficient in the domain; cost(b, w);
-// shrink(b, v, q), which replaces v by the minimum of q |x - v|^2 / 2 + cost; violation(b, w, c), the
+// drop(norms), which leaves features whose columns are 0 out of their blocks, where rounding errors
+// would move them with the others; shrink(b, v, q), which replaces v by the minimum of q |x - v|^2 / 2 + cost; violation(b, w, c), the
 // distance of c from the subdifferential; part(blocks), the same penalty of these blocks, their
 // features numbered in order. For Newton steps where w is not 0: slope(b, j, w), a derivative;
 // bend(b, w, add), second derivatives; rest(b, w, step), what these do not say of the cost.
@@ -30,6 +31,7 @@ template <class T> struct Single {
     return found;
   }
   double admit(double u) const { return u; }
+  void drop(const T*) {}
 };
 
 template <class T> struct L1 : Single<T> {
@@ -123,6 +125,16 @@ template <class T> struct Groups {
   }
   template <class Call> void each(Index b, const Call& call) const {
     for (Index i = start[b]; i < start[b + 1]; ++i) call(member[i]);
+  }
+  void drop(const T* norms) {
+    Index kept = 0;
+    for (Index b = 0, from = 0; b < blocks(); ++b) {
+      const Index end = start[b + 1];
+      for (; from < end; ++from)
+        if (norms[member[from]] > 0) member[kept++] = member[from];
+      start[b + 1] = kept;
+    }
+    member.resize(kept);
   }
   double size(Index b, const T* c) const {
     double squares = 0;

@@ -33,7 +33,9 @@ template <class T, class Design, class Penalty> struct WorkingSets {
   Index rounds = 0, outer = 0;
 
   WorkingSets(Design& X, Penalty given, double l2, double tol, const T* norms, T* w)
-      : X(X), penalty(std::move(given)), l2(l2), tol(tol), norms(norms), w(w) {}
+      : X(X), penalty(std::move(given)), l2(l2), tol(tol), norms(norms), w(w) {
+    penalty.drop(norms);
+  }
   virtual ~WorkingSets() = default;
 
   virtual void begin() = 0;                // sets the limit for the gap
@@ -156,12 +158,11 @@ template <class T, class Design, class Penalty> struct WorkingSets {
 
   // 0: reached; 1: max_steps; 2: not finite.
   Index run(Index max_steps) {
-    for (Index b = 0; b < blocks; ++b) {
-      const bool allowed = movable(b) && std::isfinite(penalty.cost(b, w));
-      penalty.each(b, [&](Index j) {
-        if (!allowed || !(norms[j] > 0)) w[j] = 0;
-      });
-    }
+    for (Index j = 0; j < p; ++j)
+      if (!(norms[j] > 0)) w[j] = 0;
+    for (Index b = 0; b < blocks; ++b)
+      if (!movable(b) || !std::isfinite(penalty.cost(b, w)))
+        penalty.each(b, [&](Index j) { w[j] = 0; });
     std::fill(screened.begin(), screened.end(), 0);
     begin();
     for (outer = 0;; ++outer) {

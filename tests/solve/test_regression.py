@@ -8,6 +8,7 @@ import pytest
 import scipy.sparse
 import sklearn.linear_model as theirs
 from scipy.special import xlogy
+from sklearn.exceptions import ConvergenceWarning
 
 from sparsejax import solve
 from sparsejax.solve import estimators as ours
@@ -299,6 +300,51 @@ def test_cross_validation():
 
 
 @compiled
+@pytest.mark.parametrize("size", [1.0, 1e6, 1e9, 1e12])
+def test_counts_of_any_size(size):
+    # Poisson noise shrinks beside large counts: losses in the plain form would cancel.
+    noise = np.sqrt(size) * np.random.default_rng(3).normal(size=N)
+    y = np.round(np.maximum(size + noise, 0))
+    strength = 0.02 * np.sqrt(size)
+    mine = ours.SparsePoissonRegression(strength, tol=1e-5).fit(X, y)
+    r = y - np.exp(X @ mine.coef_ + mine.intercept_)
+    c = X.T @ r / N
+    assert 0 < np.count_nonzero(mine.coef_) < P
+    assert abs(r.mean()) < 1e-3 * strength + 1e-14 * size
+    assert np.abs(c).max() < 1.1 * strength
+    none = ours.SparsePoissonRegression(100 * strength).fit(X, y)
+    assert not none.coef_.any()
+    assert none.intercept_ == pytest.approx(np.log(y.mean()), rel=1e-9)
+
+
+@compiled
+@pytest.mark.parametrize("size", [1.0, 1e8])
+@pytest.mark.parametrize("loss", ["squared", "logistic"])
+def test_constant_columns_in_groups_stay_out(loss, size):
+    # With an intercept only rounding errors are left of them, multiplied by their size.
+    A = np.c_[X[:, :3], np.full(N, size), X[:, 3:8], np.zeros(N), np.full(N, -size)]
+    labels, weights = np.array([0] * 4 + [1] * 5 + [0, 2]), np.array([1.5, 2.0, 1.0])
+    kept = np.r_[:3, 4:9]
+    w, b, found = fit(loss, 0.02, data=A, labels=labels, weights=weights, y=Y[loss])
+    v, offset, other = fit(
+        loss, 0.02, data=A[:, kept], labels=labels[kept], weights=weights[:2], y=Y[loss]
+    )
+    assert found.result[0] == other.result[0] == 0
+    assert w[[0, 1, 2]].all() and not w[[3, 9, 10]].any()
+    np.testing.assert_allclose(w[kept], v, atol=1e-7)
+    assert b == pytest.approx(offset, abs=1e-7)
+
+
+@compiled
+def test_folds_that_are_cut_short_warn():
+    with (
+        pytest.warns(ConvergenceWarning, match="LassoCV did not reach tol; "),
+        pytest.warns(ConvergenceWarning, match="LassoCV did not reach tol in a fold"),
+    ):
+        ours.LassoCV(alphas=[0.01], cv=2, max_iter=0).fit(X, Y["squared"])
+
+
+@compiled
 def test_degenerate_data():
     y = Y["logistic"]
     for data in (X[:, :1], np.zeros((N, 3)), np.c_[X, X], X * 1e-8, X * 1e100):
@@ -338,9 +384,43 @@ def test_degenerate_data():
         (lambda: ours.SparsePoissonRegression().fit(X, SCORE), ValueError, "counts >= 0"),
         (lambda: ours.SparsePoissonRegression().fit(X, 0 * SCORE), ValueError, "one count > 0"),
         (
+            lambda: ours.SparsePoissonRegression().fit(
+                X, Y["poisson"], sample_weight=(Y["poisson"] == 0).astype(float)
+            ),
+            ValueError,
+            "one count > 0",
+        ),
+        (
+            lambda: solve.lasso_host(X, 0 * SCORE, 0.1, loss="poisson", intercept=True),
+            ValueError,
+            "one count > 0",
+        ),
+        (
+            lambda: solve.lasso_host(X, -np.ones(N), 0.1, loss="logistic", intercept=True),
+            ValueError,
+            r"both classes, -1 and 1, with an intercept, got -1\.0 only",
+        ),
+        (
             lambda: ours.SparseHuberRegression(delta=0).fit(X, SCORE),
             ValueError,
             "delta must be > 0",
+        ),
+        (lambda: ours.Lasso(positive="yes").fit(X, SCORE), TypeError, "positive must be True or"),
+        (
+            lambda: ours.SparseLogisticRegression(fit_intercept=None).fit(X, Y["logistic"]),
+            TypeError,
+            "fit_intercept must be True or",
+        ),
+        (lambda: ours.ElasticNetCV(l1_ratio=[]).fit(X, SCORE), ValueError, "l1_ratio must be"),
+        (
+            lambda: ours.LassoCV(cv=2).fit(X, SCORE, sample_weight=np.arange(N) < N // 2),
+            ValueError,
+            "in each fold",
+        ),
+        (
+            lambda: ours.SparseLogisticRegression().fit(X, np.arange(N) % 3),
+            ValueError,
+            "multiclass. For more classes use",
         ),
         (lambda: ours.MCPRegression(gamma=1).fit(X, SCORE), ValueError, "gamma must be > 1"),
         (lambda: ours.SCADRegression(gamma="a").fit(X, SCORE), TypeError, "gamma='a' must be"),

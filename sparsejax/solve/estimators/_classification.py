@@ -31,7 +31,7 @@ class _Classifier(ClassifierMixin, Linear):
         if len(self.classes_) > 2:
             raise ValueError(
                 "Only binary classification is supported. The type of the target is "
-                f"{type_of_target(y)}."
+                f"{type_of_target(y)}. For more classes use sklearn.multiclass.OneVsRestClassifier."
             )
         counted = np.unique(y if weights is None else y[weights > 0])
         if len(counted) < 2:

@@ -1,11 +1,13 @@
 """The strength chosen by cross-validation along a path."""
 
 import concurrent.futures
+import warnings
 from typing import Any, ClassVar
 
 import numpy as np
 from joblib import effective_n_jobs
 from scipy.sparse import issparse
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import check_cv
 
 from ..._arguments import check_count, check_number
@@ -39,11 +41,17 @@ class CrossValidated(Linear):
             u = X[test] @ found.value.T + found.offset
             left = objective(self._model(X.shape[1]), y[test][:, None], u)
             theirs = None if sample_weight is None else relative(sample_weight[test])
-            return self._losses[1] * np.average(left, axis=0, weights=theirs)
+            return self._losses[1] * np.average(left, axis=0, weights=theirs), found.result.any()
 
         threads = effective_n_jobs(self.n_jobs)  # pyright: ignore
         with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-            found = np.stack(list(pool.map(errors, jobs)))
+            parts, failed = zip(*pool.map(errors, jobs))
+        if any(failed):
+            message = (
+                f"{type(self).__name__} did not reach tol in a fold; increase max_iter or tol."
+            )
+            warnings.warn(message, ConvergenceWarning, stacklevel=3)
+        found = np.stack(parts)
         losses = np.swapaxes(found.reshape(len(ratios), len(folds), -1), 1, 2)
         r, best = np.unravel_index(losses.mean(-1).argmin(), losses.shape[:2])
         several = np.ndim(self._ratios()) > 0

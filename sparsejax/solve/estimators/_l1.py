@@ -167,4 +167,6 @@ class ElasticNetCV(CrossValidated, Regressor):
     def _ratios(self):
         if np.ndim(self.l1_ratio) == 0:
             return check_ratio(self.l1_ratio)
+        if np.size(self.l1_ratio) == 0:
+            raise ValueError("l1_ratio must be a number in (0, 1], or several such as [0.5, 0.9].")
         return [check_ratio(ratio) for ratio in self.l1_ratio]

@@ -90,6 +90,9 @@ class Linear(BaseEstimator):
         )  # fmt: skip
 
     def _check(self, alphas: Any) -> None:
+        for name in ("fit_intercept", "positive"):
+            if not isinstance(value := getattr(self, name), (bool, np.bool_)):
+                raise TypeError(f"{name} must be True or False, got {value!r}.")
         check_count("max_iter", self.max_iter, 0)
         if self.tol is not None:
             check_number("tol", self.tol, "1e-6")
@@ -134,7 +137,10 @@ def relative(sample_weight: np.ndarray) -> np.ndarray:
     """Weights over the largest of them."""
     largest = sample_weight.max()
     if sample_weight.min() < 0 or largest == 0:
-        raise ValueError("sample_weight must be >= 0, and > 0 for one sample at least.")
+        raise ValueError(
+            "sample_weight must be >= 0, and > 0 for one sample at least; with cross-validation in "
+            "each fold, and among the samples outside of it."
+        )
     return sample_weight / largest
 
 

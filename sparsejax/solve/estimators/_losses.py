@@ -3,7 +3,7 @@
 import numpy as np
 
 from ..._arguments import check_number
-from .._model import Model, check_target
+from .._model import Model, check_intercept, check_target
 from ._linear import Regressor, check_ratio
 
 
@@ -113,8 +113,8 @@ class SparsePoissonRegression(Regressor):
 
     def _solve(self, X, y, sample_weight):
         check_target("poisson", y)
-        if self.fit_intercept and not y.any():
-            raise ValueError("y must hold one count > 0 at least with fit_intercept=True.")
+        if self.fit_intercept:
+            check_intercept("poisson", y if sample_weight is None else y[sample_weight > 0])
         return super()._solve(X, y, sample_weight)
 
     def predict(self, X):
