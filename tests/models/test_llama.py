@@ -96,8 +96,6 @@ def test_each_variant_agrees_with_numpy(change):
 
 def test_rotary_frequencies_of_llama_3():
     """The formula of the model's release, written with its wave lengths and branches."""
-    from sparsejax.models._llama import _frequencies
-
     config = dataclasses.replace(CONFIG, head_size=64, theta=5e5, scaling=(8.0, 1.0, 4.0, 8192.0))
     expected = []
     for i in range(32):
@@ -110,7 +108,9 @@ def test_rotary_frequencies_of_llama_3():
         else:
             smooth = (8192 / wave - 1) / (4 - 1)
             expected.append((1 - smooth) * frequency / 8 + smooth * frequency)
-    np.testing.assert_allclose(_frequencies(config), expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        config.angles(jnp.array([1, 3]))[1], 3 * np.array(expected), rtol=1e-5
+    )
 
 
 def test_a_stack_of_layers_and_a_cache_give_the_same(model, folder):
