@@ -147,7 +147,7 @@ template <class T> struct Groups {
     const Index width = start[b + 1] - start[b];
     const double length = std::sqrt(double(dot(v, v, width))), bound = bounds[b] / q;
     const T factor = length > bound ? 1 - bound / length : 0;
-    for (Index i = 0; i < width; ++i) v[i] *= factor;
+    for (Index i = 0; i < width; ++i) v[i] = factor > 0 ? v[i] * factor : 0;  // not -0
   }
   double violation(Index b, const T* w, const T* c) const {
     if (!(size(b, w) > 0)) return std::max(size(b, c) - bounds[b], 0.0);

@@ -249,6 +249,14 @@ def test_without_a_compiler_the_solution_is_the_same(loss, name):
     np.testing.assert_allclose(X @ other + offset, X @ w + b, atol=2e-3)
 
 
+def test_zeros_of_groups_have_no_sign():
+    rng = np.random.default_rng(0)
+    samples, labels = rng.normal(size=(30, 12)), np.repeat(np.arange(4), 3)
+    w = ours.GroupLasso(labels, alpha=0.5).fit(samples, samples[:, :3] @ [2.0, -1, 1]).coef_
+    assert np.any(w != 0) and np.any(w == 0)
+    assert not np.signbit(w[w == 0]).any()
+
+
 @compiled
 def test_labels_of_groups():
     ids = np.unique(LABELS, return_inverse=True)[1]

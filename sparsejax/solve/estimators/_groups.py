@@ -57,8 +57,8 @@ class GroupLasso(_Groups, Regressor):
       >>> from sparsejax.solve.estimators import GroupLasso
       >>> X = np.random.default_rng(0).normal(size=(30, 4))
       >>> y = X @ np.array([2.0, 0.0, -2.0, 0.0])
-      >>> GroupLasso(["b", "a", "b", "a"], alpha=0.1).fit(X, y).coef_[::2].round(1).tolist()
-      [1.9, -1.9]
+      >>> GroupLasso(["b", "a", "b", "a"], alpha=0.1).fit(X, y).coef_.round(1).tolist()
+      [1.9, 0.0, -1.9, 0.0]
     """
 
     def __init__(
