@@ -105,7 +105,7 @@ def _descend(
     penalty = _penalty(data, kind, strength)
     certificate = _gap if kind.shape in ("l1", "groups") else _distance
     measure = partial(certificate, data, kind, strength, smooth, penalty)
-    start, _ = _at_zero(data, kind, smooth, w0)
+    start = _at_zero(data, smooth, w0)
     scale = measure(start) if certificate is _distance else smooth(start)
     scale = jnp.where(scale > 0, scale, 1)
     root = jnp.sqrt(data.s.reshape(-1, *[1] * (w0.ndim - 1)) / n)
@@ -166,16 +166,16 @@ def _penalty(data: _Data, kind: _Kind, strength: Array) -> Any:
     return prox.nonneg(prox.l1(bounds)) if kind.positive else prox.l1(bounds)
 
 
-def _at_zero(data: _Data, kind: _Kind, smooth: Callable[..., Array], w: Array) -> tuple[Array, Any]:
+def _at_zero(data: _Data, smooth: Callable[..., Array], w: Array) -> Array:
     """The best coefficients of F alone."""
     p, zero = data.X.shape[1], jnp.zeros_like(w)
     if data.F.shape[1] == 0:
-        return zero, None
+        return zero
     alone = lambda z: smooth(zero.at[p:].set(z))  # noqa: E731
     found = proximal_gradient(
         alone, prox.l1(0.0), zero[p:], max_steps=10_000, tol=1e-10, throw=False
     )
-    return zero.at[p:].set(found.value), found
+    return zero.at[p:].set(found.value)
 
 
 def _distance(data: _Data, kind: _Kind, strength, smooth, penalty, w: Array) -> Array:

@@ -10,7 +10,7 @@ from sklearn.utils.validation import validate_data
 from .._host import Found
 from .._model import Model
 from ._cross_validation import CrossValidated
-from ._linear import FORMATS, Linear, check_ratio, relative_weights
+from ._linear import FORMATS, Linear, relative_weights
 
 
 class _Classifier(ClassifierMixin, Linear):
@@ -102,9 +102,6 @@ class SparseLogisticRegression(_Classifier):
         self.positive = positive
         self.tol = tol
         self.max_iter = max_iter
-
-    def _ratio(self):
-        return check_ratio(self.l1_ratio)
 
 
 class SparseLogisticRegressionCV(CrossValidated, _Classifier):

@@ -69,9 +69,6 @@ class ElasticNet(Regressor):
         self.tol = tol
         self.max_iter = max_iter
 
-    def _ratio(self):
-        return check_ratio(self.l1_ratio)
-
 
 class LassoCV(CrossValidated, Regressor):
     """The Lasso with the strength chosen by cross-validation along a path.

@@ -26,6 +26,7 @@ class Linear(BaseEstimator):
     alpha: float
     fit_intercept: bool
     positive: bool = False
+    l1_ratio: Any = 1.0
     coef_: np.ndarray
     intercept_: Any
     # The statistic of the solver under the name by which the estimator reports it.
@@ -46,7 +47,7 @@ class Linear(BaseEstimator):
 
     def _ratio(self) -> float:
         """The share of the norm that is not squared in the penalty."""
-        return 1.0
+        return check_ratio(self.l1_ratio)
 
     def _solve(self, X: Any, y: np.ndarray, sample_weight: Any) -> Found:
         """The solution, after those that lead to it."""

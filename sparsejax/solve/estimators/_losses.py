@@ -4,7 +4,7 @@ import numpy as np
 
 from ..._arguments import check_number
 from .._model import Model, check_intercept, check_target
-from ._linear import Regressor, check_ratio
+from ._linear import Regressor
 
 
 class SparseHuberRegression(Regressor):
@@ -59,9 +59,6 @@ class SparseHuberRegression(Regressor):
             raise ValueError(f"delta must be > 0 and finite, got {self.delta}; 1.35 for example.")
         return Model(loss="huber", delta=float(self.delta))
 
-    def _ratio(self):
-        return check_ratio(self.l1_ratio)
-
 
 class SparsePoissonRegression(Regressor):
     r"""`min_{w, b} mean (exp(X w + b) - y (X w + b)) + alpha |w|_1` for counts y.
@@ -107,9 +104,6 @@ class SparsePoissonRegression(Regressor):
 
     def _model(self, p):
         return Model(loss="poisson")
-
-    def _ratio(self):
-        return check_ratio(self.l1_ratio)
 
     def _solve(self, X, y, sample_weight):
         check_target("poisson", y)
