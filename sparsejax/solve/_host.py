@@ -81,8 +81,10 @@ def solve_path(task: Task, intercept: np.ndarray | None, solver: Solver) -> Foun
     if task.model.loss != "squared":
         return _unscaled(task, solver(task._replace(w0=_start(task))), units)
     free = task.model.features(unpenalised)
-    columns = [] if intercept is None else [intercept[:, None]]
-    columns = np.concatenate([*columns, task.design.dense(free)], axis=1).astype(np.float64)
+    columns = [task.design.dense(free)] if free.size else [np.zeros((task.y.shape[-1], 0))]
+    if intercept is not None:
+        columns.insert(0, intercept[:, None])
+    columns = np.concatenate(columns, axis=1).astype(np.float64)
     basis, back = _orthonormal(columns)
     inside = task._replace(
         basis=basis.astype(task.y.dtype),

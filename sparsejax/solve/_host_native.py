@@ -62,6 +62,8 @@ def projected_design(
     design, left, rest = task.design, norms - np.sum(m * m, axis=1), m.copy()
     eps, basis = np.finfo(task.y.dtype).eps, task.basis.astype(np.float64)
     short = np.flatnonzero(left < eps**0.5 * norms) if len(basis) else np.zeros(0, int)
+    if not short.size:
+        return design, left, rest
     parts = []
     for part in np.array_split(short, max(1, short.size // 256)):
         columns = projected(design.dense(part).astype(np.float64).T, basis)

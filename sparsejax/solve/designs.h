@@ -15,9 +15,19 @@
 using Index = int64_t;
 using Indices = std::vector<Index>;
 
+// Vectors as wide as the registers: GCC keeps wider ones in memory. ABREAST: columns of 4 x 4 sums
+// at a time, as many as there are registers for.
+#if defined(__AVX512F__)
+constexpr int WIDTH = 64, ABREAST = 4;
+#elif defined(__AVX__)
+constexpr int WIDTH = 32, ABREAST = 2;
+#else
+constexpr int WIDTH = 16, ABREAST = 2;
+#endif
+
 template <class T> struct Simd {
-  static constexpr int lanes = 64 / sizeof(T);
-  typedef T type __attribute__((vector_size(64)));
+  static constexpr int lanes = WIDTH / sizeof(T);
+  typedef T type __attribute__((vector_size(WIDTH)));
   static type load(const T* at) {
     type v;
     std::memcpy(&v, at, sizeof(v));
@@ -50,19 +60,24 @@ template <class T> void axpy(T scale, const T* a, T* b, Index n) {
 // out[4 i + j] = a_i . b_j for four vectors and four vectors.
 template <class T> void sixteen_dots(const T* const* a, const T* const* b, Index n, T* out) {
   using S = Simd<T>;
-  typename S::type s[4][4] = {};
-  Index k = 0;
-  for (; k + S::lanes <= n; k += S::lanes)
-    for (int i = 0; i < 4; ++i) {
-      auto left = S::load(a[i] + k);
-      for (int j = 0; j < 4; ++j) s[i][j] += left * S::load(b[j] + k);
+  const Index whole = n - n % S::lanes;
+  for (int j0 = 0; j0 < 4; j0 += ABREAST) {
+    typename S::type s[4][ABREAST] = {};
+    for (Index k = 0; k < whole; k += S::lanes) {
+      typename S::type right[ABREAST];
+      for (int j = 0; j < ABREAST; ++j) right[j] = S::load(b[j0 + j] + k);
+      for (int i = 0; i < 4; ++i) {
+        const auto left = S::load(a[i] + k);
+        for (int j = 0; j < ABREAST; ++j) s[i][j] += left * right[j];
+      }
     }
-  for (int i = 0; i < 4; ++i)
-    for (int j = 0; j < 4; ++j) {
-      T total = S::sum(s[i][j]);
-      for (Index t = k; t < n; ++t) total += a[i][t] * b[j][t];
-      out[4 * i + j] = total;
-    }
+    for (int i = 0; i < 4; ++i)
+      for (int j = 0; j < ABREAST; ++j) {
+        T total = S::sum(s[i][j]);
+        for (Index t = whole; t < n; ++t) total += a[i][t] * b[j0 + j][t];
+        out[4 * i + j0 + j] = total;
+      }
+  }
 }
 
 // out (rows.size(), with.size()): inner products of dense columns, 4 x 4 at a time.
