@@ -7,7 +7,7 @@ export JAX_PLATFORMS ?= cpu
 # What is compiled of the tests and of the package is kept for the next run.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: quickstart test test-slow test-notebooks docs lint notebooks bench clean
+.PHONY: quickstart test test-slow test-notebooks docs browser lint notebooks bench clean
 
 quickstart: $(STAMP)  ## train sparse networks on real data and show the result
 	$(BIN)/python -m sparsejax
@@ -27,6 +27,12 @@ docs: $(STAMP)  ## the documentation, in docs/_build
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build
 	$(BIN)/python docs/check.py
 
+browser:  ## every page of docs/_build in headless Chromium, after make docs
+	$(PYTHON) -m venv $(VENV)-browser
+	$(VENV)-browser/bin/pip install --quiet PyQt6-WebEngine
+	timeout 900 $(VENV)-browser/bin/python docs/browser.py; code=$$?; \
+	  if [ $$code -gt 1 ]; then echo "not seen in a browser: none starts here ($$code)"; else exit $$code; fi
+
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -42,7 +48,7 @@ bench: $(STAMP)  ## every benchmark: tables of ratios, kept in benchmarks/result
 	  $(BIN)/python -m benchmarks $$(basename $$file .py) || exit 1; done
 
 clean:
-	rm -rf $(VENV) docs/_build docs/generated docs/jupyter_execute .pytest_cache .ruff_cache .import_linter_cache .jax_cache
+	rm -rf $(VENV) $(VENV)-browser docs/_build docs/generated docs/jupyter_execute .pytest_cache .ruff_cache .import_linter_cache .jax_cache
 
 # A stamp for another Python version means another interpreter: start over.
 $(STAMP): pyproject.toml

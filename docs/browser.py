@@ -1,9 +1,11 @@
 """Checks the built site in headless Chromium: no page is wider than the screen, no picture is lost.
 
-    pip install PyQt6-WebEngine
+    make docs browser
     python docs/browser.py [FOLDER]
 
 Loads every page at 400 and at 1400 pixels. With a folder, pictures of the pages are kept there.
+Exits with 1 for faults, with 2 where there is no browser: PyQt6-WebEngine needs shared libraries
+of the system.
 """
 
 import json
@@ -15,9 +17,13 @@ os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 os.environ.setdefault("QTWEBENGINE_DISABLE_SANDBOX", "1")
 os.environ.setdefault("QTWEBENGINE_CHROMIUM_FLAGS", "--disable-gpu --single-process")
 
-from PyQt6.QtCore import QTimer, QUrl  # noqa: E402
-from PyQt6.QtWebEngineWidgets import QWebEngineView  # noqa: E402
-from PyQt6.QtWidgets import QApplication  # noqa: E402
+try:
+    from PyQt6.QtCore import QTimer, QUrl
+    from PyQt6.QtWebEngineWidgets import QWebEngineView
+    from PyQt6.QtWidgets import QApplication
+except ImportError as error:
+    print(f"no browser: {error}", file=sys.stderr)
+    sys.exit(2)
 
 SITE = Path(__file__).parent.resolve() / "_build"
 WIDTHS, HEIGHT, PAUSE = (400, 1400), 900, 150  # pixels, pixels, milliseconds
@@ -72,6 +78,8 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
     found = (path for path in sorted(SITE.rglob("*.html")) if "_static" not in path.parts)
     pages = [(path, width) for path in found for width in WIDTHS]
+    if not pages:
+        sys.exit(f"{SITE} holds no pages; make docs builds them.")
     app = QApplication(sys.argv[:1])
     browser = Browser(pages, folder)
     QTimer.singleShot(0, browser.next)
