@@ -8,6 +8,8 @@ import time
 from collections.abc import Iterator
 from functools import cache
 
+import numpy as np
+
 _STALE = 3600.0  # seconds after which what a killed process was writing is removed
 
 
@@ -44,6 +46,15 @@ def replacing(file: pathlib.Path) -> Iterator[pathlib.Path]:
     finally:
         with contextlib.suppress(OSError):
             written.unlink()
+
+
+def read_npz(file: pathlib.Path) -> dict[str, np.ndarray]:
+    """The arrays of an npz file by name; ValueError for whatever is wrong with it. No pickles."""
+    try:
+        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as found:
+            return dict(found.items())
+    except Exception as error:  # of NumPy, of the archive, of its compression, of memory
+        raise ValueError(f"it is not an npz file ({error})") from error
 
 
 @contextlib.contextmanager

@@ -1,23 +1,31 @@
 """Wrong arguments raise a ValueError or TypeError that names them, in every room."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from flax import nnx
+from jaxtyping import Array, Float
 from numpy import nan
 
 import sparsejax as sj
 from sparsejax import prox, solve
+from sparsejax._arguments import checked
 from sparsejax.contrib import (
     activation_sparsity,
+    bayes,
     dag,
+    jepa,
     multitask,
     receptive_fields,
     reprogramming,
+    retrieval,
     sara,
     search,
+    unlearnable,
     unlearning,
 )
 from sparsejax.contrib.update_sparsity import update_partition, update_sparsity
@@ -223,3 +231,45 @@ def test_layers_are_numbered_by_the_end_of_their_names():
     before = {f"conv2d_{i}": {"kernel": jnp.zeros(2)} for i in range(2)}
     after = {"conv2d_0": {"kernel": jnp.ones(2)}, "conv2d_1": before["conv2d_1"]}
     assert update_sparsity(before, after).per_layer == {0: 0.0, 1: 1.0}
+
+
+def test_a_sequence_of_arrays_is_not_stacked():
+    @checked()
+    def lengths(
+        parts: Sequence[Float[Array, "..."]],
+        pair: tuple[Float[Array, "..."], ...],
+        x: Float[Array, " m"],
+    ):
+        return [p.shape for p in (*parts, *pair)], x.shape
+
+    parts = [jnp.ones(2), jnp.ones(3)]
+    assert lengths(parts, tuple(parts), [1.0, 2.0]) == ([(2,), (3,), (2,), (3,)], (2,))
+    with pytest.raises(TypeError, match="parts must be a sequence, each an array"):
+        lengths(["a"], (), [1.0])
+
+
+FOUR = jnp.arange(4.0) + 1
+INSIDE_JIT = {
+    "flops_loss": lambda: retrieval.flops_loss(X[:, :2], FOUR[:2]),
+    "ndcg": lambda: retrieval.ndcg(SIX[None], SIX[None, :1], jnp.ones((1, 1))),
+    "snr": lambda: bayes.snr(FOUR, FOUR),
+    "masked_step": lambda: unlearnable.masked_step(
+        X[None, ..., None] / 99, X[None, ..., None], X[None, ..., None] / 99, eps=1.0, step=0.1
+    ),
+    "firm_threshold": lambda: prox.firm_threshold(X, FOUR[:3], FOUR[:3] + 1),
+    "multi_information": lambda: jepa.multi_information(jnp.diag(FOUR), SIX[:4]),
+    "label_noise": lambda: activation_sparsity.label_noise(SIX, 0.5, 3, key=KEY),
+    "input_noise": lambda: activation_sparsity.input_noise(FOUR / 9, "gaussian", 1, key=KEY),
+    "accept_length": lambda: activation_sparsity.accept_length(X, SIX[:4], 0.1),
+    "uniform_soup": lambda: sj.recipes.uniform_soup([P, P]),
+    "sample_sem": lambda: dag.sample_sem(jnp.triu(jnp.ones((3, 3)), 1), 2, key=KEY),
+}
+
+
+@pytest.mark.parametrize("name", INSIDE_JIT)
+def test_known_arrays_are_checked_inside_jit_too(name):
+    """They are constants there, but what JAX computes of them is traced."""
+    found = jax.jit(lambda z: (INSIDE_JIT[name](), z))(0.0)[0]
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, INSIDE_JIT[name]()
+    )

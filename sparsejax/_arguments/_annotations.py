@@ -236,7 +236,8 @@ def _lengths(words: Sequence[str], shape: tuple[Any, ...]) -> dict[str, Any] | N
 
 def _axes_of(annotation: Any) -> list[str] | None:
     """The words of the shape of an argument that is an array; None for other arguments."""
-    of = typing.get_args(annotation) if not isinstance(annotation, _ANNOTATED) else (annotation,)
+    union = typing.get_origin(annotation) in (Union, types.UnionType)
+    of = typing.get_args(annotation) if union else (annotation,)
     shapes = {x.dim_str if isinstance(x, _ANNOTATED) else "" for x in of if x is not type(None)}
     return shapes.pop().split() if len(shapes) == 1 else None
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._arguments import checked, known
+from .._scipy import within_shape
 from .._sharding import on_host
 from ._array import SparseArray
 from ._block import BlockArray
@@ -209,6 +210,7 @@ def _dense_and_mask(matrix: Any):
         return matrix.todense(), ones.todense() != 0
     if not _scipy().issparse(matrix):
         raise TypeError(f"from_sparse(matrix) must be BCOO, BCSR or SciPy, got {type(matrix)}.")
+    matrix = within_shape("from_sparse: matrix", matrix)
     entries = matrix.tocoo()
     mask = np.zeros(matrix.shape, bool)
     mask[entries.coords] = True

@@ -1,6 +1,6 @@
 """Application of masks: masked in both passes, or masked forward and dense backward."""
 
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +46,7 @@ def straight_through(
     masks: PyTree | Plan,
     *,
     pruned_scale: ArrayLike = 0.0,
-    pruned_gradient: str | None = None,
+    pruned_gradient: Literal["full", "scaled"] | None = None,
     decay: ArrayLike = 0.0,
 ) -> PyTree:
     r"""Masked forward, dense backward.
@@ -63,16 +63,16 @@ def straight_through(
       masks: A tree of boolean arrays and None, looked up by path; or a `Plan`, whose masks are
         then computed from the magnitudes of `params` at each call.
       pruned_scale: beta, the factor of the pruned weights in the forward pass.
-      pruned_gradient: Whether pruned weights receive the "full" gradient or one "scaled" by beta;
-        None is "full" if `pruned_scale` is the number 0 and "scaled", as in MdGf, otherwise, also
-        for an array that holds 0.
+      pruned_gradient: Whether pruned weights receive the "full" gradient or one "scaled" by beta,
+        as in MdGf; it must be given unless `pruned_scale` is the number 0, where None is "full".
       decay: lambda, the decay of pruned weights towards zero (added to their gradient).
 
     Returns:
       A tree like `params`, or a module of the same class that shares everything else with it.
 
     Raises:
-      ValueError: If a mask has another shape than its leaf, or belongs to no leaf.
+      ValueError: If a mask has another shape than its leaf, or belongs to no leaf, or
+        `pruned_scale` is given without `pruned_gradient`.
 
     Reference:
       Zhou et al., 2021 (arXiv 2102.04010); Bambhaniya et al., 2024 (arXiv 2402.04744).
@@ -90,10 +90,13 @@ def straight_through(
       >>> float((grads["kernel"][...] != 0).mean()), float((model.kernel[...] == 0).mean())
       (1.0, 0.0)
     """
-    if pruned_gradient not in (None, "full", "scaled"):
-        raise ValueError(f'pruned_gradient={pruned_gradient!r} must be "full" or "scaled".')
     plain = isinstance(pruned_scale, int | float) and pruned_scale == 0
-    full = plain if pruned_gradient is None else pruned_gradient == "full"
+    if pruned_gradient is None and not plain:
+        raise ValueError(
+            'straight_through: pruned_gradient must be "full" or "scaled" with pruned_scale; MdGf '
+            'is pruned_gradient="scaled".'
+        )
+    full = pruned_gradient != "scaled"
 
     def see(w, mask):
         wide = wide_dtype(w)

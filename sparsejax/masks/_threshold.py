@@ -58,7 +58,7 @@ def energy_threshold(scores: Float[Array, " n"], fraction: ArrayLike = 1e-4) -> 
       fraction: Share of the energy to prune.
 
     Returns:
-      A threshold, for `sj.masks.above`; NaN if a score is NaN.
+      A threshold, for `sj.masks.above`; NaN if a score is NaN or infinite.
 
     Reference:
       Jiang et al., 2022 (arXiv 2201.06776), the "OT" rule of its code.
@@ -70,8 +70,9 @@ def energy_threshold(scores: Float[Array, " n"], fraction: ArrayLike = 1e-4) -> 
     """
     check_scheduled_fraction("energy_threshold", "fraction", fraction)
     rising = jnp.maximum(jnp.sort(scores), 1e-18)
-    share = jnp.cumsum(rising**2) / jnp.sum(rising**2)
+    unit = rising / rising[-1]  # squares stay in range
+    share = jnp.cumsum(unit**2) / jnp.sum(unit**2)
     first = jnp.argmax(share > fraction)
     below = lax.dynamic_index_in_dim(rising, jnp.maximum(first - 1, 0), keepdims=False)
     middle = jnp.where(first > 0, (below + rising[first]) / 2, 0)
-    return jnp.where(jnp.max(scores) < 1e-3, 1.0, middle) + poison(scores)
+    return jnp.where(jnp.max(scores) < 1e-3, 1.0, middle) + poison(share)

@@ -1,7 +1,6 @@
 """A BERT sentence encoder in NNX, loaded from safetensors, such as MiniLM."""
 
 import functools
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from ._reading import extra, filled, wheel
+from ._reading import extra, filled, read_object, reading, wheel
 
 
 class Attention(nnx.Module):
@@ -150,16 +149,20 @@ def bert_from_safetensors(folder: str | Path) -> Bert:
       >>> model = sj.models.bert_from_safetensors("all-MiniLM-L6-v2")  # doctest: +SKIP
     """
     folder = Path(folder)
-    config = json.loads((folder / "config.json").read_text())
-    tensors = extra("safetensors.numpy").load_file(folder / "model.safetensors")
-    sizes = [
-        config[name]
-        for name in (
-            "vocab_size", "max_position_embeddings", "hidden_size", "intermediate_size",
-            "num_hidden_layers", "num_attention_heads", "layer_norm_eps",
-        )
-    ]  # fmt: skip
-    return filled(lambda: Bert(*sizes, rngs=nnx.Rngs(0)), functools.partial(_read, tensors))
+    with reading("bert_from_safetensors", folder / "config.json"):
+        config = read_object(folder / "config.json")
+        sizes = [config[name] for name in _SIZES]
+    with reading("bert_from_safetensors", folder / "model.safetensors"):
+        tensors = extra("safetensors.numpy").load_file(folder / "model.safetensors")
+        if sizes[4] > len(tensors):  # before any work for so many
+            raise ValueError(f"it has {len(tensors)} tensors, too few for {sizes[4]} layers")
+        return filled(lambda: Bert(*sizes, rngs=nnx.Rngs(0)), functools.partial(_read, tensors))
+
+
+_SIZES = (
+    "vocab_size", "max_position_embeddings", "hidden_size", "intermediate_size",
+    "num_hidden_layers", "num_attention_heads", "layer_norm_eps",
+)  # fmt: skip
 
 
 def _read(tensors: dict[str, np.ndarray], path: tuple[Any, ...], shape: tuple[int, ...]) -> Array:

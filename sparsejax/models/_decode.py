@@ -14,6 +14,8 @@ from jaxtyping import Array
 from .._arguments import checked
 from ._llama import Llama
 
+_LOST = -2  # written where the logits are NaN
+
 
 @checked(steps="[1, inf)", temperature="[0, inf)")
 def generate(
@@ -50,7 +52,7 @@ def generate(
 
     Raises:
       ValueError: If there is no prompt, a prompt is empty or holds a token that the model does not
-        know, `steps` is below 1, or `key` is missing.
+        know, `steps` is below 1, `key` is missing, or the logits are NaN.
       TypeError: If `attention` lacks a method.
 
     Example:
@@ -80,6 +82,12 @@ def generate(
     )
     rest = attention, ids, counts, ends, temperature, key
     written = np.asarray(_generate(model, *rest, steps=int(steps)))
+    if (written == _LOST).any():
+        row, token = np.argwhere(written == _LOST)[0]
+        raise ValueError(
+            f"generate: the logits of model are NaN at the new token {token} of prompts[{row}]; "
+            "jax.config.update('jax_debug_nans', True) finds their origin."
+        )
     return [_until(row, ends) for row in written]
 
 
@@ -96,7 +104,8 @@ def _generate(model, attention, ids, counts, ends, temperature, key, steps):
     def choose(model, x, key):
         logits = model.logits(x)[:, 0].astype(jnp.float32)
         warm = jax.random.categorical(key, logits / jnp.maximum(temperature, 1e-20))
-        return jnp.where(temperature > 0, warm, jnp.argmax(logits, -1)).astype(jnp.int32)
+        token = jnp.where(temperature > 0, warm, jnp.argmax(logits, -1))
+        return jnp.where(jnp.isnan(jnp.max(logits, -1)), _LOST, token).astype(jnp.int32)
 
     def going(loop):
         step, _, _, written, ended = loop
@@ -107,7 +116,7 @@ def _generate(model, attention, ids, counts, ends, temperature, key, steps):
         model = nnx.merge(graphdef, state, copy=True)
         token = choose(model, x, jax.random.fold_in(key, step))
         written = written.at[:, step].set(jnp.where(ended, -1, token))
-        ended = ended | jnp.isin(token, ends)
+        ended = ended | jnp.isin(token, ends) | (token == _LOST)
         if attention is None:
             x, cache = model.features(token[:, None], cache)
         else:

@@ -17,7 +17,7 @@ from .._tree import named_leaves, pure
 from ..formats import SparseArray
 from ._llama import Llama, LlamaConfig
 from ._llama_names import LAYER, OUTSIDE, SCALINGS, SIZES, check_names, inside, place
-from ._reading import extra, filled, wheel
+from ._reading import extra, filled, read_object, reading, wheel
 from ._tokenizer import gguf_tokenizer
 
 
@@ -193,9 +193,11 @@ _Opened = tuple[LlamaConfig, Collection[str], Callable[[str, int | None], np.nda
 def _folder(folder: Path) -> Iterator[_Opened]:
     """A folder of Hugging Face, its tensors read on demand."""
     safe_open = extra("safetensors").safe_open
-    config = _from_config(folder, json.loads((folder / "config.json").read_text()))
+    with reading("llama", folder / "config.json"):
+        config = _from_config(folder, read_object(folder / "config.json"))
     index = folder / "model.safetensors.index.json"
-    where = json.loads(index.read_text())["weight_map"] if index.exists() else None
+    with reading("llama", index):
+        where = _weight_map(read_object(index)) if index.exists() else None
     with contextlib.ExitStack() as stack:
         files = {}
 
@@ -217,8 +219,19 @@ def _folder(folder: Path) -> Iterator[_Opened]:
             return np.asarray(tensors(hub).get_tensor(hub))
 
         file = folder / "tokenizer.json"
-        tokenizer = extra("tokenizers").Tokenizer.from_file(str(file)) if file.exists() else None
+        with reading("llama", file):
+            tokenizer = (
+                extra("tokenizers").Tokenizer.from_file(str(file)) if file.exists() else None
+            )
         yield config, where or tensors("").keys(), read, False, tokenizer
+
+
+def _weight_map(found: dict[str, Any]) -> dict[str, str]:
+    """The file of each tensor, all in the folder."""
+    where = found["weight_map"]
+    if outside := [file for file in where.values() if Path(file).name != file]:
+        raise ValueError(f"{outside[0]!r} is not the name of a file in the folder")
+    return where
 
 
 def _from_config(folder: Path, found: dict[str, Any]) -> LlamaConfig:
@@ -288,16 +301,8 @@ def _to_config(config: LlamaConfig, dtype: Any) -> dict[str, Any]:
     }
 
 
-@contextlib.contextmanager
-def _gguf(file: Path) -> Iterator[_Opened]:
-    """A GGUF file, its tensors dequantised on demand."""
-    gguf = extra("gguf")
-    try:
-        reader = gguf.GGUFReader(file)
-        meta = {name: field.contents() for name, field in reader.fields.items()}
-        tensors = {tensor.name: tensor for tensor in reader.tensors}
-    except Exception as error:
-        raise ValueError(f"llama: {file} is not a whole GGUF file: {error}.") from None
+def _from_gguf(file: Path, meta: dict[str, Any], tensors: Collection[str]) -> LlamaConfig:
+    """The sizes in the metadata of a GGUF file."""
     kind = meta.get("general.architecture")
     if kind != "llama":
         raise ValueError(f"llama: {file.name}: the architecture {kind!r} is not supported.")
@@ -328,7 +333,7 @@ def _gguf(file: Path) -> Iterator[_Opened]:
     sizes = {name: meta[f"llama.{ggml}"] for name, (_, ggml) in SIZES.items()}
     # Stored as float32: 1e-5 is read as 9.99999974e-06.
     sizes |= {name: float(str(np.float32(sizes[name]))) for name in ("theta", "epsilon")}
-    config = LlamaConfig(
+    return LlamaConfig(
         **sizes,
         tied="output.weight" not in tensors,
         scaling=(float(factor),) if kind == "linear" else (),
@@ -336,19 +341,36 @@ def _gguf(file: Path) -> Iterator[_Opened]:
         eos=() if end is None else (end,),
     )
 
+
+@contextlib.contextmanager
+def _gguf(file: Path) -> Iterator[_Opened]:
+    """A GGUF file, its tensors dequantised on demand."""
+    gguf = extra("gguf")
+    try:
+        reader = gguf.GGUFReader(file)
+        meta = {name: field.contents() for name, field in reader.fields.items()}
+        tensors = {tensor.name: tensor for tensor in reader.tensors}
+    except Exception as error:
+        raise ValueError(f"llama: {file} is not a whole GGUF file: {error}.") from None
+    with reading("llama", file):
+        config = _from_gguf(file, meta, tensors)
+
     def read(name: str, layer: int | None) -> np.ndarray:
         _, ggml = place(name, layer)
         tensor = tensors[ggml]
-        try:
-            values = gguf.dequantize(tensor.data, tensor.tensor_type)
-        except NotImplementedError:
-            raise ValueError(
-                f"llama: {file.name}: {ggml} is quantised as {tensor.tensor_type.name}, which the "
-                "package gguf cannot dequantise."
-            ) from None
-        return values.reshape([int(size) for size in tensor.shape[::-1]])
+        with reading("llama", file):
+            try:
+                values = gguf.dequantize(tensor.data, tensor.tensor_type)
+            except NotImplementedError:
+                raise ValueError(
+                    f"llama: {file.name}: {ggml} is quantised as {tensor.tensor_type.name}, which "
+                    "the package gguf cannot dequantise."
+                ) from None
+            return values.reshape([int(size) for size in tensor.shape[::-1]])
 
-    yield config, tensors, read, True, gguf_tokenizer(file, meta)
+    with reading("llama", file):
+        tokenizer = gguf_tokenizer(file, meta)
+    yield config, tensors, read, True, tokenizer
 
 
 def _write(file: Path, content: dict[str, Any]) -> None:

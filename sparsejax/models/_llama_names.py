@@ -68,6 +68,10 @@ def place(name: str, layer: int | None) -> tuple[str, str]:
 
 def check_names(path: Path, config: LlamaConfig, names: Collection[str], ggml: bool) -> None:
     """Raises, before anything is read, if the file has tensors too few or too many."""
+    if config.layers > len(names):  # before any work for so many
+        raise ValueError(
+            f"llama: {path.name} has {len(names)} tensors, too few for {config.layers} layers."
+        )
     outside = [name for name in OUTSIDE if name != "head/kernel" or not config.tied]
     places = [place(name, None) for name in outside]
     places += [place(name, i) for i in range(config.layers) for name in LAYER]

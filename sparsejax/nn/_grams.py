@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PyTree
 
 from .._arguments import checked
 from .._arrays import wide_dtype
-from ._frameworks import load_frameworks
+from ._frameworks import of_framework
 from ._linear_layer import linear_layer, product_class, rows_of
 from ._taps import Recorder, observing, run_recording
 
@@ -56,8 +56,7 @@ def input_grams(
       >>> sj.nn.input_grams(model, [jnp.array([[1.0, 2.0], [3.0, 0.0]])])["kernel"].tolist()
       [[10.0, 2.0], [2.0, 4.0]]
     """
-    load_frameworks()
-    grams_of = compiled_grams(model, call)
+    grams_of = of_framework(compiled_grams, model)(model, call)
     total: dict[str, Array] = {}
     for batch in batches:
         try:
@@ -95,7 +94,8 @@ def grams_of(model: Any, batch: Any, call: Call | None) -> Grams:
 
     recorder = Recorder(jnp.add, product_class)
     with observing(recorder, choose):
-        _, found = run_recording(model, choose, recorder, call, (batch,), {})
+        run = of_framework(run_recording, model)
+        found: dict[str, Array] = run(model, choose, recorder, call, (batch,), {})[1]
     # jit sorts a plain dict by name.
     return OrderedDict((kernels.get(path, path), value) for path, value in found.items())
 

@@ -125,8 +125,8 @@ def _is_call(context: Any, kind: Kind) -> bool:
     return inspect.unwrap(called) is inspect.unwrap(cls.__call__)
 
 
-@with_taps.register
-def _(model: linen.Module, choose: Choose, wheres: tuple[str, ...]) -> Intercepted:
+@with_taps.register(linen.Module)
+def _(model: Any, choose: Choose, wheres: tuple[str, ...]) -> Intercepted:
     del wheres  # Linen modules are only known when they run
 
     def interceptor(next_fun, args, kwargs, context):
@@ -138,8 +138,8 @@ def _(model: linen.Module, choose: Choose, wheres: tuple[str, ...]) -> Intercept
     return Intercepted(model, interceptor)
 
 
-@run_recording.register
-def _(model: linen.Module, choose: Any, recorder: Recorder, call: Any, args: Any, kwargs: Any):
+@run_recording.register(linen.Module)
+def _(model: Any, choose: Any, recorder: Recorder, call: Any, args: Any, kwargs: Any):
     def interceptor(next_fun, args, kwargs, context):
         y = next_fun(*args, **kwargs)
         reduce = choose(_path(context), context.module)

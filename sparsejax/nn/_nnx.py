@@ -67,7 +67,7 @@ def _tapped_class(cls: type, kind: type) -> type:
     return type(cls.__name__, (cls, tapped), {"__module__": cls.__module__})
 
 
-def copied(model: nnx.Module) -> nnx.Module:
+def copied(model: Any) -> Any:
     """The same module with separate variables."""
     graphdef, state = nnx.split(model)
     return nnx.merge(graphdef, jax.tree.map(lambda x: x, state))
@@ -87,13 +87,13 @@ def _installer(kind: type, layer: Any, injected: str, operation: Any) -> Any:
     return install
 
 
-def modules(model: nnx.Module) -> list[tuple[str, Any]]:
+def modules(model: Any) -> list[tuple[str, Any]]:
     """The modules by path, the model itself first."""
     found = [("/".join(map(str, path)), module) for path, module in nnx.iter_modules(model)]
     return sorted(found, key=lambda item: item[0].count("/") + bool(item[0]))
 
 
-def _install(model: nnx.Module, choose: Any, kind: Kind) -> list[str]:
+def _install(model: Any, choose: Any, kind: Kind) -> list[str]:
     paths = []
     for path, module in modules(model):
         paths.append(path)
@@ -106,8 +106,8 @@ def _install(model: nnx.Module, choose: Any, kind: Kind) -> list[str]:
     return paths
 
 
-@with_taps.register
-def _(model: nnx.Module, choose: Choose, wheres: tuple[str, ...]) -> nnx.Module:
+@with_taps.register(nnx.Module)
+def _(model: Any, choose: Choose, wheres: tuple[str, ...]) -> Any:
     copy = copied(model)
 
     def chosen(path: str, module: Any) -> Any:
@@ -120,8 +120,8 @@ def _(model: nnx.Module, choose: Choose, wheres: tuple[str, ...]) -> nnx.Module:
     return copy
 
 
-@run_recording.register
-def _(model: nnx.Module, choose: Any, recorder: Recorder, call: Any, args: Any, kwargs: Any):
+@run_recording.register(nnx.Module)
+def _(model: Any, choose: Any, recorder: Recorder, call: Any, args: Any, kwargs: Any):
     copy, order = copied(model), []
 
     def chosen(path: str, module: Any) -> Any:
@@ -215,14 +215,13 @@ def _(layer: nnx.Conv) -> LinearLayer | None:
     )
 
 
-@compress_model.register
-def _(model: nnx.Module, plan: Plan, masks: Any, form: Form) -> nnx.Module:
+@compress_model.register(nnx.Module)
+def _(model: Any, plan: Plan, masks: Any, form: Form) -> Any:
     _check_dense(model, plan)
     params = pure(model)
     if masks is None:
         masks = plan.masks(magnitude(params))
-    model = copied(model)
-    nnx.update(model, apply_masks(params, masks))
+    model = apply_masks(copied(model), masks)
     found, weights = named_leaves(masks), named_leaves(pure(model))
     planned = {leaf.name: leaf for leaf in plan.leaves if leaf.name in found}
     for names, layers in tied_layers(model):
@@ -232,7 +231,7 @@ def _(model: nnx.Module, plan: Plan, masks: Any, form: Form) -> nnx.Module:
     return model
 
 
-def _check_dense(model: nnx.Module, plan: Plan) -> None:
+def _check_dense(model: Any, plan: Plan) -> None:
     for name, module in modules(model):
         if isinstance(module, SparseKernel) and name in plan:
             raise ValueError(
@@ -241,7 +240,7 @@ def _check_dense(model: nnx.Module, plan: Plan) -> None:
             )
 
 
-def tied_layers(model: nnx.Module) -> Iterator[tuple[list[str], list[LinearLayer]]]:
+def tied_layers(model: Any) -> Iterator[tuple[list[str], list[LinearLayer]]]:
     """The names of each kernel and the layers that use it, several if it is tied.
 
     A kernel that is also used outside of linear layers, such as an embedding, is excluded.
@@ -281,8 +280,8 @@ def _agrees(layer: LinearLayer, layout: Any) -> bool:
     return len(layout.stacked) == stacked and contraction == layer.contraction
 
 
-@compiled_grams.register
-def _(model: nnx.Module, call: Any) -> Any:
+@compiled_grams.register(nnx.Module)
+def _(model: Any, call: Any) -> Any:
     return functools.partial(_grams, *nnx.split(model), call)
 
 

@@ -11,7 +11,7 @@ import jax.extend
 from jaxtyping import PyTree
 
 from .._arguments import checked
-from ._frameworks import load_frameworks
+from ._frameworks import of_framework
 
 # Called with the path of a module, the module's own call, and the inputs of the call.
 Tap = Callable[..., Any]
@@ -89,8 +89,8 @@ def record(
     Modules under `nnx.scan` and `nnx.vmap` return one value with a leading axis for the layers.
 
     Args:
-      model: An NNX module, a Linen module, an Equinox module, or a function whose forward pass
-        calls `sj.nn.observe`.
+      model: An NNX module, a Linen module, an Equinox module, a container of them with `call`, or
+        a function whose forward pass calls `sj.nn.observe`.
       where: Regular expression over the paths of modules (`re.search`), such as `r"mlp$"`.
       *args: Inputs of the model; for a Linen module variables and inputs, as for `apply`.
       reduce: Function `(inputs, output)` that returns the recorded value; None records the output.
@@ -114,7 +114,6 @@ def record(
       >>> y.shape, {path: value.shape for path, value in values.items()}
       ((3, 2), {'layers/0': (3, 8)})
     """
-    load_frameworks()
     reduce = (lambda inputs, output: output) if reduce is None else reduce
     matches, recorder = re.compile(where).search, Recorder(combine)
 
@@ -123,7 +122,8 @@ def record(
         return reduce if matches(path) else None
 
     with observing(recorder, choose):
-        y, values = run_recording(model, choose, recorder, call, args, kwargs)
+        run = of_framework(run_recording, model)
+        y, values = run(model, choose, recorder, call, args, kwargs)
     if not values:
         raise ValueError(
             f"record: where={where!r} matches no module that ran; sj.nn.record(model, '', ...) all."
@@ -163,14 +163,13 @@ def replace(model: Any, taps: Mapping[str, Tap]) -> Any:
       >>> sparse(jnp.ones((3, 4))).shape
       (3, 2)
     """
-    load_frameworks()
     compiled = [(re.compile(where), tap) for where, tap in taps.items()]
 
     def choose(path: str, module: Any) -> Tap | None:
         del module
         return next((tap for where, tap in compiled if where.search(path)), None)
 
-    return with_taps(model, choose, tuple(taps))
+    return of_framework(with_taps, model)(model, choose, tuple(taps))
 
 
 @checked()

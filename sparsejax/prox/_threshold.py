@@ -7,6 +7,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Inexact
 
 from .._arguments import checked, checked_number, known
+from .._sharding import on_host
 from ._concave import MCP
 from ._elementwise import L1
 from ._penalty import Elementwise, Leaf, Penalty, register
@@ -60,7 +61,7 @@ def firm_threshold(x: ArrayLike, low: ArrayLike, high: ArrayLike) -> Inexact[Arr
     """
     call = "firm_threshold(x, 0.5, 1.0)"
     low, high = (jnp.asarray(checked_number(*x, call)) for x in (("low", low), ("high", high)))
-    if known(low, high) and bool(jnp.any(low > high)):
+    if known(low, high) and (on_host(low) > on_host(high)).any():
         raise ValueError(f"high must be >= low, got {high} and {low}; for example {call}.")
     return _apply(MCP(low, high / jnp.where(low == 0, 1, low)), x, low=low, high=high)
 

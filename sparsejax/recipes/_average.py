@@ -86,12 +86,13 @@ def _check_alike(what: str, trees: Sequence[PyTree]) -> None:
 def _check_one_mask(trees: Sequence[PyTree]) -> None:
     members = [named_leaves(tree) for tree in trees]
     for name, first in members[0].items():
-        leaves = [jnp.asarray(member[name]) for member in members]
+        leaves = [member[name] for member in members]
         if first is None or jnp.ndim(first) < 2 or not known(*leaves):
             continue
-        zeros = [x == 0 for x in leaves]
-        fewest = min(int(jnp.sum(z)) for z in zeros)
-        common = int(jnp.sum(functools.reduce(jnp.logical_and, zeros)))
+        with jax.ensure_compile_time_eval():  # known members, also inside jit
+            zeros = [jnp.asarray(x) == 0 for x in leaves]
+            fewest = min(int(jnp.sum(z)) for z in zeros)
+            common = int(jnp.sum(functools.reduce(jnp.logical_and, zeros)))
         if fewest - common > first.size / 100:
             raise ValueError(
                 f"uniform_soup: members have different masks: each has {fewest} zeros or more of "

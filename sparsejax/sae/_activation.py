@@ -213,7 +213,7 @@ class Gated(Activation):
         """The features; z has no bias."""
         p = _params("Gated", context, "b_gate", "b_mag", "r_mag")
         magnitude = jax.nn.relu(z * jnp.exp(p["r_mag"]) + p["b_mag"])
-        return jnp.where(z + p["b_gate"] > 0, magnitude, 0)
+        return above(z + p["b_gate"], 0, magnitude)
 
     def params(self, latents: int, dtype: Any) -> dict[str, Array]:
         """Two biases and the logarithm of a scale; no encoder bias."""
@@ -249,9 +249,14 @@ def step(z: Array, theta: Array, bandwidth: Array, input_gradient: bool) -> Arra
     return _step(z, jnp.broadcast_to(theta, z.shape), bandwidth, input_gradient)
 
 
+def above(score: Array, limit: Any, value: Array) -> Array:
+    """The value where the score is above a limit, NaN where that is unknown, and 0 elsewhere."""
+    return jnp.where(score > limit, value, jnp.where(score <= limit, 0, jnp.nan))
+
+
 @jax.custom_vjp
 def _jump(z, theta, bandwidth, input_gradient):
-    return jnp.where(z.astype(theta.dtype) > theta, z, 0)
+    return above(z.astype(theta.dtype), theta, z)
 
 
 @jax.custom_vjp

@@ -3,7 +3,6 @@
 import itertools
 import json
 import os
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key, PyTree
 
-from .._arguments import checked, rows_of
-from .._files import replacing
+from .._arguments import check_count, checked, rows_of
+from .._files import read_npz, replacing
 from .._sharding import on_host
 
 Source = Callable[[int], Iterable[Any]]
@@ -169,7 +168,7 @@ def cache_activations(folder: str | os.PathLike[str], source: Source) -> Source:
 
     def cached(start: int) -> Iterator[Any]:
         for i in itertools.count(start):
-            if end.exists() and i >= json.loads(end.read_text())["chunks"]:
+            if end.exists() and i >= _chunks_in(end):
                 return
             if not (place / f"chunk-{i}.npz").exists():
                 break
@@ -186,6 +185,18 @@ def cache_activations(folder: str | os.PathLike[str], source: Source) -> Source:
     return cached
 
 
+def _chunks_in(file: Path) -> int:
+    """The number of chunks of a cache that is complete."""
+    try:
+        found = json.loads(file.read_text())
+        return check_count("chunks", found["chunks"], 0) or found["chunks"]
+    except (TypeError, ValueError, LookupError) as error:
+        raise ValueError(
+            f"cache_activations: {file} cannot be read: {error}; delete it to count the chunks "
+            "again."
+        ) from error
+
+
 def _write_chunk(file: Path, chunk: PyTree) -> None:
     """Arrays by name; NumPy has no bfloat16, so that its bits are stored."""
     named = chunk if isinstance(chunk, Mapping) else {_ONLY: chunk}
@@ -200,13 +211,12 @@ def _write_chunk(file: Path, chunk: PyTree) -> None:
 
 def _read_chunk(file: Path) -> PyTree:
     try:
-        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as found:
-            named = {
-                name.removesuffix(_BITS): x.view(jnp.bfloat16) if name.endswith(_BITS) else x
-                for name, x in found.items()
-            }
+        named = {
+            name.removesuffix(_BITS): x.view(jnp.bfloat16) if name.endswith(_BITS) else x
+            for name, x in read_npz(file).items()
+        }
         rows_of("source", named)
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(
             f"cache_activations: {file} cannot be read: {error}; delete it to compute it again."
         ) from error

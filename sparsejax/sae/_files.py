@@ -3,7 +3,6 @@
 import importlib
 import json
 import os
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +12,7 @@ import numpy as np
 from jaxtyping import Array
 
 from .._arguments import checked
-from .._files import replacing
+from .._files import read_npz, replacing
 from .._sharding import on_host
 from .._tree import is_array
 from ..nn import load as load_tensors
@@ -139,11 +138,7 @@ def _configuration(file: Path) -> dict[str, Any]:
 
 def _npz(file: Path) -> dict[str, Any]:
     """The arrays of a file of Gemma Scope; some have names in lower case."""
-    try:
-        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as found:
-            arrays = {"W" + n[1:] if n.startswith("w_") else n: x for n, x in found.items()}
-    except (OSError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-        raise ValueError(f"it is not an npz file ({error})") from error
+    arrays = {"W" + n[1:] if n.startswith("w_") else n: x for n, x in read_npz(file).items()}
     if "threshold" not in arrays:
         raise ValueError(f"it has no threshold, only {', '.join(arrays) or 'nothing'}")
     return arrays

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Key, Shaped
 
-from .._arguments import check_not_nan, checked
+from .._arguments import check_finite, checked
 from .._steady import reset_moments
 from ._norms import normalized, row_norms
 from ._sae import SAE
@@ -59,7 +59,7 @@ def resample(
       >>> carry.params["b_enc"].tolist()
       [0.0, 0.0, 0.0, 0.0]
     """
-    check_not_nan("resample", x=x, **({} if target is None else {"target": target}))
+    check_finite("resample", x=x, **({} if target is None else {"target": target}))
     return _resampled(sae, optimizer, carry, jnp.asarray(x), target, key, dead_after, scale)
 
 

@@ -5,7 +5,8 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Shaped
 
-from .._arguments import checked
+from .._arguments import check_finite, checked, known
+from .._sharding import on_host
 from ._norms import row_norms
 from ._sae import SAE, Params, Weights
 
@@ -60,13 +61,16 @@ def expected_scale(samples: Shaped[Array | np.ndarray, "n d"]) -> Float[Array, "
       samples: One sample a row.
 
     Raises:
-      ValueError: If all samples are 0.
+      ValueError: If all samples are 0, or one is not finite.
 
     Example:
       >>> import jax.numpy as jnp, sparsejax as sj
       >>> float(sj.sae.expected_scale(jnp.array([[3.0, 4.0, 0.0, 0.0]]))).__round__(3)
       0.4
     """
+    check_finite("expected_scale", samples=samples)
+    if known(samples) and not on_host(samples).any():
+        raise ValueError(f"expected_scale: samples of shape {samples.shape} must not all be 0.")
     samples = jnp.asarray(samples)
     return samples.shape[-1] ** 0.5 / jnp.mean(row_norms(samples))
 

@@ -21,9 +21,10 @@ STATIC: dict[str, Any] = dict(static=True)
 
 
 class Ranked(Activation):
-    """The latents of the largest scores of each token; the lowest index wins ties, NaN ranks last.
+    """The latents of the largest scores of each token; the lowest index wins ties.
 
-    The selection has no gradient; unselected features are exactly 0.
+    The selection has no gradient; unselected features are exactly 0. NaN is always a feature:
+    it ranks last among all latents, and first in sparse codes.
     """
 
     @abstractmethod
@@ -42,24 +43,29 @@ class Ranked(Activation):
         self, z: Float[Array, "*n h"], context: Context | None = None
     ) -> Float[Array, "*n h"]:
         """The features."""
-        scores = _ranks(self.scores(z, context))
+        scores = _ranks(self.scores(z, context), -jnp.inf)
         count = jnp.asarray(self.count(scores, context), jnp.int32)
-        return jnp.where(topk_mask(scores, count, (z.ndim - 1,)), self.value(z), 0)
+        return _kept(topk_mask(scores, count, (z.ndim - 1,)), self.value(z))
 
     def codes(
         self, z: Array, context: Context, at: Callable[[Array], Array]
     ) -> tuple[Array, Array]:
         """Indices in descending order of the scores, and features; z has no gradient, `at` does."""
-        scores = _ranks(self.scores(z, context))
+        scores = _ranks(self.scores(z, context), jnp.inf)
         ranked, indices = lax.top_k(scores, min(self.capacity or z.shape[-1], z.shape[-1]))
         kept = jnp.arange(indices.shape[-1]) < self.count(ranked, context)
         return indices, jnp.where(kept, self.value(at(indices)), 0)
 
 
-def _ranks(scores: Array) -> Array:
-    """Scores without gradient, at least float32, in which NaN is last."""
+def _ranks(scores: Array, nan: float) -> Array:
+    """Scores without gradient, at least float32, in which NaN has a place."""
     wide = lax.stop_gradient(scores.astype(wide_dtype(scores)))
-    return jnp.where(jnp.isnan(wide), -jnp.inf, wide)
+    return jnp.where(jnp.isnan(wide), nan, wide)
+
+
+def _kept(mask: Array, values: Array) -> Array:
+    """The values that are kept or NaN, which no selection may hide, and 0 elsewhere."""
+    return jnp.where(mask | jnp.isnan(values), values, 0)
 
 
 @register
@@ -182,7 +188,7 @@ class BatchTopK(Activation):
     ) -> Float[Array, "*n h"]:
         """The features."""
         count = self._count(int(np.prod(z.shape[:-1])))
-        return jnp.where(topk_mask(_ranks(z), count), jax.nn.relu(z), 0)
+        return _kept(topk_mask(_ranks(z, -jnp.inf), count), jax.nn.relu(z))
 
     def _count(self, tokens: int) -> Array:
         # Float32 holds 0.7 a little below 0.7: the product is raised by as much.

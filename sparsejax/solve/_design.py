@@ -1,12 +1,12 @@
 """A design matrix on the host in the layout in which it came: dense or of sparse columns."""
 
-import functools
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
 from .._arguments import check_matrix_and_target
+from .._scipy import compressed_columns
 from .._sharding import on_host
 from .._tree import is_array
 
@@ -50,6 +50,17 @@ class Design(NamedTuple):
         """`X^T r` (p,)."""
         return r @ self.values if self.start is None else self._sparse().T @ r
 
+    def moments(self) -> tuple[np.ndarray, np.ndarray]:
+        """Means of the features and of their squares (p,), in float64."""
+        n, wide = self.shape[0], np.float64
+        if self.start is None:
+            squares = np.einsum("ij,ij->j", self.values, self.values, dtype=wide)
+            return self.values.mean(axis=0, dtype=wide), squares / n
+        column = np.repeat(np.arange(self.shape[1]), np.diff(self.start))
+        values = self.values.astype(wide)
+        sums = [np.bincount(column, x, self.shape[1]) for x in (values, values**2)]
+        return sums[0] / n, sums[1] / n
+
     def _sparse(self) -> Any:
         from scipy.sparse import csc_array
 
@@ -58,7 +69,7 @@ class Design(NamedTuple):
 
 def host_data(X: Any, y: Any) -> tuple[Design, np.ndarray]:
     """The validated design and target, in float64 if one of them is, else in float32."""
-    X = X if is_array(X) else _columns(X)
+    columns = X if is_array(X) else compressed_columns("X", X)
     check_matrix_and_target(X, y, 1, CALL)
     dtype = np.result_type(_float(X.dtype), _float(y.dtype))
     y = np.asarray(on_host(y), dtype)
@@ -69,8 +80,8 @@ def host_data(X: Any, y: Any) -> tuple[Design, np.ndarray]:
         if not (values.flags.f_contiguous or values.flags.c_contiguous):
             values = np.ascontiguousarray(values)
         return Design(COLUMNS if values.flags.f_contiguous else ROWS, values.shape, values), y
-    values = np.ascontiguousarray(X.data, dtype)
-    return Design(SPARSE, X.shape, values, X.indptr.astype(np.int64), X.indices.astype(np.int32)), y
+    values, rows = np.ascontiguousarray(columns.data, dtype), columns.indices.astype(np.int32)
+    return Design(SPARSE, X.shape, values, columns.indptr.astype(np.int64), rows), y
 
 
 def _float(dtype: Any) -> np.dtype:
@@ -82,56 +93,3 @@ def _float(dtype: Any) -> np.dtype:
     if jnp.issubdtype(dtype, jnp.floating):
         return np.dtype(np.float64 if dtype == np.float64 else np.float32)
     return np.dtype(jnp.result_type(float))  # integers, as in JAX
-
-
-def _columns(X: Any) -> Any:
-    """Sparse data of SciPy or JAX as SciPy's compressed columns, duplicates summed."""
-    found = _converter()(X)
-    if not found.has_canonical_format:
-        found = found.copy()
-        found.sum_duplicates()
-    return found
-
-
-@functools.cache
-def _converter() -> Any:
-    """Imports what knows of sparse data when some of it comes."""
-    import scipy.sparse
-    from jax.experimental import sparse
-
-    @functools.singledispatch
-    def convert(X: Any) -> Any:
-        raise TypeError(
-            f"X must be an array, or sparse data of SciPy or JAX, got a {type(X).__name__}; as in "
-            f"{CALL}."
-        )
-
-    @convert.register(scipy.sparse.spmatrix)
-    @convert.register(scipy.sparse.sparray)
-    def _(X):
-        return scipy.sparse.csc_array(X)
-
-    @convert.register
-    def _(X: sparse.BCOO):
-        _plain(X)
-        index = np.asarray(X.indices)
-        stored = (index < np.array(X.shape)).all(axis=1)  # others fill up the room
-        entries = np.asarray(X.data)[stored], (index[stored, 0], index[stored, 1])
-        return scipy.sparse.csc_array(scipy.sparse.coo_array(entries, X.shape))
-
-    @convert.register
-    def _(X: sparse.BCSR):
-        _plain(X)
-        end = int(X.indptr[-1])
-        entries = np.asarray(X.data)[:end], np.asarray(X.indices)[:end], np.asarray(X.indptr)
-        return scipy.sparse.csc_array(scipy.sparse.csr_array(entries, X.shape))
-
-    return convert
-
-
-def _plain(X: Any) -> None:
-    if X.n_batch or X.n_dense:
-        raise ValueError(
-            f"X must be a sparse matrix without batch and dense axes, got n_batch={X.n_batch}, "
-            f"n_dense={X.n_dense}."
-        )

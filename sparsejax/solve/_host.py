@@ -79,7 +79,11 @@ def solve_path(task: Task, intercept: np.ndarray | None, solver: Solver) -> Foun
             "prox.l1(strength * weights), w0)."
         )
     if task.model.loss != "squared":
-        return _unscaled(task, solver(task._replace(w0=_start(task))), units)
+        inside, means = _centred(task)
+        found = solver(inside._replace(w0=_start(task)))
+        if found.offset is not None:
+            found = found._replace(offset=found.offset - found.value @ means)
+        return _unscaled(task, found, units)
     free = task.model.features(unpenalised)
     columns = [task.design.dense(free)] if free.size else [np.zeros((task.y.shape[-1], 0))]
     if intercept is not None:
@@ -97,6 +101,24 @@ def solve_path(task: Task, intercept: np.ndarray | None, solver: Solver) -> Foun
     found.value[..., free] = rest[..., columns.shape[1] - free.size :]
     offset = np.zeros(found.value.shape[:-1]) if intercept is None else rest[..., 0]
     return _unscaled(task, found._replace(offset=offset), units)
+
+
+def _centred(task: Task) -> tuple[Task, np.ndarray]:
+    """The task with features of large mean moved to mean 0, for an intercept, and those means.
+
+    Coordinate descent moves such a feature and the intercept in turn, by tiny steps.
+    """
+    means = np.zeros(task.design.shape[1])
+    if not task.model.intercept:
+        return task, means
+    sums, squares = task.design.moments()
+    far = np.flatnonzero(squares - sums**2 < 1e-4 * sums**2)
+    means[far] = sums[far]
+    if not far.size:
+        return task, means
+    columns = task.design.dense(far).astype(np.float64) - means[far]
+    columns[:, np.ptp(columns, axis=0) == 0] = 0  # without the rounding of the mean
+    return task._replace(design=task.design.replaced(far, columns)), means
 
 
 def _unscaled(task: Task, found: Solved, units: tuple[float, float]) -> Found:
@@ -127,6 +149,8 @@ def task(
     blocks = p if model.start is None else model.start.size - 1
     weights = np.ones(blocks) if weights is None else np.asarray(weights, np.float64)
     if w0 is not None:
+        if np.iscomplexobj(w0):
+            raise TypeError(f"w0 must be real, got {np.asarray(w0).dtype}.")
         with np.errstate(over="ignore"):
             w0 = np.asarray(w0, y.dtype)
         if w0.shape != (p,):

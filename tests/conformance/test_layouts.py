@@ -54,6 +54,32 @@ def test_equinox_inside_any_container_is_planned_as_alone(nest, pattern):
     np.testing.assert_array_equal(only_mask(sj.plan(nest(model), pattern), nest(model)), alone)
 
 
+def held(tree):
+    """The one layer in a container."""
+    kinds = (eqx.nn.Sequential, eqx.nn.Linear, nnx.Linear)
+    return next(x for x in jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, kinds))
+                if isinstance(x, kinds))  # fmt: skip
+
+
+@pytest.mark.parametrize("nest", NESTED.values(), ids=NESTED)
+@pytest.mark.parametrize("frame", ["equinox", "nnx"])
+def test_modules_in_any_container_run_compressed_and_tapped(nest, frame, request):
+    if frame == "nnx" and "Equinox in Equinox" in request.node.name:
+        pytest.skip("a list of Equinox holds modules of Equinox")
+    model = nest(linear() if frame == "equinox" else nnx.Linear(8, 8, rngs=nnx.Rngs(0)))
+    x, plan = jnp.arange(8.0), sj.plan(model, sj.NM(2, 4))
+    masks = plan.masks(sj.masks.magnitude(model))
+    expected = held(sj.masks.apply_masks(model, masks))(x)
+    compressed = sj.compress(model, plan, masks)
+    np.testing.assert_allclose(held(compressed)(x), expected, atol=1e-5)
+    assert sum(a.size for a in jax.tree.leaves(eqx.filter(compressed, eqx.is_array))) < 64
+    call = lambda model, x: held(model)(x)  # noqa: E731
+    y, found = sj.nn.record(model, "", x, call=call, combine=lambda a, b: b)
+    np.testing.assert_array_equal(list(found.values())[-1], y)
+    none = sj.nn.replace(model, {".": lambda path, call, x, **_: 0 * call(x)})
+    assert not held(none)(x).any()
+
+
 def test_two_four_groups_inputs():
     model = linear(64, 32)
     mask = only_mask(sj.plan({"enc": model}, sj.NM(2, 4)), {"enc": model})

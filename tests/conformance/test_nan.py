@@ -5,15 +5,20 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 import sparsejax as sj
 from sparsejax import metrics, prox
 from sparsejax.contrib import (
+    activation_sparsity,
+    bayes,
     dag,
     iso_flop,
     receptive_fields,
+    retrieval,
     sara,
     search,
+    unlearnable,
     unlearning,
     unmixing,
     update_sparsity,
@@ -25,6 +30,21 @@ PARAMS = {"kernel": jnp.arange(1.0, 9.0).reshape(4, 2)}
 LOST = jax.tree.map(lambda w: w * NAN, PARAMS)
 PLAN = sj.plan(PARAMS, sj.Unstructured(0.5))
 ROW = jnp.array([NAN, 1.0])
+
+SKIPPING = sj.formats.Skipping(jnp.ones((2, 3)))
+GATES = {
+    "of inputs": activation_sparsity.InputGate(sj.select.TopK(1)),
+    "of activations": activation_sparsity.ActivationGate(sj.select.Threshold(0.1)),
+    "of neurons": activation_sparsity.NeuronGate(jnp.full(2, 0.5)),
+    "of the largest neurons": activation_sparsity.NeuronTopK(1),
+}
+
+
+def top_k_mlp(**how):
+    layer = activation_sparsity.TopKMLP(2, 4, 1, rngs=nnx.Rngs(0), **how)
+    layer.first.kernel[...] = layer.first.kernel[...].at[0, 3].set(NAN)
+    return layer(jnp.ones((1, 2)))
+
 
 OUT = {
     "nuclear": lambda: prox.nuclear(1.0).value(jnp.eye(3).at[0, 0].set(NAN)),
@@ -42,6 +62,22 @@ OUT = {
     "fgsm": lambda: metrics.fgsm(lambda x: NAN * x.sum(), jnp.ones(2), 0.1, bounds=(0.0, 1.0)),
     "gradient_noise": lambda: metrics.gradient_noise({"kernel": ROW[None]}),
     "energy_threshold": lambda: sj.masks.energy_threshold(ROW),
+    "energy_threshold of infinity": lambda: sj.masks.energy_threshold(jnp.array([jnp.inf, 1.0])),
+    **{
+        f"gate {name}": lambda gate=gate: gate("", lambda y: y, ROW)[:1]
+        for name, gate in GATES.items()
+    },
+    "gated_products": lambda: sj.kernels.gated_products(
+        jnp.array([[NAN, 1.0]]), [SKIPPING], [(jnp.ones(2), jnp.float32(0.5))], implementation="xla"
+    )[0],
+    "native gated_products": lambda: sj.kernels.gated_products(
+        jnp.array([[NAN, 1.0]]),
+        [SKIPPING],
+        [(jnp.ones(2), jnp.float32(0.5))],
+        implementation=["native", "xla"],
+    )[0],
+    "TopKMLP": lambda: top_k_mlp(gather=False),
+    "TopKMLP, gathered": lambda: top_k_mlp(gather=True),
     "update_rank": lambda: update_sparsity.update_rank(PARAMS, LOST)["kernel"],
     "hoyer_sparsity": lambda: unmixing.hoyer_sparsity(ROW),
     "hoyer_sparsity of one": lambda: unmixing.hoyer_sparsity(ROW[:1]),
@@ -97,6 +133,34 @@ REFUSED = {
     "match_flops": lambda: iso_flop.match_flops(lambda s: float("nan"), 300),
     "unmixing_errors": lambda: unmixing.unmixing_errors(
         jnp.full((2, 2), NAN), jnp.eye(2), jnp.eye(2), jnp.eye(2)
+    ),
+    "sample_sem: weights": lambda: dag.sample_sem(jnp.full((2, 2), jnp.inf), 3, key=KEY),
+    "acyclic": lambda: dag.sample_sem(jnp.full((2, 2), 0.5), 3, key=KEY),
+    "threshold_to_dag: weights .* infinity": lambda: dag.threshold_to_dag(
+        jnp.full((2, 2), jnp.inf)
+    ),
+    "prune_vectors: w .* infinity": lambda: retrieval.prune_vectors(
+        jnp.array([jnp.inf, 1.0]), 0.1
+    ),
+    "flops_loss: idf .* infinity": lambda: retrieval.flops_loss(
+        jnp.ones((1, 2)), jnp.array([jnp.inf, 1.0])
+    ),
+    "deviations >= 0": lambda: bayes.snr(jnp.ones(2), -jnp.ones(2)),
+    r"masked_step: images must be in \[0, 1\]": lambda: unlearnable.masked_step(
+        jnp.zeros((1, 1, 2, 1)), jnp.ones((1, 1, 2, 1)), jnp.full((1, 1, 2, 1), 255.0),
+        eps=0.1, step=0.1,
+    ),
+    "expected_scale: samples .* infinity": lambda: sj.sae.expected_scale(
+        jnp.array([[jnp.inf, 1.0]])
+    ),
+    "expected_scale: samples .* all be 0": lambda: sj.sae.expected_scale(jnp.zeros((2, 2))),
+    "allocation_at: trajectory": lambda: activation_sparsity.allocation_at(
+        activation_sparsity.greedy_allocation(lambda s: float(s.sum()), [1.0])._replace(
+            sparsity=np.array([NAN])
+        ), 0.5,
+    ),
+    "robustness: predict returns NaN": lambda: activation_sparsity.robustness(
+        lambda x: jnp.where(x == 1, 0.5, NAN), jnp.ones((2, 2)), jnp.array([0, 1]), key=KEY
     ),
     "essential_sparsity: eps": lambda: metrics.essential_sparsity([0.0, 0.5], [1.0, 1.0], eps=NAN),
     "error_at_activity: target": lambda: receptive_fields.error_at_activity(

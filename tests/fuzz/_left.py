@@ -98,8 +98,6 @@ DOCUMENTED = {
         "row_sparsity.kernel": "nan in",
         "explain.x": "nan in",
         "active_expand.w": "nan in",
-        "gated_products.x": "nan in",
-        "gated_mlp.x": "nan in",
         "active_reduce.v": "nan in",
         "active_ffn.w_up": "nan in",
         "active_ffn.w_gate": "nan in",

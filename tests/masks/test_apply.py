@@ -57,7 +57,8 @@ def test_a_plan_masks_by_current_magnitude():
 
 
 def test_jit_vmap_scan_and_traced_scale():
-    f = jax.jit(lambda w, b: sj.masks.straight_through(w, M, pruned_scale=b, decay=b))
+    f = jax.jit(lambda w, b: sj.masks.straight_through(
+        w, M, pruned_scale=b, pruned_gradient="scaled", decay=b))  # fmt: skip
     np.testing.assert_array_equal(f(W, 0.5), jnp.where(M, W, 0.5 * W))
     stacked = jax.vmap(lambda w: sj.masks.straight_through(w, M))(jnp.stack([W, 2 * W]))
     np.testing.assert_array_equal(stacked[1], jnp.where(M, 2 * W, 0))
@@ -76,19 +77,21 @@ def test_leaves_without_a_mask_pass_and_mistakes_are_named():
         sj.masks.apply_masks(params, {"a": {"kernel": jnp.ones(2, bool)}})
     with pytest.raises(ValueError, match="no such parameter; the parameters are a/bias, a/kernel"):
         sj.masks.apply_masks(params, {"b": {"kernel": M}})
-    with pytest.raises(ValueError, match="full"):
+    with pytest.raises(ValueError, match="pruned_gradient must be one of 'full', 'scaled'"):
         sj.masks.straight_through(W, M, pruned_gradient="half")
+    for scale in (0.25, jnp.float32(0)):
+        with pytest.raises(ValueError, match='pruned_gradient must be "full" or "scaled"'):
+            sj.masks.straight_through(W, M, pruned_scale=scale)
 
 
 @pytest.mark.slow
 def test_straight_through_has_all_derivatives():
     w, m = jnp.array([1.0, 2.0]), jnp.array([True, False])
 
-    def loss(w, scale=0.0, gradient=None):
+    def loss(w, scale=0.0, gradient="scaled"):
         seen = sj.masks.straight_through(w, m, pruned_scale=scale, pruned_gradient=gradient)
         return (seen**4).sum()
 
-    # Scaled is what restricts the flow: the default wherever pruned weights take part.
     np.testing.assert_allclose(jax.grad(loss)(w, 0.5), [4.0, 0.5 * 4 * 1.0])
     np.testing.assert_allclose(jax.grad(loss)(w, 0.5, "full"), [4.0, 4.0])
     np.testing.assert_allclose(jax.grad(loss, 1)(w, 0.5), 4 * 1.0 * 2.0)

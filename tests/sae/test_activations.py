@@ -44,7 +44,7 @@ def test_top_k_of_other_shapes_and_of_nan():
     z = array(TIED).reshape(3, 3, 12)
     check(sae.TopK(2)(z), oracle.top_k(TIED, 2).reshape(3, 3, 12))
     check(sae.TopK(1)(array([1.0, 2.0])), np.array([0.0, 2.0]))
-    assert sae.TopK(1)(array([jnp.nan, 2.0])).tolist() == [0.0, 2.0]
+    np.testing.assert_array_equal(sae.TopK(1)(array([jnp.nan, 2.0, 1.0])), [jnp.nan, 2.0, 0.0])
 
 
 @DTYPES
@@ -312,3 +312,22 @@ def test_a_custom_activation_works_everywhere():
     params = found.init(5, 20, key=jax.random.key(0))
     done = sae.train(found, params, array(X), steps=2, key=jax.random.key(0), batch_size=4)
     assert jnp.isfinite(done.state.loss)
+
+
+@pytest.mark.parametrize(
+    "activation",
+    [sae.ReLU(), sae.TopK(2), sae.AbsTopK(2), sae.BatchTopK(1), sae.JumpReLU(), sae.Gated(),
+     sae.TopAFA(2), sae.MatchingPursuit(2)],
+)  # fmt: skip
+def test_no_selection_hides_nan(activation):
+    """Of a token, or of one latent; other tokens are those without it."""
+    model = sae.SAE(activation)
+    params = model.init(3, 6, key=jax.random.key(0))
+    x = jnp.array([[1.0, 2.0, -1.0], [0.5, -1.0, 1.0]])
+    lost = jax.jit(lambda x: model.decode(params, model.encode(params, x)))(x.at[0, 0].set(jnp.nan))
+    assert np.isnan(lost[0]).all() and np.isfinite(lost[1]).all()
+    found = model.run(params, x.at[0, 0].set(jnp.nan))  # by sparse codes where there are some
+    assert np.isnan(found.residual[0]).all() and np.isfinite(found.residual[1]).all()
+    name = "W_enc" if "W_enc" in params else "W_dec"
+    damaged = params | {name: params[name].at[0, 0].set(jnp.nan)}
+    assert np.isnan(model.encode(damaged, x)).any()

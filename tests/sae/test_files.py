@@ -1,6 +1,7 @@
 """Files: round trips, layouts of SAELens and Gemma Scope, refusals."""
 
 import json
+import zipfile
 
 import jax
 import jax.numpy as jnp
@@ -177,6 +178,48 @@ def test_damaged_and_missing_files(tmp_path):
     file.unlink()
     with pytest.raises((FileNotFoundError, ValueError)):
         sae.load(tmp_path)
+
+
+def header(descr, shape):
+    """The start of an npy file, whatever follows."""
+    text = repr({"descr": descr, "fortran_order": False, "shape": shape}).ljust(117) + "\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode()
+
+
+@pytest.mark.parametrize(
+    "member",
+    [header("<f4", (10**9, 10**9)), header("<f4", (-1, 2)), header("|O", (2, 2)),
+     header("<f4", (2, 2)), header([("a", "<f4")], (0,)), b"\x93NUMPY\x09\x00", b""],
+)  # fmt: skip
+def test_hostile_arrays_in_an_npz_file(tmp_path, member):
+    path = tmp_path / "params.npz"
+    np.savez(path, W_dec=np.eye(2), b_enc=np.zeros(2), b_dec=np.zeros(2), threshold=np.ones(2))
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("W_enc.npy", member)
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        sae.load(path)
+    path.rename(tmp_path / "chunk-0.npz")
+    with pytest.raises(ValueError, match="chunk-0.npz cannot be read"):
+        list(sae.cache_activations(tmp_path, lambda start: [])(0))
+
+
+@pytest.mark.parametrize("change", [(8, 1), (10, 97)])  # encrypted; an unknown compression
+def test_archives_that_python_does_not_read(tmp_path, change):
+    path, (at, value) = tmp_path / "params.npz", change
+    np.savez(path, threshold=np.ones(2))
+    data = bytearray(path.read_bytes())
+    data[data.index(b"PK\x03\x04") + at - 2] = value
+    data[data.index(b"PK\x01\x02") + at] = value
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        sae.load(path)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"chunks": "x"}', '{"chunks": -1}'])
+def test_a_damaged_count_of_chunks(tmp_path, text):
+    (tmp_path / "complete.json").write_text(text)
+    with pytest.raises(ValueError, match=r"complete\.json cannot be read"):
+        list(sae.cache_activations(tmp_path, lambda start: [])(0))
 
 
 def test_gemma_scope(tmp_path):

@@ -11,7 +11,9 @@ import scipy.sparse
 import sklearn.linear_model as theirs
 from jax.experimental import sparse
 
+import sparsejax as sj
 from sparsejax import solve
+from sparsejax.contrib import retrieval
 from sparsejax.solve import Result, _lasso_host, estimators as ours
 
 RNG = np.random.default_rng(0)
@@ -206,6 +208,7 @@ def test_a_path_where_every_solution_is_0():
         (lambda: solve.lasso_host([[1.0]], Y, 0.1), TypeError, "sparse data of SciPy or JAX"),
         (lambda: solve.lasso_host(X.astype(str), Y, 0.1), TypeError, "must hold numbers"),
         (lambda: solve.lasso_host(X + 0j, Y, 0.1), TypeError, "must be real"),
+        (lambda: solve.lasso_host(X, Y, 0.1, w0=np.ones(P) + 1j), TypeError, "w0 must be real"),
         (lambda: solve.lasso_host(scipy.sparse.csc_array(X), Y[:3], 0.1), ValueError, "y must"),
         (
             lambda: solve.lasso_host(scipy.sparse.csc_array(X * np.nan), Y, 0.1),
@@ -327,3 +330,56 @@ def test_small_data_are_not_empty():
     np.testing.assert_allclose(mine.coef_, other.coef_, atol=1e-6)
     constant = ours.Lasso(alpha=0.1, positive=True).fit(X, np.full(50, 3.0))
     assert not constant.coef_.any() and constant.intercept_ == pytest.approx(3)
+
+
+def _moved(matrix, part, value):
+    """A SciPy matrix of which an index was assigned to; SciPy itself does not notice."""
+    matrix = matrix.copy()
+    getattr(matrix, part)[2] = value
+    return matrix
+
+
+SPARSE = scipy.sparse.csc_array(np.where(np.abs(X) > 0.5, X, 0))
+ASTRAY = {
+    **{f"{kind} {part} {value}": (kind, part, value)
+       for kind in ("csc", "csr") for part in ("indices", "indptr") for value in (10**8, -(10**8))},
+    "bsr": ("bsr", "indices", 10**6), "coo": ("coo", "row", 10**8), "negative": ("coo", "col", -1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ASTRAY)
+def test_indices_outside_of_a_sparse_matrix_are_refused(kind):
+    """Compiled code would read, and SciPy write, whatever is there: a segmentation fault."""
+    form, *change = ASTRAY[kind]
+    damaged = _moved(SPARSE.asformat(form), *change)
+    calls = {
+        "X": lambda: solve.lasso_host(damaged, Y, 0.1),
+        "matrix": lambda: sj.formats.from_sparse(damaged, block=1),
+        "from_sparse: matrix": lambda: retrieval.InvertedIndex.from_sparse(damaged),
+    }
+    for name, call in calls.items():
+        with pytest.raises(ValueError, match=f"{name} of shape .* must be a valid sparse matrix"):
+            call()
+
+
+def test_indices_outside_of_a_sparse_matrix_of_jax():
+    matrix = sparse.BCSR.from_scipy_sparse(SPARSE.tocsr())
+    damaged = sparse.BCSR(
+        (matrix.data, matrix.indices.at[2].set(10**8), matrix.indptr), shape=matrix.shape
+    )
+    with pytest.raises(ValueError, match="X of shape .* must be a valid sparse matrix"):
+        solve.lasso_host(damaged, Y, 0.1)
+    entries = sparse.BCOO.from_scipy_sparse(SPARSE)
+    damaged = sparse.BCOO((entries.data, entries.indices.at[2, 0].set(-1)), shape=entries.shape)
+    with pytest.raises(ValueError, match="X of shape .* must have indices >= 0"):
+        solve.lasso_host(damaged, Y, 0.1)
+
+
+def test_duplicates_of_small_integers_do_not_wrap():
+    """100 + 100 is -56 in int8."""
+    where, twice = (np.array([0, 0, 1]),) * 2, np.array([100, 100, 1], np.int8)
+    y = np.array([400.0, -3.0])
+    expected = solve.lasso_host(np.diag([200.0, 1.0]), y, 0.1).value
+    for X in (scipy.sparse.coo_array((twice, where), (2, 2)),
+              sparse.BCOO((jnp.asarray(twice), jnp.stack(where, 1)), shape=(2, 2))):  # fmt: skip
+        np.testing.assert_allclose(solve.lasso_host(X, y, 0.1).value, expected, rtol=1e-5)

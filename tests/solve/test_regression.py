@@ -326,6 +326,22 @@ def test_counts_of_any_size(size):
 
 
 @compiled
+@compiled
+@pytest.mark.parametrize("far", [1e3, 1e6, 1e9])
+@pytest.mark.parametrize("loss", ["logistic", "huber", "poisson"])
+def test_columns_far_from_0_beside_an_intercept(loss, far):
+    """Predictions and coefficients are those of centred columns, dense and sparse."""
+    means = far * np.arange(6)
+    options = {"loss": loss, "intercept": True, "tol": 1e-10, "implementation": "native"}
+    near = X[:, :6] - X[:, :6].mean(0)
+    expected = solve.lasso_host(near, Y[loss], 0.02, **options)
+    for layout in LAYOUTS.values():
+        found = solve.lasso_host(layout(near + means), Y[loss], 0.02, **options)
+        np.testing.assert_allclose(found.value, expected.value, atol=1e-5)
+        shift = found.stats["intercept"] - expected.stats["intercept"]
+        np.testing.assert_allclose(shift, -means @ np.asarray(found.value), rtol=1e-5, atol=1e-4)
+
+
 @pytest.mark.parametrize("size", [1.0, 1e8])
 @pytest.mark.parametrize("loss", ["squared", "logistic"])
 def test_constant_columns_in_groups_stay_out(loss, size):

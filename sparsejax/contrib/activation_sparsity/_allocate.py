@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from ..._arguments import checked
+from ..._arguments import check_not_nan, checked
 from ...models import Llama
 from ...nn import record, replace
 from ...select import Threshold
@@ -101,6 +101,7 @@ def allocation_at(trajectory: Trajectory, target: float) -> Float[np.ndarray, " 
       >>> activation_sparsity.allocation_at(path, 0.1).tolist()
       [0.0, 0.25]
     """
+    check_not_nan("allocation_at", trajectory=trajectory.sparsity)
     nearest = int(np.argmin(np.abs(np.asarray(trajectory.sparsity) - target)))
     return np.minimum(trajectory.by_projection[nearest], 1)
 

@@ -17,7 +17,7 @@ from ..._tree import register
 from ...models import Llama
 from ...nn import record, replace
 from ._attach import arguments_of, kernels_of, only
-from ._gates import kernel_norms
+from ._gates import kernel_norms, passed
 
 
 @checked(epsilon="[0, inf)")
@@ -158,7 +158,7 @@ class NeuronGate:
     def __call__(self, path: str, call: Callable[[Any], Any], x: Any) -> Any:
         """The output of the layer for the neurons that are kept."""
         del path
-        return call(jnp.where(self.kept(x), x, jnp.zeros((), x.dtype)))
+        return call(passed(self.kept(x), x))
 
 
 class PerplexitySparsity(NamedTuple):

@@ -16,6 +16,8 @@ from ...models import Llama
 from ._beams import beam_step
 from ._contextual import prompt_tokens
 
+_LOST = -2  # written where the logits are NaN
+
 
 @checked(threshold="[0, 1]", temperature="(0, inf)")
 def accept_length(
@@ -51,7 +53,7 @@ def accept_length(
       1
     """
     check_not_nan("accept_length", logits=logits)
-    if known(tokens) and not np.all((np.asarray(tokens) >= 0) & (tokens < logits.shape[1])):
+    if known(tokens) and not np.isin(tokens, np.arange(logits.shape[1])).all():
         raise ValueError(
             f"accept_length: tokens must be from 0 to {logits.shape[1] - 1}, columns of the logits."
         )
@@ -152,7 +154,8 @@ def corrected_generate(
 
     Raises:
       ValueError: If the prompt is empty or holds a token that the model does not know, or a tree
-        has fewer beams than there are tokens in `stop`, and one more, or more than the vocabulary.
+        has fewer beams than there are tokens in `stop`, and one more, or more than the vocabulary,
+        or the logits of `full` are NaN.
 
     Reference:
       Zhou et al., Sirius, 2024 (arXiv 2409.03856).
@@ -183,6 +186,12 @@ def corrected_generate(
         rewrite=bool(rewrite),
     )  # fmt: skip
     written, advances, checks = jax.tree.map(np.asarray, found)
+    if (written == _LOST).any():
+        raise ValueError(
+            "corrected_generate: the logits of full are NaN at the new token "
+            f"{np.argmax(written == _LOST)}; jax.config.update('jax_debug_nans', True) finds their "
+            "origin."
+        )
     row = written[:steps]
     stopped = np.flatnonzero(np.isin(row, ends))
     tokens = row[: stopped[0] + 1 if len(stopped) else None].tolist()
@@ -220,9 +229,12 @@ def _generate(full, full_state, sparse, sparse_state, ids, ends, threshold, temp
         )
         return checked._replace(keys=keys, values=values)
 
+    def likeliest(logits):
+        return jnp.where(jnp.isnan(logits).any(), _LOST, jnp.argmax(logits)).astype(jnp.int32)
+
     cache = nnx.merge(full, full_state, copy=True).empty_cache(1, ids.shape[1] + steps + 2 * period)
     logits, cache = run(full, full_state, ids, cache)
-    first = jnp.argmax(logits[0, -1]).astype(jnp.int32)
+    first = likeliest(logits[0, -1])
     cache = rows(cache, jnp.zeros(width, jnp.int32))
     alone = jnp.full(width, -jnp.inf).at[0].set(0.0)
 
@@ -253,7 +265,7 @@ def _generate(full, full_state, sparse, sparse_state, ids, ends, threshold, temp
         lengths = jnp.where(jnp.isfinite(scores), jax.vmap(accept)(logits, chunks), -1)
         best = jnp.argmax(lengths)
         kept, chunk = lengths[best], chunks[best]
-        own = jnp.argmax(logits[best, kept]).astype(jnp.int32)
+        own = likeliest(logits[best, kept])  # no token of NaN logits is accepted
         place = jnp.arange(period)
         new = jnp.where(place < kept, jnp.roll(chunk, -1), jnp.where(place == kept, own, -1))
         cache = rows(cache, jnp.full(width, best)) if width > 1 else cache
@@ -261,14 +273,14 @@ def _generate(full, full_state, sparse, sparse_state, ids, ends, threshold, temp
             cache._replace(counts=start + kept + 1),
             lax.dynamic_update_slice(loop.written, new, (loop.length,)),
             loop.length + kept + 1,
-            jnp.isin(new, ends[1:]).any(),
+            jnp.isin(new, ends[1:]).any() | (own == _LOST),
             loop.advances.at[loop.checks].set(kept + 1),
             loop.checks + 1,
         )
 
     written = jnp.full(steps + period, -1, jnp.int32).at[0].set(first)
     zero = jnp.zeros((), jnp.int32)
-    ended = jnp.isin(first, ends)
+    ended = jnp.isin(first, ends) | (first == _LOST)
     loop = _Loop(cache, written, zero + 1, ended, jnp.zeros(steps, jnp.int32), zero)
     loop = lax.while_loop(going, advance, loop)
     return loop.written, loop.advances, loop.checks

@@ -103,7 +103,7 @@ class InputGate:
     def __call__(self, path: str, call: Callable[[Any], Any], x: Any) -> Any:
         """The output of the layer for the selected inputs."""
         del path
-        return call(jnp.where(self.kept(x), x, jnp.zeros((), x.dtype)))
+        return call(passed(self.kept(x), x))
 
 
 @register
@@ -145,7 +145,12 @@ class ActivationGate:
         """The output of the layer at the selected neurons, zero at the others."""
         del path
         y = call(x)
-        return jnp.where(self.kept(y), y, jnp.zeros((), y.dtype))
+        return passed(self.kept(y), y)
+
+
+def passed(kept: Bool[Array, "*t n"], x: Array) -> Array:
+    """x where it is kept or NaN, which no gate may hide, and 0 elsewhere."""
+    return jnp.where(kept | jnp.isnan(x), x, jnp.zeros((), x.dtype))
 
 
 def top_selector(units: int, sparsity: float) -> Selector:

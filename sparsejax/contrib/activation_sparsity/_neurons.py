@@ -16,6 +16,7 @@ from ..._arrays import wide_dtype
 from ..._tree import register
 from ...kernels import active_reduce
 from ...select import Threshold, TopK
+from ._gates import passed
 
 
 @register
@@ -63,7 +64,7 @@ class NeuronTopK:
     def __call__(self, path: str, call: Callable[[Any], Any], a: Any) -> Any:
         """The output of the layer for the kept neurons."""
         del path
-        return call(jnp.where(self.kept(a), a, jnp.zeros((), a.dtype)))
+        return call(passed(self.kept(a), a))
 
 
 class TopKMLP(nnx.Module):
@@ -131,12 +132,13 @@ class TopKMLP(nnx.Module):
         a = self.activation(self.first(rows))
         kept = self.select.kept(a)
         h = a if self.up is None else a * self.up(rows)
-        y = self._gathered(h, kept) if self.gather else self.down(jnp.where(kept, h, 0))
+        y = self._gathered(h, kept) if self.gather else self.down(passed(kept, h))
         return y.reshape(*x.shape[:-1], y.shape[-1])
 
     def _gathered(self, h: Array, kept: Array) -> Array:
         s = TopK(self.select.k).set(kept.astype(jnp.float32))
-        return active_reduce(h, self.down.kernel[...], s, implementation=self.implementation)
+        y = active_reduce(h, self.down.kernel[...], s, implementation=self.implementation)
+        return jnp.where(jnp.isnan(h).any(-1, keepdims=True), jnp.nan, y)
 
 
 @checked(width="[1, inf)", hidden="[1, inf)", active="[0, inf)", candidates="[0, inf)")

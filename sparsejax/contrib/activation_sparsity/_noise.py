@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key, Shaped
 
 from ..._arguments import check_finite, checked, known
+from ..._sharding import on_host
 from ...metrics import expected_calibration_error
 
 Kind = Literal["gaussian", "impulse", "shot"]
@@ -56,7 +57,7 @@ def label_noise(
       True
     """
     labels = jnp.asarray(labels)
-    if known(labels) and labels.size and not (0 <= labels.min() and labels.max() < classes):
+    if known(labels) and ((on_host(labels) < 0) | (on_host(labels) >= classes)).any():
         raise ValueError(f"label_noise: labels must be from 0 to {classes - 1}.")
     chosen, drawn = jax.random.split(key)
     rows = jax.random.permutation(chosen, len(labels))[: int(fraction * len(labels) + 0.5)]
@@ -99,10 +100,10 @@ def input_noise(
       [0.0, 0.5, 1.0]
     """
     check_finite("input_noise", images=images)
+    if known(images) and ((on_host(images) < 0) | (on_host(images) > 1)).any():
+        raise ValueError("input_noise: images must hold intensities in [0, 1]; divide by 255.")
     x = jnp.asarray(images)
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    if known(x) and x.size and not (0 <= x.min() and x.max() <= 1):
-        raise ValueError("input_noise: images must hold intensities in [0, 1]; divide by 255.")
     noisy = _NOISE[kind](x, SEVERITIES[kind][severity - 1], key)
     return jnp.clip(noisy, 0, 1)
 
@@ -163,7 +164,7 @@ def robustness(
       key: A key made by `jax.random.key`; the same key gives the same noise to each model.
 
     Raises:
-      ValueError: If images are not in [0, 1], or there are none.
+      ValueError: If images are not in [0, 1], there are none, or a probability is NaN.
 
     Reference:
       Li et al., The Lazy Neuron Phenomenon, 2022 (arXiv 2210.06313).
@@ -182,7 +183,10 @@ def robustness(
         raise ValueError("robustness: images must hold at least one image.")
 
     def accuracy(x: Any) -> float:
-        return float(np.mean(np.argmax(predict(x), -1) == np.asarray(labels)))
+        found = np.asarray(predict(x))
+        if np.isnan(found).any():
+            raise ValueError("robustness: predict returns NaN.")
+        return float(np.mean(np.argmax(found, -1) == np.asarray(labels)))
 
     def disturbed(kind: Kind) -> float:
         noise = partial(input_noise, images, kind)

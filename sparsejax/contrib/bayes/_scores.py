@@ -6,11 +6,14 @@ from jax.scipy.special import erfc, log_ndtr
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Shaped
 
-from ..._arguments import checked
+from ..._arguments import checked, known
 from ..._arrays import wide_dtype
+from ..._sharding import on_host
 
 # A deviation that underflows would make the ratio infinite, and 0 / 0 at mean 0.
 _LEAST = 1e-8
+# Above, `E|w|` is |mu| in every float, and the square of t would leave the range.
+_FAR = 1e3
 
 
 @checked()
@@ -93,7 +96,7 @@ def snr_abs(mu: Shaped[ArrayLike, "..."], sigma: Shaped[ArrayLike, "..."]) -> Fl
     """
     t = snr(mu, sigma)
     d = _excess(t)
-    return (t + d) / jnp.sqrt(1 - 2 * t * d - d * d)
+    return (t + d) / jnp.sqrt(1 - 2 * jnp.minimum(t, _FAR) * d - d * d)
 
 
 @checked(rate="(0, inf)")
@@ -131,6 +134,7 @@ def e_exp_abs(
 
 def _excess(t: Array) -> Array:
     """`E|w| / sigma - t` for t >= 0: positive, and 0 for large t."""
+    t = jnp.minimum(t, _FAR)
     return np.sqrt(2 / np.pi) * jnp.exp(-t * t / 2) - t * erfc(t / np.sqrt(2))
 
 
@@ -141,5 +145,7 @@ def _wide(mu: ArrayLike, sigma: ArrayLike) -> tuple[Array, Array]:
             f"mu of shape {mu.shape} and sigma of shape {sigma.shape} must have the same shape: "
             "bayes.snr(kernel.mean(), kernel.std())."
         )
+    if known(sigma) and (on_host(sigma) < 0).any():
+        raise ValueError(f"sigma of shape {sigma.shape} must hold deviations >= 0.")
     wide = wide_dtype(mu, sigma)
     return mu.astype(wide), jnp.maximum(sigma.astype(wide), _LEAST)

@@ -7,7 +7,7 @@ from jax.scipy.linalg import expm, lu_factor, lu_solve
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Shaped
 
-from ..._arguments import check_not_nan, checked
+from ..._arguments import check_finite, check_not_nan, checked
 
 
 @checked(shift="(0, inf)")
@@ -190,7 +190,7 @@ def threshold_to_dag(
       The weights of an acyclic graph; weights that are kept are unchanged.
 
     Raises:
-      ValueError: If (outside of jit) an argument holds NaN.
+      ValueError: If (outside of jit) an argument holds NaN or infinity.
 
     Reference:
       Ng et al., On the Role of Sparsity and DAG Constraints for Learning Linear DAGs, 2020
@@ -202,7 +202,7 @@ def threshold_to_dag(
       >>> dag.threshold_to_dag(jnp.array([[0.0, 0.9], [0.4, 0.0]])).tolist()
       [[0.0, 0.8999999761581421], [0.0, 0.0]]
     """
-    check_not_nan("threshold_to_dag", weights=weights, threshold=threshold)
+    check_finite("threshold_to_dag", weights=weights, threshold=threshold)
     return _threshold_to_dag(weights, threshold)
 
 

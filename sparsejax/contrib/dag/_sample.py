@@ -10,7 +10,9 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped
 
-from ..._arguments import check_callable, check_finite, checked, checked_number
+from ..._arguments import check_callable, check_finite, checked, checked_number, known
+from ..._sharding import on_host
+from ._acyclicity import is_acyclic
 
 
 @checked(nodes="[1, inf)")
@@ -164,6 +166,9 @@ def sample_sem(
     Returns:
       Samples in rows, (n, d).
 
+    Raises:
+      ValueError: If (outside of jit) the graph has a cycle or a weight is not finite.
+
     Reference:
       Peters et al., Elements of Causal Inference, 2017.
 
@@ -181,6 +186,13 @@ def sample_sem(
             f"{np.shape(scale)}; scale=1.0."
         )
     checked_number("scale", scale, "dag.sample_sem(W, 100, scale=1.0, key=key)")
-    check_finite("sample_sem", scale=scale)
+    check_finite("sample_sem", scale=scale, weights=weights)
+    if known(weights):
+        with jax.ensure_compile_time_eval():  # known weights, also inside jit
+            if not is_acyclic(jnp.asarray(on_host(weights))):
+                raise ValueError(
+                    f"sample_sem: weights {weights.shape} must be those of an acyclic graph; "
+                    "dag.threshold_to_dag(weights) removes edges."
+                )
     z = noise(key, (n_samples, len(weights)), weights.dtype) * jnp.asarray(scale, weights.dtype)
     return jnp.linalg.solve((jnp.eye(len(weights), dtype=weights.dtype) - weights).T, z.T).T

@@ -9,6 +9,7 @@ from jax.scipy.special import entr
 from jaxtyping import Array, Float
 
 from ..._arguments import checked
+from ..._sharding import with_auto_axes
 from ._rows import Hidden, Tokens, normalised, with_mask
 
 
@@ -45,7 +46,8 @@ def matrix_entropy(h: Hidden, mask: Tokens | None = None) -> Float[Array, ""]:
         raise ValueError(
             f"matrix_entropy: h must have at least two dimensions (n, d), got shape {h.shape}."
         )
-    return _spectral_entropy(normalised(h, mask)) / math.log(h.shape[1])
+    r = normalised(h, mask)
+    return with_auto_axes(_spectral_entropy, r, like=jnp.sum(r)) / math.log(h.shape[1])
 
 
 @jax.jit

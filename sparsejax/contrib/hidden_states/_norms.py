@@ -7,6 +7,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from ..._arguments import checked
+from ..._sharding import with_auto_axes
 from ..._topk import topk_mask
 from ...prox import nuclear
 from ._rows import Hidden, Tokens, count, normalised, with_mask
@@ -94,7 +95,8 @@ def nuclear_norm(
       0.5
     """
     h, mask = with_mask("nuclear_norm", h, mask)
-    found = _nuclear(normalised(h, mask))
+    r = normalised(h, mask)
+    found = with_auto_axes(_nuclear, r, like=jnp.sum(r))
     return found / count(mask, found.dtype) if per_token else found
 
 

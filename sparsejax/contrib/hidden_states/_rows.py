@@ -63,9 +63,12 @@ def count(mask: Array, dtype: Any) -> Float[Array, ""]:
 def normalised(h: Array, mask: Array) -> Array:
     """`normalise` of arrays."""
     h = jnp.where(mask[:, None], h.astype(wide_dtype(h)), 0)
-    h = h / magnitude(h)  # squares stay in range
+    for _ in range(2):  # squares stay in range; one division reaches 1e18 and not all floats
+        h = h / magnitude(h)
     # Seen from one of the tokens: equal tokens give exact zeros, and a large common part is gone.
-    x = jnp.where(mask[:, None], h - h[jnp.argmax(mask)][None], 0)
+    first = jnp.arange(len(h)) == jnp.argmax(mask)  # no index: rows may be sharded
+    start = jnp.sum(jnp.where(first[:, None], h, 0), axis=0, keepdims=True)
+    x = jnp.where(mask[:, None], h - start, 0)
     mean = jnp.sum(x, axis=0, keepdims=True) / count(mask, h.dtype)
     z = jnp.where(mask[:, None], x - mean, 0)
     squares = jnp.sum(z * z, axis=1, keepdims=True)

@@ -1,11 +1,13 @@
 """Dependence among latents."""
 
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from ..._arguments import check_finite, checked, known
 from ..._arrays import wide_dtype
+from ..._sharding import on_host
 
 
 @checked()
@@ -38,21 +40,30 @@ def multi_information(
       0.2231
     """
     check_finite("multi_information", covariance=covariance)
+    if known(covariance):
+        _check_definite(on_host(covariance))
     c = covariance.astype(wide_dtype(covariance))
     # A unit diagonal: the value does not depend on the scales, the rounding does.
     scale = jnp.sqrt(jnp.diagonal(c))
     c = c / (scale[:, None] * scale)
     labels = jnp.arange(len(c)) if groups is None else jnp.asarray(groups)
     # The blocks C_gg on the diagonal of one matrix, whose log det is the sum of theirs.
-    (sign, blocks), (whole_sign, whole) = (
-        jnp.linalg.slogdet(x) for x in (jnp.where(labels[:, None] == labels, c, 0), c)
+    blocks, whole = (
+        jnp.linalg.slogdet(x)[1] for x in (jnp.where(labels[:, None] == labels, c, 0), c)
     )
-    if known(covariance, labels):
-        definite = float(jnp.linalg.eigvalsh(c)[0]) > 0 and sign > 0 and whole_sign > 0
-        if not (definite and bool(jnp.allclose(c, c.T, atol=1e-4))):
-            raise ValueError(
-                f"multi_information: covariance {covariance.shape} must be symmetric and positive "
-                "definite; drop latents that are constant or copies, or add a small multiple of "
-                "the identity."
-            )
     return (blocks - whole) / 2
+
+
+def _check_definite(covariance: np.ndarray) -> None:
+    """Raises unless a matrix is symmetric and, up to the rounding of its dtype, definite."""
+    c = covariance.astype(wide_dtype(covariance))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        scale = np.sqrt(np.diagonal(c))
+        c = c / (scale[:, None] * scale)
+    definite = np.isfinite(c).all() and np.linalg.eigvalsh(c)[0] > 0
+    if not (definite and np.linalg.slogdet(c)[0] > 0 and np.allclose(c, c.T, atol=1e-4)):
+        raise ValueError(
+            f"multi_information: covariance {covariance.shape} must be symmetric and positive "
+            "definite; drop latents that are constant or copies, or add a small multiple of "
+            "the identity."
+        )

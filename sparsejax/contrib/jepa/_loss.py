@@ -4,9 +4,11 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
-from ..._arguments import checked
+from ..._arguments import checked, known
+from ..._sharding import on_host
 from ._blocks import Blocks
 from ._modules import chosen
 
@@ -38,7 +40,7 @@ def jepa_loss(
       A scalar.
 
     Raises:
-      ValueError: If the blocks are not those of the images.
+      ValueError: If the blocks are not those of the images, or hold patches beyond them.
 
     Reference:
       Assran et al., Self-Supervised Learning from Images with a Joint-Embedding Predictive
@@ -61,6 +63,11 @@ def jepa_loss(
             f"jepa_loss: patches {patches.shape} and blocks, of {len(context)} images, must have "
             "the same images: jax.vmap block_masks over one key for each."
         )
+    for name, rows in (("context", context), ("targets", targets)):
+        if known(rows) and not np.isin(on_host(rows), np.arange(patches.shape[1])).all():
+            raise ValueError(
+                f"jepa_loss: blocks.{name} must hold patches from 0 to {patches.shape[1] - 1}."
+            )
     whole = jax.nn.standardize(target(patches), axis=-1)
     seen = encoder(patches, context)
     each = [_error(predictor, seen, context, whole, targets[:, m]) for m in range(targets.shape[1])]

@@ -106,7 +106,7 @@ def attention_norm(
 
 @partial(jax.jit, static_argnames=("center", "exact", "chunk"))
 def _norm(q, k, seen, *, center, exact, chunk):
-    k = centred(k, seen) if center else k * seen
+    k = centred(k, seen) if center else jnp.where(seen, k, 0)
     if not exact:
         longest = lambda x: jnp.sqrt(jnp.max(jnp.sum(x * x, -1), axis=-1, initial=0))  # noqa: E731
         return longest(q) * longest(k)

@@ -1,11 +1,11 @@
 """Vectors in arrays, SciPy matrices, BCOO and BCSR as compressed columns."""
 
-import functools
 from typing import Any
 
 import jax
 import numpy as np
 
+from ..._scipy import compressed_columns
 from ..._sharding import on_host
 
 
@@ -19,16 +19,11 @@ def columns_of(name: str, matrix: Any) -> Any:
     shape = getattr(matrix, "shape", None)
     if isinstance(shape, tuple) and len(shape) != 2:
         raise ValueError(f"{name} must have the shape (vectors, vocabulary), got {shape}.")
-    found = _converter()(matrix)
-    if found is None:
-        raise TypeError(
-            f"{name} must be an array, a SciPy sparse matrix, a BCOO or a BCSR, got a "
-            f"{type(matrix).__name__}: scipy.sparse.csr_array(w)."
-        )
+    dense = isinstance(matrix, jax.Array | np.ndarray)
+    found = compressed_columns(name, _sparse_rows(matrix) if dense else matrix)
     if found.dtype.kind not in "fiub":
         raise TypeError(f"{name} must hold real numbers, got {found.dtype}.")
     found = found.astype(np.float64)
-    found.sum_duplicates()
     if not np.all(np.isfinite(found.data)) or np.any(found.data < 0):
         raise ValueError(f"{name} of shape {found.shape} must hold finite weights >= 0.")
     return found
@@ -61,49 +56,10 @@ def checked_columns(path: Any, found: Any) -> Any:
     return csc_array((values, rows, ends), (documents, len(lengths)))
 
 
-def _wide(values: Any) -> Any:
-    """In float64: SciPy sums duplicates in the dtype of the values, int8 for example."""
-    return values if values.dtype.kind == "c" else values.astype(np.float64)
+def _sparse_rows(w: Any) -> Any:
+    """A dense array as compressed rows."""
+    from scipy.sparse import csr_array
 
-
-@functools.cache
-def _converter() -> Any:
-    """Imported at first use: scipy.sparse is slow to load."""
-    import scipy.sparse
-    from jax.experimental import sparse
-
-    @functools.singledispatch
-    def convert(matrix: Any) -> Any:
-        return None
-
-    @convert.register(scipy.sparse.spmatrix)
-    @convert.register(scipy.sparse.sparray)
-    def _(matrix):
-        return scipy.sparse.csc_array(_wide(matrix))
-
-    @convert.register(np.ndarray)
-    @convert.register(jax.Array)
-    def _(matrix):
-        host = on_host(matrix)
-        known = host.dtype in (np.float32, np.float64) or host.dtype.kind in "biuc"
-        rows = scipy.sparse.csr_array(host if known else host.astype(np.float32))
-        return scipy.sparse.csc_array(rows)
-
-    @convert.register
-    def _(matrix: sparse.BCOO):
-        if matrix.n_batch or matrix.n_dense:
-            raise ValueError(
-                f"a BCOO must have two sparse axes, got n_batch={matrix.n_batch} and n_dense="
-                f"{matrix.n_dense}: sparse.BCOO.fromdense(w)."
-            )
-        index = np.asarray(matrix.indices)
-        stored = (index < np.array(matrix.shape)).all(axis=1)  # the others are padding
-        values = _wide(np.asarray(matrix.data)[stored])
-        entries = values, (index[stored, 0], index[stored, 1])
-        return scipy.sparse.csc_array(scipy.sparse.coo_array(entries, matrix.shape))
-
-    @convert.register
-    def _(matrix: sparse.BCSR):
-        return convert(matrix.to_bcoo())
-
-    return convert
+    host = on_host(w)
+    known = host.dtype in (np.float32, np.float64) or host.dtype.kind in "biuc"
+    return csr_array(host if known else host.astype(np.float32))

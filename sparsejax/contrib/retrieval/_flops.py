@@ -7,8 +7,9 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from ..._arguments import check_not_nan, checked, known
+from ..._arguments import check_finite, checked, known
 from ..._arrays import poison, wide_dtype
+from ..._sharding import on_host
 
 
 @checked(threshold="[0, inf)")
@@ -37,7 +38,7 @@ def flops_loss(
       A scalar of at least float32.
 
     Raises:
-      ValueError: If there are no documents, or a weight of `idf` is not positive.
+      ValueError: If there are no documents, or a weight of `idf` is not positive and finite.
 
     Reference:
       Paria et al., Minimizing FLOPs to Learn Efficient Sparse Representations, 2020 (arXiv
@@ -64,8 +65,8 @@ def flops_loss(
 
 
 def _positive(idf: Array) -> Array:
-    check_not_nan("flops_loss", idf=idf)
-    if known(idf) and bool(jnp.any(idf <= 0)):
+    check_finite("flops_loss", idf=idf)
+    if known(idf) and (on_host(idf) <= 0).any():
         raise ValueError("flops_loss: idf must be > 0, as retrieval.idf(frequencies, documents).")
     return idf
 

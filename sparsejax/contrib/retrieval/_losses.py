@@ -114,12 +114,12 @@ def kl_distill(
     r"""Distillation of a ranking: `mean_B sum_M p_T (ln p_T - ln p_S)`, `p = softmax(s / tau)`.
 
     Args:
-      scores: Scores of the student.
+      scores: Scores of the student; -inf for documents that are left out.
       teacher: Scores of the teacher for the same candidates; no gradient flows into them.
       temperature: tau, in units of the scores.
 
     Returns:
-      A scalar >= 0, in nats.
+      A scalar >= 0, in nats; infinite where the teacher does not leave out what the student does.
 
     Raises:
       ValueError: If there are no candidates or the shapes differ.
@@ -139,6 +139,8 @@ def kl_distill(
         jax.nn.log_softmax(jnp.asarray(s).astype(wide) / temperature) for s in (scores, teacher)
     )
     target = jax.lax.stop_gradient(target)
+    never = jnp.exp(target) == 0  # 0 ln 0 = 0; a score of -inf leaves its document out
+    target, student = (jnp.where(never, 0, s) for s in (target, student))
     return jnp.mean(optax.losses.kl_divergence_with_log_targets(student, target))
 
 

@@ -9,6 +9,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Shaped
 
 from ..._arguments import check_finite, checked, known
+from ..._sharding import on_host
 
 
 @checked(k="[1, inf)")
@@ -24,7 +25,8 @@ def ndcg(
     `sum_{i<k} g_i / log2(i + 2)` of the documents found, over that of the best ranking.
 
     Args:
-      found: Documents found, the best first, -1 where there are fewer: `Hits.documents`.
+      found: Documents found, the best first, -1 where there are fewer: `Hits.documents`. One that
+        is found again counts once, at its first place.
       relevant: Distinct relevant documents of each query, -1 where there are fewer.
       gains: Gains >= 0 of the relevant documents; None for 1 each.
       k: Length of the rankings that are compared.
@@ -47,7 +49,7 @@ def ndcg(
     found, relevant = _documents("ndcg", found=found, relevant=relevant)
     given = jnp.ones(relevant.shape) if gains is None else jnp.asarray(gains)
     check_finite("ndcg", gains=given)
-    if known(given) and bool(jnp.any(given < 0)):
+    if known(given) and (on_host(given) < 0).any():
         raise ValueError("ndcg: gains must be >= 0.")
     return _ndcg(found, relevant, given.astype(jnp.float32), int(k))
 
@@ -55,7 +57,9 @@ def ndcg(
 @partial(jax.jit, static_argnames="k")
 def _ndcg(found: Array, relevant: Array, gains: Array, k: int) -> Array:
     gains = jnp.where(relevant >= 0, gains, 0)
-    reached = jnp.max(jnp.where(_matches(found[:, :k], relevant), gains[:, None], 0), -1, initial=0)
+    hits = _matches(found[:, :k], relevant)
+    hits &= jnp.cumsum(hits, axis=1) == 1  # a document that is found again gains nothing
+    reached = jnp.max(jnp.where(hits, gains[:, None], 0), -1, initial=0)
     best = -jnp.sort(-gains, axis=1)[:, :k]
     ideal = _discounted(best)
     return jnp.where(ideal > 0, _discounted(reached) / jnp.where(ideal > 0, ideal, 1), 0)

@@ -6,7 +6,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
-from ..._arguments import check_not_nan, checked
+from ..._arguments import check_finite, checked
 from ..._arrays import wide_dtype
 from ...select import Threshold
 
@@ -70,7 +70,7 @@ def prune_vectors(
       Weights of the same dtype.
 
     Raises:
-      ValueError: If the weights hold NaN.
+      ValueError: If the weights hold NaN or infinity.
 
     Reference:
       Geng et al., 2024 (arXiv 2411.04403).
@@ -82,7 +82,7 @@ def prune_vectors(
       [0.0, 0.0, 2.0]
     """
     w = jnp.asarray(w)
-    check_not_nan("prune_vectors", w=w)
+    check_finite("prune_vectors", w=w)
     wide = w.astype(wide_dtype(w))
     peak = jnp.max(wide, axis=-1, keepdims=True, initial=0)
     return jnp.where(Threshold(ratio * peak)(wide), w, 0)

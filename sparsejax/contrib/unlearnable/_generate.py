@@ -9,11 +9,11 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from ..._arguments import check_finite, check_params, checked, known, rows_of
+from ..._arguments import check_params, checked, known, rows_of
 from ..._progress import check_loop, run_chunks, structure
 from ..._steady import steady
 from ...recipes import Progress
-from ._step import masked_step, top_pixel_mask
+from ._step import check_unit_range, masked_step, top_pixel_mask
 
 Logits = Callable[[PyTree, Array], Float[Array, "n classes"]]
 
@@ -251,16 +251,10 @@ def _mover(grads_of, images, eps, step, ratio, mask, where, attack, steps):
 def _check(params, logits, images, labels) -> int:
     """The number of classes; raises unless images and labels fit."""
     rows_of("images and labels", {"images": images, "labels": labels})
-    check_finite("unlearnable_noise", images=images)
+    check_unit_range("unlearnable_noise", images)
     classes = jax.eval_shape(logits, params, images[:1]).shape[-1]
     if not known(images, labels):
         return classes
-    low, high = float(np.min(images)), float(np.max(images))
-    if low < 0 or high > 1:
-        raise ValueError(
-            f"unlearnable_noise: images must be in [0, 1], they lie in [{low:.3g}, {high:.3g}]; "
-            "pass images / 255."
-        )
     if int(np.min(labels)) < 0 or int(np.max(labels)) >= classes:
         raise ValueError(
             f"unlearnable_noise: labels must be classes 0 to {classes - 1} of the logits, got "

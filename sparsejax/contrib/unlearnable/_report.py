@@ -7,6 +7,7 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from ..._arguments import check_finite, checked
 from ..._arrays import wide_dtype
+from ._step import check_unit_range
 
 
 class PerturbationReport(NamedTuple):
@@ -67,7 +68,7 @@ def release(
       noise: Their noise.
 
     Raises:
-      ValueError: If a value is not finite, unless traced.
+      ValueError: If a value is not finite or an image is not in [0, 1], unless traced.
 
     Example:
       >>> import jax.numpy as jnp
@@ -75,5 +76,6 @@ def release(
       >>> unlearnable.release(jnp.ones((1, 1, 1, 1)), -jnp.full((1, 1, 1, 1), 0.2)).item()
       204
     """
-    check_finite("release", images=images, noise=noise)
+    check_unit_range("release", images)
+    check_finite("release", noise=noise)
     return jnp.round(255 * jnp.clip(images + noise, 0, 1)).astype(jnp.uint8)

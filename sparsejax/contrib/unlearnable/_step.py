@@ -6,8 +6,9 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
-from ..._arguments import checked
+from ..._arguments import check_finite, checked, known
 from ..._arrays import wide_dtype
+from ..._sharding import on_host
 from ..._topk import topk_mask
 
 
@@ -68,6 +69,9 @@ def masked_step(
     Returns:
       The new noise.
 
+    Raises:
+      ValueError: If an image is not in [0, 1], unless traced.
+
     Reference:
       Sun et al., 2024 (arXiv 2403.10573); Huang et al., Unlearnable Examples, 2021 (arXiv
       2101.04898).
@@ -79,9 +83,24 @@ def masked_step(
       >>> unlearnable.masked_step(noise, grads, eps=0.5, step=0.25, ratio=0.5).ravel().tolist()
       [0.0, 0.25]
     """
+    if images is not None:
+        check_unit_range("masked_step", images)
     mask = top_pixel_mask(grads, ratio) if mask is None else mask
     moved = noise - jnp.where(mask, step * jnp.sign(grads), 0).astype(noise.dtype)
     if images is None:
         return jnp.clip(moved, -eps, eps)
     # Both clips at once: `clip(images + noise) - images` would round to more than eps.
     return jnp.clip(moved, jnp.maximum(-eps, -images), jnp.minimum(eps, 1 - images))
+
+
+def check_unit_range(caller: str, images: Array) -> None:
+    """Raises unless concrete images are in [0, 1]: beyond, the clips would move them by force."""
+    check_finite(caller, images=images)
+    if not known(images) or not images.size:
+        return
+    low, high = float(on_host(images).min()), float(on_host(images).max())
+    if low < 0 or high > 1:
+        raise ValueError(
+            f"{caller}: images must be in [0, 1], they lie in [{low:.3g}, {high:.3g}]; pass "
+            "images / 255."
+        )

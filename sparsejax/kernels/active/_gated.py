@@ -34,9 +34,9 @@ class Limit(NamedTuple):
         return cls(jnp.ones(inputs, jnp.float32), jnp.float32(-1))
 
     def masked(self, x: Shaped[Array, "t k"]) -> Shaped[Array, "t k"]:
-        """The inputs, 0 where they are not kept."""
+        """The inputs, 0 where they are not kept; NaN is, so that no gate hides it."""
         scores = jnp.abs(x.astype(jnp.float32)) * self.norms
-        return jnp.where((self.tau < 0) | (scores > self.tau), x, jnp.zeros((), x.dtype))
+        return jnp.where((self.tau < 0) | ~(scores <= self.tau), x, jnp.zeros((), x.dtype))
 
 
 @checked()
@@ -56,7 +56,7 @@ def gated_products(
       x: Tokens.
       kernels: Matrices of k inputs.
       limits: A gate `(norms, tau)` for each; norms `(k,)`, tau below 0 for none.
-        An input that is NaN is not above a limit.
+        An input that is NaN is kept.
       implementation: "native" (on a CPU with a C++ compiler; one to eight tokens), "xla", or names
         to try in turn; None selects one. Derivatives are those of "xla".
 

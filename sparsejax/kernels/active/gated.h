@@ -23,7 +23,7 @@ struct Kept {
 };
 
 inline bool Keeps(float x, float norm, float limit) {
-  return x != 0 && (limit < 0 || std::fabs(x) * norm > limit);
+  return x != 0 && (limit < 0 || !(std::fabs(x) * norm <= limit));  // NaN is kept
 }
 
 // Of inputs `from` to `to` of x (tokens, stride), whose norms are those of x + shift.

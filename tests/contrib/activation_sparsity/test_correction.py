@@ -272,3 +272,11 @@ def test_mistakes(model):
     ):
         with pytest.raises(ValueError, match="scan=False"):
             refused(stack)
+
+
+def test_nan_writes_no_tokens(model):
+    damaged = nnx.clone(model)
+    damaged.norm.scale[...] = damaged.norm.scale[...].at[0].set(jnp.nan)
+    for width in (1, 2):
+        with pytest.raises(ValueError, match="logits of full are NaN at the new token 0"):
+            sparse.corrected_generate(damaged, model, [1, 2], 4, period=3, width=width)

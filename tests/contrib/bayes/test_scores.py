@@ -65,3 +65,9 @@ def test_edges_of_the_scores():
     assert bayes.snr(jnp.array([-2.0]), jnp.array([0.0])).item() == pytest.approx(2e8)
     with pytest.raises(ValueError, match="same shape"):
         bayes.e_abs(jnp.ones(2), jnp.ones(3))
+
+
+def test_scores_of_any_size():
+    mu, sigma = jnp.float32([1e31, 1e-30]), jnp.float32([1e-9, 1e-30])
+    np.testing.assert_allclose(bayes.e_abs(mu, sigma), [1e31, 7.978846e-09], rtol=1e-5)
+    assert np.isposinf(bayes.snr_abs(mu, sigma)[0]) and np.isposinf(bayes.snr(mu, sigma)[0])

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import sparsejax as sj
 from sparsejax.contrib import hidden_states
@@ -122,7 +123,7 @@ def test_a_token_at_the_mean_is_a_row_of_zeros():
     assert float(hidden_states.nuclear_norm(h)) == pytest.approx(np.sqrt(2) / 3, rel=1e-5)
 
 
-@pytest.mark.parametrize("scale", [1e-18, 1.0, 1e18, 1e36])
+@pytest.mark.parametrize("scale", [1e-35, 1e-18, 1.0, 1e18, 1e36, 1e37])
 def test_scores_do_not_depend_on_the_unit(scale):
     h = text(9, 9)
     for score, wanted in zip(SCORES, oracle(h)):
@@ -224,3 +225,13 @@ def test_rank_correlations():
     found = [correlations(matrices) for matrices in (along, low_rank, decayed)]
     assert found[0][0] >= 0.85 and found[1][0] <= -0.5 and found[2][0] <= 0.6
     assert min(exact for _, exact in found) >= 0.97
+
+
+@pytest.mark.parametrize("spec", [P("d"), P(None, "d")], ids=["tokens", "dimensions"])
+def test_sharded_states_on_a_mesh_with_explicit_axes(spec):
+    h, mask = jnp.asarray(text(8, 4), jnp.float32), jnp.arange(8) < 7
+    mesh = jax.make_mesh((2,), ("d",), (AxisType.Explicit,), devices=jax.devices()[:2])
+    states = jax.device_put(h, NamedSharding(mesh, spec))
+    tokens = jax.device_put(mask, NamedSharding(mesh, P(*spec[:1])))
+    for f in (hidden_states.normalise, *SCORES):
+        np.testing.assert_allclose(f(states, tokens), f(h, mask), atol=1e-6)

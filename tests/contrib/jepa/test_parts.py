@@ -125,3 +125,15 @@ def test_patches_are_squares_in_row_major_order():
         np.testing.assert_array_equal(found[:, i], wanted)
     with pytest.raises(ValueError, match="size=3"):
         jepa.patches_of(images, 3)
+
+
+@pytest.mark.parametrize("name", ["context", "targets"])
+@pytest.mark.parametrize("index", [-1, 16])
+def test_patches_beyond_the_image_are_refused(name, index):
+    """JAX would take the last patch for -1."""
+    encoder = jepa.PatchEncoder(16, 4, 8, 1, 2, rngs=nnx.Rngs(0))
+    predictor = jepa.Predictor(16, 8, 8, 4, 1, 2, rngs=nnx.Rngs(1))
+    blocks = jepa.Blocks(jnp.arange(12)[None], jnp.arange(12, 16)[None, None])
+    blocks = blocks._replace(**{name: getattr(blocks, name).at[..., 0].set(index)})
+    with pytest.raises(ValueError, match=f"blocks.{name} must hold patches from 0 to 15"):
+        jepa.jepa_loss(encoder, encoder, predictor, jnp.ones((1, 16, 4)), blocks)

@@ -103,3 +103,17 @@ def test_info_nce_and_margins():
         retrieval.info_nce(S[:, :0])
     with pytest.raises(ValueError, match="at least 2"):
         retrieval.margin_mse(S[:, :1], T[:, :1])
+
+
+def test_distillation_leaves_out_documents_of_score_minus_infinity():
+    student, teacher = (np.array([[*s, -np.inf]], np.float32) for s in ([1.0, 2.0], [0.0, 3.0]))
+    f = jax.jit(jax.value_and_grad(retrieval.kl_distill))
+    for scores, out in ((student, [0.0]), (np.float32([[1, 2, -9]]), None)):
+        value, slope = f(scores, teacher)
+        p, q = np.exp([0, 3]) / np.exp([0, 3]).sum(), jax.nn.softmax(scores)[0]
+        np.testing.assert_allclose(value, np.sum(p * np.log(p / q[:2])), rtol=1e-5)
+        np.testing.assert_allclose(slope[0], q - np.array([*p, 0]), atol=1e-6)
+        assert out is None or slope[0, 2] == 0
+    assert f(student, np.float32([[0, 3, 0]]))[0] == np.inf
+    assert np.isnan(f(student, np.float32([[0, np.nan, 0]]))[0])
+    assert np.isnan(f(np.float32([[np.nan, 0, 0]]), teacher)[0])

@@ -56,6 +56,15 @@ def test_metrics_of_short_lists():
         retrieval.ndcg(found, relevant, -np.ones((4, 2)))
 
 
+def test_a_document_found_again_counts_once():
+    found, relevant = np.array([[3, 3, 3, 5]]), np.array([[3, 5]])
+    expected = (1 + 1 / math.log2(5)) / (1 + 1 / math.log2(3))
+    np.testing.assert_allclose(retrieval.ndcg(found, relevant), [expected], rtol=1e-6)
+    assert retrieval.recall(found, relevant, k=3).tolist() == [0.5]
+    graded = retrieval.ndcg(found[:, :2], np.array([[3]]), np.array([[7.0]]))
+    assert graded.tolist() == [1.0]
+
+
 @pytest.mark.parametrize("k", [1, 4, 9])
 def test_recall_and_reciprocal_ranks_are_those_of_sets(k):
     scores, gains = RNG.normal(size=(40, 15)), (RNG.random((40, 15)) < 0.2).astype(int)
