@@ -99,11 +99,12 @@ def train(
     loss: Callable[..., Any] = language_loss,
     state: Any = (),
     snapshots: tuple[int, ...] = (),
+    tx: optax.GradientTransformation | None = None,
 ) -> tuple[dict[int, Any], Any]:
     """Trained copies by step, the last included, and the last state of the loss."""
     graphdef, params = nnx.split(model)
     ids = jnp.asarray(text().train)
-    tx = optax.adamw(optax.cosine_decay_schedule(3e-3, steps))
+    tx = tx or optax.adamw(optax.cosine_decay_schedule(3e-3, steps))
 
     def step(carry, key):
         params, opt_state, state = carry

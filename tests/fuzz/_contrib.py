@@ -112,7 +112,7 @@ ROWS = [
     row(activation_sparsity.accept_length, logits=SAMPLES[:2], tokens=np.array([0, 1]), threshold=0.1, temperature=0.6),
     row(activation_sparsity.coarse_sparse, model=LLAMA, prompt=np.array([1, 2]), density=0.5),
     row(activation_sparsity.corrected_generate, full=LLAMA, sparse=LLAMA, prompt=[1, 2], steps=2, period=2,
-        threshold=0.1, temperature=0.6, stop=(2,), width=1, sure=0.9, rewrite=True),
+        threshold=0.1, temperature=0.6, stop=(2,), width=1, sure=0.9, rewrite=True, second_rollback=True),
     row(activation_sparsity.effective_density, density=0.5, period=4, advance_length=2.0),
     row(activation_sparsity.fine_sparse, model=LLAMA, density=0.5, shared=False),
     row(activation_sparsity.griffin_scores, z=EYE),

@@ -122,6 +122,7 @@ def corrected_generate(
     width: int = 1,
     sure: float = 0.95,
     rewrite: bool = True,
+    second_rollback: bool = False,
 ) -> Corrected:
     r"""Greedy decoding by a sparse model that the full model corrects after each period (Sirius).
 
@@ -148,6 +149,9 @@ def corrected_generate(
       sure: As for `beam_step`.
       rewrite: Whether the full model overwrites the keys and values of the draft; False shows what
         this contributes.
+      second_rollback: Whether to replace the first rejected token of each chunk by the likeliest
+        of the full model, and check the chunk once more, instead of dropping all tokens behind it.
+        A chunk with a rejected token then takes two calls of the full model.
 
     Returns:
       A `Corrected`. Chunks are whole: the last check may judge tokens beyond the end.
@@ -183,9 +187,9 @@ def corrected_generate(
     found = _generate(
         *nnx.split(full), *nnx.split(sparse), ids[None], ends, threshold, temperature, sure,
         steps=int(steps), period=int(period), width=int(width), axis=int(full.scan),
-        rewrite=bool(rewrite),
+        rewrite=bool(rewrite), second=bool(second_rollback),
     )  # fmt: skip
-    written, advances, checks = jax.tree.map(np.asarray, found)
+    written, advances, checks, passes = jax.tree.map(np.asarray, found)
     if (written == _LOST).any():
         raise ValueError(
             "corrected_generate: the logits of full are NaN at the new token "
@@ -197,14 +201,24 @@ def corrected_generate(
     tokens = row[: stopped[0] + 1 if len(stopped) else None].tolist()
     tokens = [token for token in tokens if token >= 0]
     drafted = int(checks) * (period - 1)
-    return Corrected(tokens, advances[: int(checks)].tolist(), drafted, int(checks) + 1)
+    return Corrected(tokens, advances[: int(checks)].tolist(), drafted, int(passes) + 1)
+
+
+class _Checked(NamedTuple):
+    """Beams with the number of tokens that a pass of the full model accepts, and its outputs."""
+
+    chunks: Array
+    lengths: Array
+    logits: Array
+    cache: Any
 
 
 @functools.partial(
-    jax.jit, static_argnums=(0, 2), static_argnames=("steps", "period", "width", "axis", "rewrite")
-)
+    jax.jit, static_argnums=(0, 2),
+    static_argnames=("steps", "period", "width", "axis", "rewrite", "second"),
+)  # fmt: skip
 def _generate(full, full_state, sparse, sparse_state, ids, ends, threshold, temperature, sure, *,
-              steps, period, width, axis, rewrite):  # fmt: skip
+              steps, period, width, axis, rewrite, second):  # fmt: skip
     def run(graphdef, state, tokens, cache):
         # Modules are changed where they are traced, so each loop has its own.
         logits, cache = nnx.merge(graphdef, state, copy=True)(tokens, cache)
@@ -236,7 +250,7 @@ def _generate(full, full_state, sparse, sparse_state, ids, ends, threshold, temp
     logits, cache = run(full, full_state, ids, cache)
     first = likeliest(logits[0, -1])
     cache = rows(cache, jnp.zeros(width, jnp.int32))
-    alone = jnp.full(width, -jnp.inf).at[0].set(0.0)
+    alone, place = jnp.full(width, -jnp.inf).at[0].set(0.0), jnp.arange(period)
 
     def draft(i, carry):
         chunks, scores, cache = carry
@@ -250,23 +264,43 @@ def _generate(full, full_state, sparse, sparse_state, ids, ends, threshold, temp
     def going(loop):
         return (loop.length < steps) & ~loop.ended
 
+    def check(chunks, scores, cache):
+        # The full model writes its keys and values over those of the draft.
+        logits, cache = run(full, full_state, chunks, cache)
+        accept = lambda logits, chunk: accept_length(  # noqa: E731
+            logits, chunk, threshold, temperature
+        )
+        lengths = jnp.where(jnp.isfinite(scores), jax.vmap(accept)(logits, chunks), -1)
+        return _Checked(chunks, lengths, logits, cache)
+
+    def mended(found):
+        """The chunks with the first rejected token replaced by the likeliest of the full model."""
+        own = jnp.take_along_axis(jnp.argmax(found.logits, -1), found.lengths[:, None], axis=1)
+        rejected = place == found.lengths[:, None] + 1
+        return jnp.where(rejected, own.astype(jnp.int32), found.chunks)
+
     def advance(loop):
         start = loop.cache.counts
         chunks = jnp.zeros((width, period), jnp.int32)
         chunks = chunks.at[:, 0].set(loop.written[loop.length - 1])
         drafted = lax.fori_loop(0, period - 1, draft, (chunks, alone, loop.cache))
         chunks, scores, cache = drafted
-        # The full model writes its keys and values over those of the draft.
-        logits, checked = run(full, full_state, chunks, cache._replace(counts=start))
-        cache = checked if rewrite else last_of(checked, cache, start + period - 1)
-        accept = lambda logits, chunk: accept_length(  # noqa: E731
-            logits, chunk, threshold, temperature
-        )
-        lengths = jnp.where(jnp.isfinite(scores), jax.vmap(accept)(logits, chunks), -1)
-        best = jnp.argmax(lengths)
-        kept, chunk = lengths[best], chunks[best]
-        own = likeliest(logits[best, kept])  # no token of NaN logits is accepted
-        place = jnp.arange(period)
+        found = check(chunks, scores, cache._replace(counts=start))
+        passes, end = loop.passes + 1, start + period - 1  # of the keys and values of the draft
+        if second:
+            end = jnp.minimum(end, start + found.lengths + 1)
+            again = jnp.max(found.lengths) < period - 1
+            passes += again
+            found = lax.cond(
+                again,
+                lambda x: check(mended(x), scores, x.cache._replace(counts=start)),
+                lambda x: x,
+                found,
+            )
+        cache = found.cache if rewrite else last_of(found.cache, cache, end)
+        best = jnp.argmax(found.lengths)
+        kept, chunk = found.lengths[best], found.chunks[best]
+        own = likeliest(found.logits[best, kept])  # no token of NaN logits is accepted
         new = jnp.where(place < kept, jnp.roll(chunk, -1), jnp.where(place == kept, own, -1))
         cache = rows(cache, jnp.full(width, best)) if width > 1 else cache
         return _Loop(
@@ -276,14 +310,15 @@ def _generate(full, full_state, sparse, sparse_state, ids, ends, threshold, temp
             jnp.isin(new, ends[1:]).any() | (own == _LOST),
             loop.advances.at[loop.checks].set(kept + 1),
             loop.checks + 1,
+            passes,
         )
 
     written = jnp.full(steps + period, -1, jnp.int32).at[0].set(first)
     zero = jnp.zeros((), jnp.int32)
     ended = jnp.isin(first, ends) | (first == _LOST)
-    loop = _Loop(cache, written, zero + 1, ended, jnp.zeros(steps, jnp.int32), zero)
+    loop = _Loop(cache, written, zero + 1, ended, jnp.zeros(steps, jnp.int32), zero, zero)
     loop = lax.while_loop(going, advance, loop)
-    return loop.written, loop.advances, loop.checks
+    return loop.written, loop.advances, loop.checks, loop.passes
 
 
 class _Loop(NamedTuple):
@@ -293,3 +328,4 @@ class _Loop(NamedTuple):
     ended: Array
     advances: Array
     checks: Array
+    passes: Array

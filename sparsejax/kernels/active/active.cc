@@ -21,10 +21,11 @@ void Contract(ffi::ThreadPool pool, const float* h, int64_t stride, const W* w, 
   int64_t lines = (d + 63) / 64, tasks = Tasks(pool, count * d * sizeof(W));
   bool panels = d > kWide;
   tasks = std::clamp<int64_t>(panels ? lines / 8 : count / 16, 1, tasks);
-  std::vector<float> sums(panels ? 0 : (tasks - 1) * tokens * d);
-  float* parts = sums.data();
+  int64_t size = tokens * d, others = panels ? 0 : tasks - 1;
+  std::unique_ptr<float[]> sums(new float[others * size]);  // set by the tasks
+  float* parts = sums.get();
   WithRows(tokens, [&](auto constant) {
-    constexpr int T = constant(), U = Together(T);
+    constexpr int T = constant(), U = std::min(Together(T), 8);  // more are slower for whole rows
     Parallel(pool, tasks, [=](int64_t task) {
       int64_t first = panels ? 0 : count * task / tasks;
       int64_t last = panels ? count : count * (task + 1) / tasks;
@@ -32,12 +33,13 @@ void Contract(ffi::ThreadPool pool, const float* h, int64_t stride, const W* w, 
       int64_t width = (panels ? std::min(lines * (task + 1) / tasks * 64, d) : d) - begin;
       float* to = panels || !task ? y + begin : parts + (task - 1) * T * d;
       for (int t = 0; t < T; ++t) std::fill_n(to + t * d, width, 0.f);
-      Groups<U>(w + begin, rows, first, last, d, [&](int64_t j, auto u, auto at, auto next) {
-        Add<T, u()>(h + j, stride, at, next, to, d, width);
-      });
+      Groups<U>(w + begin, rows, first, last, d,
+                [&](int64_t j, int64_t step, auto u, auto at, auto next) {
+                  Add<T, u()>(h + j, stride, step, at, next, to, d, width);
+                });
     });
   });
-  for (size_t i = 0; i < sums.size(); ++i) y[i % (tokens * d)] += sums[i];
+  AddParts(parts, others, size, y);
 }
 
 // u[t, j] = x[t] . w[rows[j]] for `count` rows; u is (T, stride).
@@ -50,8 +52,8 @@ void Produce(ffi::ThreadPool pool, const float* x, const W* w, const int64_t* ro
     constexpr int T = constant(), U = T == 1 ? 8 : T == 2 ? 4 : 2;
     Parallel(pool, tasks, [=](int64_t task) {
       Groups<U>(w, rows, count * task / tasks, count * (task + 1) / tasks, depth,
-                [&](int64_t j, auto together, auto at, auto next) {
-                  Dot<T, together()>(x, at, next, depth, u + j, stride, 1);
+                [&](int64_t j, int64_t step, auto together, auto at, auto next) {
+                  Dot<T, together()>(x, at, next, depth, u + j, stride, step);
                 });
     });
   });
@@ -84,6 +86,7 @@ struct Lists {
     int32_t length = count.typed_data()[each ? t : 0];
     if (length < 0 || length > slots) return false;
     rows.clear();
+    rows.reserve(length * size);
     for (int32_t j = 0; j < length; ++j) {
       if (list[j] < 0 || list[j] >= units) return false;
       for (int64_t i = 0; i < size; ++i) rows.push_back(list[j] * size + i);

@@ -54,9 +54,10 @@ void Columns(const Kept& kept, const W* w, int64_t stride, float* y, int64_t row
   for (int t = 0; t < T; ++t) std::fill_n(y + t * row, width, 0.f);
   int64_t count = kept.rows.size();
   const float* values = kept.values.data();
-  Groups<U>(w, kept.rows.data(), 0, count, stride, [&](int64_t j, auto u, auto at, auto next) {
-    Add<T, u()>(values + j, count, at, next, y, row, width);
-  });
+  Groups<U>(w, kept.rows.data(), 0, count, stride,
+            [&](int64_t j, int64_t step, auto u, auto at, auto next) {
+              Add<T, u()>(values + j, count, step, at, next, y, row, width);
+            });
 }
 
 struct Matrix {
@@ -182,8 +183,8 @@ void Network(ffi::ThreadPool pool, const float* in, int64_t tokens, const Matrix
           std::vector<float> u(T * count);
           constexpr int U = T == 1 ? 8 : T == 2 ? 4 : 2;
           Groups<U>(up_weights, live.rows.data(), 0, count, d,
-                    [&](int64_t j, auto together, auto at, auto next) {
-                      Dot<T, together()>(in, at, next, d, u.data() + j, count, 1);
+                    [&](int64_t j, int64_t step, auto together, auto at, auto next) {
+                      Dot<T, together()>(in, at, next, d, u.data() + j, count, step);
                     });
           for (int64_t j = 0; j < count; ++j) {
             int64_t i = live.rows[j];
@@ -206,7 +207,7 @@ void Network(ffi::ThreadPool pool, const float* in, int64_t tokens, const Matrix
     });
   });
   std::copy_n(parts.data(), tokens * d, to);
-  for (int64_t i = tokens * d; i < int64_t(parts.size()); ++i) to[i % (tokens * d)] += parts[i];
+  AddParts(parts.data() + tokens * d, tasks - 1, tokens * d, to);
   for (int64_t t = 0; t < tokens; ++t) Scale(to + t * d, d, down.scale);
 }
 

@@ -55,9 +55,19 @@ inline float One(const Bfloat* p) {
 }
 
 inline float Total(Vector v) {
-  float sum = 0;
-  for (int i = 0; i < kLanes; ++i) sum += v[i];
-  return sum;
+  float lanes[kLanes];
+  Store(lanes, v);
+  for (int half = kLanes / 2; half; half /= 2) {
+    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+  }
+  return lanes[0];
+}
+
+// y[0:size] += the sums of `count` tasks.
+inline void AddParts(const float* parts, int64_t count, int64_t size, float* y) {
+  for (; count > 0; --count, parts += size) {
+    for (int64_t i = 0; i < size; ++i) y[i] += parts[i];
+  }
 }
 
 // Fetches the lines of the rows that come next, at column c: they are far from these.
@@ -67,13 +77,13 @@ inline void Fetch(const W* const* next, int64_t c) {
   for (int r = 0; r < U; ++r) __builtin_prefetch(next[r] + c);
 }
 
-// y[0:width] += sum_r h[r] w[r][0:width] in whole vectors; returns how many columns that are.
+// y[0:width] += sum_r h[r * step] w[r][0:width] in whole vectors; returns how many columns that are.
 template <typename W, size_t... R>
-inline int64_t AddOne(const float* h, const W* const* w, const W* const* next, float* y,
-                      int64_t width, std::index_sequence<R...>) {
+inline int64_t AddOne(const float* h, int64_t step, const W* const* w, const W* const* next,
+                      float* y, int64_t width, std::index_sequence<R...>) {
   // Copies: the compiler must assume that y may overlap what is not local.
   const W* const at[] = {w[R]...};
-  const float factor[] = {h[R]...};
+  const float factor[] = {h[R * step]...};
   int64_t c = 0;
   for (; c + kLanes <= width; c += kLanes) {
     Fetch<sizeof...(R)>(next, c);
@@ -85,25 +95,25 @@ inline int64_t AddOne(const float* h, const W* const* w, const W* const* next, f
   return c;
 }
 
-// y[t, 0:width] += sum_r h[t * stride + r] w[r][0:width], for U rows of weights and T of y.
+// y[t, 0:width] += sum_r h[t * stride + r * step] w[r][0:width], for U rows of weights and T of y.
 template <int T, int U, typename W>
-inline void Add(const float* h, int64_t stride, const W* const* w, const W* const* next, float* y,
-                int64_t row, int64_t width) {
+inline void Add(const float* h, int64_t stride, int64_t step, const W* const* w,
+                const W* const* next, float* y, int64_t row, int64_t width) {
   int64_t c = 0;
-  if constexpr (T == 1) c = AddOne(h, w, next, y, width, std::make_index_sequence<U>());
+  if constexpr (T == 1) c = AddOne(h, step, w, next, y, width, std::make_index_sequence<U>());
   for (; c + kLanes <= width; c += kLanes) {
     Fetch<U>(next, c);
     Vector rows[U];
     for (int r = 0; r < U; ++r) rows[r] = Wide(w[r] + c);
     for (int t = 0; t < T; ++t) {
       Vector sum = Load(y + t * row + c);
-      for (int r = 0; r < U; ++r) sum += h[t * stride + r] * rows[r];
+      for (int r = 0; r < U; ++r) sum += h[t * stride + r * step] * rows[r];
       Store(y + t * row + c, sum);
     }
   }
   for (; c < width; ++c) {
     for (int t = 0; t < T; ++t) {
-      for (int r = 0; r < U; ++r) y[t * row + c] += h[t * stride + r] * One(w[r] + c);
+      for (int r = 0; r < U; ++r) y[t * row + c] += h[t * stride + r * step] * One(w[r] + c);
     }
   }
 }
@@ -169,22 +179,23 @@ inline int64_t Tasks(ffi::ThreadPool pool, int64_t bytes) {
   return std::clamp<int64_t>(bytes / kBytes, 1, 4 * pool.num_threads());
 }
 
-// f(first, constant U, pointers, pointers to the next rows or null) for rows begin to end, U at once.
+// f(j, step, constant U, pointers, pointers to the next rows or null) for rows begin to end, of which
+// j, j + step, ... are read at once.
+//
+// Each of the U pointers goes through a range of rows, so that the processor prefetches from one row
+// to the next where they are neighbours; pointers to neighbours would share its pages.
 template <int U, typename W, typename F>
 inline void Groups(const W* w, const int64_t* rows, int64_t begin, int64_t end, int64_t stride,
                    const F& f) {
   const W *at[U], *next[U], **none = nullptr;
-  int64_t j = begin;
-  for (; j + U <= end; j += U) {
-    bool more = j + 2 * U <= end;
-    for (int r = 0; r < U; ++r) at[r] = w + rows[j + r] * stride;
-    for (int r = 0; more && r < U; ++r) next[r] = w + rows[j + U + r] * stride;
-    f(j, std::integral_constant<int, U>(), at, more ? next : none);
+  int64_t step = (end - begin) / U, last = begin + step;
+  for (int64_t j = begin; j < last; ++j) {
+    bool more = j + 1 < last;
+    for (int r = 0; r < U; ++r) at[r] = w + rows[j + r * step] * stride;
+    for (int r = 0; more && r < U; ++r) next[r] = w + rows[j + 1 + r * step] * stride;
+    f(j, step, std::integral_constant<int, U>(), at, more ? next : none);
   }
-  for (; j < end; ++j) {
-    at[0] = w + rows[j] * stride;
-    f(j, std::integral_constant<int, 1>(), at, none);
-  }
+  if constexpr (U > 1) Groups<U / 2>(w, rows, begin + U * step, end, stride, f);
 }
 
 ffi::Error Invalid(const char* what) {

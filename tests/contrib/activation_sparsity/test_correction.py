@@ -31,12 +31,22 @@ def drafts(model):
     }
 
 
-def by_hand(full, draft, prompt, steps, period, threshold, stop=()):
+def judged(logits, chunk, threshold):
+    """The number of tokens of a chunk that are likely enough, in a row."""
+    p = np.exp(np.asarray(logits, np.float64) / 0.6)
+    p /= p.sum(1, keepdims=True)
+    kept = 0
+    while kept < len(chunk) - 1 and p[kept, chunk[kept + 1]] >= threshold:
+        kept += 1
+    return kept
+
+
+def by_hand(full, draft, prompt, steps, period, threshold, stop=(), second=False):
     """The loop as the paper describes it, short chunks included; advances of whole chunks."""
     cache = full.empty_cache(1, len(prompt) + steps + 2 * period)
     logits, cache = full(jnp.array([prompt]), cache)
-    tokens, advances = [int(logits[0, -1].argmax())], []
-    while len(tokens) < steps and tokens[-1] not in stop:
+    tokens, advances, calls = [int(logits[0, -1].argmax())], [], 1
+    while len(tokens) < steps and not set(tokens) & set(stop):
         start, chunk = cache.counts, tokens[-1:]
         while len(chunk) < period:
             logits, cache = draft(jnp.array([chunk[-1:]]), cache)
@@ -44,43 +54,63 @@ def by_hand(full, draft, prompt, steps, period, threshold, stop=()):
             if chunk[-1] in stop:
                 break
         logits, cache = full(jnp.array([chunk]), cache._replace(counts=start))
-        judged = np.exp(np.asarray(logits[0], np.float64) / 0.6)
-        judged /= judged.sum(1, keepdims=True)
-        kept = 0
-        while kept < len(chunk) - 1 and judged[kept, chunk[kept + 1]] >= threshold:
-            kept += 1
+        kept, calls = judged(logits[0], chunk, threshold), calls + 1
+        if second and kept < len(chunk) - 1:
+            chunk[kept + 1] = int(logits[0, kept].argmax())
+            logits, cache = full(jnp.array([chunk]), cache._replace(counts=start))
+            kept, calls = judged(logits[0], chunk, threshold), calls + 1
         advances.append(kept + 1)
         tokens += chunk[1 : kept + 1]
         if tokens[-1] in stop:
             break
         cache = cache._replace(counts=start + kept + 1)
         tokens.append(int(logits[0, kept].argmax()))
-    return tokens[:steps], advances
+    ends = [i for i, token in enumerate(tokens) if token in stop]
+    return tokens[: min(ends, default=steps - 1) + 1], advances, calls
 
 
 @pytest.mark.parametrize("kind", ["coarse", "fine"])
+@pytest.mark.parametrize("second", [False, True])
 @pytest.mark.parametrize("period, threshold", [(4, 0.05), (7, 0.1), (2, 0.2)])
-def test_the_loop(model, drafts, kind, period, threshold):
-    want, advances = by_hand(model, drafts[kind], PROMPT, 24, period, threshold)
-    got = sparse.corrected_generate(
-        model, drafts[kind], PROMPT, 24, period=period, threshold=threshold
-    )
+def test_the_loop(model, drafts, kind, period, threshold, second):
+    how = dict(period=period, threshold=threshold)
+    want, advances, calls = by_hand(model, drafts[kind], PROMPT, 24, second=second, **how)
+    got = sparse.corrected_generate(model, drafts[kind], PROMPT, 24, second_rollback=second, **how)
     assert got.tokens == want and got.advances == advances
-    assert got.full_calls == len(advances) + 1
+    assert got.full_calls == calls
     assert got.sparse_calls == len(advances) * (period - 1)
     assert got.advance_length == np.mean(advances) and 1 <= got.advance_length <= period
     for stop in set(want[2:9]):
-        want_stop, _ = by_hand(model, drafts[kind], PROMPT, 24, period, threshold, (stop,))
+        want_stop, *_ = by_hand(model, drafts[kind], PROMPT, 24, stop=(stop,), second=second, **how)
         found = sparse.corrected_generate(
-            model, drafts[kind], PROMPT, 24, period=period, threshold=threshold, stop=(stop,)
+            model, drafts[kind], PROMPT, 24, stop=(stop,), second_rollback=second, **how
         )
         assert found.tokens == want_stop
+
+
+def test_a_second_check_keeps_more(model, drafts):
+    """The tokens behind a replaced one are judged again, not dropped."""
+    for width in (1, 3):
+        how = dict(period=8, threshold=0.02, width=width)
+        once, twice = (
+            sparse.corrected_generate(
+                model, drafts["fine"], PROMPT, 48, second_rollback=second, **how
+            )
+            for second in (False, True)
+        )
+        assert once.full_calls == len(once.advances) + 1
+        first = next(i for i, length in enumerate(once.advances) if length < 8)
+        assert twice.advances[:first] == once.advances[:first]
+        # The likeliest of 23 tokens is above the threshold, and so kept.
+        assert twice.advances[first] > once.advances[first]
+        assert len(twice.advances) + 1 < twice.full_calls <= 2 * len(twice.advances) + 1
 
 
 def test_where_it_is_the_full_model(model, drafts):
     greedy = sj.models.generate(model, [PROMPT], 24)[0]
     for draft in drafts.values():
-        for more in ({"threshold": 0.51, "period": 8}, {"period": 1}):
+        likely = {"threshold": 0.51, "period": 8}
+        for more in (likely, {"period": 1}, likely | {"second_rollback": True}):
             assert sparse.corrected_generate(model, draft, PROMPT, 24, **more).tokens == greedy
         anything = sparse.corrected_generate(model, draft, PROMPT, 24, threshold=0.0, period=6)
         assert set(anything.advances) == {6}
@@ -149,7 +179,8 @@ def test_the_tree(model, drafts, kind, width, period, threshold):
 def test_the_tree_of_the_full_model(model, drafts):
     greedy = sj.models.generate(model, [PROMPT], 24)[0]
     for draft in drafts.values():
-        for more in ({"threshold": 0.51, "period": 8}, {"period": 1}):
+        likely = {"threshold": 0.51, "period": 8}
+        for more in (likely, {"period": 1}, likely | {"second_rollback": True}):
             got = sparse.corrected_generate(model, draft, PROMPT, 24, width=3, **more)
             assert got.tokens == greedy
         anything = sparse.corrected_generate(

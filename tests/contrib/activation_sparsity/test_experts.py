@@ -52,7 +52,7 @@ def test_the_union_is_the_dense_form_with_its_gradients(tokens, implementation):
     assert (np.asarray(union(x))[0] == 0).all()
     grads = [nnx.grad(lambda m: jnp.sin(m(x)).sum() + (m(x) ** 2).sum())(m) for m in (dense, union)]
     for a, b in zip(*(jax.tree.leaves(g) for g in grads)):
-        np.testing.assert_allclose(a, b, atol=1e-5)
+        np.testing.assert_allclose(a, b, rtol=2e-6, atol=1e-5)  # up to 73, in float32
 
 
 def test_locality_by_hand():
