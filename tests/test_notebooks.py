@@ -26,6 +26,7 @@ NEEDS = {
     "14_sparse_autoencoders": SMOLLM2,
     "16_prune_a_language_model": SMOLLM2,
     "17_activation_sparsity": SMOLLM2,
+    "18_attention": SMOLLM2,
 }
 
 

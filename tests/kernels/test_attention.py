@@ -1,6 +1,6 @@
 """Attention over lists against float64 with the mask of pairs, in every form."""
 
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import partial
 
 import jax
@@ -149,8 +149,7 @@ def test_nan_is_kept(implementation):
     q, k, v, blocks = tiled("pallas_tpu", (32, 2, 1, 128, 128, (16, 128)))
     on_tpu = implementation == "pallas_tpu"
     for bad in ((q.at[0, 20, 0, 0].set(jnp.nan), k), (q, k.at[0, 20, 0, 0].set(jnp.nan))):
-        mode = pltpu.force_tpu_interpret_mode() if on_tpu else nullcontext()
-        with mode, sj.kernels.lowering_for("tpu" if on_tpu else "cpu"):
+        with interpreted(implementation) if on_tpu else nullcontext():
             y = block_sparse_attention(*bad, v, blocks, implementation=implementation)
         assert np.isnan(y[0, 20, 0]).all() and np.isfinite(y[0, :20]).all()
 
@@ -246,9 +245,9 @@ def tiled(name, shape):
     return q, k, v, KeyBlocks.from_mask(mask, (bq, bk))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name, shape", CASES)
-def test_kernels_interpreted(name, shape):
+@contextmanager
+def interpreted(name):
+    """Runs the kernels of a platform by their interpreter."""
     if name == "pallas_gpu" and not hasattr(plgpu, "InterpretGPUParams"):
         pytest.skip("this JAX has no interpreter for these GPU kernels")
     mode = (
@@ -256,12 +255,37 @@ def test_kernels_interpreted(name, shape):
         if name == "pallas_tpu"
         else plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams())
     )
+    with mode, sj.kernels.lowering_for(name.removeprefix("pallas_")):
+        yield
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name, shape", CASES)
+def test_kernels_interpreted(name, shape):
     q, k, v, blocks = tiled(name, shape)
     how = {"window": 150, "sinks": 3}
-    with mode, sj.kernels.lowering_for(name.removeprefix("pallas_")):
+    with interpreted(name):
         got = block_sparse_attention(q, k, v, blocks, implementation=name, **how)
     want = in_double(q, k, v, pairs(blocks, shape[0], shape[0], **how))
     assert_close(got, want, 1e-5 if name == "pallas_tpu" else 2e-2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("foreign", [-1, -(10**8), 3, 2**31 // 64 + 1])
+@pytest.mark.parametrize("name", TILED)
+def test_kernels_hide_foreign_blocks(name, foreign):
+    """Inside jit; the keys behind the block that is read in their place do not count either."""
+    shape = TILED[name][0]
+    q, k, v, blocks = tiled(name, shape)
+    first = blocks.index.at[:, 1::2, :, 0].set(foreign)  # half of the heads
+    bad = KeyBlocks(first, blocks.count, blocks.block)
+    run = lambda implementation: jax.jit(  # noqa: E731
+        partial(block_sparse_attention, causal=False, implementation=implementation)
+    )
+    with interpreted(name):
+        got = run(name)(q, k, v, bad)
+    assert_close(got, run("xla")(q, k, v, bad), 1e-5 if name == "pallas_tpu" else 2e-2)
+    assert np.isfinite(got).all()
 
 
 @pytest.mark.slow
@@ -271,7 +295,7 @@ def test_kernels_have_the_gradients_of_xla():
     def loss(implementation, *args):
         return jnp.sin(block_sparse_attention(*args, blocks, implementation=implementation)).sum()
 
-    with pltpu.force_tpu_interpret_mode(), sj.kernels.lowering_for("tpu"):
+    with interpreted("pallas_tpu"):
         got = jax.grad(partial(loss, "pallas_tpu"), (0, 1, 2))(q, k, v)
     for a, b in zip(got, jax.grad(partial(loss, "xla"), (0, 1, 2))(q, k, v)):
         assert_close(a, b)
@@ -325,19 +349,19 @@ def test_the_choice():
     assert chosen(4096, 8, "gpu") == "dense" and chosen(2**17, 8, "gpu") == "xla"
 
 
-@pytest.mark.parametrize("implementation", ["xla", "dense"])
-@pytest.mark.parametrize("lists", ["heads", "key heads", "shared by all"])
-def test_paged(lists, implementation):
+def paged(lists, room, page, sizes=(4, 2, 8, 8), batch=2):
+    """Arguments of `paged_attention`, and what it has to give."""
     rng = np.random.default_rng(0)
-    batch, heads, key_heads, room, d, page = 2, 4, 2, 30, 8, 4
+    heads, key_heads, d, e = sizes
     q = jnp.asarray(rng.normal(size=(batch, heads, d)), jnp.float32)
-    k, v = (jnp.asarray(rng.normal(size=(batch, room, key_heads, d)), jnp.float32) for _ in "kv")
-    length = jnp.array([23, 30])
+    k, v = (jnp.asarray(rng.normal(size=(batch, room, key_heads, x)), jnp.float32) for x in (d, e))
+    length = jnp.array([room - 7, room])
     count = {"heads": heads, "key heads": key_heads, "shared by all": 1}[lists]
-    index = np.zeros((batch, count, 1, 5), np.int32)
+    held = -(-room // page)
+    index = np.zeros((batch, count, 1, held - 2), np.int32)
     for at in np.ndindex(batch, count):
-        index[at] = np.sort(rng.permutation(8)[:5])
-    used = rng.integers(1, 6, (batch, count, 1))
+        index[at] = np.sort(rng.permutation(held)[: held - 2])
+    used = rng.integers(1, held - 1, (batch, count, 1))
     pages = KeyBlocks(jnp.asarray(index), jnp.asarray(used, jnp.int32), (1, page))
     seen = np.zeros((batch, count, room), bool)
     for b, h in np.ndindex(batch, count):
@@ -345,10 +369,72 @@ def test_paged(lists, implementation):
             seen[b, h, p * page : (p + 1) * page] = True
     seen &= (np.arange(room) < np.asarray(length)[:, None])[:, None]
     want = in_double(q[:, None], k, v, np.repeat(seen, heads // count, 1)[:, :, None])[:, 0]
-    assert_close(paged_attention(q, k, v, pages, length, implementation=implementation), want)
-    one = jax.tree.map(lambda x: x[0], pages)
-    got = paged_attention(q[0], k[0], v[0], one, 23, implementation=implementation)
+    return (q, k, v, pages, length), want
+
+
+LISTS = ["heads", "key heads", "shared by all"]
+
+
+@pytest.mark.parametrize("implementation", ["xla", "dense"])
+@pytest.mark.parametrize("lists", LISTS)
+def test_paged(lists, implementation):
+    args, want = paged(lists, 30, 4)
+    assert_close(paged_attention(*args, implementation=implementation), want)
+    got = paged_attention(*jax.tree.map(lambda x: x[0], args), implementation=implementation)
     assert_close(got, want[0])
+    assert_close(jax.vmap(partial(paged_attention, implementation=implementation))(*args), want)
+
+
+PAGED = [(4, 2, 128, 128), (6, 2, 128, 256), (3, 1, 64, 32), (2, 2, 128, 128)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lists", LISTS)
+@pytest.mark.parametrize("sizes", PAGED, ids=str)
+def test_paged_kernel_interpreted(sizes, lists):
+    args, want = paged(lists, 96, 16, sizes)
+    with interpreted("pallas_tpu"):
+        got = paged_attention(*args, implementation="pallas_tpu")
+        one = jax.tree.map(lambda x: x[1], args)
+        again = paged_attention(*one, implementation="pallas_tpu")
+        # A foreign page is read as another one, and hidden.
+        q, k, v, pages, length = args
+        bad = KeyBlocks(pages.index.at[0, :, :, 0].set(99), pages.count, pages.block)
+        hidden = jax.jit(partial(paged_attention, implementation="pallas_tpu"))(
+            q, k, v, bad, length
+        )
+    assert_close(got, want)
+    assert_close(again, want[1])
+    assert_close(
+        hidden, jax.jit(partial(paged_attention, implementation="xla"))(q, k, v, bad, length)
+    )
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("sizes", PAGED, ids=str)
+def test_paged_kernel_lowers(sizes, dtype):
+    (q, k, v, *rest), _ = paged("key heads", 96, 16, sizes)
+    arrays = [x.astype(dtype) for x in (q, k, v)]
+    run = jax.jit(partial(paged_attention, implementation="pallas_tpu"))
+    with sj.kernels.lowering_for("tpu"):
+        lowered = run.trace(*arrays, *rest).lower(lowering_platforms=("tpu",))
+    assert "tpu_custom_call" in lowered.as_text()
+
+
+@pytest.mark.parametrize(
+    "room, page, sizes, reason",
+    [
+        (96, 4, PAGED[0], "multiple of 16"),
+        (90, 16, PAGED[0], "whole pages"),
+        (96, 16, (4, 2, 64, 128), "multiples of 128"),
+    ],
+)
+def test_what_the_paged_kernel_cannot_do_is_left_to_xla(room, page, sizes, reason):
+    args, want = paged("key heads", room, page, sizes)
+    with sj.kernels.lowering_for("tpu"):
+        with pytest.raises(NotImplementedError, match=reason):
+            paged_attention(*args, implementation="pallas_tpu")
+    assert_close(paged_attention(*args, implementation=("pallas_tpu", "xla")), want)
 
 
 def test_mistakes():

@@ -115,7 +115,8 @@ def _order(
 
 @partial(jax.jit, static_argnames=("names", "rule", "platform"))
 def _jitted(q, k, v, blocks: KeyBlocks, names: tuple[str, ...], rule: Rule, platform: str):
-    lists = broadcast_lists(blocks, (*q.shape[:-3], q.shape[-2]))
+    lead, key_blocks = (*q.shape[:-3], q.shape[-2]), -(-k.shape[-3] // blocks.block[1])
+    lists = broadcast_lists(blocks, lead, key_blocks)
     if not q.size or not k.size:
         return jnp.zeros((*q.shape[:-1], v.shape[-1]), q.dtype)
     heads = [jnp.moveaxis(x, -2, -3).reshape(-1, x.shape[-3], x.shape[-1]) for x in (q, k, v)]

@@ -1,8 +1,9 @@
 """The table of attention over lists. Each is loaded at first use.
 
 A product takes `(q, k, v, index, count, block, rule)`, heads first, and returns the output and the
-log of the sum of exponentials of each query, which the gradient needs. Kernels for hardware are
-used by name only, until they have run on a device.
+log of the sum of exponentials of each query, which the gradient needs; a product over pages takes
+`(q, k, v, index, count, length, page, scale)`, the batch first. Kernels for hardware are used by
+name only, until they have run on a device.
 """
 
 from .._table import Implementation, implement
@@ -33,6 +34,13 @@ def _() -> Implementation:
 @implement("attention", KeyBlocks, "dense")
 def _() -> Implementation:
     from ._dense import product
+
+    return Implementation(product)
+
+
+@implement("paged_attention", KeyBlocks, "pallas_tpu", platforms=("tpu",), automatic=False)
+def _() -> Implementation:
+    from ._paged_tpu import product
 
     return Implementation(product)
 

@@ -162,7 +162,7 @@ def check_lists(
 ) -> None:  # fmt: skip
     """Raises unless the lists fit the leading axes and the numbers of query and key blocks.
 
-    Entries can be checked outside of jit only; inside, the forms in XLA skip those out of range.
+    Entries can be checked outside of jit only; inside, those out of range are skipped.
     """
     index, count = jnp.shape(lists.index), jnp.shape(lists.count)
     rows = index[-2:-1]
@@ -203,10 +203,14 @@ def _check_entries(what: str, index: Any, count: Any, keys: int, name: str) -> N
 
 
 def broadcast_lists(
-    lists: KeyBlocks, lead: tuple[int, ...]
+    lists: KeyBlocks, lead: tuple[int, ...], keys: int
 ) -> tuple[Int[Array, "h q s"], Int[Array, "h q"]]:
-    """Index and count of each head, batch and heads as one axis."""
-    index = jnp.broadcast_to(lists.index, (*lead, *lists.index.shape[-2:]))
+    """Index and count of each head, batch and heads as one axis.
+
+    An entry out of range becomes `keys`: a block behind all keys, where all pairs are hidden.
+    """
+    index = jnp.where((lists.index >= 0) & (lists.index < keys), lists.index, keys)
+    index = jnp.broadcast_to(index, (*lead, *index.shape[-2:]))
     count = jnp.clip(lists.count, 0, lists.slots)
     count = jnp.broadcast_to(count, (*lead, *count.shape[-1:]))
     return index.reshape(-1, *index.shape[-2:]), count.reshape(-1, count.shape[-1])

@@ -38,8 +38,9 @@ def paged_attention(
         for each head or for each key head.
       length: Number of places in use, `(batch,)` or a number.
       scale: Factor of the scores; None for `1 / sqrt(d)`.
-      implementation: "xla", "dense" (the whole cache, masked), or names to try in turn; None for
-        the first.
+      implementation: "xla", "dense" (the whole cache, masked), "pallas_tpu" (whole pages of
+        multiples of 16 places; not yet measured on hardware), or names to try in turn; None for
+        "xla".
 
     Returns:
       `(batch, heads, e)` in the dtype of q.
@@ -87,16 +88,21 @@ def paged_attention(
 
 @partial(jax.jit, static_argnames=("names", "page", "scale", "platform"))
 def _jitted(q, k, v, index, count, length, names, page, scale, platform):
-    def one(*args: Any) -> Any:
-        call = lambda i: i.product(*args, page, scale)  # noqa: E731
-        return attempt("paged_attention", KeyBlocks, names, call, platform)
+    lead, room = q.shape[:-2], -(-k.shape[-3] // page)
+    # An entry out of range becomes a page behind the cache.
+    index = jnp.where((index >= 0) & (index < room), index, room)
+    args = [x.reshape(-1, *x.shape[len(lead) :]) for x in (q, k, v, index, count, length)]
+    call = lambda i: i.product(*args, page, scale)  # noqa: E731
+    y: Any = attempt("paged_attention", KeyBlocks, names, call, platform)
+    return y.reshape(*lead, *y.shape[1:]).astype(q.dtype)
 
-    attend: Any = one
-    for _ in range(q.ndim - 2):
-        attend = jax.vmap(attend)
-    return attend(q, k, v, index, count, length).astype(q.dtype)
+
+def by_sequence(one: Any) -> Any:
+    """A product `(q, k, v, index, count, length, page, scale)` of each sequence of a batch."""
+    return lambda *args: jax.vmap(lambda *arrays: one(*arrays, *args[-2:]))(*args[:-2])
 
 
+@by_sequence
 def gathered(
     q: Shaped[Array, "h d"],
     k: Shaped[Array, "m hk d"],
@@ -111,18 +117,16 @@ def gathered(
     (lists, slots), groups = index.shape, k.shape[1]
     head = jnp.arange(lists)[:, None] // (lists // groups)
     place = index[..., None] * page + jnp.arange(page)
-    seen = (
-        (place >= 0)
-        & (place < jnp.minimum(length, k.shape[0]))
-        & (jnp.arange(slots) < count[:, None])[..., None]
-    )
-    place = jnp.clip(place, 0, k.shape[0] - 1).reshape(lists, -1)
+    listed = (jnp.arange(slots) < count[:, None])[..., None]
+    seen = listed & (place < jnp.minimum(length, k.shape[0]))
+    place = jnp.minimum(place, k.shape[0] - 1).reshape(lists, -1)
     take = lambda x: x.at[place, head].get(mode="promise_in_bounds")  # noqa: E731
     q = q.reshape(lists, -1, q.shape[1])  # the heads that share a list
     y, _ = masked(q, take(k), take(v), seen.reshape(lists, 1, -1), scale)
     return y.reshape(-1, v.shape[2])
 
 
+@by_sequence
 def dense(
     q: Shaped[Array, "h d"],
     k: Shaped[Array, "m hk d"],

@@ -45,7 +45,8 @@ def product(
         plgpu.barrier_wait(loaded)
 
         def key_block(s):
-            return lax.div(h, shared) * key_blocks + index[row * slots + s], 0
+            listed = jnp.minimum(index[row * slots + s], key_blocks - 1)
+            return lax.div(h, shared) * key_blocks + listed, 0
 
         def step(at, keys, values, carry):
             acc, top, total = carry

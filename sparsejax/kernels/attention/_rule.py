@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+from jaxtyping import Array, Int
+
 LOW = -1e30  # the score of hidden pairs: below all others, and its differences are finite
 
 
@@ -11,14 +13,14 @@ class Rule:
     """The pairs of a listed block that are visible: of what token, at what scale.
 
     Args:
-      keys: Number of keys; places from there on are padding.
+      keys: Number of keys; places from there on are padding. A scalar within kernels.
       causal: Whether a query sees no later key.
       window: Number of keys up to the query itself that are visible; None for all.
       sinks: Number of first keys that the window does not hide.
       scale: Factor of the scores.
     """
 
-    keys: int
+    keys: int | Int[Array, ""]
     causal: bool = True
     window: int | None = None
     sinks: int = 0

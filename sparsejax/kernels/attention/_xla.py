@@ -125,7 +125,7 @@ class _Tiles:
         index, count, head, _ = at
         listed = lax.dynamic_slice_in_dim(index, c * self.step, self.step)
         used = c * self.step + jnp.arange(self.step) < count
-        inside = (listed >= 0) & (listed < self.blocks)
+        inside = listed < self.blocks
         return head + jnp.where(inside, listed, 0), used & inside
 
     def scores(self, q, at, c) -> tuple[Any, Any, Any]:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks.papers.lora_limits import PROTOTYPE
 from sparsejax.contrib import lora_limits as limits
 
 RNG = np.random.default_rng(0)
@@ -162,13 +163,6 @@ def head(n, gamma, seed=0):
     return x, *kernels, y, scale
 
 
-# Relative errors of the gradient of Wq at n = 512, by gamma and degree; one draw.
-ERRORS = {
-    0.25: (2.2e-5, 2.1e-8, 2.3e-11), 1: (1.5e-3, 2.3e-5, 3.6e-7), 2: (1.4e-2, 8.8e-4, 5.0e-5),
-    4: (3.3e-2, 9.7e-3, 1.6e-3), 6: (0.11, 0.051, 0.019), 8: (0.39, 0.28, 0.19),
-}  # fmt: skip
-
-
 def errors(gamma):
     """Relative errors of the gradient of Wq by degree."""
     *args, y, scale = head(512, gamma)
@@ -184,9 +178,9 @@ def errors(gamma):
 
 def test_errors_rise_sharply_with_the_norm():
     with jax.enable_x64(True):
-        found = {gamma: errors(gamma) for gamma in ERRORS}
-    for gamma, published in ERRORS.items():
-        ratios = found[gamma] / published
+        found = {gamma: errors(gamma) for gamma in PROTOTYPE}
+    for gamma, expected in PROTOTYPE.items():
+        ratios = found[gamma] / expected
         assert (ratios > 1 / 5).all() and (ratios < 5).all(), (gamma, found[gamma])
         assert (np.diff(found[gamma]) < 0).all()
     assert found[6][1] > 1000 * found[1][1]
