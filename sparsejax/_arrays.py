@@ -51,6 +51,11 @@ def poison(*arrays: Array) -> Float[Array, ""]:
     return lax.stop_gradient(jnp.asarray(sum(lost, start=0.0)))
 
 
+def passed(kept: Array, x: Array) -> Array:
+    """x where it is kept or NaN, which no selection may hide, and 0 elsewhere."""
+    return jnp.where(kept | jnp.isnan(x), x, jnp.zeros((), x.dtype))
+
+
 @jax.custom_jvp
 def quotient(u: Array, r: Array) -> Array:
     """`u / r`, whose derivative `(du - (u / r) dr) / r` does not form the square of a tiny r."""

@@ -4,7 +4,7 @@
 
 Entropy (2506.21137): 50 directions of a query with norms 0.05 to 2 against 256 keys of size 32.
 Time: one head of size 32, forward, best of several. Digits: 8 x 8 images as 64 tokens of one pixel,
-two layers of width 32 without convolutions; all maps learn there, so that it shows no order.
+two layers of width 32; all maps work there, so that it only tests the layer.
 """
 
 import time
@@ -20,6 +20,7 @@ from sklearn.datasets import load_digits
 
 from benchmarks._report import save, table_of
 from sparsejax.contrib.linear_attention import (
+    NormAwareAttention,
     attention_entropy,
     linear_attention,
     linear_attention_weights,
@@ -123,17 +124,23 @@ class Pixels(nnx.Module):
         self.embed = nnx.Linear(1, 32, rngs=rngs)
         self.place = nnx.Param(0.02 * jax.random.normal(rngs.params(), (64, 32)))
         self.norms = nnx.List([nnx.LayerNorm(32, rngs=rngs) for _ in range(4)])
-        self.parts = nnx.List([nnx.Linear(32, 96, use_bias=False, rngs=rngs) for _ in range(2)])
+        if kind in ("split", "cos"):
+            parts = [NormAwareAttention(32, 2, map=kind, rngs=rngs) for _ in range(2)]
+        else:
+            parts = [nnx.Linear(32, 96, use_bias=False, rngs=rngs) for _ in range(2)]
+        self.parts = nnx.List(parts)
         self.up = nnx.List([nnx.Linear(32, 64, rngs=rngs) for _ in range(2)])
         self.down = nnx.List([nnx.Linear(64, 32, rngs=rngs) for _ in range(2)])
         self.head = nnx.Linear(32, 10, rngs=rngs)
 
     def attend(self, part, x):
+        if self.kind in ("split", "cos"):
+            return part(x)
         q, k, v = (y.reshape(*x.shape[:2], 2, 16) for y in jnp.split(part(x), 3, -1))
         if self.kind == "softmax":
             y = jax.nn.dot_product_attention(q, k, v)
-        else:  # norms of queries near 1
-            y = linear_attention(*MAPS[self.kind](q / 4, k), v)
+        else:
+            y = linear_attention(jax.nn.relu(q), jax.nn.relu(k), v)
         return y.reshape(x.shape)
 
     def __call__(self, images):
@@ -149,25 +156,21 @@ def accuracy(kind, seed, steps):
     x, y = jnp.asarray(images / 16, jnp.float32), jnp.asarray(labels)
     order = jax.random.permutation(jax.random.key(100 + seed), len(x))
     test, train = order[:360], order[360:]
-    graph, start = nnx.split(Pixels(kind, nnx.Rngs(seed)))
-    adam = optax.adam(2e-3)
+    model = Pixels(kind, nnx.Rngs(seed))
+    optimizer = nnx.Optimizer(model, optax.adam(2e-3), wrt=nnx.Param)
 
-    def step(carry, rows):
-        def loss(params):
-            logits = nnx.merge(graph, params)(x[rows])
-            return optax.softmax_cross_entropy_with_integer_labels(logits, y[rows]).mean()
+    @nnx.jit
+    def step(model, optimizer, rows):
+        def loss(model):
+            found = optax.softmax_cross_entropy_with_integer_labels(model(x[rows]), y[rows])
+            return found.mean()
 
-        params, state = carry
-        updates, state = adam.update(jax.grad(loss)(params), state)
-        return (optax.apply_updates(params, updates), state), None
+        optimizer.update(model, nnx.grad(loss)(model))
 
-    @jax.jit
-    def trained(params, rows):
-        return jax.lax.scan(step, (params, adam.init(params)), rows)[0][0]
-
-    rows = jax.random.choice(jax.random.key(1000 + seed), train, (steps, 64))
-    model = nnx.merge(graph, trained(start, rows))
-    return float(jnp.mean(model(x[test]).argmax(-1) == y[test]))
+    for i in range(steps):
+        rows = jax.random.choice(jax.random.key(1000 * seed + i), train, (64,))
+        step(model, optimizer, rows)
+    return float(jnp.mean(nnx.jit(lambda m: m(x[test]))(model).argmax(-1) == y[test]))
 
 
 def digits_table(seeds, steps):
@@ -175,10 +178,7 @@ def digits_table(seeds, steps):
     rows = [[kind, *(f"{a:.3f}" for a in values)] for kind, values in found.items()]
     columns = ["attention", *(f"seed {s}" for s in range(seeds))]
     least = min(min(found["split"]), min(found["cos"]))
-    claim = [
-        f"norm-aware attention learns the digits: at least {least:.3f} (goal 0.94)",
-        least >= 0.94,
-    ]
+    claim = [f"norm-aware layers learn the digits: at least {least:.3f} (goal 0.94)", least >= 0.94]
     return table_of(f"accuracy on digits as 64 tokens, {steps} steps", columns, rows), claim
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from .._arrays import wide_dtype
+from .._arrays import passed, wide_dtype
 from .._topk import topk_mask
 from .._tree import register
 from ._activation import Activation, Context, JumpReLU
@@ -45,7 +45,7 @@ class Ranked(Activation):
         """The features."""
         scores = _ranks(self.scores(z, context), -jnp.inf)
         count = jnp.asarray(self.count(scores, context), jnp.int32)
-        return _kept(topk_mask(scores, count, (z.ndim - 1,)), self.value(z))
+        return passed(topk_mask(scores, count, (z.ndim - 1,)), self.value(z))
 
     def codes(
         self, z: Array, context: Context, at: Callable[[Array], Array]
@@ -61,11 +61,6 @@ def _ranks(scores: Array, nan: float) -> Array:
     """Scores without gradient, at least float32, in which NaN has a place."""
     wide = lax.stop_gradient(scores.astype(wide_dtype(scores)))
     return jnp.where(jnp.isnan(wide), nan, wide)
-
-
-def _kept(mask: Array, values: Array) -> Array:
-    """The values that are kept or NaN, which no selection may hide, and 0 elsewhere."""
-    return jnp.where(mask | jnp.isnan(values), values, 0)
 
 
 @register
@@ -188,7 +183,7 @@ class BatchTopK(Activation):
     ) -> Float[Array, "*n h"]:
         """The features."""
         count = self._count(int(np.prod(z.shape[:-1])))
-        return _kept(topk_mask(_ranks(z, -jnp.inf), count), jax.nn.relu(z))
+        return passed(topk_mask(_ranks(z, -jnp.inf), count), jax.nn.relu(z))
 
     def _count(self, tokens: int) -> Array:
         # Float32 holds 0.7 a little below 0.7: the product is raised by as much.

@@ -13,11 +13,12 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Shaped
 
 from ..._arguments import check_not_nan, checked
+from ..._arrays import passed
 from ..._tree import register
 from ...models import Llama
 from ...nn import record, replace
 from ._attach import arguments_of, kernels_of, only
-from ._gates import kernel_norms, passed
+from ._gates import kernel_norms
 
 
 @checked(epsilon="[0, inf)")

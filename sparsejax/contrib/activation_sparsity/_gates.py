@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Shaped
 
 from ..._arguments import check_fraction, checked
-from ..._arrays import wide_dtype
+from ..._arrays import passed, wide_dtype
 from ..._tree import register
 from ...select import Selector, Threshold, TopK
 
@@ -146,11 +146,6 @@ class ActivationGate:
         del path
         y = call(x)
         return passed(self.kept(y), y)
-
-
-def passed(kept: Bool[Array, "*t n"], x: Array) -> Array:
-    """x where it is kept or NaN, which no gate may hide, and 0 elsewhere."""
-    return jnp.where(kept | jnp.isnan(x), x, jnp.zeros((), x.dtype))
 
 
 def top_selector(units: int, sparsity: float) -> Selector:

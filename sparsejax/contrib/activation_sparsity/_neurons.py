@@ -12,11 +12,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Shaped
 
 from ..._arguments import check_count, checked
-from ..._arrays import wide_dtype
+from ..._arrays import passed, wide_dtype
 from ..._tree import register
 from ...kernels import active_reduce
 from ...select import Threshold, TopK
-from ._gates import passed
 
 
 @register
