@@ -122,7 +122,7 @@ class Pixels(nnx.Module):
     def __init__(self, kind, rngs):
         self.kind = kind
         self.embed = nnx.Linear(1, 32, rngs=rngs)
-        self.place = nnx.Param(0.02 * jax.random.normal(rngs.params(), (64, 32)))
+        self.place = nnx.Param(0.5 * jax.random.normal(rngs.params(), (64, 32)))
         self.norms = nnx.List([nnx.LayerNorm(32, rngs=rngs) for _ in range(4)])
         if kind in ("split", "cos"):
             parts = [NormAwareAttention(32, 2, map=kind, rngs=rngs) for _ in range(2)]

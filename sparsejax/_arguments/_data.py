@@ -116,6 +116,18 @@ def finite_array(caller: str, name: str, x: ArrayLike, ndim: int) -> Array:
     return x.astype(wide_dtype(x))
 
 
+def checked_start(caller: str, w0: Any, shape: tuple[int, ...], dtype: Any) -> Array:
+    """The initial value of a solver in a real dtype, 0 for None."""
+    if w0 is None:
+        return jnp.zeros(shape, dtype)
+    if np.shape(w0) != shape:
+        raise ValueError(f"{caller}: w0 must have shape {shape}, got {np.shape(w0)}.")
+    if jnp.iscomplexobj(w0):
+        raise TypeError(f"{caller}: w0 must be real, got {jnp.result_type(w0)}; pass w0.real.")
+    with np.errstate(over="ignore"):  # what the dtype cannot hold is infinite
+        return jnp.asarray(w0, dtype)
+
+
 def check_not_nan(caller: str, **arrays: Any) -> None:
     """Raises if a concrete array holds NaN, of which every comparison is False."""
     for name, x in arrays.items():

@@ -9,7 +9,15 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .._arguments import check_count, check_key, checked, checked_number, finite_array, near_one
+from .._arguments import (
+    check_count,
+    check_key,
+    checked,
+    checked_number,
+    checked_start,
+    finite_array,
+    near_one,
+)
 from .._arrays import largest_eigenvalue
 from .._progress import Progress, check_loop, run_chunks
 from .._solution import Solution, code, finish
@@ -81,10 +89,7 @@ def sparse_code(
     checked_number("tol", tol, "tol=1e-6")
     step = 0.99 / largest_eigenvalue(dictionary) if step is None else step
     shape, dtype = (X.shape[0], dictionary.shape[1]), jnp.result_type(X, dictionary)
-    codes = jnp.zeros(shape, dtype) if w0 is None else jnp.asarray(w0, dtype)
-    if codes.shape != shape:
-        raise ValueError(f"sparse_code: w0 must have shape {shape}, got {codes.shape}.")
-
+    codes = checked_start("sparse_code", w0, shape, dtype)
     return finish("sparse_code", _code(X, dictionary, penalty, codes, step, tol, max_steps), throw)
 
 
@@ -227,11 +232,8 @@ def dictionary_learning(
     check_count("max_steps", max_steps, 0)
     near_one(batches=batches)
     shape = batches.shape[-1], atoms
-    if w0 is not None and jnp.shape(w0) != shape:
-        raise ValueError(f"dictionary_learning: w0 must have shape {shape}, got {jnp.shape(w0)}.")
-    if w0 is not None:
-        first = jnp.asarray(w0, batches.dtype)
-    else:
+    first = checked_start("dictionary_learning", w0, shape, batches.dtype)
+    if w0 is None:
         first = normalise(jax.random.normal(key, shape, batches.dtype))
 
     def advance(state, first, last):

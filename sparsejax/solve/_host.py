@@ -226,7 +226,8 @@ def _balanced(task: Task) -> tuple[Task, tuple[float, float]]:
     info = np.finfo(np.float64)
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         w0 = None if task.w0 is None else task.w0 * (x / y)
-        strengths = np.maximum(task.strengths / x / y, info.tiny)
+        strengths = task.strengths / x**model.degree / y / y ** (1 - model.degree)
+        strengths = np.maximum(strengths, info.tiny)
         l2 = min(float(np.float64(task.l2) / x / x), float(info.max) / 4)
     model = model._replace(delta=model.delta / y)
     scaled = task._replace(

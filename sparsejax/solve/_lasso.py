@@ -11,7 +11,14 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
-from .._arguments import check_strength, checked, known, matrix_and_target, path_strengths
+from .._arguments import (
+    check_strength,
+    checked,
+    checked_start,
+    known,
+    matrix_and_target,
+    path_strengths,
+)
 from .._arrays import Units, wide_dtype
 from .._solution import Result, Solution, code, finish, refuse_infinite
 from . import _lasso_native
@@ -117,10 +124,7 @@ def lasso(
     if working_set is not None and not 1 <= working_set:
         raise ValueError(f"working_set must be >= 1, got {working_set}; 64 for example.")
     m = min(p, working_set or WORKING_SET)
-    with np.errstate(over="ignore"):  # what the dtype cannot hold is infinite, and not used
-        w = jnp.zeros(p, pb.y.dtype) if w0 is None else jnp.asarray(w0, pb.y.dtype)
-    if w.shape != (p,):
-        raise ValueError(f"w0 must have shape ({p},), got {w.shape}; one number per column of X.")
+    w = checked_start("lasso", w0, (p,), pb.y.dtype)
     frozen, w = lax.stop_gradient((pb, units.inside(w)))
     native = _runs_native(implementation)
     w, result, stats = _solve(frozen, w, tol, m, max_steps, positive, native)
@@ -362,8 +366,7 @@ def lasso_path(
     default_tol(options.get("tol"), X.dtype)
     arrays = {name: options.pop(name) for name in ("weights", "l2") if name in options}
     problem(X, y, 1.0, weights, arrays.get("l2", 0.0))  # validate eagerly, before tracing
-    w0 = options.pop("w0", None)
-    start = jnp.zeros(X.shape[1], X.dtype) if w0 is None else jnp.asarray(w0, X.dtype)
+    start = checked_start("lasso_path", options.pop("w0", None), (X.shape[1],), X.dtype)
     found = _path(X, y, strengths, start, arrays, tuple(sorted(options.items())))
     stats = {**found.stats, "strengths": strengths}
     return finish("lasso_path", Solution(found.value, found.result, stats), throw)

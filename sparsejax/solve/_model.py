@@ -9,7 +9,7 @@ import numpy as np
 from .._arguments import known
 
 Loss = Literal["squared", "logistic", "huber", "poisson"]
-Shape = Literal["l1", "groups", "mcp", "scad"]
+Shape = Literal["l1", "groups", "mcp", "scad", "l_half"]
 LOSSES = ("squared", "logistic", "huber", "poisson")
 
 
@@ -45,6 +45,11 @@ class Model(NamedTuple):
     def is_convex(self) -> bool:
         """Whether there is a duality gap."""
         return self.shape in ("l1", "groups")
+
+    @property
+    def degree(self) -> float:
+        """The penalty of t w over that of w is t to this power (1 where t scales alpha, too)."""
+        return 0.5 if self.shape == "l_half" else 1.0
 
     def features(self, blocks: np.ndarray) -> np.ndarray:
         """The features of some blocks, given as a mask."""

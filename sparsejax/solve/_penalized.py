@@ -10,7 +10,15 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from .._arguments import check_strength, check_weights, checked, known, matrix_and_target, near_one
+from .._arguments import (
+    check_strength,
+    check_weights,
+    checked,
+    checked_start,
+    known,
+    matrix_and_target,
+    near_one,
+)
 from .._arrays import Units, magnitude
 from .._solution import Solution, finish, refuse_infinite
 from ..prox import Penalty, group_lasso as group_penalty, l1, scale as scaled
@@ -73,7 +81,9 @@ def penalized_regression(
     if not isinstance(penalty, Penalty):
         raise TypeError(f"penalty must be a penalty such as prox.l1(0.1), got {penalty!r}.")
     near_one(X=X, y=y)
-    found = _stationary(X, y, penalty, _start(X, y, w0), tol, max_steps, loss)
+    found = _stationary(
+        X, y, penalty, _start("penalized_regression", X, y, w0), tol, max_steps, loss
+    )
     return finish("penalized_regression", found, throw)
 
 
@@ -263,7 +273,9 @@ def _certified(
         y / units.y,
         jnp.where(strength >= 0, strength, jnp.nan) / units.X / units.y,
     )
-    found = _to_gap(X, y, strength, unit, units.inside(_start(X, y, w0)), tol, max_steps, loss)
+    found = _to_gap(
+        X, y, strength, unit, units.inside(_start(solver, X, y, w0)), tol, max_steps, loss
+    )
     stats = {**found.stats, "gap": units.objective(found.stats["gap"])}
     value = units.outside(found.value)
     result = refuse_infinite(value.reshape(-1), found.result)
@@ -343,9 +355,5 @@ def _data(X: Any, y: Any, loss: str, ndim: int | None = None) -> tuple[Array, Ar
     return X, y
 
 
-def _start(X: Any, y: Any, w0: Any) -> Array:
-    shape = (X.shape[1], *y.shape[1:])
-    w0 = jnp.zeros(shape, X.dtype) if w0 is None else jnp.asarray(w0, X.dtype)
-    if w0.shape != shape:
-        raise ValueError(f"w0 must have shape {shape}, got {w0.shape}.")
-    return w0
+def _start(solver: str, X: Array, y: Array, w0: Any) -> Array:
+    return checked_start(solver, w0, (X.shape[1], *y.shape[1:]), X.dtype)

@@ -23,7 +23,7 @@ HEADERS = (
     "steps",
     "working_sets",
 )
-SHAPES = ("l1", "groups", "mcp", "scad")
+SHAPES = ("l1", "groups", "mcp", "scad", "l_half")
 _KINDS: dict[str, Any] = {"i": ctypes.c_int64, "d": ctypes.c_double, "p": ctypes.c_void_p}
 
 

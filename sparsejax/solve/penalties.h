@@ -1,4 +1,4 @@
-// Penalties on blocks of coefficients for working_sets.h: the l1 norm, group norms, MCP and SCAD.
+// Penalties on blocks of coefficients for working_sets.h: the l1 norm, group norms, MCP, SCAD, l_1/2.
 //
 // Each has `bounds`, the norms of the correlations up to which blocks stay 0; each(b, call), a call
 // for the features of a block; size(b, c), the norm of correlations that a bound bounds; admit(u), a
@@ -108,6 +108,55 @@ template <class T> struct Concave : Single<T> {
     return change - slope(b, b, w) * d - second * d * d / 2;
   }
   Concave part(const Indices& which) const { return {{this->bounds_of(which)}, gamma, scad}; }
+};
+
+// sum_b a_b |w_b|^(1/2), whose slope is infinite at 0: each w_b is the minimum of its own problem, of
+// curvature q_b, which is 0 up to a correlation of 1.5 a_b^(2/3) q_b^(1/3).
+template <class T> struct SquareRoot : Single<T> {
+  static constexpr bool convex = false;
+  using Single<T>::bounds;
+  std::vector<double> weights, curvatures;
+
+  SquareRoot(std::vector<double> a, std::vector<double> q)
+      : Single<T>{std::vector<double>(a.size())}, weights(std::move(a)), curvatures(std::move(q)) {
+    for (Index b = 0; b < this->blocks(); ++b)
+      bounds[b] = 1.5 * std::cbrt(weights[b] * weights[b] * curvatures[b]);
+  }
+  double size(Index b, const T* c) const { return std::abs(c[b]); }
+  double inward(Index b, const T* c) const { return std::abs(c[b]); }
+  double cost(Index b, const T* w) const {
+    return w[b] == 0 ? 0 : weights[b] * std::sqrt(std::abs(double(w[b])));
+  }
+  // A root of x + (a / 2 q) x^(-1/2) = u, a cubic equation in x^(1/2).
+  void shrink(Index b, T* v, double q) const {
+    const double u = std::abs(double(*v)), m = weights[b] / q, root = std::cbrt(m);
+    if (!(u > 1.5 * root * root)) return void(*v = 0);
+    constexpr double turn = 2.0943951023931953;  // 2 pi / 3
+    const double angle = std::acos(std::min(0.75 * m * std::sqrt(3 / u) / u, 1.0));
+    double x = 2 * u / 3 * (1 + std::cos(turn - 2 * angle / 3));
+    const double pull = m / (2 * std::sqrt(x));  // and a Newton step against the rounding
+    x -= (x + pull - u) / (1 - pull / (2 * x));
+    *v = std::copysign(x, double(*v));
+  }
+  double violation(Index b, const T* w, const T* c) const {
+    const double q = curvatures[b];
+    T to = w[b] + c[b] / q;
+    shrink(b, &to, q);
+    return q * std::abs(double(w[b]) - to);
+  }
+  double slope(Index b, Index, const T* w) const {
+    return std::copysign(weights[b] / (2 * std::sqrt(std::abs(double(w[b])))), double(w[b]));
+  }
+  double bending(Index b, const T* w) const { return -slope(b, b, w) / (2 * double(w[b])); }
+  template <class Add> void bend(Index b, const T* w, const Add& add) const {
+    add(0, 0, bending(b, w));
+  }
+  double rest(Index b, const T* w, const T* step) const {
+    const T there = w[b] + *step;
+    const double d = there - w[b];
+    const double change = weights[b] * std::sqrt(std::abs(double(there))) - cost(b, w);
+    return change - slope(b, b, w) * d - bending(b, w) * d * d / 2;
+  }
 };
 
 // sum_b a_b |w_b| over disjoint groups of features.

@@ -1,4 +1,4 @@
-// Regression on the host beyond the Lasso: other losses, groups, several targets, MCP and SCAD.
+// Regression on the host beyond the Lasso: other losses, groups, several targets, other penalties.
 
 #include "curved.h"
 #include "paths.h"
@@ -7,7 +7,7 @@ namespace {
 
 using T = double;
 enum Kind { SQUARED, LOGISTIC, HUBER, POISSON };
-enum Shape { L1_NORM, GROUPS, MCP, SCAD };
+enum Shape { L1_NORM, GROUPS, MCP, SCAD, L_HALF };
 
 // What a call is given, in the layout of `_regression_native.Input`.
 struct Input {
@@ -33,6 +33,11 @@ template <> L1<T> penalty_of(const Input& in, double strength) {
 }
 template <> Concave<T> penalty_of(const Input& in, double strength) {
   return {{bounds(in.weights, in.blocks, strength)}, in.gamma, in.shape == SCAD};
+}
+template <> SquareRoot<T> penalty_of(const Input& in, double strength) {
+  std::vector<double> curvatures(in.p);
+  for (Index j = 0; j < in.p; ++j) curvatures[j] = in.norms[j] / in.n + in.l2;
+  return {bounds(in.weights, in.blocks, strength), std::move(curvatures)};
 }
 template <> Groups<T> penalty_of(const Input& in, double strength) {
   const Index* start = in.block_start;
@@ -86,6 +91,7 @@ template <class Penalty, class Design> void with_loss(const Input& in, Design& X
 template <class Design> void with_penalty(const Input& in, Design& X) {
   if (in.shape == L1_NORM) return with_loss<L1<T>>(in, X);
   if (in.shape == GROUPS) return with_loss<Groups<T>>(in, X);
+  if (in.shape == L_HALF) return squares<SquareRoot<T>>(in, X);
   with_loss<Concave<T>>(in, X);
 }
 

@@ -1,4 +1,4 @@
-"""MCP and SCAD on the host: stationarity and minima by their definitions, in NumPy."""
+"""MCP, SCAD and l_1/2 on the host: stationarity and minima by their definitions, in NumPy."""
 
 import warnings
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import sklearn.linear_model as theirs
 
-from sparsejax.solve import _regression_native, estimators as ours
+from sparsejax.solve import _lasso_host, _regression_native, _regression_xla, estimators as ours
 
 from .test_regression import LAYOUTS, SCORE, N, P, X, Y, compiled
 
@@ -60,6 +60,62 @@ def test_one_feature_is_solved_globally(shape, size):
         own = (mine.coef_[0] - target) ** 2 * size**2 / 2
         own += concave(shape, 0.4, gamma, abs(mine.coef_[0]))[0]
         assert own <= total.min() + 1e-8
+
+
+def half_distance(X, y, w, alpha):
+    """The largest distance of a w_j from the minimum of its own problem."""
+    worst, n = 0.0, len(y)
+    for j in range(X.shape[1]):
+        q = X[:, j] @ X[:, j] / n
+        if q == 0:
+            assert w[j] == 0
+            continue
+        u = w[j] + X[:, j] @ (y - X @ w) / n / q
+        # s^3 - |u| s + alpha / (2 q) = 0 for s = sqrt(|x|).
+        roots = np.roots([1, 0, -abs(u), alpha / (2 * q)])
+        s = np.real(roots[(np.abs(roots.imag) < 1e-9) & (roots.real > 0)])
+        tried = np.r_[0, s**2] * np.sign(u)
+        values = q * (tried - u) ** 2 / 2 + alpha * np.sqrt(np.abs(tried))
+        worst = max(worst, q * abs(w[j] - tried[np.argmin(values)]))
+    return worst
+
+
+@compiled
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_half_norms_are_minima_of_each_coordinate(layout):
+    y, scales = Y["squared"], np.geomspace(0.2, 5, P)
+    for alpha in (1.0, 0.1, 0.01):
+        mine = ours.LHalfRegression(alpha, tol=1e-9).fit(LAYOUTS[layout](X * scales), y)
+        centred, target = X * scales - (X * scales).mean(0), y - y.mean()
+        off = half_distance(centred, target, mine.coef_, alpha)
+        assert off <= 2e-9 * np.abs(centred.T @ target).max() / N
+        assert mine.intercept_ == pytest.approx(y.mean() - (X * scales).mean(0) @ mine.coef_)
+    assert 0 < np.count_nonzero(mine.coef_) < P
+
+
+@compiled
+@pytest.mark.parametrize("unit", [1e-150, 1.0, 3e120])
+def test_half_norms_hold_in_any_units(unit):
+    y = Y["squared"]
+    one = ours.LHalfRegression(0.1, tol=1e-10).fit(X, y)
+    other = ours.LHalfRegression(0.1 * unit**1.5, tol=1e-10).fit(X, y * unit)
+    np.testing.assert_allclose(other.coef_ / unit, one.coef_, atol=1e-9)
+
+
+def test_half_norms_agree_in_xla_and_find_the_best_subset_of_few(monkeypatch):
+    # Orthogonal columns: each problem is its own, so that the minimum is the only answer.
+    q, _ = np.linalg.qr(np.random.default_rng(4).normal(size=(N, 6)))
+    q = np.sqrt(N) * np.c_[q[:, :5], np.zeros(N)]
+    y = q[:, :5] @ [3.0, -1.0, 0.4, 0.2, 0.0]
+    for solver in (_regression_native.solve, _regression_xla.solve):
+        try:
+            with monkeypatch.context() as patch:
+                patch.setitem(_lasso_host.REGRESSION, "native", solver)
+                mine = ours.LHalfRegression(0.2, fit_intercept=False, tol=1e-10).fit(q, y)
+        except NotImplementedError:
+            continue
+        assert half_distance(q, y, mine.coef_, 0.2) < 1e-9
+        assert mine.coef_[5] == 0 and np.flatnonzero(mine.coef_).tolist() == [0, 1]
 
 
 @compiled

@@ -322,3 +322,23 @@ def test_what_newcomers_try_is_told():
     for strength in (-1.0, np.nan):
         with pytest.raises(ValueError, match="strength must be (>= 0|a number in .0, inf.)"):
             unmixing.unmix(jnp.abs(X) / 4, 2, strength)
+
+
+def test_a_complex_start_is_refused():
+    X, y, w0 = jnp.eye(3), jnp.array([1.0, -1.0, 1.0]), jnp.full(3, 0.1 + 1j)
+    square = jnp.full((3, 3), 1j)
+    calls = [
+        lambda: solve.lasso(X, y, 0.1, w0=w0),
+        lambda: solve.lasso_path(X, y, w0=w0),
+        lambda: solve.lasso_host(X, y, 0.1, w0=w0),
+        lambda: solve.group_lasso(X, y, 0.1, [0, 0, 1], w0=w0),
+        lambda: solve.multitask_lasso(X, X, 0.1, w0=square),
+        lambda: solve.logistic_lasso(X, y, 0.1, w0=w0),
+        lambda: solve.penalized_regression(X, y, prox.mcp(0.1, 3.0), w0=w0),
+        lambda: solve.sparse_code(X, X, prox.l1(0.1), w0=square),
+        lambda: solve.dictionary_learning(X[None], 3, prox.l1(0.1), key=KEY, w0=square),
+        lambda: dag.concomitant_lasso(X, y, 0.1, w0=w0),
+    ]
+    for call in calls:
+        with pytest.raises(TypeError, match="w0 must be real, got complex64"):
+            call()

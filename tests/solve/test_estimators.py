@@ -21,6 +21,7 @@ ALL = [
     ours.GroupLassoCV(2, alphas=4, cv=3, eps=1e-2),
     ours.MCPRegression(0.1),
     ours.SCADRegression(0.1),
+    ours.LHalfRegression(0.1),
     ours.SparseHuberRegression(0.1),
     ours.SparsePoissonRegression(0.1),
     ours.SparseLogisticRegression(0.01),

@@ -8,7 +8,7 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from ..._arguments import check_strength, checked, matrix_and_target
+from ..._arguments import check_strength, checked, checked_start, matrix_and_target
 from ..._arrays import Units, largest_eigenvalue, magnitude
 from ..._solution import code, finish
 from ...prox import l1
@@ -108,7 +108,7 @@ def concomitant_lasso(
     units = Units(magnitude(X), magnitude(y))
     X, y = X / units.X, y / units.y
     strength = jnp.asarray(strength, y.dtype) / units.X
-    start = _start(w0, X, units)
+    start = units.inside(checked_start("concomitant_lasso", w0, X.shape[1:], X.dtype))
     if floor is not None:
         check_strength("floor", floor, (), y.dtype)
     floor = noise_scale(y) / 100 if floor is None else jnp.asarray(floor) / units.y
@@ -138,15 +138,3 @@ def _descend(X, y, start, strength, floor, tol, max_steps) -> tuple[Array, ...]:
 
     begin = start, noise_scale(y - X @ start, floor), jnp.zeros((), jnp.int32), jnp.array(False)
     return lax.while_loop(lambda s: (s[2] < max_steps) & ~s[3], move, begin)
-
-
-def _start(w0: ArrayLike | None, X: Array, units: Units) -> Array:
-    if w0 is None:
-        return jnp.zeros(X.shape[1], X.dtype)
-    w = jnp.asarray(w0, X.dtype)
-    if w.shape != X.shape[1:]:
-        raise ValueError(
-            f"concomitant_lasso: w0 must have shape {X.shape[1:]}, got {w.shape}; one number per "
-            "column of X."
-        )
-    return units.inside(w)

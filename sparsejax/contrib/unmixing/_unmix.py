@@ -175,6 +175,8 @@ def _check(y: Array, count: int, guidance, w0, max_steps: int, every: int) -> No
     for name, x, shape in (("guidance", guidance, y.shape[1:]), ("w0", w0, (len(y), count))):
         if x is not None and jnp.shape(x) != shape:
             raise ValueError(f"unmix: {name} must have shape {shape}, got {jnp.shape(x)}.")
+        if jnp.iscomplexobj(x):
+            raise TypeError(f"unmix: {name} must be real, got {jnp.result_type(x)}.")
     h = np.asarray(guidance) if guidance is not None and known(guidance) else np.zeros(1)
     if not ((h >= 0) & (h < 1)).all():
         raise ValueError("unmix: guidance must be in [0, 1): at 1 the penalty would be a count.")

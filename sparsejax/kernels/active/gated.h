@@ -22,19 +22,23 @@ struct Kept {
   std::vector<float> values;  // (tokens, rows)
 };
 
-inline bool Keeps(float x, float norm, float limit) {
-  return x != 0 && (limit < 0 || !(std::fabs(x) * norm <= limit));  // NaN is kept
+inline bool Keeps(float x, float norm, float limit) {  // without jumps, which nobody could foretell
+  return (x != 0) & ((limit < 0) | !(std::fabs(x) * norm <= limit));  // NaN is kept
 }
 
 // Of inputs `from` to `to` of x (tokens, stride), whose norms are those of x + shift.
 inline Kept Gate(const float* x, int64_t tokens, int64_t stride, int64_t count, const float* norms,
                  float limit, int64_t shift = 0) {
   Kept kept;
+  kept.rows.resize(count);
+  int64_t used = 0;
   for (int64_t i = 0; i < count; ++i) {
-    bool used = false;
-    for (int64_t t = 0; t < tokens; ++t) used |= Keeps(x[t * stride + i], norms[i], limit);
-    if (used) kept.rows.push_back(i + shift);
+    bool some = false;
+    for (int64_t t = 0; t < tokens; ++t) some |= Keeps(x[t * stride + i], norms[i], limit);
+    kept.rows[used] = i + shift;
+    used += some;
   }
+  kept.rows.resize(used);
   kept.values.resize(tokens * kept.rows.size());
   for (int64_t t = 0; t < tokens; ++t) {
     float* to = kept.values.data() + t * kept.rows.size();

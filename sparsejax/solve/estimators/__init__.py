@@ -8,7 +8,7 @@ except ImportError as error:
     ) from error
 
 from ._classification import SparseLogisticRegression, SparseLogisticRegressionCV
-from ._concave import MCPRegression, SCADRegression
+from ._concave import LHalfRegression, MCPRegression, SCADRegression
 from ._groups import GroupLasso, GroupLassoCV, MultiTaskLasso
 from ._l1 import ElasticNet, ElasticNetCV, Lasso, LassoCV
 from ._losses import SparseHuberRegression, SparsePoissonRegression
@@ -18,6 +18,7 @@ __all__ = [
     "ElasticNetCV",
     "GroupLasso",
     "GroupLassoCV",
+    "LHalfRegression",
     "Lasso",
     "LassoCV",
     "MCPRegression",
