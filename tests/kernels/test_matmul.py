@@ -94,6 +94,21 @@ def test_block_forms(name, form):
     assert_close(y, np.asarray(x, np.float64) @ in_double(w))
 
 
+@pytest.mark.parametrize("form", ["decompressed", "batched", "scanned"])
+def test_lists_out_of_range_give_nan_in_every_form(form, monkeypatch):
+    w = BlockArray.fromdense(jnp.ones((96, 64)), (16, 32))
+    x, dy = jnp.ones((3, 96)), jnp.ones((3, 64))
+    monkeypatch.setattr(_xla_block, "_choose", lambda *shapes: form)
+    broken = replace(w, index=w.index.at[1, 0].set(6), index_t=w.index_t.at[2, 1].set(-1))
+    for product, columns in (
+        (_xla_block.product, np.arange(64) >= 32),
+        (_xla_block.transposed, np.arange(96) // 16 == 2),
+    ):
+        given = x if product is _xla_block.product else dy
+        np.testing.assert_array_equal(np.isnan(product(given, broken, **DOT)), [columns] * 3)
+        assert not np.isnan(product(given, w, **DOT)).any()
+
+
 @pytest.mark.parametrize("name", ["2:4", "2:4, K not divisible", "1:4, share 4", "1:4, share 32"])
 @pytest.mark.parametrize("form", ["decompressed", "selected", "gathered", "scanned"])
 def test_nm_forms(name, form):

@@ -31,8 +31,7 @@ def product(x: Shaped[Array, "m k"], w: BlockArray, **dot: Any) -> Float[Array, 
     """`x W` in the form selected by the shapes."""
     if not w.values.size:
         return jnp.zeros((x.shape[0], w.shape[1]), dot["preferred_element_type"])
-    y = form(known_rows(x.shape[0]), w)(x, w, **dot)
-    return jnp.where(_damaged(w.index, w.index_t.shape[0], w.block[1]), jnp.nan, y)
+    return form(known_rows(x.shape[0]), w)(x, w, **dot)
 
 
 def form(rows: int, w: BlockArray) -> Callable[..., Array]:
@@ -52,7 +51,8 @@ def _choose(rows: int, lists: tuple[int, ...], others: int, width: int) -> str:
 
 def decompressed(x: Shaped[Array, "m k"], w: BlockArray, **dot: Any) -> Float[Array, "m n"]:
     """One dense product."""
-    return lax.dot_general(x, w.todense(), (((1,), (0,)), ((), ())), **dot)
+    y = lax.dot_general(x, w.todense(), (((1,), (0,)), ((), ())), **dot)
+    return _marked(y, _damaged(w.index, w.index_t.shape[0]))
 
 
 def batched(x: Shaped[Array, "m k"], w: BlockArray, **dot: Any) -> Float[Array, "m n"]:
@@ -62,7 +62,8 @@ def batched(x: Shaped[Array, "m k"], w: BlockArray, **dot: Any) -> Float[Array, 
     # The order of the sum determines the layout of both copies made by XLA.
     summed = ((3, 2), (2, 1)) if known_rows(x.shape[0]) >= INTERLEAVED_ROWS else ((2, 3), (1, 2))
     y = lax.dot_general(gathered, w.values, (summed, ((1,), (0,))), **dot)
-    return y.transpose(1, 0, 2).reshape(x.shape[0], columns * bn)
+    y = y.transpose(1, 0, 2).reshape(x.shape[0], columns * bn)
+    return _marked(y, _damaged(w.index, w.index_t.shape[0]))
 
 
 def scanned(x: Shaped[Array, "m k"], w: BlockArray, **dot: Any) -> Float[Array, "m n"]:
@@ -71,15 +72,16 @@ def scanned(x: Shaped[Array, "m k"], w: BlockArray, **dot: Any) -> Float[Array, 
     rows = _columns(x, bk)
 
     def step(_, column):
-        values, index = column
-        tile = values.reshape(slots * bk, bn).T
+        values, index, damaged = column
+        # Marked here, in cache: a pass over the result would take half as long as the product.
+        tile = jnp.where(damaged, jnp.nan, values.reshape(slots * bk, bn).T)
         if bn >= TRANSPOSED_COLUMNS:
             # XLA's CPU product is slow with a transposed left side: transpose the tile, in cache.
             tile = lax.optimization_barrier(tile)
         gathered = _take(rows, index).reshape(slots * bk, -1)
         return None, lax.dot_general(tile, gathered, (((1,), (0,)), ((), ())), **dot)
 
-    _, y = lax.scan(step, None, (w.values, w.index))
+    _, y = lax.scan(step, None, (w.values, w.index, _damaged(w.index, len(rows))))
     return y.reshape(columns * bn, -1).T
 
 
@@ -90,10 +92,10 @@ def transposed(dy: Shaped[Array, "m n"], w: BlockArray, **dot: Any) -> Float[Arr
         return jnp.zeros((dy.shape[0], w.shape[0]), dot["preferred_element_type"])
     chosen = _choose(known_rows(dy.shape[0]), (rows, slots), w.values.shape[0], w.block[1])
     if chosen == "decompressed":
-        return lax.dot_general(dy, w.todense(), (((1,), (1,)), ((), ())), **dot)
+        y = lax.dot_general(dy, w.todense(), (((1,), (1,)), ((), ())), **dot)
+        return _marked(y, _damaged(w.index_t, w.values.shape[0]))
     product = _transposed_batched if chosen == "batched" else _transposed_scanned
-    damaged = _damaged(w.index_t, w.values.shape[0], w.block[0])
-    return jnp.where(damaged, jnp.nan, product(dy, w, **dot))
+    return product(dy, w, **dot)
 
 
 def _transposed_batched(dy, w: BlockArray, **dot: Any) -> Float[Array, "m k"]:
@@ -101,7 +103,8 @@ def _transposed_batched(dy, w: BlockArray, **dot: Any) -> Float[Array, "m k"]:
     gathered = _rows(dy, w.index_t, bn)
     blocks = _blocks(w, w.slot_t, w.count_t)
     y = lax.dot_general(gathered, blocks, (((2, 3), (1, 3)), ((1,), (0,))), **dot)
-    return y.transpose(1, 0, 2).reshape(dy.shape[0], rows * bk)
+    y = y.transpose(1, 0, 2).reshape(dy.shape[0], rows * bk)
+    return _marked(y, _damaged(w.index_t, w.values.shape[0]))
 
 
 def _transposed_scanned(dy, w: BlockArray, **dot: Any) -> Float[Array, "m k"]:
@@ -109,12 +112,14 @@ def _transposed_scanned(dy, w: BlockArray, **dot: Any) -> Float[Array, "m k"]:
     columns = _columns(dy, bn)
 
     def step(_, row):
-        index, slot, count = row
+        index, slot, count, damaged = row
         tile = _blocks(w, slot, count).transpose(1, 0, 2).reshape(bk, slots * bn)
+        tile = jnp.where(damaged, jnp.nan, tile)
         gathered = _take(columns, index).reshape(slots * bn, -1)
         return None, lax.dot_general(tile, gathered, (((1,), (0,)), ((), ())), **dot)
 
-    _, y = lax.scan(step, None, (w.index_t, w.slot_t, w.count_t))
+    lists = w.index_t, w.slot_t, w.count_t, _damaged(w.index_t, len(columns))
+    _, y = lax.scan(step, None, lists)
     return y.reshape(rows * bk, -1).T
 
 
@@ -144,9 +149,14 @@ def _sampled_scanned(rows, by_column, index, **dot: Any) -> Float[Array, "nb lbk
     return lax.scan(step, None, (by_column, index))[1]
 
 
-def _damaged(index, end: int, width: int) -> Bool[Array, " n"]:
-    """The entries of lists, `width` each, with indices out of range, which XLA would clamp."""
-    return jnp.repeat(((index < 0) | (index >= end)).any(-1), width)
+def _damaged(index, end: int) -> Bool[Array, " lists"]:
+    """The lists with indices out of range, which XLA would clamp."""
+    return ((index < 0) | (index >= end)).any(-1)
+
+
+def _marked(y, damaged: Bool[Array, " lists"]) -> Float[Array, "m n"]:
+    """NaN in the entries of damaged lists."""
+    return jnp.where(jnp.repeat(damaged, y.shape[-1] // damaged.size), jnp.nan, y)
 
 
 def _rows(x, index, width: int) -> Shaped[Array, "m lists slots width"]:
