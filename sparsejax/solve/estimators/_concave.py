@@ -87,8 +87,8 @@ class SCADRegression(Regressor):
 class LHalfRegression(Regressor):
     r"""Least squares with the square roots of the moduli, at a minimum of each coordinate.
 
-    `min_w |y - X w|^2 / (2 n) + alpha sum_j |w_j|^(1/2)`. Every w_j is the minimum for the others
-    as they are; with curvature `q_j = |x_j|^2 / n` this is 0 up to a correlation of
+    `min_w |y - X w|^2 / (2 n) + alpha sum_j |w_j|^(1/2)`. Every w_j is the minimum with the others
+    held fixed; with curvature `q_j = |x_j|^2 / n` this is 0 up to a correlation of
     `1.5 alpha^(2/3) q_j^(1/3)`.
 
     Args:
