@@ -154,7 +154,8 @@ def _descend_coordinates(
 
     limit = tol * jnp.max(jnp.abs(data.X.T @ data.y)) / n
     go_on = lambda state: (state[3] > limit) & (state[2] < max_steps)  # noqa: E731
-    start = (w0, data.y, 0, jnp.asarray(jnp.inf))
+    r = data.y - data.X @ w0
+    start = (w0, r, 0, distance(w0, r))
     w, _, steps, gap = jax.lax.while_loop(go_on, sweep, start)
     return Solution(w, code(~jnp.isnan(gap), gap <= limit), {"n_iter": steps}), gap
 

@@ -120,7 +120,7 @@ template <class T> struct SquareRoot : Single<T> {
   SquareRoot(std::vector<double> a, std::vector<double> q)
       : Single<T>{std::vector<double>(a.size())}, weights(std::move(a)), curvatures(std::move(q)) {
     for (Index b = 0; b < this->blocks(); ++b)
-      bounds[b] = 1.5 * std::cbrt(weights[b] * weights[b] * curvatures[b]);
+      bounds[b] = 1.5 * std::pow(std::cbrt(weights[b]), 2) * std::cbrt(curvatures[b]);
   }
   double size(Index b, const T* c) const { return std::abs(c[b]); }
   double inward(Index b, const T* c) const { return std::abs(c[b]); }

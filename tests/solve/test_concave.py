@@ -102,6 +102,16 @@ def test_half_norms_hold_in_any_units(unit):
     np.testing.assert_allclose(other.coef_ / unit, one.coef_, atol=1e-9)
 
 
+@compiled
+@pytest.mark.parametrize("unit", [1e-200, 1e-160, 1e120, 1e200])
+def test_half_norms_hold_in_any_units_of_columns(unit):
+    y = Y["squared"]
+    one = ours.LHalfRegression(0.1, tol=1e-10).fit(X, y)
+    other = ours.LHalfRegression(0.1 * unit**0.5, tol=1e-10).fit(X * unit, y)
+    np.testing.assert_allclose(other.coef_ * unit, one.coef_, atol=1e-9)
+    assert 0 < np.count_nonzero(one.coef_) < P
+
+
 def test_half_norms_agree_in_xla_and_find_the_best_subset_of_few(monkeypatch):
     # Orthogonal columns: each problem is its own, so that the minimum is the only answer.
     q, _ = np.linalg.qr(np.random.default_rng(4).normal(size=(N, 6)))
