@@ -1,5 +1,6 @@
 """Norm-aware attention as a layer, for sequences and images."""
 
+import math
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -99,15 +100,15 @@ class NormAwareAttention(nnx.Module):
         """
         space, width = x.shape[-1 - self.axes : -1], x.shape[-1]
         places = jnp.stack(jnp.meshgrid(*map(jnp.arange, space), indexing="ij"), -1)
-        rows = x.reshape(-1, *space, width)
+        rows = x.reshape(math.prod(x.shape[: -1 - self.axes]), *space, width)
         seen = None if mask is None else mask.reshape(rows.shape[:-1])
         q, k, v, g = self._projected(rows)
         v = hide(v, seen)
         fq, fk, more = self._features(q, k, places)
-        flat = lambda f: f.reshape(len(rows), -1, *f.shape[-2:])  # noqa: E731
+        flat = lambda f: f.reshape(len(rows), math.prod(space), *f.shape[-2:])  # noqa: E731
         y = linear_attention(
             flat(fq), flat(fk), flat(self._split(v)), causal=self.causal, chunk=self.chunk,
-            mask=None if seen is None else seen.reshape(len(rows), -1),
+            mask=None if seen is None else seen.reshape(len(rows), math.prod(space)),
             rotated=more and tuple(flat(f) for f in more),
         )  # fmt: skip
         local = None if self.lepe is None else self.lepe(v)
@@ -143,7 +144,7 @@ class NormAwareAttention(nnx.Module):
         return q, k, v, g[0] if g else None
 
     def _split(self, x: Array) -> Array:
-        return x.reshape(*x.shape[:-1], self.heads, -1)
+        return x.reshape(*x.shape[:-1], self.heads, x.shape[-1] // self.heads)
 
     def _features(self, q: Array, k: Array, places: Array) -> tuple[Array, Array, Any]:
         """The features of denominator and numerator; None for the same."""

@@ -173,7 +173,7 @@ def _empty(parts: list[Array]) -> LinearState:
     fk, v = parts[1], parts[-1]
     b, _, hk, f = fk.shape
     zeros = jnp.zeros((b, hk, f, v.shape[-1]), v.dtype)
-    return LinearState(zeros, zeros[..., 0], jnp.zeros(b, jnp.int32))
+    return LinearState(zeros, jnp.zeros((b, hk, f), v.dtype), jnp.zeros(b, jnp.int32))
 
 
 def _grouped(q: Array, key_heads: int) -> Array:
@@ -211,12 +211,12 @@ def _chunks(fq, fk, rq, rk, v, valid, state, eps, *, chunk):
 
     def split(x):
         x = jnp.pad(x, [(0, 0), (0, -n % chunk)] + [(0, 0)] * (x.ndim - 2))
-        return jnp.moveaxis(x.reshape(b, -1, chunk, *x.shape[2:]), 1, 0)
+        return jnp.moveaxis(x.reshape(b, x.shape[1] // chunk, chunk, *x.shape[2:]), 1, 0)
 
     step = partial(_chunk, eps=eps)
     state, y = lax.scan(step, state, [split(x) for x in (fq, fk, rq, rk, v, valid)])
     y = jnp.moveaxis(y, 0, 1)
-    return y.reshape(b, -1, *y.shape[3:])[:, :n], state
+    return y.reshape(b, y.shape[1] * chunk, *y.shape[3:])[:, :n], state
 
 
 def _chunk(state, parts, eps):

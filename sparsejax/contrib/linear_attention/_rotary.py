@@ -89,7 +89,8 @@ def rotate(
             "features."
         )
     wide = wide_dtype(features)
-    x = features.astype(wide).reshape(*features.shape[:-1], -1, pairs, 2)
+    parts = features.shape[-1] // (2 * pairs)
+    x = features.astype(wide).reshape(*features.shape[:-1], parts, pairs, 2)
     cos, sin = (f(angles.astype(wide))[..., None, None, :] for f in (jnp.cos, jnp.sin))
     a, b = x[..., 0], x[..., 1]
     turned = jnp.stack([a * cos - b * sin, a * sin + b * cos], -1)

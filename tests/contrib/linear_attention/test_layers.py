@@ -112,6 +112,17 @@ def test_padding_is_not_read(kind, axes):
     np.testing.assert_allclose(model(x, mask)[at], model(x[at]), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", [linear.NormAwareAttention, linear.NormAwareBlock])
+def test_nothing_and_no_further_token(kind):
+    model: Any = kind(8, 2, causal=True, rotary=True, rngs=nnx.Rngs(0))
+    for shape in ((0, 5, 8), (2, 0, 8)):
+        assert model(jnp.ones(shape)).shape == shape
+        y, state = model.step(jnp.ones(shape))
+        assert y.shape == shape
+    x = jnp.asarray(RNG.normal(size=(2, 3, 8)), jnp.float32)
+    np.testing.assert_allclose(model.step(x, state)[0], model(x), rtol=1e-4, atol=1e-5)
+
+
 def test_block():
     block: Any = linear.NormAwareBlock(8, 2, axes=2, ratio=2, rngs=nnx.Rngs(0))
     x = jnp.asarray(RNG.normal(size=(3, 4, 8)), jnp.float32)

@@ -68,6 +68,8 @@ def test_shapes():
     )  # fmt: skip
     for causal in (False, True):
         assert linear_attention.linear_attention(*case(0), causal=causal).shape == (2, 0, 4, 3)
+        no_texts = linear_attention.linear_attention(*case(5, b=(0,)), causal=causal)
+        assert no_texts.shape == (0, 5, 4, 3)
     assert not np.asarray(linear_attention.linear_attention(*case(3, m=0))).any()
 
 
