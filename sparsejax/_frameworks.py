@@ -76,5 +76,9 @@ def kernel_orders(tree: PyTree, given: str | Mapping[str, str] | None = None) ->
     if isinstance(given, str):
         return dict.fromkeys(found, given)
     for rule, order in reversed([*(given or {}).items()]):
+        if not any(re.search(rule, name) for name in found):
+            raise ValueError(
+                f"layout: the rule {rule!r} matches nothing; the leaves are {', '.join(found)}."
+            )
         found |= {name: order for name in found if re.search(rule, name)}
     return found

@@ -22,7 +22,7 @@ def masks_by_name(masks: PyTree, what: str = "masks") -> dict[str, Any]:
             held = mask.dtype if is_array(mask) else type(mask).__name__
             raise TypeError(
                 f"{what}: the mask of {name or 'the parameter'} holds {held}, not booleans; True "
-                "means kept: pass `mask != 0`."
+                "means kept: pass sj.get_masks(opt_state), plan.masks(scores) or `mask != 0`."
             )
     return found
 

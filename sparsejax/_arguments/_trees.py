@@ -50,7 +50,7 @@ def named_masks(what: str, masks: PyTree) -> dict[str, Array]:
             raise TypeError(
                 f"{what}: masks must be booleans: the mask of {name or 'the parameter'} holds "
                 f"{mask.dtype}, not booleans; "
-                "True means kept: pass mask != 0."
+                "True means kept: pass sj.get_masks(opt_state), plan.masks(scores) or mask != 0."
             )
     return by_name
 

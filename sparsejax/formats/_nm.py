@@ -276,5 +276,5 @@ def _check_mask(mask, n: int, m: int, share: int) -> None:
         raise ValueError(
             f"NMArray.fromdense(mask) of shape {tuple(mask.shape)} keeps {worst} entries of a "
             f"group of {m}{shared}, more than n={n}; make it with sj.masks.topk(scores, "
-            f"sj.NM({n}, {m}, axis=0)) or omit it."
+            f"sj.NM({n}, {m}, axis=0)), omit it, or train until the schedule ends."
         )

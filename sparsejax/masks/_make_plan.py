@@ -139,8 +139,9 @@ def _match(
         if not chosen:
             _check_dense(leaves)
             raise ValueError(
-                "plan: no leaf is named kernel or weight; select leaves with a rule, as in "
-                f"{{r'...$': {rules!r}}}. The leaves are {', '.join(leaves)}."
+                "plan: no leaf is named kernel or weight, which is what stands behind the last /; "
+                f"select leaves with a rule, as in {{r'weight$': {rules!r}}}. The leaves are "
+                f"{', '.join(leaves)}."
             )
         left = {name: _why(name, leaf) for name, leaf in leaves.items() if name not in chosen}
         return chosen, tuple(left.items())

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import PyTree
 from rich.console import Console
@@ -88,7 +89,7 @@ class Plan:
         """
         check_not_nan("masks", fraction=fraction)
         planned, found = self._by_name(), named_leaves(scores)
-        self._check_shapes(found)
+        self.check_shapes(found)
         self._check_some(found)
         scored = {name: s for name, s in found.items() if name in planned}
         chosen = with_auto_axes(self._select, scored, fraction, like=scored)
@@ -130,7 +131,7 @@ class Plan:
     def full_masks(self, params: PyTree) -> PyTree:
         """Masks that keep everything: the start of training."""
         planned = self._by_name()
-        self._check_shapes(named_leaves(params))
+        self.check_shapes(named_leaves(params))
         return map_named(
             lambda name, p: jnp.full_like(p, True, bool) if name in planned else None, params
         )
@@ -189,10 +190,7 @@ class Plan:
         """The masks by path."""
         jointly = self._select_jointly(scores, fraction) if self.joint else {}
         alone = [leaf for leaf in self.leaves if leaf.name in scores and leaf.name not in jointly]
-        return jointly | {
-            leaf.name: leaf.pattern.select(scores[leaf.name], leaf.layout, leaf.zeros, fraction)
-            for leaf in alone
-        }
+        return jointly | {leaf.name: _selected(leaf, scores[leaf.name], fraction) for leaf in alone}
 
     def _select_jointly(self, scores: Mapping[str, Any], fraction: ArrayLike) -> dict[str, Any]:
         leaves = [leaf for leaf in self.leaves if leaf.pattern.free and leaf.name in scores]
@@ -213,7 +211,8 @@ class Plan:
         axes = leaf.pattern.unit_axes(leaf.layout, pooled.ndim)
         return jnp.where(topk_mask(pooled, self.min_kept, axes), jnp.inf, pooled)
 
-    def _check_shapes(self, leaves: Mapping[str, jax.Array]) -> None:
+    def check_shapes(self, leaves: Mapping[str, jax.Array]) -> None:
+        """Raises if a planned leaf, given by path, has another shape than it was planned with."""
         for leaf in self.leaves:
             found = leaves.get(leaf.name)
             if found is not None and tuple(found.shape) != leaf.shape:
@@ -263,6 +262,18 @@ class Plan:
 
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(str(self))}</pre>"
+
+
+def _selected(leaf: PlannedLeaf, scores: Any, fraction: ArrayLike) -> Any:
+    """The mask of a leaf, checked: patterns may be a user's own."""
+    mask = leaf.pattern.select(scores, leaf.layout, leaf.zeros, fraction)
+    found = tuple(np.shape(mask)), jnp.result_type(mask)
+    if found != (leaf.shape, bool):
+        raise ValueError(
+            f"{leaf.name} {leaf.shape}: {type(leaf.pattern).__name__}.select must give booleans of "
+            f"this shape, got {found[1]} {found[0]}."
+        )
+    return mask
 
 
 def _resized(leaf: PlannedLeaf, sparsity: float) -> PlannedLeaf:

@@ -123,7 +123,7 @@ def save_llama(
             if name not in (OUTSIDE if layer is None else LAYER):
                 raise ValueError(
                     f"save_llama: the parameter {path} has no place in a Llama of Hugging Face; "
-                    "merge adapters first, or keep the model by sj.save."
+                    "merge adapters first; keep a compressed model by sj.save."
                 )
             if name in ("attention/query/kernel", "attention/key/kernel"):
                 x = _reorder(np.asarray(x), config.head_size, config.interleaved, False)

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
-from .._arguments import checked
+from .._arguments import check_not_nan, checked
+from .._masks import masks_by_name
 from .._tree import map_named, named_leaves, pure
 from ..formats import BitmaskArray, Matrix, compress_matrix
 from ..masks import Plan, PlannedLeaf, magnitude
@@ -54,7 +55,8 @@ def compress(
       A model of the same class or a tree, equal to the masked one up to rounding.
 
     Raises:
-      ValueError: If a mask does not fit its leaf or its pattern, or a kernel is already compressed.
+      ValueError: If a planned leaf has no mask or holds NaN, a mask does not fit its leaf or its
+        pattern, or a kernel is already compressed.
 
     Example:
       >>> import jax.numpy as jnp, sparsejax as sj
@@ -70,8 +72,23 @@ def compress(
     """
     advice = "for given masks, sj.compress(model, plan, masks) with the plan of the masks"
     Plan.require("compress", plan, advice)
+    _check(model, plan, masks)
     compressed = of_framework(compress_model, model)
     return compressed(model, plan, masks, Form(inference, bitmask))
+
+
+def _check(model: PyTree, plan: Plan, masks: PyTree | None) -> None:
+    """Raises if a planned leaf has no mask, or holds NaN, which a mask could hide."""
+    names = [leaf.name for leaf in plan.leaves]
+    given = names if masks is None else masks_by_name(masks, "compress")
+    if missing := [name for name in names if name not in given]:
+        raise ValueError(
+            f"compress: {missing[0]} is planned and has no mask; the masks are of "
+            f"{', '.join(given) or 'nothing'}. Pass those of this plan, such as "
+            "sj.get_masks(opt_state), or none to keep the largest magnitudes."
+        )
+    leaves = named_leaves(pure(model))
+    check_not_nan("compress", **{name: leaves[name] for name in names if name in leaves})
 
 
 class Form(NamedTuple):

@@ -59,7 +59,18 @@ def linen_compressed(next_fun: Any, args: Any, kwargs: Any, context: Any) -> Any
         kernel = module.get_variable("params", "kernel")
         if isinstance(kernel, Matrix):
             return _multiplied(module, kernel, *args, **kwargs)
+    elif context.method_name == "__call__" and isinstance(_kernel(module), Matrix):
+        raise NotImplementedError(
+            f"{_path(context)}: linen.{type(module).__name__} cannot run with a compressed kernel, "
+            "only Dense and DenseGeneral can; compress with a plan that leaves it out, by a rule "
+            f"{{r'{_path(context)}/': None}} before the others."
+        )
     return next_fun(*args, **kwargs)
+
+
+def _kernel(module: Any) -> Any:
+    """The kernel of a bound module, None if it has none."""
+    return module.get_variable("params", "kernel") if module.scope is not None else None
 
 
 def _multiplied(module: Any, kernel: Matrix, inputs: Any) -> Any:

@@ -117,6 +117,7 @@ def sequential_prune(
             f"sequential_prune: the plan names {', '.join(missing)}, which the parameters do not "
             "have; make it from this model: sj.plan(model, rules)."
         )
+    plan.check_shapes(named_leaves(params))
     if method == "magnitude":
         steps = steps_without_inputs(plan)
     elif blocks is None or isinstance(blocks, str):

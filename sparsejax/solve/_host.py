@@ -218,7 +218,7 @@ def _balanced(task: Task) -> tuple[Task, tuple[float, float]]:
     entries = task.design.values.ravel(order="K")
     far = float(np.finfo(task.y.dtype).max) ** 0.5
     # One pass where all is well. MCP and SCAD hold for one scale of the columns.
-    scalable = model.shape not in ("mcp", "scad") or not _finite(entries)
+    scalable = model.is_homogeneous or not _finite(entries)
     if scalable and not 1 / far < np.vdot(entries, entries) < far:
         x = _unit(task.design.values)
     if x == y == 1.0:

@@ -38,7 +38,7 @@ def lasso_host(
     positive: bool = False,
     l2: ArrayLike = 0.0,
     loss: Loss = "squared",
-    delta: float = 1.35,
+    delta: float | None = None,
     intercept: bool = False,
     groups: Any = None,
     implementation: str | None = None,
@@ -69,7 +69,7 @@ def lasso_host(
       positive: Whether w must be >= 0.
       l2: Strength of the ridge term.
       loss: "squared", "logistic", "huber" or "poisson".
-      delta: Where the Huber loss becomes linear, in units of y.
+      delta: Where the loss "huber" becomes linear, in units of y; 1.35 by default.
       intercept: Whether to fit b, which is not penalised; otherwise it is 0.
       groups: A label per feature (p,), numbers or strings in any order, or disjoint lists of
         features. Weights are in the order of sorted labels or of the lists, and 1 by default.
@@ -199,14 +199,17 @@ def fit_path(
         return solve_path(problem, intercept, solvers["xla"])
 
 
-def _model(loss: Loss, delta: float, groups: Any, positive: bool, p: int) -> Model:
+def _model(loss: Loss, delta: float | None, groups: Any, positive: bool, p: int) -> Model:
     """The loss and the groups of features."""
+    if delta is not None and loss != "huber":
+        raise ValueError(f'delta={delta} is only read by loss="huber", got loss={loss!r}.')
+    delta = 1.35 if delta is None else float(delta)
     if groups is None:
-        return Model(loss, delta=float(delta))
+        return Model(loss, delta=delta)
     if positive:
         raise ValueError("positive must be False with groups; use solve.proximal_gradient.")
     start, member = grouped(groups, p)
-    return Model(loss, "groups", start, member, float(delta))
+    return Model(loss, "groups", start, member, delta)
 
 
 def _codes(value: Array, results: Any) -> Any:

@@ -47,8 +47,13 @@ class Model(NamedTuple):
         return self.shape in ("l1", "groups")
 
     @property
+    def is_homogeneous(self) -> bool:
+        """Whether the penalty of t w over that of w is a power of t; else t scales alpha, too."""
+        return self.shape not in ("mcp", "scad")
+
+    @property
     def degree(self) -> float:
-        """The penalty of t w over that of w is t to this power (1 where t scales alpha, too)."""
+        """That power."""
         return 0.5 if self.shape == "l_half" else 1.0
 
     def features(self, blocks: np.ndarray) -> np.ndarray:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import nnx
+from flax import linen, nnx
 
 import sparsejax as sj
 from sparsejax._tree import pure
@@ -246,3 +246,33 @@ def test_what_is_compressed_is_not_compressed_again():
     whole = sj.compress(model, sj.plan(model, sj.NM(2, 4)))
     with pytest.raises(ValueError, match="layers/0/kernel, layers/1/kernel are already compressed"):
         sj.plan(whole, sj.NM(2, 4))
+
+
+@pytest.mark.parametrize(
+    "masks", [{}, {"other": jnp.ones((8, 2), bool)}, {"params": {"kernel": jnp.ones((8, 2), bool)}}]
+)
+def test_masks_of_another_tree_are_refused(masks):
+    params = {"kernel": jnp.arange(16.0).reshape(8, 2)}
+    plan = sj.plan(params, sj.NM(2, 4))
+    with pytest.raises(ValueError, match="kernel is planned and has no mask"):
+        sj.compress(params, plan, masks)
+    with pytest.raises(TypeError, match=r"get_masks\(opt_state\)"):
+        sj.compress(params, plan, optax.adam(0.1).init(params))
+    with pytest.raises(ValueError, match="kernel .* holds NaN"):
+        sj.compress({"kernel": params["kernel"].at[0, 0].set(jnp.nan)}, plan)
+
+
+@pytest.mark.parametrize(
+    "layer, x",
+    [
+        (linen.Conv(8, (3, 3)), jnp.ones((2, 8, 8, 4))),
+        (linen.Einsum((4, 8), "...a,ab->...b"), jnp.ones((2, 4))),
+        (linen.RNN(linen.OptimizedLSTMCell(8)), jnp.ones((2, 5, 4))),
+    ],
+)
+def test_linen_layers_that_cannot_run_compressed_say_so(layer, x):
+    variables = layer.init(jax.random.key(0), x)
+    small = sj.compress(variables, sj.plan(variables, sj.NM(2, 4)))
+    with linen.intercept_methods(sj.nn.linen_compressed):
+        with pytest.raises(NotImplementedError, match="only Dense and DenseGeneral can"):
+            layer.apply(small, x)
