@@ -78,7 +78,8 @@ def near_one(**arrays: Any) -> None:
 def check_strength(name: str, x: Any, shape: tuple[int, ...], dtype: Any = jnp.float64) -> None:
     """A number >= 0 (or an array of them) of the dtype; validated if concrete."""
     if not is_array(x) and (isinstance(x, bool) or not isinstance(x, int | float)):
-        raise TypeError(f"{name} must be a number, got {x!r}; 0.1 for example.")
+        wanted, example = ("an array", f"np.array({name})") if shape else ("a number", "0.1")
+        raise TypeError(f"{name} must be {wanted}, got {x!r}; {example} for example.")
     if np.shape(x) != shape:
         many = (
             "" if shape else f"; for several jax.vmap over {name}, or solve.lasso_path for a path"

@@ -9,7 +9,7 @@ import pytest
 import scipy.sparse
 
 from sparsejax import prox, solve
-from sparsejax._arguments import matrix_and_target
+from sparsejax._arguments import check_strength, matrix_and_target
 from sparsejax.contrib import (
     bandits,
     dag,
@@ -322,6 +322,13 @@ def test_what_newcomers_try_is_told():
     for strength in (-1.0, np.nan):
         with pytest.raises(ValueError, match="strength must be (>= 0|a number in .0, inf.)"):
             unmixing.unmix(jnp.abs(X) / 4, 2, strength)
+
+
+def test_lists_in_place_of_arrays_are_told():
+    with pytest.raises(TypeError, match=r"weights must be an array, got .*np.array\(weights\)"):
+        check_strength("weights", [1.0, 2.0], (2,))
+    with pytest.raises(TypeError, match="strength must be a number, got .* 0.1 for example"):
+        check_strength("strength", [1.0, 2.0], ())
 
 
 def test_a_complex_start_is_refused():
