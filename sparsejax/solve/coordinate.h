@@ -9,6 +9,7 @@ constexpr int EPOCHS = 10;        // of coordinate descent between two looks at 
 constexpr int FEWEST = 4;         // where a Newton step is cheaper
 constexpr int NEWTON = 3;         // Newton steps in a row; each but the last sets coordinates to 0
 constexpr int PATIENCE = 4;       // rounds until supports of more than n columns take one too
+constexpr int TANGENTS = 16;      // rounds until penalties that bend further than the loss do
 constexpr int CROSSINGS = 8;      // sign changes at which a Newton step may end
 constexpr double SAFETY = 1e-12;  // of the largest diagonal entry, added before factorising
 
@@ -104,10 +105,10 @@ struct LeastSquares : WorkingSets<T, Design, Penalty> {
   }
 
   // A Newton step on the support; true if another one may lower the objective further.
-  bool newton(bool dependent) {
+  bool newton(int round) {
     const Indices some = nonzero(), on = features(some);
     const Index q = on.size();
-    if (q == 0 || q > LARGEST || (q > n && !dependent)) return false;
+    if (q == 0 || q > LARGEST || (q > n && round < PATIENCE)) return false;
     gram.include(X, on, m, k);
     std::vector<T> h(q * q), direction(q);
     T largest = 0;
@@ -118,18 +119,20 @@ struct LeastSquares : WorkingSets<T, Design, Penalty> {
       largest = std::max(largest, h[i * q + i]);
     }
     const T jitter = largest * std::max<T>(SAFETY, 8 * std::numeric_limits<T>::epsilon());
+    for (Index i = 0; i < q; ++i) h[i * q + i] += jitter;
+    std::vector<T> straight(Penalty::convex ? std::vector<T>() : h);
     Index at = 0;
     for (Index b : some) {
       const Index first = at;
       auto add = [&](Index i, Index j, double x) { h[(first + i) * q + first + j] += x; };
       penalty.bend(b, w, add);
-      penalty.each(b, [&](Index j) {
-        h[at * q + at] += jitter;
-        direction[at++] = slope(j) - penalty.slope(b, j, w);
-      });
+      penalty.each(b, [&](Index j) { direction[at++] = slope(j) - penalty.slope(b, j, w); });
     }
     const std::vector<T> climb(direction);
-    if (!solve(h, direction)) return false;
+    if (!solve(h, direction)) {
+      // Where a penalty bends further than the loss, the step for its tangents lowers their sum.
+      if (Penalty::convex || round < TANGENTS || !solve(straight, direction = climb)) return false;
+    }
     return line(some, on, climb, direction);
   }
 
@@ -211,7 +214,7 @@ struct LeastSquares : WorkingSets<T, Design, Penalty> {
       }
       ++rounds;
       if (spent > newton_cost(on)) {
-        for (int s = 0; s < NEWTON && newton(round >= PATIENCE); ++s) {}
+        for (int s = 0; s < NEWTON && newton(round); ++s) {}
         spent = 0;
         mixer.clear();
       }

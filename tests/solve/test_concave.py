@@ -112,6 +112,19 @@ def test_half_norms_hold_in_any_units_of_columns(unit):
     assert 0 < np.count_nonzero(one.coef_) < P
 
 
+@compiled
+def test_half_norms_far_below_the_noise_converge():
+    # With more coefficients than samples, of which the Hessian is not definite.
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        data = rng.normal(size=(20, 40)) + 3 * rng.normal(size=(20, 1))
+        y = data[:, 0] + rng.normal(size=20)
+        mine = ours.LHalfRegression(5e-5, fit_intercept=False).fit(data, y)
+        assert mine.n_iter_ < 20 and np.count_nonzero(mine.coef_) <= 20
+        off = half_distance(data, y, mine.coef_, 5e-5)
+        assert off <= 1.1e-6 * np.abs(data.T @ y).max() / 20
+
+
 def test_half_norms_agree_in_xla_and_find_the_best_subset_of_few(monkeypatch):
     # Orthogonal columns: each problem is its own, so that the minimum is the only answer.
     q, _ = np.linalg.qr(np.random.default_rng(4).normal(size=(N, 6)))
