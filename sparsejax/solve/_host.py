@@ -218,9 +218,12 @@ def _balanced(task: Task) -> tuple[Task, tuple[float, float]]:
     entries = task.design.values.ravel(order="K")
     far = float(np.finfo(task.y.dtype).max) ** 0.5
     # One pass where all is well. MCP and SCAD hold for one scale of the columns.
-    scalable = model.is_homogeneous or not _finite(entries)
-    if scalable and not 1 / far < np.vdot(entries, entries) < far:
-        x = _unit(task.design.values)
+    square = np.vdot(entries, entries)
+    if not 1 / far < square < far:
+        if model.is_homogeneous or not _finite(entries):
+            x = _unit(task.design.values)
+        elif not (np.isfinite(square) and (square > 0 or not entries.any())):
+            raise ValueError("X is out of the range of its squares; standardise X first.")
     if x == y == 1.0:
         return task, (1.0, 1.0)
     design = task.design if x == 1.0 else task.design._replace(values=task.design.values / x)

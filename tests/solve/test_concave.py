@@ -62,6 +62,15 @@ def test_one_feature_is_solved_globally(shape, size):
         assert own <= total.min() + 1e-8
 
 
+@compiled
+@pytest.mark.parametrize("shape", CONCAVE)
+def test_columns_whose_squares_are_out_of_range_are_refused(shape):
+    for unit in (1e-200, 1e200):
+        with pytest.raises(ValueError, match="X is out of the range of its squares; standardise"):
+            CONCAVE[shape][0](0.1).fit(X * unit, Y["squared"])
+    assert not CONCAVE[shape][0](0.1).fit(X * 0, Y["squared"]).coef_.any()
+
+
 def half_distance(X, y, w, alpha):
     """The largest distance of a w_j from the minimum of its own problem."""
     worst, n = 0.0, len(y)
