@@ -236,7 +236,7 @@ def largest_strength(
 
 @functools.cache
 def _tell(why: str) -> None:
-    warnings.warn(f"The Lasso is solved in XLA, slower than in C++: {why}.", stacklevel=5)
+    warnings.warn(f"Regression is solved in XLA, slower than in C++: {why}.", stacklevel=5)
 
 
 def _data(X: Any, y: Any, strength: Any, l2: Any) -> tuple[Design, np.ndarray]:

@@ -347,3 +347,28 @@ def test_modules_may_hold_names_among_their_arrays():
     for wrong in ({"kernel": "words"}, "words", [jnp.ones(2), object()]):
         with pytest.raises(TypeError, match="params must be a tree of arrays|must be a tree"):
             sj.plan(wrong, sj.NM(2, 4))
+
+
+def test_masks_of_a_wrong_shape_by_a_pattern_are_told():
+    class Wrong(sj.patterns.Pattern):
+        free = False
+
+        def units(self, layout):
+            return 16
+
+        def zeros(self, layout):
+            return 0
+
+        def select(self, scores, layout, zeros, fraction=1.0):
+            return jnp.ones((3, 3), bool) if scores.shape == (4, 4) else scores
+
+    for shape in ((4, 4), (2, 8)):
+        params = {"layer": {"kernel": jnp.ones(shape)}}
+        with pytest.raises(ValueError, match=r"layer/kernel .*Wrong.select must give booleans"):
+            sj.plan(params, Wrong()).masks(params)
+
+
+def test_a_rule_of_layouts_that_matches_nothing_is_told():
+    params = {"fc": {"weight": jnp.ones((4, 8))}}
+    with pytest.raises(ValueError, match=r"layout: the rule 'fcx' matches nothing; .* fc/weight"):
+        sj.plan(params, sj.NM(2, 4), layout={"fcx": "out_in"})

@@ -327,6 +327,10 @@ def test_what_is_refused():
     prune = recipes.sequential_prune
     with pytest.raises(ValueError, match="entry/kernel did not run"):
         prune(model, [jnp.ones((3, 12))], plan, call=lambda m, x: m.last(x))
+    other = Network()
+    other.entry = nnx.Linear(16, 12, rngs=nnx.Rngs(1))
+    with pytest.raises(ValueError, match="entry/kernel was planned with shape .* make the plan"):
+        prune(model, [X], sj.plan(other, NM))
     with pytest.raises(ValueError, match="no batches"):
         prune(model, [], plan)
     with pytest.raises(ValueError, match="method must be one of sparsegpt"):

@@ -195,7 +195,8 @@ def test_huber_without_outliers_is_least_squares():
 def test_lasso_host_takes_losses_groups_and_an_intercept(loss):
     with jax.enable_x64(True):
         for labels, b in ((None, True), (LABELS, True), (LABELS, False)):
-            options = {"loss": loss, "delta": DELTA, "groups": labels, "intercept": b, "tol": 1e-11}
+            options = {"loss": loss, "groups": labels, "intercept": b, "tol": 1e-11}
+            options |= {"delta": DELTA} if loss == "huber" else {}
             found = solve.lasso_host(X, Y[loss], 0.05, **options)
             w, offset = np.asarray(found.value), float(found.stats["intercept"])
             check(loss, 0.05, w, offset, labels=labels, intercept=b)
@@ -205,6 +206,12 @@ def test_lasso_host_takes_losses_groups_and_an_intercept(loss):
             for far in (np.nan, 1e200, -50.0):
                 other = solve.lasso_host(X, Y[loss], 0.05, w0=np.full(P, far), **options)
                 np.testing.assert_allclose(other.value, w, atol=1e-5)
+
+
+def test_a_delta_that_no_loss_reads_is_refused():
+    for loss in ("squared", "logistic", "poisson"):
+        with pytest.raises(ValueError, match='delta=1.0 is only read by loss="huber"'):
+            solve.lasso_host(X, Y[loss], 0.05, loss=loss, delta=1.0)
 
 
 @compiled
