@@ -17,7 +17,7 @@ from .._sharding import on_host
 from .._tree import is_array
 from ..nn import load as load_tensors
 from ._layout import from_configuration, to_configuration
-from ._sae import SAE, Params, Weights
+from ._sae import SAE, Params, Weights, check_names
 
 WEIGHTS, CONFIGURATION = "sae_weights.safetensors", "cfg.json"
 
@@ -64,6 +64,7 @@ def save(
       >>> found.sae.activation, found.metadata["hook_name"]
       (TopK(k=2, most=2, anneal=None), 'blocks.3')
     """
+    check_names(params)
     configuration = to_configuration(sae, params, dict(metadata or {}))
     tensors = {name: on_host(jnp.asarray(x)) for name, x in params.items()}
     if "b_enc" not in tensors and configuration["architecture"] not in _WITHOUT_BIAS:

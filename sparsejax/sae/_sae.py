@@ -144,10 +144,13 @@ class SAE:
           dtype: The dtype of all but the thresholds of `JumpReLU`.
 
         Raises:
-          ValueError: If a size is not positive, samples have another width, or `output` or `skip`
-            is given without `SAE(..., transcoder=True)`.
+          ValueError: If a size is not positive, the activation keeps more latents than there are,
+            samples have another width, or `output` or `skip` is given without
+            `SAE(..., transcoder=True)`.
+          TypeError: If the activation is none, or the losses are not a tuple of losses.
         """
         out = width if output is None else output
+        self._check_parts(latents)
         self._check_transcoder(width, out, skip)
         first, second = jax.random.split(key)
         W_dec = unit_rows(first, latents, out, decoder_norm, dtype)
@@ -165,6 +168,23 @@ class SAE:
             other = unit_rows(second, latents, width, decoder_norm, dtype)
             params["W_enc"] = (other if self.transcoder else W_dec).T
         return params | ({"W_skip": jnp.zeros((out, width), dtype)} if skip else {})
+
+    def _check_parts(self, latents: int) -> None:
+        # Not at construction: trees such as in_axes of vmap hold other things in these places.
+        if not isinstance(self.activation, Activation):
+            raise TypeError(
+                f"SAE: activation must be one such as sj.sae.TopK(32), got {self.activation!r}."
+            )
+        if not (isinstance(self.losses, tuple) and all(isinstance(x, Loss) for x in self.losses)):
+            raise TypeError(
+                "SAE: losses must be a tuple of losses such as (sj.sae.AuxK(),), got "
+                f"{self.losses!r}."
+            )
+        if (self.activation.capacity or 0) > latents:
+            raise ValueError(
+                f"SAE.init: {self.activation} keeps more than the {latents} latents; give more "
+                "latents or a smaller k."
+            )
 
     def _check_transcoder(self, width: int, out: int, skip: bool) -> None:
         if (out != width or skip) and not self.transcoder:
@@ -222,6 +242,12 @@ class SAE:
         self, params: Weights, features: Shaped[Array | np.ndarray, "*n h"]
     ) -> Float[Array, "*n d"]:
         """`f W_dec + b_dec` of features, on the normalised scale."""
+        check_names(params)
+        if features.shape[-1:] != params["W_dec"].shape[:1]:
+            raise ValueError(
+                f"SAE.decode: features must have the {params['W_dec'].shape[0]} latents of the "
+                f"parameters, got shape {features.shape}."
+            )
         return jnp.asarray(features) @ self.rows(params) + params["b_dec"]
 
     @checked()
@@ -330,6 +356,7 @@ class SAE:
         return Sparse(*self.activation.codes(z, context, at), latents)
 
     def _check(self, params: Weights, x: Any, grad: Any, target: Any) -> None:
+        check_names(params)
         encoder = params["W_enc"] if "W_enc" in params else params["W_dec"].T
         other = encoder.shape[0] != params["W_dec"].shape[1]
         if (other or "W_skip" in params) and not self.transcoder:
@@ -350,3 +377,12 @@ class SAE:
                     f"SAE: {name} must have shape {wanted[name]} for x of shape {x.shape}, got "
                     f"{jnp.shape(given)}."
                 )
+
+
+def check_names(params: Weights) -> None:
+    """Raises unless the parameters hold a decoder."""
+    if missing := [name for name in ("W_dec", "b_dec") if name not in params]:
+        raise ValueError(
+            "SAE: params must hold W_dec and b_dec, as from sae.init(...); "
+            f"{' and '.join(missing)} missing among {', '.join(params) or 'none'}."
+        )

@@ -378,3 +378,28 @@ def test_collecting_runs_the_model_once(llama):
     assert flops(
         lambda ids: (llama(ids), sj.nn.record(llama, "layers/0$", ids)[1]["layers/0"][0])
     ) <= 1.01 * flops(llama)
+
+
+def test_wrong_parts_are_told_before_training():
+    key = jax.random.key(0)
+    for name, part, error, text in (
+        ("activation", 4, TypeError, r"activation must be one such as sj.sae.TopK\(32\), got 4"),
+        ("activation", sj.select.TopK(4), TypeError, "activation must be one such as"),
+        ("losses", sae.AuxK(), TypeError, "losses must be a tuple of losses"),
+        ("activation", sae.TopK(400), ValueError, "keeps more than the 128 latents"),
+    ):
+        wrong = sae.SAE(sae.TopK(2))
+        object.__setattr__(wrong, name, part)  # the types are not checked outside of tests
+        with pytest.raises(error, match=text):
+            wrong.init(16, 128, key=key)
+    one = sae.SAE(sae.TopK(2))
+    params = one.init(4, 8, key=key)
+    with pytest.raises(ValueError, match="must have the 8 latents"):
+        one.decode(params, jnp.ones((3, 7)))
+    for call in (
+        lambda p: one.encode(p, jnp.ones((3, 4))),
+        lambda p: one.decode(p, jnp.ones((3, 8))),
+        lambda p: sae.save("nowhere", one, p),
+    ):
+        with pytest.raises(ValueError, match="must hold W_dec and b_dec.* missing among W_enc"):
+            call({"W_enc": params["W_enc"]})
