@@ -192,7 +192,8 @@ def _test_of_union(of: tuple[Any, ...]) -> tuple[Test, str] | None:
     tests = [_test_of(x) for x in of]
     if None in tests:
         return None
-    texts = dict.fromkeys(text for _, text in tests)  # pyright: ignore[reportGeneralTypeIssues]
+    every = [*dict.fromkeys(text for _, text in tests)]  # pyright: ignore[reportGeneralTypeIssues]
+    texts = [x for x in every if not any(other.startswith(f"{x} or ") for other in every)]
     return lambda x: any(fits(x) for fits, _ in tests), " or ".join(texts)  # pyright: ignore
 
 

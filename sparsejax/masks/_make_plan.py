@@ -141,7 +141,7 @@ def _match(
             raise ValueError(
                 "plan: no leaf is named kernel or weight, which is what stands behind the last /; "
                 f"select leaves with a rule, as in {{r'weight$': {rules!r}}}. The leaves are "
-                f"{', '.join(leaves)}."
+                f"{', '.join(leaves) or 'one array without a path'}."
             )
         left = {name: _why(name, leaf) for name, leaf in leaves.items() if name not in chosen}
         return chosen, tuple(left.items())

@@ -165,9 +165,10 @@ def proximal_adam(
     for rule in rules:
         if rule is not None and not rule.elementwise:
             raise ValueError(
-                f"proximal_adam needs elementwise penalties and {type(rule).__name__} is not; use "
-                "sj.optim.proximal_sgd, or optax.chain(optax.adam(...), sj.optim.proximal(...)) if "
-                "a uniform step length is intended."
+                f"proximal_adam needs elementwise penalties (elementwise = True) and "
+                f"{type(rule).__name__} is not; use sj.optim.proximal_sgd, or "
+                "optax.chain(optax.adam(...), sj.optim.proximal(...)) if a uniform step length is "
+                "intended."
             )
     adam = steady(optax.scale_by_adam(b1, b2, eps))  # pyright: ignore[reportArgumentType]
 

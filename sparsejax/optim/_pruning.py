@@ -262,7 +262,7 @@ def get_masks(opt_state: PyTree) -> PyTree:
     if not found:
         raise ValueError(
             "get_masks: opt_state, the state of an optimizer, has no masks; chain sj.optim.prune, "
-            "keep_masked or track_masks into the optimizer."
+            "keep_masked or track_masks into the optimizer, and pass tx.init(params), not tx."
         )
     # Stable sort: masks of trainable entries come first and are overridden.
     found.sort(key=lambda x: not x.trainable)
