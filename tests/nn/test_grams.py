@@ -61,3 +61,12 @@ def test_a_batch_of_several_arrays_needs_call():
         sj.nn.input_grams(model, [{"image": x, "label": jnp.zeros(3, int)}])
     found = sj.nn.input_grams(model, [(x, jnp.zeros(3, int))], lambda model, batch: model(batch[0]))
     np.testing.assert_array_equal(found["kernel"], x.T @ x)
+
+
+def test_grams_of_inputs_split_over_features_stay_split():
+    mesh = jax.make_mesh((8,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+    model, x = nnx.Linear(64, 8, rngs=nnx.Rngs(0)), jax.random.normal(jax.random.key(0), (16, 64))
+    split = jax.device_put(x, jax.NamedSharding(mesh, jax.P(None, "d")))
+    gram = sj.nn.input_grams(model, [split, split])["kernel"]
+    assert {shard.data.shape for shard in gram.addressable_shards} == {(8, 64)}
+    np.testing.assert_allclose(gram, 2 * x.T @ x, atol=1e-4)
