@@ -78,7 +78,7 @@ ROWS = [
     row(solve.lasso, **LASSO, w0=W0, working_set=4, weights=jnp.ones(4), positive=False, l2=0.0,
         implementation=None, **FIT),
     row(solve.lasso_host, **LASSO, w0=W0, weights=jnp.ones(4), positive=False, l2=0.0,
-        loss="squared", delta=1.35, intercept=False, groups=[0, 1, 2, 3], implementation=None,
+        loss="huber", delta=1.35, intercept=False, groups=[0, 1, 2, 3], implementation=None,
         **FIT),
     row(solve.lasso_path, X=A, y=Y, strengths=jnp.array([2.0, 1.0]), n_strengths=2, eps=0.1,
         throw=False),

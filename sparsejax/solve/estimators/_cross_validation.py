@@ -70,9 +70,9 @@ class CrossValidated(Linear):
         if np.ndim(self.alphas) == 1 and np.size(self.alphas):
             return np.sort(np.asarray(self.alphas, np.float64))[::-1]
         if not is_int(self.alphas) or self.alphas < 1:
-            raise ValueError(
-                f"alphas must be an integer of at least 1 or a list of strengths, got "
-                f"{self.alphas!r}; alphas=100 for example."
+            raise (ValueError if is_int(self.alphas) else TypeError)(
+                f"alphas={self.alphas!r} must be an integer of at least 1, or a list of strengths; "
+                "100 for example."
             )
         check_number("eps", self.eps, "1e-3")
         if not 0 < self.eps <= 1:
