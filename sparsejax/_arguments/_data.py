@@ -129,7 +129,7 @@ def checked_start(caller: str, w0: Any, shape: tuple[int, ...], dtype: Any) -> A
         return jnp.asarray(w0, dtype)
 
 
-def check_not_nan(caller: str, **arrays: Any) -> None:
+def check_not_nan(caller: str, /, **arrays: Any) -> None:
     """Raises if a concrete array holds NaN, of which every comparison is False."""
     for name, x in arrays.items():
         if is_nan_in(x):
@@ -139,7 +139,7 @@ def check_not_nan(caller: str, **arrays: Any) -> None:
             )
 
 
-def check_finite(caller: str, **arrays: Any) -> None:
+def check_finite(caller: str, /, **arrays: Any) -> None:
     """Raises if a concrete array holds NaN or infinity."""
     check_not_nan(caller, **arrays)
     for name, x in arrays.items():

@@ -15,9 +15,9 @@ def known(*values: Any) -> bool:
     return not any(isinstance(x, Tracer) for x in values)
 
 
-def check_count(name: str, value: Any, least: int = 1) -> None:
-    """Raises if `value` is not an integer of at least `least`."""
-    wanted = f"{name}={value!r} must be an integer of at least {least}"
+def check_count(name: str, value: Any, least: int = 1, other: str = "") -> None:
+    """Raises if `value` is not an integer of at least `least`; `other` names an alternative."""
+    wanted = f"{name}={value!r} must be an integer of at least {least}{other}"
     if not isinstance(value, int | np.integer) or isinstance(value, bool):
         raise TypeError(f"{wanted}, it is a {type(value).__name__}: {name}={max(least, 1)}.")
     if value < least:

@@ -48,12 +48,12 @@ class Model(NamedTuple):
 
     @property
     def is_homogeneous(self) -> bool:
-        """Whether the penalty of t w over that of w is a power of t; else t scales alpha, too."""
+        """Whether the penalty of t w is a power of t times that of w."""
         return self.shape not in ("mcp", "scad")
 
     @property
     def degree(self) -> float:
-        """That power."""
+        """That power, or 1 if not homogeneous: t then scales the strength, too."""
         return 0.5 if self.shape == "l_half" else 1.0
 
     def features(self, blocks: np.ndarray) -> np.ndarray:

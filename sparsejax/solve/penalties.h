@@ -4,9 +4,10 @@
 // for the features of a block; size(b, c), the norm of correlations that a bound bounds; admit(u), a
 // coefficient in the domain; cost(b, w);
 // drop(norms), which leaves features whose columns are 0 out of their blocks, where rounding errors
-// would move them with the others; shrink(b, v, q), which replaces v by the minimum of q |x - v|^2 / 2 + cost; violation(b, w, c), the
-// distance of c from the subdifferential; part(blocks), the same penalty of these blocks, their
-// features numbered in order. For Newton steps where w is not 0: slope(b, j, w), a derivative;
+// would move them with the others; shrink(b, v, q), which replaces v by the minimum of
+// q |x - v|^2 / 2 + cost; violation(b, w, c), the distance of c from the subdifferential;
+// part(blocks), for losses that are not squared, the same penalty of these blocks, their features
+// numbered in order. For Newton steps where w is not 0: slope(b, j, w), a derivative;
 // bend(b, w, add), second derivatives; rest(b, w, step), what these do not say of the cost.
 
 #pragma once
@@ -32,6 +33,8 @@ template <class T> struct Single {
   }
   double admit(double u) const { return u; }
   void drop(const T*) {}
+  double size(Index b, const T* c) const { return std::abs(c[b]); }
+  double inward(Index b, const T* c) const { return std::abs(c[b]); }
 };
 
 template <class T> struct L1 : Single<T> {
@@ -72,8 +75,6 @@ template <class T> struct Concave : Single<T> {
     const double end = gamma * a, fallen = std::min(std::max(u, from(a)), end) - from(a);
     return a * std::min(u, end) - curvature() * fallen * fallen / 2;
   }
-  double size(Index b, const T* c) const { return std::abs(c[b]); }
-  double inward(Index b, const T* c) const { return std::abs(c[b]); }
   double cost(Index b, const T* w) const { return value(bounds[b], std::abs(double(w[b]))); }
   // The best of the minima of the three pieces.
   void shrink(Index b, T* v, double q) const {
@@ -111,7 +112,8 @@ template <class T> struct Concave : Single<T> {
 };
 
 // sum_b a_b |w_b|^(1/2), whose slope is infinite at 0: each w_b is the minimum of its own problem, of
-// curvature q_b, which is 0 up to a correlation of 1.5 a_b^(2/3) q_b^(1/3).
+// curvature q_b, which is 0 up to a correlation of 1.5 a_b^(2/3) q_b^(1/3). The violation is q_b times
+// the distance from it: at 0 every correlation is in the subdifferential.
 template <class T> struct SquareRoot : Single<T> {
   static constexpr bool convex = false;
   using Single<T>::bounds;
@@ -122,8 +124,6 @@ template <class T> struct SquareRoot : Single<T> {
     for (Index b = 0; b < this->blocks(); ++b)
       bounds[b] = 1.5 * std::pow(std::cbrt(weights[b]), 2) * std::cbrt(curvatures[b]);
   }
-  double size(Index b, const T* c) const { return std::abs(c[b]); }
-  double inward(Index b, const T* c) const { return std::abs(c[b]); }
   double cost(Index b, const T* w) const {
     return w[b] == 0 ? 0 : weights[b] * std::sqrt(std::abs(double(w[b])));
   }

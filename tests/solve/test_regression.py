@@ -251,8 +251,8 @@ def test_without_a_compiler_the_solution_is_the_same(loss, name):
     if loss == "squared":
         options.pop("samples", None)
     w, b, _ = fit(loss, 0.05, tol=1e-11, **options)
-    # Without a bound of the curvature, steps of XLA stall near 4e-7 on some machines.
-    tol = 1e-6 if loss == "poisson" else 1e-9
+    # Without a bound of the curvature, steps of XLA stall at 4e-7 there with JAX 0.12.
+    tol = 1e-6 if (loss, name) == ("poisson", "free group") else 1e-9
     other, offset, found = fit(loss, 0.05, tol=tol, how="xla", **options)
     assert found.result[0] == 0
     np.testing.assert_allclose(X @ other + offset, X @ w + b, atol=2e-3)

@@ -22,7 +22,7 @@ struct Kept {
   std::vector<float> values;  // (tokens, rows)
 };
 
-inline bool Keeps(float x, float norm, float limit) {  // without jumps, which nobody could foretell
+inline bool Keeps(float x, float norm, float limit) {  // without branches: their outcome is random
   return (x != 0) & ((limit < 0) | !(std::fabs(x) * norm <= limit));  // NaN is kept
 }
 

@@ -10,7 +10,7 @@ from scipy.sparse import issparse
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import check_cv
 
-from ..._arguments import check_number, is_int
+from ..._arguments import check_count, check_number
 from .._host import Found, geometric
 from .._model import largest_bound, objective, pull
 from ._linear import Linear, relative
@@ -69,11 +69,7 @@ class CrossValidated(Linear):
     def _alphas(self, X: Any, y: np.ndarray, sample_weight: Any, ratio: float) -> np.ndarray:
         if np.ndim(self.alphas) == 1 and np.size(self.alphas):
             return np.sort(np.asarray(self.alphas, np.float64))[::-1]
-        if not is_int(self.alphas) or self.alphas < 1:
-            raise (ValueError if is_int(self.alphas) else TypeError)(
-                f"alphas={self.alphas!r} must be an integer of at least 1, or a list of strengths; "
-                "100 for example."
-            )
+        check_count("alphas", self.alphas, other=", or a list of strengths")
         check_number("eps", self.eps, "1e-3")
         if not 0 < self.eps <= 1:
             raise ValueError(f"eps must be in (0, 1], got {self.eps}; 1e-3 for example.")
