@@ -43,7 +43,7 @@ def test_the_program_of_two_processes_runs(tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    env = dict(os.environ, XLA_FLAGS="--xla_force_host_platform_device_count=2")
+    env = dict(os.environ, XLA_FLAGS="--xla_force_host_platform_device_count=1")
     first, second = (
         subprocess.Popen(
             [sys.executable, "train.py", address, str(process)],
@@ -52,8 +52,8 @@ def test_the_program_of_two_processes_runs(tmp_path):
         for process in range(2)
     )  # fmt: skip
     try:
-        out, errors = first.communicate(timeout=500)
-        _, others = second.communicate(timeout=500)
+        out, errors = first.communicate(timeout=300)
+        _, others = second.communicate(timeout=300)
     finally:
         first.kill()
         second.kill()
