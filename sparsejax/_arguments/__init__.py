@@ -45,8 +45,8 @@ from ._trees import (
     check_params,
     check_ranking,
     check_some,
+    check_updates,
     named_masks,
-    require_params,
     returned_params,
     rows_of,
 )
@@ -74,6 +74,7 @@ __all__ = [
     "check_some",
     "check_step",
     "check_strength",
+    "check_updates",
     "check_weights",
     "checked",
     "checked_axis",
@@ -91,7 +92,6 @@ __all__ = [
     "named_masks",
     "near_one",
     "path_strengths",
-    "require_params",
     "returned_params",
     "rows_of",
 ]

@@ -18,6 +18,7 @@ import numpy as np
 import optax
 from flax import nnx
 from jax.core import Tracer
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from jaxtyping import PyTree, Shaped
 
@@ -34,8 +35,9 @@ def checked(**intervals: str) -> Callable[[F], F]:
 
     The error names the function and the argument. `intervals` gives the numbers that an argument
     may hold, such as `rounds="[1, inf)"`, in which NaN never is, or how a function is called,
-    such as `smooth="smooth(w)"`. Traced values and schedules are not compared with an interval, nor
-    is None where it is the default. NNX variables and lists become arrays where those are wanted.
+    such as `smooth="smooth(w)"`, or an example, such as `rules="sj.NM(2, 4)"`. Traced values and
+    schedules are not compared with an interval, nor is None where it is the default. NNX variables
+    and lists become arrays where those are wanted.
     """
 
     def decorate(function: Any) -> Any:
@@ -105,6 +107,8 @@ def _tests(function: Any, intervals: Mapping[str, str]) -> Any:
         if given.startswith(f"{name}("):
             takes = functools.partial(_takes, many=given.count(",") + 1)
             tests = [_KINDS[Callable], (takes, f"called as {given}")]
+        elif given and given[0] not in "[(":
+            tests = [(fits, f"{text}, {given} for example") for fits, text in tests]
         elif name in intervals:
             tests.append(
                 (
@@ -374,6 +378,7 @@ _KINDS: dict[Any, Any] = {
     tuple: (_is_sequence, "a tuple"),
     list: (_is_sequence, "a list"),
     Mapping: (lambda x: isinstance(x, Mapping), "a mapping"),
+    Mesh: (lambda x: isinstance(x, Mesh), 'a mesh, jax.make_mesh((8,), ("fsdp",))'),
     Iterable: (
         lambda x: isinstance(x, Iterable) and not isinstance(x, str | Mapping),
         "an iterable",

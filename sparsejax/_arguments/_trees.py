@@ -28,10 +28,17 @@ _NO_PARAMS = (
 )
 
 
-def require_params(params: PyTree) -> None:
-    """Raises the error of optax if there are no parameters."""
+def check_updates(updates: PyTree, params: PyTree) -> None:
+    """Raises the error of optax if there are no parameters, and for updates of other shapes."""
     if params is None:
         raise ValueError(_NO_PARAMS)
+    leaves = named_leaves(params)
+    for name, u in named_leaves(updates).items():
+        if name in leaves and jnp.shape(u) != jnp.shape(leaves[name]):
+            raise ValueError(
+                f"update: the gradient of {name or 'the parameter'} has shape {jnp.shape(u)} and "
+                f"the parameter {jnp.shape(leaves[name])}; pass jax.grad(loss)(params)."
+            )
 
 
 def named_masks(what: str, masks: PyTree) -> dict[str, Array]:

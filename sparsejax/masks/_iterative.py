@@ -13,7 +13,7 @@ from ._apply import apply_masks
 from ._plan import Plan
 
 
-@checked(rounds="[1, inf)")
+@checked(score="lambda p: sj.masks.synflow(p, network)", rounds="[1, inf)")
 def iterative(
     score: Callable[[PyTree], PyTree], plan: Plan, params: PyTree, rounds: int = 100
 ) -> PyTree:

@@ -19,7 +19,7 @@ from ._plan import Plan
 from ._planned_leaf import PlannedLeaf
 
 
-@checked()
+@checked(rules="sj.NM(2, 4)")
 def plan(
     model: PyTree,
     rules: Pattern | Mapping[str, Any],

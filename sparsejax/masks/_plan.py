@@ -8,7 +8,6 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import PyTree
 from rich.console import Console
@@ -190,7 +189,7 @@ class Plan:
         """The masks by path."""
         jointly = self._select_jointly(scores, fraction) if self.joint else {}
         alone = [leaf for leaf in self.leaves if leaf.name in scores and leaf.name not in jointly]
-        return jointly | {leaf.name: _selected(leaf, scores[leaf.name], fraction) for leaf in alone}
+        return jointly | {leaf.name: leaf.select(scores[leaf.name], fraction) for leaf in alone}
 
     def _select_jointly(self, scores: Mapping[str, Any], fraction: ArrayLike) -> dict[str, Any]:
         leaves = [leaf for leaf in self.leaves if leaf.pattern.free and leaf.name in scores]
@@ -262,18 +261,6 @@ class Plan:
 
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(str(self))}</pre>"
-
-
-def _selected(leaf: PlannedLeaf, scores: Any, fraction: ArrayLike) -> Any:
-    """The mask of a leaf, checked: patterns may be a user's own."""
-    mask = leaf.pattern.select(scores, leaf.layout, leaf.zeros, fraction)
-    found = tuple(np.shape(mask)), jnp.result_type(mask)
-    if found != (leaf.shape, bool):
-        raise ValueError(
-            f"{leaf.name} {leaf.shape}: {type(leaf.pattern).__name__}.select must give booleans of "
-            f"this shape, got {found[1]} {found[0]}."
-        )
-    return mask
 
 
 def _resized(leaf: PlannedLeaf, sparsity: float) -> PlannedLeaf:

@@ -2,6 +2,11 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
 
 from ..patterns import Layout, Pattern
 
@@ -47,3 +52,14 @@ class PlannedLeaf:
     def sparsity(self) -> float:
         """Fraction of units that are zeroed."""
         return self.zeros / max(self.units, 1)
+
+    def select(self, scores: Any, fraction: ArrayLike) -> Any:
+        """The mask of the largest scores, checked: patterns may be a user's own."""
+        mask = self.pattern.select(scores, self.layout, self.zeros, fraction)
+        found = tuple(np.shape(mask)), jnp.result_type(mask)
+        if found != (self.shape, bool):
+            raise ValueError(
+                f"{self.name} {self.shape}: {type(self.pattern).__name__}.select must give "
+                f"booleans of this shape, got {found[1]} {found[0]}."
+            )
+        return mask

@@ -7,9 +7,10 @@ from jaxtyping import Array, Bool, Shaped
 from .._arguments import check_not_nan, check_ranking, checked
 from .._sharding import with_auto_axes
 from ..patterns import Pattern
+from ._planned_leaf import PlannedLeaf
 
 
-@checked(fraction="[0, 1]")
+@checked(pattern="sj.NM(2, 4)", fraction="[0, 1]")
 def topk(
     scores: Shaped[ArrayLike, "..."], pattern: Pattern, fraction: ArrayLike = 1.0
 ) -> Bool[Array, "..."]:
@@ -44,8 +45,7 @@ def topk(
     check_not_nan("topk", fraction=fraction)
     layout = pattern.layout(scores.shape)
     pattern.units(layout)
-    zeros = pattern.zeros(layout)
-    select = lambda scores, fraction: pattern.select(scores, layout, zeros, fraction)  # noqa: E731
-    mask = with_auto_axes(select, scores, fraction, like=scores)
+    leaf = PlannedLeaf("topk: scores", layout, pattern, pattern.zeros(layout))
+    mask = with_auto_axes(leaf.select, scores, fraction, like=scores)
     check_ranking("topk", {"": scores}, {"": mask})
     return mask

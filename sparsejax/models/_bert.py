@@ -1,6 +1,7 @@
 """A BERT sentence encoder in NNX, loaded from safetensors, such as MiniLM."""
 
 import functools
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from .._arguments import checked
+from ._ids import ids_of
 from ._reading import extra, filled, read_object, reading, wheel
 
 
@@ -108,7 +111,17 @@ class Bert(nnx.Module):
           ids: Tokens, padded at the end.
           mask: True at tokens, False at padding.
         """
-        ids, seen = jnp.asarray(ids), jnp.asarray(mask)
+        ids, seen = ids_of("Bert", ids, self.word.num_embeddings), jnp.asarray(mask)
+        if seen.shape != ids.shape or seen.dtype != bool:
+            raise ValueError(
+                f"Bert: mask must hold booleans of the shape of ids {ids.shape}, got {seen.dtype} "
+                f"{seen.shape}; jnp.ones(ids.shape, bool) for sentences of one length."
+            )
+        if ids.shape[1] > self.position.num_embeddings:
+            raise ValueError(
+                f"Bert: ids {ids.shape} are longer than the {self.position.num_embeddings} "
+                "positions of the model; cut the sentences."
+            )
         place = self.position(jnp.arange(ids.shape[1]))
         x = self.norm(self.word(ids) + place + self.kind(jnp.zeros_like(ids)))
         for layer in self.layers:
@@ -130,7 +143,8 @@ _LAYER = {
 }
 
 
-def bert_from_safetensors(folder: str | Path) -> Bert:
+@checked()
+def bert_from_safetensors(folder: str | os.PathLike[str]) -> Bert:
     """A `Bert` from a folder with `config.json` and `model.safetensors` (Hugging Face's names).
 
     Args:

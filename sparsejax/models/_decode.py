@@ -12,6 +12,7 @@ from jax import lax
 from jaxtyping import Array
 
 from .._arguments import checked
+from ._ids import row_of
 from ._llama import Llama
 
 _LOST = -2  # written where the logits are NaN
@@ -64,9 +65,7 @@ def generate(
     """
     if temperature > 0 and key is None:
         raise ValueError("generate: sampling at a temperature needs key=jax.random.key(0).")
-    rows = [
-        _tokens("generate: each of prompts", row, model.config.vocabulary, 1) for row in prompts
-    ]
+    rows = [row_of("generate: each of prompts", row, model.config.vocabulary, 1) for row in prompts]
     if not rows:
         raise ValueError("generate: prompts is empty; give a list of lists of tokens.")
     # Few distinct lengths, so that few programs are compiled.
@@ -183,7 +182,7 @@ def token_losses(
             f"token_losses: stride must be at most the window, got {stride} above {window}."
         )
     vocabulary = model.config.vocabulary if isinstance(model, Llama) else None
-    row = _tokens("token_losses: tokens", tokens, vocabulary, 2)
+    row = row_of("token_losses: tokens", tokens, vocabulary, 2)
     known, targets = row[:-1], row[1:]
     losses, done = np.empty(len(targets), np.float32), 0
     if attention is not None:
@@ -281,22 +280,6 @@ def perplexity(
     """
     losses = token_losses(model, tokens, window=window, stride=stride, attention=attention)
     return float(np.exp(np.mean(losses, dtype=np.float64)))
-
-
-def _tokens(what: str, tokens: Any, vocabulary: int | None, least: int) -> np.ndarray:
-    row = np.asarray(tokens)
-    if row.ndim != 1 or len(row) < least:
-        raise ValueError(
-            f"{what} must be a list of at least {least} token ids, got the shape {row.shape}."
-        )
-    if not np.issubdtype(row.dtype, np.integer):
-        raise ValueError(f"{what} must hold integers, got {row.dtype}.")
-    if row.min() < 0 or vocabulary is not None and row.max() >= vocabulary:
-        raise ValueError(
-            f"{what} must hold ids from 0 to {'' if vocabulary is None else vocabulary - 1}, got "
-            f"{row.min()} to {row.max()}; is this the tokenizer of this model?"
-        )
-    return row
 
 
 def _until(row: np.ndarray, ends: np.ndarray) -> list[int]:

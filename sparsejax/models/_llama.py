@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from .._arguments import checked
 from .._arrays import turned
+from ._ids import ids_of
 
 
 @checked(
@@ -202,6 +203,7 @@ class LlamaLayer(nnx.Module):
         return x + self.mlp(self.norm(x)), cache
 
 
+@checked()
 class Llama(nnx.Module):
     r"""A decoder of the Llama family: RMS norms, rotary positions, grouped queries, SwiGLU.
 
@@ -265,9 +267,10 @@ class Llama(nnx.Module):
         self, ids: Int[Array | np.ndarray, "batch length"], cache: Cache | None = None
     ) -> tuple[Float[Array, "batch length width"], Cache | None]:
         """The stream behind the last layer, before its norm, and the cache with these tokens."""
+        ids = ids_of("Llama", ids, self.config.vocabulary)
         counts = jnp.zeros(ids.shape[:1], jnp.int32) if cache is None else cache.counts
         places = counts[:, None] + jnp.arange(ids.shape[1])
-        x = self.embed(jnp.asarray(ids))
+        x = self.embed(ids)
         if cache is None:
             return self._run(x, places), None
         x, keys, values = self._run_cached(x, places, cache)
@@ -287,11 +290,12 @@ class Llama(nnx.Module):
           ids: Tokens.
           cache: The tokens before them, with the states that `attend` returned for them.
         """
+        ids = ids_of("Llama", ids, self.config.vocabulary)
         empty = None if self.scan else (None,) * self.config.layers
         cache = Attended(empty, jnp.zeros(ids.shape[:1], jnp.int32)) if cache is None else cache
         places = cache.counts[:, None] + jnp.arange(ids.shape[1])
         run = lambda x, layer, state: layer(x, places, state, attend)  # noqa: E731
-        x, states = self.embed(jnp.asarray(ids)), []
+        x, states = self.embed(ids), []
         if self.scan:
             scan = nnx.scan(run, in_axes=(nnx.Carry, 0, 0), out_axes=(nnx.Carry, 0))
             x, states = scan(x, self.layers, cache.states)

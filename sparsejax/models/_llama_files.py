@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import os
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array
 
+from .._arguments import checked
 from .._files import replacing
 from .._tree import named_leaves, pure
 from ..formats import SparseArray
@@ -21,8 +23,9 @@ from ._reading import extra, filled, read_object, reading, wheel
 from ._tokenizer import gguf_tokenizer
 
 
+@checked()
 def llama(
-    path: str | Path,
+    path: str | os.PathLike[str],
     *,
     scan: bool = False,
     dtype: Any = jnp.float32,
@@ -89,8 +92,13 @@ def llama(
         return filled(make, fill), tokenizer
 
 
+@checked()
 def save_llama(
-    model: Llama, folder: str | Path, tokenizer: Any = None, *, shard_bytes: int = 5 * 10**9
+    model: Llama,
+    folder: str | os.PathLike[str],
+    tokenizer: Any = None,
+    *,
+    shard_bytes: int = 5 * 10**9,
 ) -> None:
     """Write a `Llama` as a folder that `llama` and Hugging Face's libraries open.
 

@@ -9,7 +9,7 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Int, PyTree
 
-from .._arguments import check_finite, check_step, checked, require_params
+from .._arguments import check_finite, check_step, check_updates, checked
 from .._tree import is_gap
 from ..masks import Masks, Plan, magnitude
 from ._pruning import next_step
@@ -66,7 +66,7 @@ def add_pruned_decay(
 
     def update(updates, state, params=None, **extra):
         del extra
-        require_params(params)
+        check_updates(updates, params)
         masks = plan.masks(magnitude(params))
 
         def pull(mask, u, p):

@@ -16,8 +16,8 @@ from .._arguments import (
     check_optimizer,
     check_scheduled_fraction,
     check_step,
+    check_updates,
     checked,
-    require_params,
 )
 from .._counts import floor_of
 from .._sharding import drawn_like, with_auto_axes
@@ -211,7 +211,7 @@ def drop_and_grow(
         return DynamicState(jnp.zeros((), jnp.int32), Masks(masks), data, inner.init(params))
 
     def update(updates, state, params=None, **extra):
-        require_params(params)
+        check_updates(updates, params)
         masks = state.masks.tree
 
         swapped = at_step(fraction, state.count)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, PyTree
 
-from .._arguments import check_scheduled_fraction, check_some, checked, require_params
+from .._arguments import check_scheduled_fraction, check_some, check_updates, checked
 from .._arrays import wide_dtype
 from .._tree import is_gap, map_named
 from ..masks import Masks, Plan
@@ -145,7 +145,7 @@ def _scored(what: str, plan: Plan, choose, learning_rate, pull, limit):
 
     def update(updates, state, params=None, **extra):
         del extra
-        require_params(params)
+        check_updates(updates, params)
         rate, count = at_step(learning_rate, state.count), next_step(state.count)
 
         def accumulate(score, g, p):

@@ -6,7 +6,7 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
-from .._arguments import check_masks, checked, checked_number, named_masks, require_params
+from .._arguments import check_masks, check_updates, checked, checked_number, named_masks
 from .._tree import map_named, named_leaves
 from ._proximal import Rules, check_penalty, check_rules, labels_of, matched_leaves
 
@@ -66,7 +66,7 @@ def add_penalty(
 
     def update(updates, state, params=None, **extra):
         del extra
-        require_params(params)
+        check_updates(updates, params)
         leaves = named_leaves(params)
         pulls = {}
         for rule, names in matched_leaves(penalty, leaves):

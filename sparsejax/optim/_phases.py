@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Int, PyTree
 
-from .._arguments import check_optimizer, check_some, check_step, checked, require_params
+from .._arguments import check_optimizer, check_some, check_step, check_updates, checked
 from .._steady import reset_moments, steady
 from ..masks import Masks, Plan, magnitude
 from ._pruning import masked_updates, next_step, zero_off
@@ -87,7 +87,7 @@ def acdc(
         return PhaseState(jnp.zeros((), jnp.int32), Masks(masks), inner.init(params))
 
     def update(updates, state, params=None, **extra):
-        require_params(params)
+        check_updates(updates, params)
         compress, release = jnp.any(state.count == begins), jnp.any(state.count == ends)
         full = plan.full_masks(params)
         # All True, and sharded as the parameters, also with explicit axes.

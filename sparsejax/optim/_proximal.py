@@ -10,7 +10,7 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Int, PyTree
 
-from .._arguments import checked, require_params
+from .._arguments import check_updates, checked
 from .._arrays import common_dtype, wide_dtype
 from .._steady import steady
 from .._tree import is_kernel, map_named, named_leaves
@@ -70,7 +70,7 @@ def proximal(
 
     def update(updates, state, params=None, **extra):
         del extra
-        require_params(params)
+        check_updates(updates, params)
         step = at_step(learning_rate, state.count)
         moved = proximal_updates(penalty, updates, params, lambda name: step)
         return moved, ProximalState(next_step(state.count))
@@ -178,7 +178,7 @@ def proximal_adam(
 
     def update(updates, state, params=None, **extra):
         del extra
-        require_params(params)
+        check_updates(updates, params)
         rate = at_step(learning_rate, state.count)
         directions, inner = adam.update(updates, state.adam, params)
         steps = jax.tree.map(lambda d: (-rate * d).astype(d.dtype), directions)

@@ -17,11 +17,11 @@ from .._arguments import (
     check_scheduled_fraction,
     check_some,
     check_step,
+    check_updates,
     checked,
     is_number,
     known,
     named_masks,
-    require_params,
 )
 from .._arrays import common_dtype
 from .._steady import filled_gaps
@@ -98,7 +98,7 @@ def prune(
 
     def update(updates, state, params=None, **extra):
         del extra
-        require_params(params)
+        check_updates(updates, params)
         count, fraction = state.count, at_step(schedule, state.count)
         due = (count >= begin) & ((count - begin) % every == 0)
         if end is not None:
@@ -159,7 +159,7 @@ def keep_masked(masks: PyTree | None) -> optax.GradientTransformationExtraArgs:
 
     def update(updates, state, params=None, **extra):
         del extra
-        require_params(params)
+        check_updates(updates, params)
         return zero_off(updates, params, state.masks.tree), state
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -224,7 +224,7 @@ def track_masks(
 
     def update(updates, state, params=None, **extra):
         del extra
-        require_params(params)
+        check_updates(updates, params)
         moved = optax.apply_updates(params, filled_gaps(updates, params))  # pyright: ignore
         new = state_at(next_step(state.count), moved)
         fraction = at_step(schedule, new.count)

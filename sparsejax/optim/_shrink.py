@@ -15,8 +15,8 @@ from .._arguments import (
     check_scheduled_fraction,
     check_some,
     check_step,
+    check_updates,
     checked,
-    require_params,
 )
 from .._arrays import wide_dtype
 from .._tree import is_gap
@@ -98,7 +98,7 @@ def iterative_shrinkage(
 
     def update(updates, state, params=None, **extra):
         del extra
-        require_params(params)
+        check_updates(updates, params)
         count = state.count
         due = (count % every == 0) | (count == prune_steps - 1)
 

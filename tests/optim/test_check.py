@@ -102,3 +102,30 @@ def test_masks_of_a_subset_are_read_unless_others_are_there():
     kept = sj.optim.keep_masked({"l1": {"kernel": ~MASK}})
     tx = optax.chain(kept, sj.optim.subset(optax.adam(0.1), masks))
     assert bool((sj.get_masks(tx.init(PARAMS))["l1"]["kernel"] == ~MASK).all())
+
+
+MEMBERS = {
+    "acdc": lambda: sj.optim.acdc(optax.sgd(0.1), PLAN, [(1, 2)]),
+    "add_penalty": lambda: sj.optim.add_penalty(sj.prox.l1(0.1)),
+    "iterative_shrinkage": lambda: sj.optim.iterative_shrinkage(PLAN, prune_steps=2),
+    "keep_masked": lambda: sj.optim.keep_masked(PLAN.masks(PARAMS)),
+    "movement": lambda: sj.optim.movement(PLAN, 0.1),
+    "proximal": lambda: sj.optim.proximal(sj.prox.l1(0.1), 0.1),
+    "proximal_adam": lambda: sj.optim.proximal_adam(0.1, sj.prox.l1(0.1)),
+    "prune": lambda: sj.optim.prune(PLAN),
+    "rigl": lambda: sj.optim.rigl(optax.sgd(0.1), PLAN, key=KEY, end=9),
+    "sparse_evolution": lambda: sj.optim.sparse_evolution(optax.sgd(0.1), PLAN, key=KEY, end=9),
+    "sr_ste": lambda: sj.optim.sr_ste(PLAN, 1e-3),
+    "top_kast": lambda: sj.optim.top_kast(optax.sgd(0.1), PLAN, PLAN),
+    "track_masks": lambda: sj.optim.track_masks(PLAN),
+    "unit_norm": lambda: sj.optim.unit_norm(optax.sgd(0.1), "kernel"),
+}
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_gradients_of_another_shape_are_named(name):
+    tx = MEMBERS[name]()
+    state = tx.init(PARAMS)
+    with pytest.raises(ValueError, match=r"gradient of l1/kernel has shape \(4, 8\) and .*\(8, 8\)"):
+        tx.update({"l1": {"kernel": jnp.ones((4, 8))}}, state, PARAMS)
+    tx.update({"l1": {"kernel": None}}, state, PARAMS)

@@ -9,7 +9,7 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Key, PyTree
 
-from ..._arguments import check_scheduled_fraction, checked, require_params
+from ..._arguments import check_scheduled_fraction, check_updates, checked
 from ..._steady import reset_moments
 from ..._tree import is_gap, map_named, named_leaves
 from ...masks import Plan, magnitude
@@ -95,7 +95,7 @@ def ssvi(
         return inner.init(params)
 
     def update(updates, state, params=None, **extra):
-        require_params(params)
+        check_updates(updates, params)
         moves, new = inner.update(updates, state, params, **extra)
         old, now = (named_leaves(get_masks(s)) for s in (state, new))
         leaves = named_leaves(params)
