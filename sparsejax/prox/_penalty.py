@@ -241,7 +241,7 @@ def widen(v: ArrayLike) -> Inexact[Array, "..."]:
     return x.astype(wide_dtype(x))
 
 
-def polynomial(x: Array, coefficients: Sequence[float]) -> Array:
+def polynomial(x: Array, coefficients: Sequence[ArrayLike]) -> Array:
     """`sum_i coefficients_i x^i`, in one pass over memory."""
     total = jnp.zeros((), x.dtype)
     for coefficient in reversed(coefficients):

@@ -1,15 +1,20 @@
 """Powers `|x|^p`, 0 < p <= 2: Newton's method on logarithms from an accurate start."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from .._arguments import checked_number, known
 from ._penalty import Elementwise, Leaf, Penalty, polynomial, register
+
+Root = Callable[[Array, Array], Array]
 
 
 class _Power(Elementwise):
@@ -44,11 +49,14 @@ class _Power(Elementwise):
         return self.strength * jnp.where(b > 0, power, b)
 
     def _shrink(self, b: Array, t: Array) -> Array:
+        return self._shrink_by(self._fraction, b, t)
+
+    def _shrink_by(self, root: Root, b: Array, t: Array) -> Array:
         m, p = t * self.strength, jnp.asarray(self._power(), b.dtype)
         kept = b > lax.stop_gradient(self._threshold(m))
         inside = kept & (m > 0) & (b < jnp.inf)
         log_c = self._logarithm(jnp.where(inside, b, 1), jnp.where(m > 0, m, 1))
-        z = _root(self, jnp.where(inside, log_c, _NOTHING), p)
+        z = _root(root, jnp.where(inside, log_c, _NOTHING), p)
         return jnp.where(kept, b * z, 0)
 
     def _slope(self, b: Array) -> Array:
@@ -61,16 +69,16 @@ class _Power(Elementwise):
 _NOTHING = -100.0
 
 
-@jax.custom_jvp
-def _root(penalty: _Power, log_c: Array, p: Array) -> Array:
-    return penalty._fraction(log_c, p)
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _root(root: Root, log_c: Array, p: Array) -> Array:
+    return root(log_c, p)
 
 
 @_root.defjvp
-def _root_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
+def _root_jvp(root: Root, primals: Any, tangents: Any) -> tuple[Array, Array]:
     """The derivative of the root of `z + exp(log c + (p - 1) log z) = 1`."""
-    z, (_, _, p) = _root(*primals), primals
-    _, moved_c, moved_p = tangents
+    z, (_, p) = _root(root, *primals), primals
+    moved_c, moved_p = tangents
     pull = 1 - z
     rate = z + (p - 1) * pull
     fall = pull * (moved_c + jnp.log(jnp.where(z > 0, z, 1)) * moved_p)
@@ -162,9 +170,16 @@ class LP(_Power):
         return jnp.where((m > 0) & (self.p <= 1), scale * (u + rise), 0)
 
     def _fraction(self, log_c: Array, p: Array) -> Array:
-        if p.ndim:
-            return jnp.where(p < 0.9, _beyond_jump(log_c, p), _by_logarithm(log_c, p))
-        return lax.cond(p < 0.9, _beyond_jump, _by_logarithm, log_c, p)
+        return jnp.where(p < 0.9, _beyond_jump(log_c, p), _by_logarithm(log_c, p))
+
+    def _shrink(self, b: Array, t: Array) -> Array:
+        if jnp.ndim(self.p):
+            return super()._shrink(b, t)
+        # Whole branches, each one pass over memory.
+        below, above = (
+            functools.partial(self._shrink_by, f) for f in (_beyond_jump, _by_logarithm)
+        )
+        return lax.cond(jnp.asarray(self.p) < 0.9, below, above, b, t)
 
     def _slope(self, b: Array) -> Array:
         slope = super()._slope(b)
@@ -173,17 +188,32 @@ class LP(_Power):
 
 
 def _beyond_jump(log_c: Array, p: Array) -> Array:
-    """For p < 1, starts from the cubic in r that matches the values and slopes of z at the branch
-    point (r = 0) and at r = 1: accurate to two digits at worst, beyond the jump.
+    """For p < 0.9, a polynomial in r for `(1 - z) / c` through its values at the nodes of
+    Chebyshev between the jump and r = 1: the nearest singularity is r = -1, so that nine degrees
+    reach float32 precision.
     """
-    at, limit = _branch(jnp.minimum(p, 0.9))
+    p = jnp.minimum(p, 0.9)
+    limit = _branch(p)[1]
+    z = 2 * (1 - p) / (2 - p)  # at the jump
+    low = jnp.sqrt(jnp.maximum(1 - (1 - z) * z ** (1 - p) / limit, 0))
+    middle, half = (1 + low) / 2, (1 - low) / 2
+    across = lambda x: jnp.asarray(x, p.dtype).reshape(-1, *[1] * p.ndim)  # noqa: E731
+    nodes = middle + half * across(_NODES)
+    found = _by_logarithm(jnp.log(limit * (1 - nodes**2)), p) ** (p - 1)
+    for matrix in (_TO_CHEBYSHEV, _TO_POWERS):  # one by one, in which nothing cancels
+        found = jnp.stack([jnp.sum(across(row) * found, axis=0) for row in matrix])
     c = jnp.exp(log_c)
     r = jnp.sqrt(jnp.maximum(1 - c / limit, 0))
-    rise = at * jnp.sqrt(2 / ((1 - jnp.minimum(p, 0.9)) * (2 - p)))
-    rest = 1 - at - rise
-    third = 2 * limit - rise - 2 * rest
-    start = at + r * (rise + r * (rest - third + r * third))
-    return _polished(start, c, p, 1 if c.dtype == jnp.float32 else 4)
+    # Where p is so small that the jump is at r = 1, z is 1.
+    pull = c * polynomial((r - middle) / jnp.where(half > 0, half, 1), [*found])
+    return _polished(1 - pull, c, p, 0 if c.dtype == jnp.float32 else 2)
+
+
+# The nodes in (-1, 1); maps of values there to coefficients of the polynomials of Chebyshev, and of
+# those to coefficients of powers.
+_NODES = np.cos(np.pi * (np.arange(10) + 0.5) / 10)
+_TO_CHEBYSHEV = np.linalg.inv(np.polynomial.chebyshev.chebvander(_NODES, 9))
+_TO_POWERS = np.linalg.inv(np.vander(_NODES, increasing=True)) @ np.linalg.inv(_TO_CHEBYSHEV)
 
 
 def _by_logarithm(log_c: Array, p: Array) -> Array:
