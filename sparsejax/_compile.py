@@ -33,23 +33,29 @@ def compiled(
         return str(error)
 
 
-def loaded(source: pathlib.Path, headers: tuple[pathlib.Path, ...]) -> ctypes.CDLL:
+def loaded(
+    source: pathlib.Path, headers: tuple[pathlib.Path, ...], options: tuple[str, ...] = ()
+) -> ctypes.CDLL:
     """A file compiled for this processor, loaded once; another compiler or cache may succeed.
+
+    `options` are more of the compiler, such as definitions of macros.
 
     Raises NotImplementedError as `built`, or if it cannot be loaded.
     """
-    return _loaded(source, headers, os.environ.get("CXX"), cache_file())
+    return _loaded(source, headers, options, os.environ.get("CXX"), cache_file())
 
 
 @cache
 def _loaded(
     source: pathlib.Path,
     headers: tuple[pathlib.Path, ...],
+    options: tuple[str, ...],
     compiler: str | None,
     path: pathlib.Path,
 ) -> ctypes.CDLL:
     del compiler, path
-    return _open(built(source, *for_this_processor(headers)))
+    own, about = for_this_processor(headers)
+    return _open(built(source, [*own, *options], about))
 
 
 def _open(file: pathlib.Path) -> ctypes.CDLL:

@@ -11,6 +11,7 @@ from .._sharding import on_host
 from .._tree import is_array
 
 COLUMNS, ROWS, SPARSE = range(3)
+LAYOUTS = "COLUMNS", "ROWS", "SPARSE"  # the names of `paths.h`
 CALL = "solve.lasso_host(X, y, 0.1)"
 
 

@@ -7,27 +7,28 @@ from typing import Any
 import numpy as np
 
 from .._compile import loaded
-from ._design import Design
+from ._design import LAYOUTS, Design
 from ._host import Solved, Task, codes, projected
 
 SOURCE = pathlib.Path(__file__).with_name("coordinate.cc")
 HEADERS = ("coordinate", "designs", "paths", "penalties", "steps", "working_sets")
+REALS = {"float32": "float", "float64": "double"}
 ANSWER = np.dtype([(n, "f8" if n == "gap" else "i8") for n in
                    ("gap", "n_iter", "n_rounds", "support_size", "failed")])  # fmt: skip
 
 
 def solve(task: Task) -> Solved:
     """Solves the task; NotImplementedError without a compiler."""
-    calls, dtype = library(), task.y.dtype
+    dtype = task.y.dtype
     p, k, count = task.design.shape[1], len(task.basis), len(task.strengths)
-    m, norms = norms_of(task.design, task.basis)
+    m, norms = norms_of(library(task.design.layout, dtype), task.design, task.basis)
     basis = _pointer(task.basis), _integer(k)
     design, norms, rest = projected_design(task, norms, m)
     y = projected(task.y, task.basis)
     w, answers = np.zeros((count, p), dtype), np.zeros(count, ANSWER)
     w[0] = 0 if task.w0 is None else task.w0
     numbers = ctypes.c_double(task.l2), ctypes.c_double(task.tol), int(task.positive)
-    getattr(calls, f"lasso_{dtype}_path")(
+    library(design.layout, dtype).lasso_path(
         *_matrix(design), _pointer(y), _pointer(rest), *basis, _pointer(norms),
         _pointer(task.weights), _pointer(task.strengths), _integer(count), *numbers,
         _integer(task.max_steps), _pointer(w), _pointer(answers),
@@ -36,19 +37,20 @@ def solve(task: Task) -> Solved:
     return Solved(w, codes(stats["gap"], answers["failed"] != 0), stats, m)
 
 
-def norms_of(design: Design, basis: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def norms_of(
+    calls: ctypes.CDLL, design: Design, basis: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """`X^T basis^T` (p, k), and the squares of the columns (p,)."""
     dtype, p, k = design.values.dtype, design.shape[1], len(basis)
     m, norms = np.zeros((p, k), dtype), np.zeros(p, dtype)
-    getattr(library(), f"lasso_{dtype}_norms")(
-        *_matrix(design), _pointer(basis), _integer(k), _pointer(m), _pointer(norms)
-    )
+    calls.path_norms(*_matrix(design), _pointer(basis), _integer(k), _pointer(m), _pointer(norms))
     return m, norms
 
 
-def library() -> ctypes.CDLL:
-    """The compiled library."""
-    return loaded(SOURCE, tuple(SOURCE.with_name(f"{name}.h") for name in HEADERS))
+def library(layout: int, dtype: Any) -> ctypes.CDLL:
+    """The library compiled for a layout of X and a dtype."""
+    options = f"-DLAYOUT={LAYOUTS[layout]}", f"-DREAL={REALS[str(dtype)]}"
+    return loaded(SOURCE, tuple(SOURCE.with_name(f"{name}.h") for name in HEADERS), options)
 
 
 def projected_design(
@@ -79,9 +81,7 @@ def projected_design(
 
 def _matrix(design: Design) -> tuple[Any, ...]:
     n, p = map(_integer, design.shape)
-    return (
-        design.layout, n, p, _pointer(design.values), _pointer(design.start), _pointer(design.row),
-    )  # fmt: skip
+    return n, p, _pointer(design.values), _pointer(design.start), _pointer(design.row)
 
 
 def _pointer(x: np.ndarray | None) -> Any:

@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 
 from .._compile import loaded
-from ._design import COLUMNS, Design
+from ._design import COLUMNS, LAYOUTS, Design
 from ._host import Solved, Task, codes, projected
 from ._host_native import ANSWER, norms_of, projected_design
-from ._model import LOSSES
 
 SOURCE = pathlib.Path(__file__).with_name("regression.cc")
 HEADERS = (
@@ -23,7 +22,8 @@ HEADERS = (
     "steps",
     "working_sets",
 )
-SHAPES = ("l1", "groups", "mcp", "scad", "l_half")
+# The names of `regression.cc`.
+SHAPES = {"l1": "L1_NORM", "groups": "GROUPS", "mcp": "MCP", "scad": "SCAD", "l_half": "L_HALF"}
 _KINDS: dict[str, Any] = {"i": ctypes.c_int64, "d": ctypes.c_double, "p": ctypes.c_void_p}
 
 
@@ -32,10 +32,10 @@ class Input(ctypes.Structure):
 
     _fields_ = [  # noqa: RUF012
         (name, _KINDS[kind]) for name, kind in (
-            ("layout", "i"), ("n", "i"), ("p", "i"), ("x", "p"), ("start", "p"), ("row", "p"),
-            ("y", "p"), ("samples", "p"), ("tasks", "i"), ("loss", "i"), ("shape", "i"),
-            ("blocks", "i"), ("block_start", "p"), ("member", "p"), ("weights", "p"),
-            ("strengths", "p"), ("count", "i"), ("k", "i"), ("m", "p"), ("basis", "p"),
+            ("n", "i"), ("p", "i"), ("x", "p"), ("start", "p"), ("row", "p"),
+            ("y", "p"), ("samples", "p"), ("tasks", "i"), ("blocks", "i"),
+            ("block_start", "p"), ("member", "p"), ("weights", "p"), ("strengths", "p"),
+            ("count", "i"), ("k", "i"), ("m", "p"), ("basis", "p"),
             ("norms", "p"), ("l2", "d"), ("tol", "d"), ("delta", "d"), ("gamma", "d"),
             ("positive", "i"), ("intercept", "i"), ("max_steps", "i"), ("w", "p"),
             ("offset", "p"), ("answers", "p"),
@@ -45,12 +45,13 @@ class Input(ctypes.Structure):
 
 def solve(task: Task) -> Solved:
     """Solves the task in float64; NotImplementedError without a compiler."""
-    calls, model = library(), task.model
+    model = task.model
     design = in_columns(task.design)
     p, k, count = design.shape[1], len(task.basis), len(task.strengths)
     q = len(task.y) if task.y.ndim == 2 else 1
     basis = task.basis.astype(np.float64)
-    m, norms = norms_of(design, basis)
+    calls = library(design.layout, model.loss, "groups" if q > 1 else model.shape, q > 1)
+    m, norms = norms_of(calls, design, basis)
     inside = task._replace(design=design, basis=basis)
     near, norms, rest = projected_design(inside, norms, m)
     y = projected(task.y.astype(np.float64), basis)
@@ -70,8 +71,7 @@ def solve(task: Task) -> Solved:
     kept = {name: None if x is None else np.ascontiguousarray(x.T).T if name == "x" and x.ndim == 2
             else np.ascontiguousarray(x) for name, x in arrays.items()}  # fmt: skip
     given = Input(
-        layout=near.layout, n=design.shape[0], p=p, tasks=q, loss=LOSSES.index(model.loss),
-        shape=SHAPES.index(model.shape), blocks=weights.size, count=count, k=k * q,
+        n=design.shape[0], p=p, tasks=q, blocks=weights.size, count=count, k=k * q,
         l2=task.l2 / q, tol=task.tol, delta=model.delta, gamma=model.gamma,
         positive=task.positive, intercept=model.intercept, max_steps=task.max_steps,
         **{name: None if x is None else x.ctypes.data for name, x in kept.items()},
@@ -96,6 +96,9 @@ def _repeated(basis: np.ndarray, q: int) -> np.ndarray:
     return np.einsum("un,ts->utsn", basis, np.eye(q)).reshape(k * q, q * n)
 
 
-def library() -> ctypes.CDLL:
-    """The compiled library."""
-    return loaded(SOURCE, tuple(SOURCE.with_name(f"{name}.h") for name in HEADERS))
+def library(layout: int, loss: str, shape: str, repeated: bool) -> ctypes.CDLL:
+    """The library compiled for a layout of X, a loss and a penalty, and for several targets."""
+    kinds = {"LAYOUT": LAYOUTS[layout], "LOSS": loss.upper(), "SHAPE": SHAPES[shape]}
+    kinds |= {"REPEATED": str(int(repeated)), "REAL": "double"}
+    options = tuple(f"-D{name}={kind}" for name, kind in kinds.items())
+    return loaded(SOURCE, tuple(SOURCE.with_name(f"{name}.h") for name in HEADERS), options)

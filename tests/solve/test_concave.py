@@ -159,7 +159,7 @@ def test_mcp_leaves_large_coefficients_unbiased():
 def test_without_a_compiler_estimators_run(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(NotImplementedError, match="no-such-compiler"):
-        _regression_native.library()
+        _regression_native.library(0, "squared", "mcp", repeated=False)
     warnings.simplefilter("ignore", UserWarning)
     targets = np.stack([Y["squared"], -SCORE], axis=1)
     slow = ours.MultiTaskLasso(0.1, tol=1e-10).fit(X, targets)
