@@ -10,7 +10,7 @@ import jax
 from flax import nnx
 from jaxtyping import PyTree
 
-from ._tree import name_of, named_leaves, pure
+from ._tree import expression, name_of, named_leaves, pure
 
 # Input axes first, as in Flax, or output axes first, as in Equinox, PyTorch and safetensors.
 IN_OUT, OUT_IN = "in_out", "out_in"
@@ -76,9 +76,10 @@ def kernel_orders(tree: PyTree, given: str | Mapping[str, str] | None = None) ->
     if isinstance(given, str):
         return dict.fromkeys(found, given)
     for rule, order in reversed([*(given or {}).items()]):
-        if not any(re.search(rule, name) for name in found):
+        matches = expression("layout: the rule", rule)
+        if not any(matches.search(name) for name in found):
             raise ValueError(
                 f"layout: the rule {rule!r} matches nothing; the leaves are {', '.join(found)}."
             )
-        found |= {name: order for name in found if re.search(rule, name)}
+        found |= {name: order for name in found if matches.search(name)}
     return found

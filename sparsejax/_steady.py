@@ -59,9 +59,15 @@ def _settled(inner: optax.GradientTransformationExtraArgs, state: PyTree, params
     if not jax.tree.leaves(params):  # optax's sharding tools pass a tree without leaves
         return state
     try:
-        return jax.eval_shape(lambda p: inner.update(_floats(p), state, p)[1], params)
-    except TypeError:
+        return jax.eval_shape(lambda p: inner.update(_numbers(p), state, p)[1], params)
+    except (TypeError, ValueError):
         return state
+
+
+def _numbers(params: PyTree) -> PyTree:
+    return jax.tree.map(
+        lambda p: p if jnp.issubdtype(jnp.result_type(p), jnp.number) else None, params
+    )
 
 
 def _cast(x: Any, like: Any) -> Any:

@@ -257,3 +257,11 @@ def is_kernel(name: str, leaf: Any) -> bool:
 def natural_order(name: str) -> list[Any]:
     """Sorting key that puts `layer_2` before `layer_10`."""
     return [(0, int(t), "") if t.isdigit() else (1, 0, t) for t in re.split(r"(\d+)", name) if t]
+
+
+def expression(what: str, rule: Any) -> re.Pattern[str]:
+    """A regular expression over paths, compiled; raises if it is none."""
+    try:
+        return re.compile(rule)
+    except (re.error, TypeError) as error:
+        raise ValueError(f"{what} {rule!r} is not a regular expression: {error}.") from None

@@ -1,7 +1,6 @@
 """Allocations: distribute a sparsity over layers at the same total."""
 
 import math
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -13,7 +12,7 @@ from .._arguments import check_number, checked, checked_sparsity
 from .._frameworks import kernel_orders
 from .._masks import count
 from .._topk import topk_masks
-from .._tree import is_kernel, map_named, named_leaves, natural_order
+from .._tree import expression, is_kernel, map_named, named_leaves, natural_order
 from ..patterns import Layout, layout
 
 Allocation = Callable[[PyTree, float], PyTree]
@@ -271,7 +270,7 @@ def _allocate(params: PyTree, sparsity: float, fixed: Mapping[str, float] | None
         raise ValueError("allocation: the tree must have a leaf named kernel or weight, got none.")
     given = {}
     for rule, value in (fixed or {}).items():
-        named = [name for name in layers if re.search(rule, name)]
+        named = [name for name in layers if expression("the rule", rule).search(name)]
         if not named:
             raise ValueError(f"fixed={{{rule!r}: {value}}} matches none of {', '.join(layers)}.")
         checked_sparsity(f"fixed of {rule!r}", value)
@@ -350,7 +349,7 @@ def _scaled(layers: Mapping[str, Layer], sparsity: float, score) -> dict[str, fl
 def _one(argument: str, names: list[str], rule: str | None, default: str) -> str:
     if rule is None:
         return default
-    found = [name for name in names if re.search(rule, name)]
+    found = [name for name in names if expression("the rule", rule).search(name)]
     if len(found) != 1:
         raise ValueError(f"{argument}={rule!r} must match one layer, got {found or 'none'}.")
     return found[0]

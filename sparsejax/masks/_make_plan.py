@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 
 from .._arguments import check_count, checked
 from .._frameworks import kernel_orders
-from .._tree import definition_order, is_array, is_kernel, named_leaves, pure
+from .._tree import definition_order, expression, is_array, is_kernel, named_leaves, pure
 from ..patterns import Pattern
 from ._allocate import Allocation, joint
 from ._distribute import ROUNDINGS, zeros_of
@@ -158,7 +158,7 @@ def _match(
                 f"plan: in rules {rule!r} must map to a pattern or None, got {pattern!r}; write "
                 f"{{{rule!r}: {_suggestion(pattern)}}}."
             )
-        _check_expression(rule)
+        expression("plan: the rule", rule)
     first = {name: next((rule for rule in rules if re.search(rule, name)), None) for name in leaves}
     _check_rules(leaves, rules, first)
     matched = {name: rules[rule] for name, rule in first.items() if rule is not None}
@@ -194,13 +194,6 @@ def _check_dense(leaves: Mapping[str, Any]) -> None:
             f"plan: {', '.join(done)} {verb} already compressed; plan the dense model, and "
             "compress it once: sj.compress(model, plan, masks)."
         )
-
-
-def _check_expression(rule: Any) -> None:
-    try:
-        re.compile(rule)
-    except (re.error, TypeError) as error:
-        raise ValueError(f"plan: the rule {rule!r} is not a regular expression: {error}.") from None
 
 
 def _check_rules(leaves: Mapping[str, Any], rules: Any, first: Mapping[str, Any]) -> None:

@@ -93,8 +93,8 @@ def random(
         )
 
     def uniform(name, leaf):
-        draw = lambda key: jax.random.uniform(key, leaf.shape, jnp.float32)  # noqa: E731
-        return drawn_like(leaf, draw, own(name))
+        draw = lambda key: jax.random.uniform(key, jnp.shape(leaf), jnp.float32)  # noqa: E731
+        return drawn_like(jnp.asarray(leaf), draw, own(name))
 
     scores = map_named(uniform, params)
     return scores if plan is None else plan.masks(scores)

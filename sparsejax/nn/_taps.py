@@ -11,6 +11,7 @@ import jax.extend
 from jaxtyping import PyTree
 
 from .._arguments import checked
+from .._tree import expression
 from ._frameworks import of_framework
 
 # Called with the path of a module, the module's own call, and the inputs of the call.
@@ -115,7 +116,7 @@ def record(
       ((3, 2), {'layers/0': (3, 8)})
     """
     reduce = (lambda inputs, output: output) if reduce is None else reduce
-    matches, recorder = re.compile(where).search, Recorder(combine)
+    matches, recorder = expression("record: where", where).search, Recorder(combine)
 
     def choose(path: str, module: Any) -> Reduce | None:
         del module
@@ -163,7 +164,7 @@ def replace(model: Any, taps: Mapping[str, Tap]) -> Any:
       >>> sparse(jnp.ones((3, 4))).shape
       (3, 2)
     """
-    compiled = [(re.compile(where), tap) for where, tap in taps.items()]
+    compiled = [(expression("replace: taps", where), tap) for where, tap in taps.items()]
 
     def choose(path: str, module: Any) -> Tap | None:
         del module

@@ -301,6 +301,8 @@ def _noise(params: PyTree, key: Key[Array, ""]) -> PyTree:
     """
 
     def one(name, leaf):
+        leaf = jnp.asarray(leaf)
+
         def draw(key):
             found = jnp.zeros(leaf.shape, jnp.uint32)
             for axis, seed in enumerate(jax.random.bits(key, (len(leaf.shape),))):

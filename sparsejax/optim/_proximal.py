@@ -1,6 +1,5 @@
 """Proximal steps: a penalty chained after an optimizer, with exact zeros."""
 
-import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -13,7 +12,7 @@ from jaxtyping import Array, Int, PyTree
 from .._arguments import check_updates, checked
 from .._arrays import common_dtype, wide_dtype
 from .._steady import steady
-from .._tree import is_kernel, map_named, named_leaves
+from .._tree import expression, is_kernel, map_named, named_leaves
 from ..prox import Penalty
 from ._pruning import at_step, next_step
 
@@ -223,7 +222,8 @@ def matched_leaves(penalty: Rules, leaves: Mapping[str, Array]) -> list[tuple[Pe
             n for n, x in leaves.items() if (is_kernel(n, x) if labels is None else n in labels)
         ]
         return [(penalty, meant)] if meant else []
-    first = {name: next((r for r in penalty if re.search(r, name)), None) for name in leaves}
+    rules = {rule: expression("penalty: the rule", rule) for rule in penalty}
+    first = {name: next((r for r in rules if rules[r].search(name)), None) for name in leaves}
     found = [(rule, [name for name in leaves if first[name] == rule]) for rule in penalty]
     return [(p, names) for rule, names in found if names and (p := penalty[rule]) is not None]
 

@@ -1,7 +1,5 @@
 """Rows of unit norm: gradients without their parallel part, and a projection after each step."""
 
-import re
-
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
@@ -9,7 +7,7 @@ from jaxtyping import Array, PyTree
 from .._arguments import check_updates, checked
 from .._arrays import wide_dtype
 from .._steady import steady
-from .._tree import map_named, named_leaves
+from .._tree import expression, map_named, named_leaves
 
 
 @checked()
@@ -44,7 +42,7 @@ def unit_norm(
       >>> [round(x, 3) for x in optax.apply_updates(params, updates)["W_dec"][0].tolist()]
       [0.8, -0.6]
     """
-    matches, inner = re.compile(where).search, steady(optimizer)
+    matches, inner = expression("unit_norm: where", where).search, steady(optimizer)
 
     def init(params):
         names = list(named_leaves(params))

@@ -193,5 +193,6 @@ def soup_geometry(trees: Sequence[PyTree]) -> dict[str, float]:
 
 
 def _flat(tree: PyTree) -> np.ndarray:
-    leaves = [x for x in named_leaves(tree).values() if jnp.issubdtype(x.dtype, jnp.floating)]
+    floats = lambda x: jnp.issubdtype(jnp.result_type(x), jnp.floating)  # noqa: E731
+    leaves = [x for x in named_leaves(tree).values() if floats(x)]
     return np.concatenate([on_host(x).astype(np.float64).ravel() for x in leaves])

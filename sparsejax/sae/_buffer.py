@@ -104,6 +104,12 @@ class ActivationBuffer:
             else:
                 self._rest, self._used = None, 0
             count += min(size, room)
+        kinds = [jax.tree.map(lambda x: x.shape[1:], part) for part in parts]
+        if any(kind != kinds[0] for kind in kinds):
+            raise ValueError(
+                f"ActivationBuffer: source gives chunks with rows of the shapes {kinds[0]} and "
+                f"{next(kind for kind in kinds if kind != kinds[0])}; they must agree."
+            )
         rows = jax.tree.map(lambda *x: np.concatenate(x), *parts)
         order = np.random.default_rng([*self._seed, self._refills]).permutation(count)
         self._rows, self._refills = jax.tree.map(lambda x: x[order], rows), self._refills + 1

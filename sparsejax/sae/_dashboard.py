@@ -78,8 +78,10 @@ def dashboard(
     index = checked_latents("dashboard: latents", latents, params)
     best: list[list[Example]] = [[] for _ in index]
     counts, tokens, number = np.zeros(params["W_dec"].shape[0], int), 0, itertools.count()
-    for texts, x in map(_pair, batches):
+    for batch, (texts, x) in enumerate(map(_pair, batches)):
         x = jnp.asarray(x)
+        if not len(x):
+            continue
         if len(texts) != len(x) or any(len(t) > x.shape[1] for t in texts):
             raise ValueError(
                 f"dashboard: batches must hold a list of at most {x.shape[1]} tokens for each of "
@@ -87,6 +89,11 @@ def dashboard(
             )
         real = np.arange(x.shape[1]) < np.array([len(t) for t in texts])[:, None]
         found, active = _features(sae, dict(params), x, index, real)
+        if np.isnan(found).any():
+            raise ValueError(
+                f"dashboard: features of batch {batch} are NaN; check its activations of shape "
+                f"{x.shape}, and params."
+            )
         counts, tokens = counts + np.asarray(active, np.int64), tokens + int(real.sum())
         for text, features in zip(texts, np.asarray(found, np.float32)):
             _keep(best, text, features[: len(text)], examples, number)

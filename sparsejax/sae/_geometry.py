@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Shaped
 
 from .._arguments import checked
 from ._norms import normalized, row_norms
-from ._sae import Weights
+from ._sae import Weights, check_names
 
 Matrix = Shaped[Array | np.ndarray, "h d"]
 
@@ -75,6 +75,8 @@ def recovery(
       >>> sj.sae.recovery(jnp.array([[1.0, 0.0]]), jnp.array([[2.0, 0.0], [0.0, 1.0]])).tolist()
       [1.0, 0.0]
     """
+    if not len(truth):
+        raise ValueError(f"recovery: truth must have one row or more, got shape {truth.shape}.")
     return _largest(jnp.asarray(truth), jnp.asarray(W_dec), min(block, len(truth)), False)
 
 
@@ -95,6 +97,7 @@ def weight_statistics(params: Weights) -> dict[str, Array]:
       >>> {k: v.tolist() for k, v in sj.sae.weight_statistics(params).items()}["cosine"]
       [1.0, 1.0]
     """
+    check_names(params, "W_dec")
     decoder = jnp.asarray(params["W_dec"])
     encoder = jnp.asarray(params["W_enc"]).T if "W_enc" in params else decoder
     found = {"decoder_norm": row_norms(decoder), "encoder_norm": row_norms(encoder)}
@@ -136,7 +139,12 @@ def zf(
       >>> found.z_norm.tolist(), found.f_norm.tolist()
       ([5.0], [3.0])
     """
-    scaled = jnp.asarray(f).astype(jnp.float32) * row_norms(params["W_dec"])
+    check_names(params, "W_dec")
+    if f.shape[1] != len(params["W_dec"]):
+        raise ValueError(
+            f"zf: f must have the {len(params['W_dec'])} latents of W_dec, got shape {f.shape}."
+        )
+    scaled = jnp.asarray(f).astype(jnp.float32) * row_norms(jnp.asarray(params["W_dec"]))
     bias = jnp.asarray(params.get("b_dec", jnp.zeros(1)))
     square = jnp.sum(jnp.square(scaled), axis=-1) + jnp.sum(jnp.square(bias.astype(jnp.float32)))
     return ZF(row_norms(jnp.asarray(z)), jnp.sqrt(square))

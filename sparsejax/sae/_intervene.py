@@ -12,7 +12,7 @@ from jaxtyping import Array
 from .._arguments import checked
 from ..nn import replace
 from ._collect import first, first_input, with_first
-from ._sae import SAE, Weights
+from ._sae import SAE, Weights, check_names
 
 
 @checked()
@@ -80,7 +80,7 @@ def ablate(
       value: Their value.
 
     Raises:
-      ValueError: If an index is out of range.
+      ValueError: If an index is out of range or given twice.
 
     Example:
       >>> import jax.numpy as jnp, sparsejax as sj
@@ -93,6 +93,8 @@ def ablate(
       True
     """  # fmt: skip
     index = checked_latents("ablate: latents", latents, params)
+    if len(np.unique(index)) < len(index):
+        raise ValueError(f"ablate: latents must be distinct, got {latents!r:.80}.")
 
     def ablated(path, call, *args, **kwargs):
         whole = call(*args, **kwargs)
@@ -155,6 +157,7 @@ def steer(
 
 def checked_latents(what: str, latents: Any, params: Weights) -> np.ndarray:
     """Indices of latents as an array; raises unless each is one of the autoencoder's."""
+    check_names(params, "W_dec")
     index, h = np.asarray(latents), params["W_dec"].shape[0]
     if index.ndim != 1 or index.dtype.kind not in "iu" or not index.size:
         raise ValueError(f"{what} must be integers, got {latents!r:.80}.")

@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array
 
 from .._arrays import wide_dtype
@@ -17,5 +18,9 @@ def row_norms(W_dec: Any) -> Array:
 
 def normalized(rows: Any) -> Array:
     """The rows with norm 1, at least float32; zero rows stay."""
+    rows = rows.astype(wide_dtype(rows))
+    # Squares stay in the range of floats.
+    largest = lax.stop_gradient(jnp.max(jnp.abs(rows), axis=-1, keepdims=True, initial=0))
+    rows = rows / jnp.where((largest > 0) & (largest < jnp.inf), largest, 1)
     norms = row_norms(rows)[:, None]
-    return rows.astype(norms.dtype) / jnp.where(norms > 0, norms, 1)
+    return rows / jnp.where(norms > 0, norms, 1)

@@ -1,11 +1,10 @@
 """Sparse probes: how well a few latents predict a label."""
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Shaped
 
 from .._arguments import check_not_nan, checked
-from ..solve import logistic_lasso
+from ..solve import lasso_host
 
 
 @checked(k="[1, inf)", strength="(0, inf)")
@@ -46,6 +45,15 @@ def sparse_probe(
     f, y = np.asarray(features, np.float32), np.asarray(labels)
     if set(np.unique(y).tolist()) != {0, 1}:
         raise ValueError("sparse_probe: labels must be of two classes, 0 and 1.")
+    tested, truth = (f, y) if held_out is None else map(np.asarray, held_out)
+    check_not_nan("sparse_probe", held_out=tested)
+    if tested.shape != (len(truth), f.shape[1]) or not set(np.unique(truth).tolist()) <= {0, 1}:
+        raise ValueError(
+            f"sparse_probe: held_out must be features (n, {f.shape[1]}) and n labels 0 and 1, got "
+            f"the shapes {tested.shape} and {truth.shape}."
+        )
+    if not truth.size:
+        raise ValueError("sparse_probe: held_out must have at least one sample, got none.")
     if k > f.shape[1]:
         raise ValueError(f"sparse_probe: k must be at most {f.shape[1]} latents, got {k}.")
     y = y.astype(bool)
@@ -55,11 +63,8 @@ def sparse_probe(
     deviation = np.where(deviation > 0, deviation, 1)
 
     def design(f):
-        scaled = (np.asarray(f, np.float32)[:, latents] - mean) / deviation
-        # The penalty on the intercept is made negligible by the size of its column.
-        return jnp.asarray(np.pad(scaled, ((0, 0), (0, 1)), constant_values=10.0))
+        return (f[:, latents] - mean) / deviation
 
-    w = logistic_lasso(design(f), jnp.where(y, 1.0, -1.0), strength).value
-    tested, truth = (features, y) if held_out is None else held_out
-    guess = np.asarray(design(tested) @ w) > 0
-    return latents, float(np.mean(guess == np.asarray(truth).astype(bool)))
+    found = lasso_host(design(f), np.where(y, 1.0, -1.0), strength, loss="logistic", intercept=True)
+    guess = design(tested) @ np.asarray(found.value) + found.stats["intercept"] > 0
+    return latents, float(np.mean(guess == truth))

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Shaped
 from .._arguments import check_finite, checked, known
 from .._sharding import on_host
 from ._norms import row_norms
-from ._sae import SAE, Params, Weights
+from ._sae import SAE, Params, Weights, check_names
 
 # The parameters of a latent that scale with its pre-activation.
 _SCALED = ("b_enc", "b_gate", "b_mag", "threshold")
@@ -40,6 +40,7 @@ def fold_decoder_norm(sae: SAE, params: Weights) -> Params:
             f"fold_decoder_norm: sae must have rescale=True with {sae.activation}: otherwise other "
             "latents may be selected."
         )
+    check_names(params, "W_dec")
     params = {name: jnp.asarray(p) for name, p in params.items()}
     norms = row_norms(params["W_dec"])
     norms = jnp.where(norms > 0, norms, 1)
@@ -91,6 +92,7 @@ def fold_scale(params: Weights, scale: ArrayLike) -> Params:
       >>> {k: v.tolist() for k, v in sj.sae.fold_scale(params, 2.0).items()}["b_dec"]
       [0.5]
     """
+    check_names(params)
     params = {name: jnp.asarray(p) for name, p in params.items()}
     new = params | {"W_dec": params["W_dec"] / scale, "b_dec": params["b_dec"] / scale}
     return new | ({"W_enc": params["W_enc"] * scale} if "W_enc" in params else {})

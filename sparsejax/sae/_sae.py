@@ -215,7 +215,7 @@ class SAE:
           ValueError: If the width of x is not that of the parameters, or the activation needs
             gradients and none are given.
         """
-        return self.run(params, x, grad).dense().reshape(*x.shape[:-1], -1)
+        return self.run(params, x, grad).dense().reshape(*x.shape[:-1], len(params["W_dec"]))
 
     @checked()
     def codes(
@@ -235,7 +235,8 @@ class SAE:
             )
         found = replace(self, sparse=True).run(params, x, grad).codes
         indices, values = found.pairs()
-        return indices.reshape(*x.shape[:-1], -1), values.reshape(*x.shape[:-1], -1)
+        shape = *x.shape[:-1], indices.shape[-1]
+        return indices.reshape(shape), values.reshape(shape)
 
     @checked()
     def decode(
@@ -256,7 +257,8 @@ class SAE:
     ) -> Float[Array, "*n d_out"]:
         """The reconstruction of samples; arguments as for `encode`."""
         found = self.run(params, x, grad)
-        return found.units.outside(found.reconstruction).reshape(*x.shape[:-1], -1)
+        out = found.units.outside(found.reconstruction)
+        return out.reshape(*x.shape[:-1], out.shape[-1])
 
     def loss(self, params: Params, batch: Any, state: State) -> tuple[Array, State]:
         """The sum of all losses of a batch, and the state after it.
@@ -327,6 +329,7 @@ class SAE:
         state: State | None = None,
     ) -> Pass:  # fmt: skip
         """One pass over samples, which are flattened to rows."""
+        params = {name: jnp.asarray(p) for name, p in params.items()}
         self._check(params, x, grad, target)
         x = jnp.asarray(x).reshape(-1, x.shape[-1])
         units = self.units(x)
@@ -338,7 +341,7 @@ class SAE:
         if target is None:
             target = None if self.transcoder else inside
         else:
-            target = outputs.inside(jnp.asarray(target).reshape(len(x), -1))
+            target = outputs.inside(jnp.asarray(target).reshape(len(x), params["W_dec"].shape[1]))
         context = Context(centred, params, grad, state)
         codes = self._codes(params, context)
         out = codes.decoded(self.rows(params)) + params["b_dec"]
@@ -379,10 +382,11 @@ class SAE:
                 )
 
 
-def check_names(params: Weights) -> None:
-    """Raises unless the parameters hold a decoder."""
-    if missing := [name for name in ("W_dec", "b_dec") if name not in params]:
+def check_names(params: Weights, *names: str) -> None:
+    """Raises unless the parameters hold those names, by default a decoder."""
+    names = names or ("W_dec", "b_dec")
+    if missing := [name for name in names if name not in params]:
         raise ValueError(
-            "SAE: params must hold W_dec and b_dec, as from sae.init(...); "
+            f"SAE: params must hold {' and '.join(names)}, as from sae.init(...); "
             f"{' and '.join(missing)} missing among {', '.join(params) or 'none'}."
         )

@@ -86,10 +86,12 @@ def statistics(sae: SAE, params: Weights, batches: Iterable[Any]) -> Statistics:
             raise ValueError(
                 "statistics: batches must hold arrays (n, d), or dicts with one as x; [x] for one."
             )
+        if not np.prod(given["x"].shape[:-1]):
+            continue
         found = {k: np.asarray(v, np.float64) for k, v in _sums(sae, dict(params), given).items()}
         total = found if total is None else _merged(total, found)
     if total is None:
-        raise ValueError("statistics: batches must have at least one batch, got none.")
+        raise ValueError("statistics: batches must have at least one sample, got none.")
     return _statistics(total)
 
 
@@ -105,13 +107,15 @@ def _sums(sae: SAE, params: Any, given: Mapping[str, Any]) -> dict[str, Array]:
     sizes, guessed = row_norms(target), row_norms(guess)
     both, some = sizes * guessed, sizes != 0
     prompts = x.shape[0] if x.ndim == 3 else 0
-    within = found.codes.prompts_of(prompts) if prompts else jnp.zeros_like(by_latent)
+    none = jnp.zeros_like(by_latent)
+    within, held = (found.codes.prompts_of(prompts), by_latent) if prompts else (none, none)
     sums = {
         "tokens": jnp.asarray(len(target)), "l0": by_token.sum(), "l1": found.codes.total().sum(),
         "mse": jnp.square(error).sum(), "inner": inner.sum(), "square": jnp.square(guess).sum(),
         "cosine": jnp.where(both == 0, 0, inner / jnp.where(both == 0, 1, both)).sum(),
         "ratio": jnp.where(some, guessed / jnp.where(some, sizes, 1), 0).sum(),
         "some": some.sum(), "latents": by_latent, "prompts": within,
+        "held": held,
     }  # fmt: skip
     for name, y in {"x": target, "error": error}.items():
         mean = jnp.mean(y, axis=0)
@@ -138,5 +142,5 @@ def _statistics(t: dict[str, Any]) -> Statistics:
             int(n), float(t["l0"] / n), float(t["l1"] / n), float(t["mse"] / n),
             float(t["cosine"] / n), float(t["ratio"] / t["some"]),
             float(1 - t["spread error"].sum() / spread), float(t["square"] / t["inner"]),
-            t["latents"] / n, np.where(t["prompts"] > 0, t["latents"] / t["prompts"], np.nan),
+            t["latents"] / n, np.where(t["prompts"] > 0, t["held"] / t["prompts"], np.nan),
         )  # fmt: skip

@@ -186,9 +186,11 @@ class BatchTopK(Activation):
         return passed(topk_mask(_ranks(z, -jnp.inf), count), jax.nn.relu(z))
 
     def _count(self, tokens: int) -> Array:
+        k = jnp.asarray(self.k, jnp.float32)
+        whole = jnp.floor(k)
         # Float32 holds 0.7 a little below 0.7: the product is raised by as much.
-        product = jnp.asarray(self.k, jnp.float32) * tokens
-        return jnp.floor(product * (1 + 4e-7)).astype(jnp.int32)
+        rest = (k - whole) * tokens + jnp.minimum(4e-7 * k * tokens, 0.5)
+        return whole.astype(jnp.int32) * tokens + jnp.floor(rest).astype(jnp.int32)
 
     def threshold(self, old: Array, codes: Any, state: Any) -> Array:
         """The running threshold; that of the first step is its smallest feature."""

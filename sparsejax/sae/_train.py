@@ -89,6 +89,8 @@ def _step(sae: SAE, optimizer: Any, carry: Trained, batch: PyTree) -> Trained:
     tx = whole_optimizer(optimizer, sae.constraint, "threshold" in params)
     grads, after = jax.grad(lambda p: sae.loss(p, batch, state), has_aux=True)(params)
     updates, opt_state = tx.update(grads, opt_state, params)
+    # The state keeps its dtypes: with x64 the numbers of a loss may be wider.
+    after = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), after, state)
     return Trained(optax.apply_updates(params, updates), opt_state, after)
 
 

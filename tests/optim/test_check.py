@@ -130,3 +130,27 @@ def test_gradients_of_another_shape_are_named(name):
     with pytest.raises(ValueError, match=message):
         tx.update({"l1": {"kernel": jnp.ones((4, 8))}}, state, PARAMS)
     tx.update({"l1": {"kernel": None}}, state, PARAMS)
+
+
+@pytest.mark.parametrize("other", [1.5, jnp.ones(2, int), jnp.ones(2, bool)], ids=str)
+@pytest.mark.parametrize("name", ["rigl", "sparse_evolution", "proximal_adam", "prune"])
+def test_leaves_that_are_not_pruned_may_be_of_any_kind(name, other):
+    params = PARAMS | {"other": other}
+    tx = MEMBERS[name]()
+    grads, state = jax.tree.map(lambda p: jnp.zeros(jnp.shape(p)), params), tx.init(params)
+    for _ in range(2):
+        updates, state = tx.update(grads, state, params)
+    assert jnp.isfinite(updates["l1"]["kernel"]).all()
+
+
+def test_rules_that_are_no_expressions_are_named():
+    for call in (
+        lambda: sj.plan(PARAMS, {"(": sj.NM(2, 4)}),
+        lambda: sj.plan(PARAMS, sj.NM(2, 4), layout={"(": "out_in"}),
+        lambda: sj.optim.proximal({"(": sj.prox.l1(0.1)}, 0.1).init(PARAMS),
+        lambda: sj.optim.unit_norm(optax.sgd(0.1), "("),
+        lambda: sj.nn.record(lambda x: x, "(", jnp.ones(3)),
+        lambda: sj.nn.replace(lambda x: x, {"(": lambda path, call, x: x}),
+    ):
+        with pytest.raises(ValueError, match=r"'\(' is not a regular expression: missing \)"):
+            call()

@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from ..._arguments import check_fraction, checked
-from ..._tree import is_array
+from ..._tree import expression, is_array
 from ...nn import linear_layer, record
 from ...select import Selector, Threshold
 from ._gates import ActivationGate, InputGate, input_scores, kernel_norms, top_selector
@@ -196,7 +196,8 @@ def activation_counts(
 
 def weights_of(kernels: Mapping[str, Any], weighted: str | None) -> dict[str, Any]:
     """The norms of the kernels whose paths match, None for the others."""
-    chosen = [path for path in kernels if weighted is not None and re.search(weighted, path)]
+    matches = None if weighted is None else expression("weighted", weighted)
+    chosen = [path for path in kernels if matches is not None and matches.search(path)]
     if weighted and not chosen:
         raise ValueError(
             f"weighted={weighted!r} matches no layer, of {', '.join(kernels)}; None for no weights."
@@ -254,7 +255,7 @@ def kernels_of(what: str, model: nnx.Module, where: str) -> dict[str, Any]:
     found = {}
     for parts, module in nnx.iter_modules(model):
         path, layer = "/".join(map(str, parts)), linear_layer(module)
-        if layer is None or not re.search(where, path):
+        if layer is None or not expression("where", where).search(path):
             continue
         kernel = getattr(module, layer.path)[...]
         if kernel.ndim != 2 or layer.contraction != (0,):

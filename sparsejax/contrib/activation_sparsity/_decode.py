@@ -1,12 +1,12 @@
 """Decoding that reads only the weights in use."""
 
-import re
 from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
 
 from ..._arguments import checked
+from ..._tree import expression
 from ...formats import Skipping
 from ...nn import SparseKernel, linear_layer
 from ._attach import kernels_of
@@ -43,7 +43,7 @@ def skip_inputs(model: nnx.Module, *, where: str = "layers/", int8: bool = False
     model = nnx.clone(model)
     for parts, module in list(nnx.iter_modules(model)):
         layer = linear_layer(module)
-        if layer is None or not re.search(where, "/".join(map(str, parts))):
+        if layer is None or not expression("where", where).search("/".join(map(str, parts))):
             continue
         if layer.install is None:
             raise ValueError(

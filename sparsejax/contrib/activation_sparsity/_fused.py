@@ -1,6 +1,5 @@
 """Decoders whose small products run together, behind gates with thresholds."""
 
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -12,6 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Shaped
 
 from ..._arguments import checked
+from ..._tree import expression
 from ...formats import Skipping
 from ...kernels import gated_layer, gated_mlp, gated_products, matmul
 from ...models import Llama, generate
@@ -219,7 +219,8 @@ def fast_decoder(
 
 def _tap_of(gates: Mapping[str, Any], *path: str) -> Any:
     """The tap that `sj.nn.replace` attaches to a module: the first match."""
-    return next((tap for where, tap in gates.items() if re.search(where, "/".join(path))), None)
+    rules = ((expression("gates: the rule", where), tap) for where, tap in gates.items())
+    return next((tap for where, tap in rules if where.search("/".join(path))), None)
 
 
 def _fused(layer: Any, tap_of: Callable[..., Any], int8: bool) -> Any:

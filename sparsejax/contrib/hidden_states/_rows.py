@@ -8,8 +8,9 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Shaped
 
-from ..._arguments import checked
+from ..._arguments import checked, known
 from ..._arrays import magnitude, wide_dtype
+from ..._sharding import on_host
 
 Hidden = Shaped[ArrayLike, "n d"]
 Tokens = Bool[ArrayLike, " n"]
@@ -51,7 +52,12 @@ def with_mask(name: str, h: Any, mask: Any) -> tuple[Array, Array]:
     h = jnp.asarray(h)
     if h.size == 0:
         raise ValueError(f"{name}: h must hold at least one token (n, d), got shape {h.shape}.")
-    return h, jnp.ones(h.shape[:1], bool) if mask is None else jnp.asarray(mask)
+    if mask is None:
+        return h, jnp.ones(h.shape[:1], bool)
+    mask = jnp.asarray(mask)
+    if known(mask) and not on_host(mask).any():
+        raise ValueError(f"{name}: mask {mask.shape} must hold at least one token, got no True.")
+    return h, mask
 
 
 def count(mask: Array, dtype: Any) -> Float[Array, ""]:

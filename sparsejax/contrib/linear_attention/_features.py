@@ -95,4 +95,5 @@ def _direction(x: Array) -> tuple[Array, Array]:
 
 def _power(a: Array, p: Array) -> Array:
     """`a^p` for a >= 0, with finite derivatives at 0."""
-    return jnp.where(a > 0, jnp.where(a > 0, a, 1) ** p, 0)
+    zero = a <= 0  # not NaN
+    return jnp.where(zero, 0, jnp.where(zero, 1, a) ** p)

@@ -98,6 +98,11 @@ class NormAwareAttention(nnx.Module):
           x: `(*batch, n, width)` or `(*batch, rows, columns, width)`.
           mask: False at tokens that are padding, of the shape of x without the last axis.
         """
+        if mask is not None and mask.shape != x.shape[:-1]:
+            raise ValueError(
+                f"NormAwareAttention: mask must have the shape {x.shape[:-1]} for x of shape "
+                f"{x.shape}, got {mask.shape}."
+            )
         space, width = x.shape[-1 - self.axes : -1], x.shape[-1]
         places = jnp.stack(jnp.meshgrid(*map(jnp.arange, space), indexing="ij"), -1)
         rows = x.reshape(math.prod(x.shape[: -1 - self.axes]), *space, width)

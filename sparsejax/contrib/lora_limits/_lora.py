@@ -1,7 +1,6 @@
 """LoRA on the linear layers of NNX models, Equinox models and trees of parameters."""
 
 import functools
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +13,7 @@ from jaxtyping import Array, Float, PyTree
 
 from ..._arguments import checked
 from ..._frameworks import OUT_IN, kernel_orders
-from ..._tree import is_array, is_kernel, map_named, register
+from ..._tree import expression, is_array, is_kernel, map_named, register
 from ...formats import LowRank, Matrix, Sum, Transposed
 from ...nn import LinearLayer, linear_layer
 from ...patterns import layout
@@ -168,14 +167,19 @@ def add_lora(
     def make(name: str, w: Any) -> Adapter:
         *stacked, rows, columns = w.shape
         kind, own = dtype or w.dtype, jax.random.fold_in(key, _number(name))
+        if not jnp.issubdtype(kind, jnp.floating):
+            raise ValueError(
+                f"add_lora: the factors of {name} {w.shape} would be {kind}, in which nothing is "
+                "learned; dtype=jnp.float32 for example."
+            )
         a = jax.random.normal(own, (*stacked, rows, rank), jnp.float32) / rows**0.5
         return Adapter(a.astype(kind), jnp.zeros((*stacked, rank, columns), kind), scale)
 
-    adapted, names = _added(model, re.compile(where).search, make)
+    adapted, names = _added(model, expression("add_lora: where", where).search, make)
     if not names:
         raise ValueError(
-            f"add_lora: where={where!r} must match a linear kernel of the model, got none; "
-            "where='' matches all."
+            f"add_lora: where={where!r} must match a linear kernel without an adapter, got none; "
+            "where='' matches all, and merge_lora(model) merges adapters."
         )
     return adapted
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
@@ -173,7 +174,7 @@ def clip_l2(x: ArrayLike, radius: float) -> Float[Array, "..."]:
     largest = jnp.max(jnp.abs(x * scale), axis=-1, keepdims=True, initial=0.0)
     largest = jnp.where(largest > limits.tiny, largest, 1)
     unit = x * scale / largest
-    length = jnp.linalg.norm(unit, axis=-1, keepdims=True)
+    length = optax.safe_norm(unit, 0.0, axis=-1, keepdims=True)
     long = length > radius * scale / largest
     return jnp.where(long, unit * (radius / jnp.where(length > 0, length, 1)), x)
 

@@ -1,7 +1,6 @@
 """Selection of the entries of small magnitude."""
 
 import math
-import re
 
 import jax.numpy as jnp
 from jax.typing import ArrayLike
@@ -10,7 +9,7 @@ from jaxtyping import Array, PyTree
 from ..._arguments import check_fraction, checked, is_nan_in
 from ..._arrays import wide_dtype
 from ..._topk import topk_masks
-from ..._tree import map_named, named_leaves
+from ..._tree import expression, map_named, named_leaves
 
 
 @checked(theta="[0, inf]")
@@ -59,7 +58,7 @@ def below_threshold(
     sizes = {
         name: jnp.abs(p).astype(wide_dtype(p))
         for name, p in named_leaves(params).items()
-        if re.search(where, name) and jnp.issubdtype(p.dtype, jnp.floating)
+        if expression("where", where).search(name) and jnp.issubdtype(p.dtype, jnp.floating)
     }
     if not sizes:
         raise ValueError(f"below_threshold: where={where!r} matches none of the parameters.")

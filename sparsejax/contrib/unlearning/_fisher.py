@@ -1,6 +1,5 @@
 """Fisher forgetting: noise where the retained data carry little information."""
 
-import re
 from collections.abc import Callable
 
 import jax
@@ -16,7 +15,7 @@ from ..._arguments import (
     rows_of,
 )
 from ..._arrays import wide_dtype
-from ..._tree import map_named, named_leaves
+from ..._tree import expression, map_named, named_leaves
 from ...masks import apply_masks
 
 
@@ -79,7 +78,8 @@ def fisher_forgetting(
     checked_number("alpha", alpha, "unlearning.fisher_forgetting(..., alpha=1e-7)")
     check_finite("fisher_forgetting", alpha=alpha)
     rows_of("retain", retain)
-    if output is not None and not any(re.search(output, n) for n in named_leaves(params)):
+    ends = lambda n: output is not None and expression("output", output).search(n)  # noqa: E731
+    if output is not None and not any(map(ends, named_leaves(params))):
         raise ValueError(f"output={output!r} matches none of {', '.join(named_leaves(params))}.")
     params = apply_masks(params, masks)
     _check_label(params, output, label)
@@ -89,7 +89,7 @@ def fisher_forgetting(
     fisher = named_leaves(fisher_diagonal(params, logits, retain, **options))
 
     def noisy(name, w):
-        last = output is not None and re.search(output, name) is not None
+        last = ends(name)
         v = alpha * jnp.minimum(1 / (fisher[name] + 1e-8), 1e2 if last else 1e3)
         if w.ndim > 1:
             v = jnp.mean(v, axis=tuple(range(w.ndim - 1)), keepdims=True)
@@ -169,7 +169,7 @@ def _check_label(params: PyTree, output: str | None, label: int | None) -> None:
         )
     check_count("label", label, 0)
     for name, w in named_leaves(params).items():
-        if re.search(output, name) and label >= w.shape[-1]:
+        if expression("output", output).search(name) and label >= w.shape[-1]:
             raise ValueError(
                 f"fisher_forgetting: label={label} must be below {w.shape[-1]}, the outputs of "
                 f"{name} {w.shape}."

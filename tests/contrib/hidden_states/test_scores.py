@@ -235,3 +235,9 @@ def test_sharded_states_on_a_mesh_with_explicit_axes(spec):
     tokens = jax.device_put(mask, NamedSharding(mesh, P(*spec[:1])))
     for f in (hidden_states.normalise, *SCORES):
         np.testing.assert_allclose(f(states, tokens), f(h, mask), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["matrix_entropy", "matrix_nuclear_norm", "nuclear_norm"])
+def test_a_mask_without_tokens_is_refused(name):
+    with pytest.raises(ValueError, match=rf"{name}: mask \(4,\) must hold at least one token"):
+        getattr(hidden_states, name)(np.ones((4, 3), np.float32), np.zeros(4, bool))

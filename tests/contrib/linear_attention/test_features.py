@@ -160,3 +160,15 @@ def test_mistakes():
         linear.rotate(jnp.ones((2, 3, 1, 8)), jnp.ones((5, 3, 4)))
     with pytest.raises(ValueError, match="rotate: features .* a multiple of 8 features"):
         linear.rotate(jnp.ones((3, 2, 12)), jnp.ones((3, 4)))
+
+
+@pytest.mark.parametrize("map", ["split", "cos"])
+@pytest.mark.parametrize("lost", [np.nan, np.inf])
+def test_nan_is_not_hidden(map, lost):
+    whole = np.ones((2, 4), np.float32)
+    part = whole.copy()
+    part[0, 1] = lost
+    of_queries, _ = linear.norm_aware(part, whole, map=map)
+    assert not np.isfinite(of_queries[0]).all() and np.isfinite(of_queries[1]).all()
+    _, of_keys = linear.norm_aware(whole, part, map=map)
+    assert not np.isfinite(of_keys[0]).all() and np.isfinite(of_keys[1]).all()

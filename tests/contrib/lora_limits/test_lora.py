@@ -278,3 +278,15 @@ def test_both_gradients_train_alike():
     (exact, norms), (found, _) = train("exact"), train("polynomial")
     assert norms.max() <= 1 and exact[-1] < exact[0]
     np.testing.assert_allclose(found, exact, rtol=1e-2)
+
+
+def test_adapters_that_could_not_learn_are_refused():
+    key, params = jax.random.key(0), {"kernel": jnp.ones((4, 4))}
+    add = limits.add_lora
+    for tree, more in (({"kernel": jnp.ones((4, 4), int)}, {}), (params, {"dtype": jnp.int32})):
+        with pytest.raises(ValueError, match=r"factors of kernel \(4, 4\) would be .*int32"):
+            add(tree, 1, key=key, **more)
+    with pytest.raises(ValueError, match="a linear kernel without an adapter"):
+        add(add(params, 1, key=key), 1, key=key)
+    with pytest.raises(ValueError, match=r"add_lora: where '\(' is not a regular expression"):
+        add(params, 1, where="(", key=key)

@@ -350,3 +350,8 @@ def test_noise_has_its_tails():
     assert far.max() > 9.4 and jnp.isfinite(far).all()  # erfinv of a float32 uniform ends at 5.4
     with pytest.raises(ValueError, match="1e-15"):
         private.moment_mechanism(3, 20, 1.0, 1e-18)
+
+
+def test_clipping_is_the_identity_near_zero():
+    found = jax.jacobian(lambda x: private.clip_l2(x, 1.0))(jnp.zeros(2))
+    np.testing.assert_array_equal(found, np.eye(2))
