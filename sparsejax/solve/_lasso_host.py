@@ -55,8 +55,8 @@ def lasso_host(
     Does not support jit, vmap or grad. Solved in float64 if X or y is, even where JAX has no
     float64. The plain Lasso reads X in the order in which it is stored and never copies it as a
     whole; the others copy dense X unless it is in float64 and Fortran order. Features of weight 0
-    are not penalised. The C++ is compiled at first use, once, in about ten seconds; without a
-    compiler XLA solves the same problem, slower, with X dense.
+    are not penalised. The C++ of each kind of problem is compiled at first use, in a few seconds;
+    without a compiler XLA solves the same problem, slower, with X dense.
 
     Args:
       X: Design (n, p): an array, or sparse data of SciPy or of `jax.experimental.sparse`.
