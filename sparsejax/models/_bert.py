@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Integer
 
 from .._arguments import checked
 from ._ids import ids_of
@@ -102,21 +102,23 @@ class Bert(nnx.Module):
 
     def __call__(
         self,
-        ids: Int[Array | np.ndarray, "batch length"],
+        ids: Integer[Array | np.ndarray, "batch length"],
         mask: Bool[Array | np.ndarray, "batch length"],
     ) -> Float[Array, "batch width"]:
         """Sentence vectors of norm 1.
 
         Args:
-          ids: Tokens, padded at the end.
+          ids: Tokens, padded at the end by any number.
           mask: True at tokens, False at padding.
         """
-        ids, seen = ids_of("Bert", ids, self.word.num_embeddings), jnp.asarray(mask)
-        if seen.shape != ids.shape or seen.dtype != bool:
+        seen = jnp.asarray(mask)
+        if seen.shape != jnp.shape(ids) or seen.dtype != bool:
             raise ValueError(
-                f"Bert: mask must hold booleans of the shape of ids {ids.shape}, got {seen.dtype} "
-                f"{seen.shape}; jnp.ones(ids.shape, bool) for sentences of one length."
+                f"Bert: mask must hold booleans of the shape of ids {jnp.shape(ids)}, got "
+                f"{seen.dtype} {seen.shape}; mask != 0 of numbers, and jnp.ones(ids.shape, bool) "
+                "for sentences of one length."
             )
+        ids = ids_of("Bert", ids, self.word.num_embeddings, seen)
         if ids.shape[1] > self.position.num_embeddings:
             raise ValueError(
                 f"Bert: ids {ids.shape} are longer than the {self.position.num_embeddings} "

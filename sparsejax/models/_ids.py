@@ -4,16 +4,22 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Integer
 
 from .._arguments import known
+from .._tree import is_array
 
 
-def ids_of(what: str, ids: Any, vocabulary: int) -> Int[Array, "batch length"]:
-    """Token ids of a batch as an array. Traced ids outside of the vocabulary are made too large
-    for an embedding, which then gives NaN; a negative one would count from the end.
+def ids_of(
+    what: str, ids: Any, vocabulary: int, seen: Array | None = None
+) -> Integer[Array, "batch length"]:
+    """Token ids of a batch as an array, 0 where they are not `seen`.
+
+    Traced ids outside of the vocabulary are made too large for an embedding, which then gives NaN;
+    a negative one would count from the end.
     """
-    found = jnp.asarray(ids)
+    given = ids if is_array(ids) else np.asarray(ids)
+    found = jnp.asarray(given)
     if found.ndim != 2:
         raise ValueError(
             f"{what}: ids must have the shape (batch, length), got {found.shape}; ids[None] for "
@@ -21,10 +27,16 @@ def ids_of(what: str, ids: Any, vocabulary: int) -> Int[Array, "batch length"]:
         )
     if not jnp.issubdtype(found.dtype, jnp.integer):
         raise TypeError(f"{what}: ids must hold integers, got {found.dtype} {found.shape}.")
-    if known(found) and found.is_fully_addressable:
-        check_range(f"{what}: ids", np.asarray(found), vocabulary)
+    if known(found, seen) and found.is_fully_addressable:
+        tokens = np.asarray(given)  # not cut to 32 bits
+        check_range(
+            f"{what}: ids", tokens if seen is None else tokens[np.asarray(seen)], vocabulary
+        )
+    found = found if seen is None else jnp.where(seen, found, 0)
+    if not jnp.issubdtype(found.dtype, jnp.signedinteger):
         return found
-    return jnp.where(found < 0, vocabulary, found)
+    wide = found.astype(jnp.promote_types(found.dtype, jnp.int32))
+    return jnp.where(wide < 0, vocabulary, wide)
 
 
 def row_of(what: str, tokens: Any, vocabulary: int | None, least: int) -> np.ndarray:

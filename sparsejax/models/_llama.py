@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Integer
 
 from .._arguments import checked
 from .._arrays import turned
@@ -248,12 +248,12 @@ class Llama(nnx.Module):
         ))  # fmt: skip
 
     def __call__(
-        self, ids: Int[Array | np.ndarray, "batch length"], cache: Cache | None = None
+        self, ids: Integer[Array | np.ndarray, "batch length"], cache: Cache | None = None
     ) -> Any:
         """Logits (batch, length, vocabulary) of the next tokens.
 
         Args:
-          ids: Tokens.
+          ids: Tokens; where they are traced, one outside of the vocabulary makes its row NaN.
           cache: The tokens before them; its room must suffice, since tokens beyond it overwrite
             the last places.
 
@@ -264,7 +264,7 @@ class Llama(nnx.Module):
         return self.logits(x) if cache is None else (self.logits(x), cache)
 
     def features(
-        self, ids: Int[Array | np.ndarray, "batch length"], cache: Cache | None = None
+        self, ids: Integer[Array | np.ndarray, "batch length"], cache: Cache | None = None
     ) -> tuple[Float[Array, "batch length width"], Cache | None]:
         """The stream behind the last layer, before its norm, and the cache with these tokens."""
         ids = ids_of("Llama", ids, self.config.vocabulary)
@@ -279,7 +279,7 @@ class Llama(nnx.Module):
     def features_by(
         self,
         attend: Callable[..., tuple[Any, Any]],
-        ids: Int[Array | np.ndarray, "batch length"],
+        ids: Integer[Array | np.ndarray, "batch length"],
         cache: Attended | None = None,
     ) -> tuple[Float[Array, "batch length width"], Attended]:
         """As `features`, with a function in place of the attention.

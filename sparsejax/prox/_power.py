@@ -175,16 +175,23 @@ class LP(_Power):
     def _shrink(self, b: Array, t: Array) -> Array:
         if jnp.ndim(self.p):
             return super()._shrink(b, t)
+        if known(self.p):
+            return self._shrink_by(_beyond_jump if self.p < 0.9 else _by_logarithm, b, t)
         # Whole branches, each one pass over memory.
-        below, above = (
-            functools.partial(self._shrink_by, f) for f in (_beyond_jump, _by_logarithm)
-        )
-        return lax.cond(jnp.asarray(self.p) < 0.9, below, above, b, t)
+        return lax.cond(self.p < 0.9, _shrink_below, _shrink_above, self, b, t)
 
     def _slope(self, b: Array) -> Array:
         slope = super()._slope(b)
         at_zero = jnp.where(self.p == 1, self.strength, 0)
         return jnp.where((b == 0) & (self.p >= 1), at_zero, slope)
+
+
+def _shrink_below(penalty: LP, b: Array, t: Array) -> Array:
+    return penalty._shrink_by(_beyond_jump, b, t)
+
+
+def _shrink_above(penalty: LP, b: Array, t: Array) -> Array:
+    return penalty._shrink_by(_by_logarithm, b, t)
 
 
 def _beyond_jump(log_c: Array, p: Array) -> Array:
@@ -218,7 +225,8 @@ _TO_POWERS = np.linalg.inv(np.vander(_NODES, increasing=True)) @ np.linalg.inv(_
 
 def _by_logarithm(log_c: Array, p: Array) -> Array:
     """For every p. In w = log z both terms are exponentials and convex, so that Newton's method
-    from the right of the root is monotone: 8 steps reach float32 precision where z^(p-1) needs 40.
+    from the right of the root is monotone: 8 steps reach float32 precision where z^(p-1) needs 40;
+    within 1 % of p = 1 that is precision in units of b.
     """
     start = jnp.where(p > 1, jnp.minimum(0, -log_c / jnp.where(p > 1, p - 1, 1)), 0)
     w = jnp.broadcast_to(start, jnp.broadcast_shapes(start.shape, log_c.shape))

@@ -47,7 +47,8 @@ def sparse_probe(
         raise ValueError("sparse_probe: labels must be of two classes, 0 and 1.")
     tested, truth = (f, y) if held_out is None else map(np.asarray, held_out)
     check_not_nan("sparse_probe", held_out=tested)
-    if tested.shape != (len(truth), f.shape[1]) or not set(np.unique(truth).tolist()) <= {0, 1}:
+    fits = tested.shape == (*truth.shape, f.shape[1])
+    if not fits or not set(np.unique(truth).tolist()) <= {0, 1}:
         raise ValueError(
             f"sparse_probe: held_out must be features (n, {f.shape[1]}) and n labels 0 and 1, got "
             f"the shapes {tested.shape} and {truth.shape}."

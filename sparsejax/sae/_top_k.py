@@ -189,7 +189,7 @@ class BatchTopK(Activation):
         k = jnp.asarray(self.k, jnp.float32)
         whole = jnp.floor(k)
         # Float32 holds 0.7 a little below 0.7: the product is raised by as much.
-        rest = (k - whole) * tokens + jnp.minimum(4e-7 * k * tokens, 0.5)
+        rest = (k - whole) * tokens + jnp.minimum(2e-7 * k * tokens, 0.5)
         return whole.astype(jnp.int32) * tokens + jnp.floor(rest).astype(jnp.int32)
 
     def threshold(self, old: Array, codes: Any, state: Any) -> Array:

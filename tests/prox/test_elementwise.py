@@ -198,3 +198,13 @@ def test_ratios_beyond_float32(eps):
         np.testing.assert_allclose(alone, exact, rtol=2e-6)
         np.testing.assert_allclose(penalty.value(points[-1:]), value, rtol=1e-6)
     assert prox.log_sum(0.5, 1e-8).prox(jnp.array([1e31])).tolist() == jnp.array([1e31]).tolist()
+
+
+def test_lp_compiles_once(caplog):
+    x = jnp.linspace(-3, 3, 7)
+    for p in (0.5, jnp.float32(0.95), 1.5):
+        prox.lp(1.0, p).prox(x)
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        for p in (0.4, jnp.float32(0.96), 1.6):
+            prox.lp(1.0, p).prox(x)
+    assert "Compiling" not in caplog.text

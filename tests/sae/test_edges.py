@@ -68,7 +68,9 @@ def test_batch_top_k_keeps_whole_numbers_exactly(k, tokens):
     assert int(S.BatchTopK(k)._count(tokens)) == k * tokens
 
 
-@pytest.mark.parametrize("k, tokens, count", [(0.7, 10, 7), (2.3, 100, 230), (0.5, 3, 1)])
+@pytest.mark.parametrize(
+    "k, tokens, count", [(0.7, 10, 7), (2.3, 100, 230), (0.5, 3, 1), (1.3, 1_000_002, 1_300_002)]
+)
 def test_batch_top_k_of_fractions(k, tokens, count):
     assert int(S.BatchTopK(k)._count(tokens)) == count
 
@@ -84,7 +86,13 @@ def test_a_probe_needs_labels_and_features_that_fit():
     f, y = np.array([[0, 1], [0, 2], [3, 1], [2, 2]], np.float32), np.array([0, 0, 1, 1])
     assert S.sparse_probe(f, y, 1, held_out=(f, y))[1] == 1.0
     assert S.sparse_probe(f, y, 1, held_out=(f, 1 - y))[1] == 0.0
-    for other in ((f, np.array([-1, -1, 1, 1])), (f, y[:1]), (f[:1], y), (f[:, :1], y)):
+    for other in (
+        (f, np.array([-1, -1, 1, 1])),
+        (f, y[:1]),
+        (f[:1], y),
+        (f[:, :1], y),
+        (f, y[:, None]),
+    ):
         with pytest.raises(ValueError, match=r"held_out must be features \(n, 2\) and n labels"):
             S.sparse_probe(f, y, 1, held_out=other)
     with pytest.raises(ValueError, match="held_out must have at least one sample"):
