@@ -36,17 +36,16 @@ def steady(optimizer: optax.GradientTransformation) -> optax.GradientTransformat
 def filled_gaps(updates: PyTree, params: PyTree) -> PyTree:
     """The updates, 0 where there is a float without one; keys and counters have none."""
     return jax.tree.map(
-        lambda u, p: jax.tree.map(jnp.zeros_like, _floats(p)) if is_gap(u) else u,
+        lambda u, p: jax.tree.map(jnp.zeros_like, _only(jnp.inexact, p)) if is_gap(u) else u,
         updates,
         params,
         is_leaf=is_gap,
     )
 
 
-def _floats(params: PyTree) -> PyTree:
-    return jax.tree.map(
-        lambda p: p if jnp.issubdtype(jnp.result_type(p), jnp.inexact) else None, params
-    )
+def _only(kind: Any, params: PyTree) -> PyTree:
+    """The leaves whose dtype is of a kind, None for the others."""
+    return jax.tree.map(lambda p: p if jnp.issubdtype(jnp.result_type(p), kind) else None, params)
 
 
 def with_gaps(moves: PyTree, updates: PyTree) -> PyTree:
@@ -59,15 +58,9 @@ def _settled(inner: optax.GradientTransformationExtraArgs, state: PyTree, params
     if not jax.tree.leaves(params):  # optax's sharding tools pass a tree without leaves
         return state
     try:
-        return jax.eval_shape(lambda p: inner.update(_numbers(p), state, p)[1], params)
+        return jax.eval_shape(lambda p: inner.update(_only(jnp.number, p), state, p)[1], params)
     except (TypeError, ValueError):
         return state
-
-
-def _numbers(params: PyTree) -> PyTree:
-    return jax.tree.map(
-        lambda p: p if jnp.issubdtype(jnp.result_type(p), jnp.number) else None, params
-    )
 
 
 def _cast(x: Any, like: Any) -> Any:

@@ -37,8 +37,6 @@ def topk(
       >>> sj.masks.topk(jnp.arange(4.0), sj.Unstructured(0.75)).tolist()
       [False, False, False, True]
     """
-    if not isinstance(pattern, Pattern):
-        raise TypeError(f"pattern={pattern!r} is not a pattern; pass sj.Unstructured({pattern!r}).")
     scores = jnp.asarray(scores)
     if not jnp.issubdtype(scores.dtype, jnp.floating):
         raise TypeError(f"scores of dtype {scores.dtype} and shape {scores.shape} must be floats.")

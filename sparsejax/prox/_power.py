@@ -1,4 +1,4 @@
-"""Powers `|x|^p`, 0 < p <= 2: Newton's method on logarithms from an accurate start."""
+"""Powers `|x|^p`, 0 < p <= 2: a fitted polynomial, or Newton's method on logarithms."""
 
 import functools
 from collections.abc import Callable

@@ -63,8 +63,8 @@ def dashboard(
       The page; write it to a file that ends in .html.
 
     Raises:
-      ValueError: If there is no batch, a list of tokens is longer than its activations, or an index
-        is out of range.
+      ValueError: If there is no batch, a list of tokens is longer than its activations, features
+        are NaN, or an index is out of range.
 
     Example:
       >>> import jax.numpy as jnp, sparsejax as sj
@@ -80,13 +80,13 @@ def dashboard(
     counts, tokens, number = np.zeros(params["W_dec"].shape[0], int), 0, itertools.count()
     for batch, (texts, x) in enumerate(map(_pair, batches)):
         x = jnp.asarray(x)
-        if not len(x):
-            continue
         if len(texts) != len(x) or any(len(t) > x.shape[1] for t in texts):
             raise ValueError(
                 f"dashboard: batches must hold a list of at most {x.shape[1]} tokens for each of "
                 f"{len(x)} sequences."
             )
+        if not len(x):
+            continue
         real = np.arange(x.shape[1]) < np.array([len(t) for t in texts])[:, None]
         found, active = _features(sae, dict(params), x, index, real)
         if np.isnan(found).any():

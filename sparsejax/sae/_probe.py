@@ -29,7 +29,7 @@ def sparse_probe(
       The latents, the largest difference first, and the accuracy.
 
     Raises:
-      ValueError: If there are not two classes, or k is larger than h.
+      ValueError: If there are not two classes, k is larger than h, or `held_out` does not fit.
 
     Reference:
       Gurnee et al., Finding Neurons in a Haystack, 2023 (arXiv 2305.01610).

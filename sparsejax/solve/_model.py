@@ -10,7 +10,6 @@ from .._arguments import known
 
 Loss = Literal["squared", "logistic", "huber", "poisson"]
 Shape = Literal["l1", "groups", "mcp", "scad", "l_half"]
-LOSSES = ("squared", "logistic", "huber", "poisson")
 
 
 class Model(NamedTuple):

@@ -110,6 +110,8 @@ def test_what_does_not_fit_is_named():
     page = [([["a", "b"]], jnp.full((1, 2, 3), jnp.nan))]
     with pytest.raises(ValueError, match="features of batch 0 are NaN"):
         S.dashboard(RELU, IDENTITY, page, [0])
+    with pytest.raises(ValueError, match="for each of 0 sequences"):
+        S.dashboard(RELU, IDENTITY, [([["a"]], jnp.zeros((0, 2, 3)))], [0])
     no_decoder = {"W_enc": jnp.eye(3)}
     for call in (
         lambda: S.weight_statistics(no_decoder), lambda: S.fold_scale(no_decoder, 2.0),
