@@ -51,6 +51,24 @@ inline void Keep(float* p, Vector v, int64_t count) {
   std::memcpy(p, &v, 4 * count);
 }
 
+// exp of each lane, to two units in the last place; 0 and infinity beyond the range.
+inline Vector Exp(Vector x) {
+  constexpr float kRound = 12582912;  // 1.5 * 2^23: the sum is rounded to an integer
+  x = x < -104 ? Vector{} - 104 : x > 89 ? Vector{} + 89 : x;
+  Vector n = (x * 1.44269504f + kRound) - kRound;
+  Vector r = x - n * 0.693359375f + n * 2.12194440e-4f;
+  Vector sum = {};
+  for (float c : {1.9875691e-4f, 1.3981999e-3f, 8.3334519e-3f, 4.1665796e-2f, 1.6666665e-1f, .5f, 1.f, 1.f}) {
+    sum = sum * r + c;
+  }
+  // 2^n as a product of two: one alone is no float at the ends.
+  Lanes power = __builtin_convertvector(n, Lanes), half = power >> 1;
+  Lanes bits[] = {(half + 127) << 23, (power - half + 127) << 23};
+  Vector factors[2];
+  std::memcpy(factors, bits, sizeof bits);
+  return sum * factors[0] * factors[1];
+}
+
 inline void Pause() {
 #if defined(__x86_64__) || defined(__i386__)
   __builtin_ia32_pause();

@@ -102,8 +102,11 @@ def _generate(model, attention, ids, counts, ends, temperature, key, steps):
 
     def choose(model, x, key):
         logits = model.logits(x)[:, 0].astype(jnp.float32)
-        warm = jax.random.categorical(key, logits / jnp.maximum(temperature, 1e-20))
-        token = jnp.where(temperature > 0, warm, jnp.argmax(logits, -1))
+        token = lax.cond(  # to draw as many numbers takes as long as a layer
+            temperature > 0,
+            lambda: jax.random.categorical(key, logits / jnp.maximum(temperature, 1e-20)),
+            lambda: jnp.argmax(logits, -1),
+        )
         return jnp.where(jnp.isnan(jnp.max(logits, -1)), _LOST, token).astype(jnp.int32)
 
     def going(loop):

@@ -49,14 +49,11 @@ class _Power(Elementwise):
         return self.strength * jnp.where(b > 0, power, b)
 
     def _shrink(self, b: Array, t: Array) -> Array:
-        return self._shrink_by(self._fraction, b, t)
-
-    def _shrink_by(self, root: Root, b: Array, t: Array) -> Array:
         m, p = t * self.strength, jnp.asarray(self._power(), b.dtype)
         kept = b > lax.stop_gradient(self._threshold(m))
         inside = kept & (m > 0) & (b < jnp.inf)
         log_c = self._logarithm(jnp.where(inside, b, 1), jnp.where(m > 0, m, 1))
-        z = _root(root, jnp.where(inside, log_c, _NOTHING), p)
+        z = _root(self._fraction, jnp.where(inside, log_c, _NOTHING), p)
         return jnp.where(kept, b * z, 0)
 
     def _slope(self, b: Array) -> Array:
@@ -146,11 +143,9 @@ class LTwoThirds(_Fitted):
         return 0.249871672, 0.531354561, 0.246826527, -0.0321544979, 0.00410186873
 
 
-@register
-class LP(_Power):
-    """`strength * |x|^p`, see `lp`."""
+class _AnyPower(_Power):
+    """A power that is a number of the penalty, possibly traced."""
 
-    strength: Leaf
     p: Leaf
 
     @property
@@ -169,29 +164,48 @@ class LP(_Power):
         rise = jnp.where(u > 0, p * jnp.where(u > 0, u, 1) ** (p - 1), 1)
         return jnp.where((m > 0) & (self.p <= 1), scale * (u + rise), 0)
 
-    def _fraction(self, log_c: Array, p: Array) -> Array:
-        return jnp.where(p < 0.9, _beyond_jump(log_c, p), _by_logarithm(log_c, p))
-
-    def _shrink(self, b: Array, t: Array) -> Array:
-        if jnp.ndim(self.p):
-            return super()._shrink(b, t)
-        if known(self.p):
-            return self._shrink_by(_beyond_jump if self.p < 0.9 else _by_logarithm, b, t)
-        # Whole branches, each one pass over memory.
-        return lax.cond(self.p < 0.9, _shrink_below, _shrink_above, self, b, t)
-
     def _slope(self, b: Array) -> Array:
         slope = super()._slope(b)
         at_zero = jnp.where(self.p == 1, self.strength, 0)
         return jnp.where((b == 0) & (self.p >= 1), at_zero, slope)
 
 
-def _shrink_below(penalty: LP, b: Array, t: Array) -> Array:
-    return penalty._shrink_by(_beyond_jump, b, t)
+@register
+class _LowPower(_AnyPower):
+    strength: Leaf
+    p: Leaf
+
+    def _fraction(self, log_c: Array, p: Array) -> Array:
+        return _beyond_jump(log_c, p)
 
 
-def _shrink_above(penalty: LP, b: Array, t: Array) -> Array:
-    return penalty._shrink_by(_by_logarithm, b, t)
+@register
+class _HighPower(_AnyPower):
+    strength: Leaf
+    p: Leaf
+
+    def _fraction(self, log_c: Array, p: Array) -> Array:
+        return _by_logarithm(log_c, p)
+
+
+@register
+class LP(_AnyPower):
+    """`strength * |x|^p`, see `lp`."""
+
+    strength: Leaf
+    p: Leaf
+
+    def _fraction(self, log_c: Array, p: Array) -> Array:
+        return jnp.where(p < 0.9, _beyond_jump(log_c, p), _by_logarithm(log_c, p))
+
+    def _prox(self, x: Array, t: Array) -> Array:
+        if jnp.ndim(self.p):
+            return super()._prox(x, t)
+        low, high = _LowPower(self.strength, self.p), _HighPower(self.strength, self.p)
+        if known(self.p):
+            return (low if self.p < 0.9 else high)._prox(x, t)
+        # Whole branches, each one pass over memory.
+        return lax.cond(self.p < 0.9, low._prox, high._prox, x, t)
 
 
 def _beyond_jump(log_c: Array, p: Array) -> Array:

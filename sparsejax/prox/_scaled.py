@@ -71,16 +71,20 @@ class Scaled(Elementwise):
 
     def _by_threshold(self, beta: Array, c: Array, rise: Array) -> tuple[Array, Array]:
         """Whether the root beats 0, by one threshold for many entries, and the pull."""
-        fixed = lax.stop_gradient(c)
-        slope, bend = self._derivatives(jnp.zeros_like(fixed))
-        y = jnp.where(fixed * bend >= -1, 0, self._jump(fixed, rise))
-        slope = jnp.where(y > 0, self._derivatives(jnp.where(y > 0, y, 1))[0], slope)
-        pull = jnp.where(fixed > 0, fixed * slope, 0)
-        threshold = lax.stop_gradient(y + pull)
+        threshold, pull = self._threshold(c, rise)
         kept = beta > threshold
         beta = jnp.where(kept, beta, jnp.where(threshold > 0, threshold, 1))
-        first = beta - lax.stop_gradient(pull) * threshold / beta
+        first = beta - pull * threshold / beta
         return kept, _pull(self, beta, c, lax.stop_gradient(first))
+
+    def _threshold(self, c: Array, rise: Array) -> tuple[Array, Array]:
+        """The largest beta whose minimiser is 0, and the pull there; without derivatives."""
+        c = lax.stop_gradient(c)
+        slope, bend = self._derivatives(jnp.zeros_like(c))
+        y = jnp.where(c * bend >= -1, 0, self._jump(c, rise))
+        slope = jnp.where(y > 0, self._derivatives(jnp.where(y > 0, y, 1))[0], slope)
+        pull = jnp.where(c > 0, c * slope, 0)
+        return lax.stop_gradient(y + pull), lax.stop_gradient(pull)
 
     def _by_objective(self, beta: Array, c: Array, rise: Array) -> tuple[Array, Array]:
         """The same if each entry has its own c."""

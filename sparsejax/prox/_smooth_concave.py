@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array
@@ -160,12 +161,11 @@ class TransformedL1(Geman):
         return 2 * self._price() / self.eps**2
 
 
-@register
-class Concave(Scaled):
-    """`strength * value(|x|)` for a given concave function, see `concave`."""
+class _Given(Scaled):
+    """A penalty of two functions; subclasses find the larger root by `_newton`."""
 
-    function: Callable[[Array], Array] = static()
-    derivative: Callable[[Array], Array] = static()
+    function: Callable[[Array], Array]
+    derivative: Callable[[Array], Array]
     strength: Leaf
 
     @property
@@ -188,27 +188,80 @@ class Concave(Scaled):
     def _derivatives(self, y: Array) -> tuple[Array, Array]:
         return jax.jvp(self.derivative, (y,), (jnp.ones_like(y),))
 
-    def _pull(self, beta: Array, c: Array, first: Array) -> Array:
-        # Newton's method for a convex function: monotone after one step. Four steps run in one
-        # pass.
-        def newton(y):
+    def _newton(self, y: Array, beta: Array, c: Array, steps: int) -> Array:
+        """Steps of Newton's method for a convex function, which is monotone after the first."""
+        for _ in range(steps):
             slope, bend = self._derivatives(y)
             rate = 1 + c * bend
             new = y - (y - beta + c * slope) / jnp.where(rate > 0, rate, jnp.inf)
-            return jnp.where(new > 0, jnp.minimum(new, beta), 0)
+            y = jnp.where(new > 0, jnp.minimum(new, beta), 0)
+        return y
 
-        def four(state):
+    def _rough(self, y: Array, beta: Array, c: Array) -> Array:
+        """Whether a root is not yet precise: neither a step nor the equation is down to rounding."""
+        slope, _ = self._derivatives(y)
+        off = jnp.abs(y - beta + c * slope)
+        moved = jnp.abs(self._newton(y, beta, c, 1) - y)
+        eps = jnp.finfo(y.dtype).eps * beta
+        return jnp.any((moved > 4 * eps) & (off > eps))
+
+    def _pull_from(self, y: Array, beta: Array, c: Array) -> Array:
+        return jnp.where(y > 0, c * self._derivatives(jnp.where(y > 0, y, 1))[0], beta)
+
+
+# Of the threshold over a modulus: most of them near 1, where roots may lie close together.
+_SHARES = np.concatenate(
+    [1 - np.linspace(0, 1, 192, endpoint=False) ** 2, 2.0 ** -np.arange(7, 40)]
+)
+
+
+@register
+class _FewSteps(_Given):
+    """The root after a number of steps without a check: one pass over memory."""
+
+    function: Callable[[Array], Array] = static()
+    derivative: Callable[[Array], Array] = static()
+    strength: Leaf
+    steps: int = static()
+
+    def _pull(self, beta: Array, c: Array, first: Array) -> Array:
+        return self._pull_from(self._newton(first, beta, c, self.steps), beta, c)
+
+
+@register
+class Concave(_Given):
+    """`strength * value(|x|)` for a given concave function, see `concave`."""
+
+    function: Callable[[Array], Array] = static()
+    derivative: Callable[[Array], Array] = static()
+    strength: Leaf
+
+    def _prox(self, x: Array, t: Array) -> Array:
+        c = jnp.asarray(t * self.strength)
+        if c.size * _SHARES.size > x.size:
+            return super()._prox(x, t)
+        few = [_FewSteps(self.function, self.derivative, self.strength, n)._prox for n in (2, 4)]
+        return lax.switch(self._lacking(c), [*few, super()._prox], x, t)
+
+    def _lacking(self, c: Array) -> Array:
+        """0 if two steps suffice for all moduli from the threshold to infinity, 1 if four do."""
+        threshold, pull = self._threshold(c, jnp.zeros_like(c))
+        shares = jnp.asarray(_SHARES, c.dtype).reshape(-1, *[1] * c.ndim)
+        beta = jnp.where(threshold > 0, threshold, 1) / shares
+        two = self._newton(beta - pull * shares, beta, c, 2)
+        four = self._newton(two, beta, c, 2)
+        return sum(self._rough(y, beta, c).astype(jnp.int32) for y in (two, four))
+
+    def _pull(self, beta: Array, c: Array, first: Array) -> Array:
+        def steps(state):
             count, y, _ = state
-            for _ in range(3):
-                y = newton(y)
-            new = newton(y)
-            moved = jnp.any(jnp.abs(new - y) > 4 * jnp.finfo(y.dtype).eps * beta)
-            return count + 1, new, moved
+            y = self._newton(y, beta, c, 4)
+            return count + 1, y, self._rough(y, beta, c)
 
         start = jnp.broadcast_to(first, jnp.broadcast_shapes(first.shape, c.shape))
         state = jnp.int32(0), start, jnp.array(True)
-        y = lax.while_loop(lambda state: (state[0] < 10) & state[2], four, state)[1]
-        return jnp.where(y > 0, c * self._derivatives(jnp.where(y > 0, y, 1))[0], beta)
+        y = lax.while_loop(lambda state: (state[0] < 10) & state[2], steps, state)[1]
+        return self._pull_from(y, beta, c)
 
 
 def log_sum(strength: ArrayLike, eps: ArrayLike = 1.0) -> Penalty:

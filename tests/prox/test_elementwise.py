@@ -208,3 +208,32 @@ def test_lp_compiles_once(caplog):
         for p in (0.4, jnp.float32(0.96), 1.6):
             prox.lp(1.0, p).prox(x)
     assert "Compiling" not in caplog.text
+
+
+# Given by functions, and the same in closed form.
+GIVEN = {
+    "log_sum": (jnp.log1p, lambda b: 1 / (1 + b), prox.log_sum),
+    "exponential": (lambda b: -jnp.expm1(-b), lambda b: jnp.exp(-b), prox.exponential),
+    "geman": (lambda b: b / (1 + b), lambda b: 1 / (1 + b) ** 2, prox.geman),
+    "l_half": (jnp.sqrt, lambda b: 0.5 / jnp.sqrt(b), prox.l_half),
+}
+
+
+@pytest.mark.parametrize("name", GIVEN)
+def test_penalties_of_functions_on_long_arrays_are_those_in_closed_form(name):
+    # Two, four and more steps of Newton's method, which of them follows from the strength.
+    value, derivative, closed = GIVEN[name]
+    x = jnp.concatenate([jnp.linspace(-6, 6, 1001), jnp.array([0.0, jnp.inf, 1e30, 1e-30])])
+    apply = jax.jit(lambda strength: prox.concave(value, derivative, strength).prox(x))
+    slopes = jax.jit(
+        jax.grad(lambda s, v: prox.concave(value, derivative, s).prox(v).sum(), (0, 1))
+    )
+    exact = jax.jit(jax.grad(lambda s, v: closed(s).prox(v).sum(), (0, 1)))
+    for strength in (0.0, 0.02, 0.3, 0.8, 1.2, 3.0, 40.0):
+        u, expected = apply(strength), closed(strength).prox(x)
+        np.testing.assert_allclose(u, expected, rtol=2e-5, atol=2e-6)
+        if strength > 0:
+            finite = x[:-4][jnp.abs(u[:-4]) != 0]
+            got, wanted = slopes(strength, finite), exact(strength, finite)
+            np.testing.assert_allclose(got[0], wanted[0], rtol=1e-3, atol=1e-4)
+            np.testing.assert_allclose(got[1], wanted[1], rtol=1e-3, atol=1e-4)

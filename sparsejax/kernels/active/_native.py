@@ -22,7 +22,7 @@ from .._table import Implementation
 
 SOURCE = pathlib.Path(__file__).with_name("active.cc")
 GATED = SOURCE.with_name("gated.cc")
-HEADERS = tuple(SOURCE.with_name(name) for name in ("rows.h", "gated.h", "layer.h")) + (
+HEADERS = tuple(SOURCE.with_name(name) for name in ("rows.h", "products.h", "gated.h", "layer.h")) + (
     SOURCE.parents[2] / "native.h",
 )
 CALLS = (

@@ -3,61 +3,11 @@
 //
 // The weights of a unit are contiguous, so only those of active units are read.
 
-#include "rows.h"
+#include "products.h"
 
 namespace {
 
 using Int = ffi::Buffer<ffi::S32>;
-
-constexpr int64_t kWide = 16 * 1024;  // columns from which tasks are panels of them
-
-// y[T, d] = sum_j h[t, j] w[rows[j]], for `count` rows; h is (T, stride).
-//
-// Tasks are ranges of rows, whose sums are added at the end, since few columns of a row are slower to
-// read than all; they are panels of columns where the sums would be large.
-template <typename W>
-void Contract(ffi::ThreadPool pool, const float* h, int64_t stride, const W* w, const int64_t* rows,
-              int64_t count, int64_t d, float* y, int64_t tokens) {
-  int64_t lines = (d + 63) / 64, tasks = Tasks(pool, count * d * sizeof(W));
-  bool panels = d > kWide;
-  tasks = std::clamp<int64_t>(panels ? lines / 8 : count / 16, 1, tasks);
-  int64_t size = tokens * d, others = panels ? 0 : tasks - 1;
-  std::unique_ptr<float[]> sums(new float[others * size]);  // set by the tasks
-  float* parts = sums.get();
-  WithRows(tokens, [&](auto constant) {
-    constexpr int T = constant(), U = std::min(Together(T), 8);  // more are slower for whole rows
-    Parallel(pool, tasks, [=](int64_t task) {
-      int64_t first = panels ? 0 : count * task / tasks;
-      int64_t last = panels ? count : count * (task + 1) / tasks;
-      int64_t begin = panels ? lines * task / tasks * 64 : 0;
-      int64_t width = (panels ? std::min(lines * (task + 1) / tasks * 64, d) : d) - begin;
-      float* to = panels || !task ? y + begin : parts + (task - 1) * T * d;
-      for (int t = 0; t < T; ++t) std::fill_n(to + t * d, width, 0.f);
-      Groups<U>(w + begin, rows, first, last, d,
-                [&](int64_t j, int64_t step, auto u, auto at, auto next) {
-                  Add<T, u()>(h + j, stride, step, at, next, to, d, width);
-                });
-    });
-  });
-  AddParts(parts, others, size, y);
-}
-
-// u[t, j] = x[t] . w[rows[j]] for `count` rows; u is (T, stride).
-template <typename W>
-void Produce(ffi::ThreadPool pool, const float* x, const W* w, const int64_t* rows, int64_t count,
-             int64_t depth, float* u, int64_t stride, int64_t tokens) {
-  int64_t tasks =
-      std::clamp<int64_t>(count / 16, 1, Tasks(pool, count * depth * sizeof(W)));
-  WithRows(tokens, [&](auto constant) {
-    constexpr int T = constant(), U = T == 1 ? 8 : T == 2 ? 4 : 2;
-    Parallel(pool, tasks, [=](int64_t task) {
-      Groups<U>(w, rows, count * task / tasks, count * (task + 1) / tasks, depth,
-                [&](int64_t j, int64_t step, auto together, auto at, auto next) {
-                  Dot<T, together()>(x, at, next, depth, u + j, stride, step);
-                });
-    });
-  });
-}
 
 constexpr char kSet[] = "the set refers to units that do not exist; make it with a selector.";
 
@@ -109,10 +59,10 @@ ffi::Error ActiveReduce(ffi::ThreadPool pool, In h, AnyBuffer w, Int index, Int 
   const std::vector<int64_t>& rows = lists.rows;
   for (int64_t t = 0; t < tokens; t += lists.together()) {
     if (!lists.Read(t)) return Invalid(kSet);
-    bool known = WithType(w, [&](auto p) {
-      Contract(pool, h.typed_data() + t * slots * size, slots * size, p, rows.data(), rows.size(), d,
-               y->typed_data() + t * d, std::min(lists.together(), tokens - t));
-    });
+    int64_t stride = slots * size, some = std::min(lists.together(), tokens - t);
+    bool known = Contract(pool, some, {{w.element_type(), w.untyped_data(), rows.data(),
+                                        int64_t(rows.size()), h.typed_data() + t * stride, stride, d,
+                                        y->typed_data() + t * d}});
     if (!known) return Invalid(kTypes);
   }
   return ffi::Error::Success();
@@ -170,10 +120,9 @@ ffi::Error SkippingProduct(ffi::ThreadPool pool, In x, AnyBuffer w, Out y) {
     for (int64_t r = 0; r < some; ++r) {
       for (size_t j = 0; j < rows.size(); ++j) h[r * rows.size() + j] = from[r * k + rows[j]];
     }
-    bool known = WithType(w, [&](auto p) {
-      Contract(pool, h.data(), rows.size(), p, rows.data(), rows.size(), d,
-               y->typed_data() + t * d, some);
-    });
+    int64_t count = rows.size();
+    bool known = Contract(pool, some, {{w.element_type(), w.untyped_data(), rows.data(), count,
+                                        h.data(), count, d, y->typed_data() + t * d}});
     if (!known) return Invalid(kTypes);
   }
   return ffi::Error::Success();

@@ -23,7 +23,7 @@ ffi::Error GatedProducts(ffi::ThreadPool pool, In x, ffi::RemainingArgs rest,
     if (const char* why = Read(rest, 4 * j, k, out[1], &matrices[j])) return Invalid(why);
     ys[j] = (*y)->typed_data();
   }
-  Multiply(pool, x.typed_data(), tokens, k, matrices, ys);
+  Multiply(pool, x.typed_data(), tokens, matrices, ys);
   return ffi::Error::Success();
 }
 

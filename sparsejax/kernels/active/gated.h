@@ -10,58 +10,25 @@
 
 #include <cmath>
 
-#include "rows.h"
+#include "products.h"
 
 namespace {
 
-constexpr int64_t kColumns = 64;  // a task has a multiple of so many
+// Memory that is not set.
+template <typename T>
+inline std::unique_ptr<T[]> Room(int64_t size) {
+  return std::unique_ptr<T[]>(new T[size]);
+}
 
 // The inputs that a gate keeps for some token, and their values, 0 for tokens that do not keep them.
 struct Kept {
-  std::vector<int64_t> rows;
-  std::vector<float> values;  // (tokens, rows)
+  std::unique_ptr<int64_t[]> rows;
+  std::unique_ptr<float[]> values;  // (tokens, count)
+  int64_t count;
 };
 
 inline bool Keeps(float x, float norm, float limit) {  // without branches: their outcome is random
   return (x != 0) & ((limit < 0) | !(std::fabs(x) * norm <= limit));  // NaN is kept
-}
-
-// Of inputs `from` to `to` of x (tokens, stride), whose norms are those of x + shift.
-inline Kept Gate(const float* x, int64_t tokens, int64_t stride, int64_t count, const float* norms,
-                 float limit, int64_t shift = 0) {
-  Kept kept;
-  kept.rows.resize(count);
-  int64_t used = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    bool some = false;
-    for (int64_t t = 0; t < tokens; ++t) some |= Keeps(x[t * stride + i], norms[i], limit);
-    kept.rows[used] = i + shift;
-    used += some;
-  }
-  kept.rows.resize(used);
-  kept.values.resize(tokens * kept.rows.size());
-  for (int64_t t = 0; t < tokens; ++t) {
-    float* to = kept.values.data() + t * kept.rows.size();
-    for (int64_t row : kept.rows) {
-      int64_t i = row - shift;
-      float value = x[t * stride + i];
-      *to++ = Keeps(value, norms[i], limit) ? value : 0;
-    }
-  }
-  return kept;
-}
-
-// y[t * row + c] = sum of the kept inputs times columns c of their rows, c < width.
-template <int T, typename W>
-void Columns(const Kept& kept, const W* w, int64_t stride, float* y, int64_t row, int64_t width) {
-  constexpr int U = Together(T);
-  for (int t = 0; t < T; ++t) std::fill_n(y + t * row, width, 0.f);
-  int64_t count = kept.rows.size();
-  const float* values = kept.values.data();
-  Groups<U>(w, kept.rows.data(), 0, count, stride,
-            [&](int64_t j, int64_t step, auto u, auto at, auto next) {
-              Add<T, u()>(values + j, count, step, at, next, y, row, width);
-            });
 }
 
 struct Matrix {
@@ -70,6 +37,30 @@ struct Matrix {
   const float *norms, *limit, *scale;  // a null scale for weights that are not scaled
   int64_t k, n;
 };
+
+// The inputs of x (tokens, k) that the gate of a matrix keeps.
+inline Kept Gate(const float* x, int64_t tokens, const Matrix& m) {
+  const float limit = *m.limit, *norms = m.norms;
+  const int64_t k = m.k;
+  Kept kept{Room<int64_t>(k), Room<float>(tokens * k), 0};
+  int64_t* rows = kept.rows.get();
+  float* values = kept.values.get();
+  int64_t used = 0;
+  for (int64_t i = 0; i < k; ++i) {
+    bool some = false;
+    for (int64_t t = 0; t < tokens; ++t) some |= Keeps(x[t * k + i], norms[i], limit);
+    rows[used] = i;
+    used += some;
+  }
+  kept.count = used;
+  for (int64_t t = 0; t < tokens; ++t) {
+    for (int64_t j = 0; j < used; ++j) {
+      float value = x[t * k + rows[j]];
+      values[t * used + j] = Keeps(value, norms[rows[j]], limit) ? value : 0;
+    }
+  }
+  return kept;
+}
 
 template <class A, class B>
 inline bool Alike(const A& a, const B& b) {
@@ -110,109 +101,68 @@ inline const char* ReadNetwork(const ffi::RemainingArgs& rest, size_t at, int64_
   return out[1].type == out[0].type && out[2].type == out[0].type ? nullptr : kTypes;
 }
 
-inline void Scale(float* y, int64_t count, const float* factors) {
-  for (int64_t i = 0; factors != nullptr && i < count; ++i) y[i] *= factors[i];
+// y = (kept inputs) W of a matrix, without its scale.
+inline Sum Of(const Matrix& m, const Kept& kept, float* y) {
+  return {m.type, m.w, kept.rows.get(), kept.count, kept.values.get(), kept.count, m.n, y};
+}
+
+inline void ScaleColumns(const Matrix& m, int64_t tokens, float* y) {
+  for (int64_t t = 0; m.scale && t < tokens; ++t) {
+    for (int64_t i = 0; i < m.n; ++i) y[t * m.n + i] *= m.scale[i];
+  }
 }
 
 // y_j = (x kept by gate j) W_j for each matrix of k inputs.
-inline void Multiply(ffi::ThreadPool pool, const float* x, int64_t tokens, int64_t k,
+inline void Multiply(ffi::ThreadPool pool, const float* x, int64_t tokens,
                      const std::vector<Matrix>& matrices, const std::vector<float*>& ys) {
-  struct Panel {
-    int64_t matrix, begin, width;
-  };
-  int64_t count = matrices.size(), total = 0;
-  std::vector<Kept> kept(count);
-  for (int64_t j = 0; j < count; ++j) {
-    kept[j] = Gate(x, tokens, k, k, matrices[j].norms, *matrices[j].limit);
-    total += matrices[j].n;
+  std::vector<Kept> kept;
+  std::vector<Sum> sums;
+  kept.reserve(matrices.size());
+  for (size_t j = 0; j < matrices.size(); ++j) {
+    kept.push_back(Gate(x, tokens, matrices[j]));
+    sums.push_back(Of(matrices[j], kept.back(), ys[j]));
   }
-  int64_t threads = pool.num_threads() < 2 ? 1 : pool.num_threads();
-  int64_t wide = threads == 1 ? total : total / (2 * threads);
-  wide = std::max<int64_t>((wide + kColumns - 1) / kColumns * kColumns, 2 * kColumns);
-  std::vector<Panel> panels;
-  for (int64_t j = 0; j < count; ++j) {
-    for (int64_t c = 0; c < matrices[j].n; c += wide) {
-      panels.push_back({j, c, std::min(wide, matrices[j].n - c)});
-    }
-  }
-  Parallel(pool, panels.size(), [&](int64_t task) {
-    auto [j, begin, width] = panels[task];
-    const Matrix& m = matrices[j];
-    float* y = ys[j] + begin;
-    int64_t from = begin, some = width;
-    WithRows(tokens, [&](auto rows) {
-      WithType(m.type, m.w, [&](auto w) { Columns<rows()>(kept[j], w + from, m.n, y, m.n, some); });
-    });
-    for (int64_t t = 0; m.scale && t < tokens; ++t) Scale(y + t * m.n, width, m.scale + begin);
-  });
+  Contract(pool, tokens, sums);
+  for (size_t j = 0; j < matrices.size(); ++j) ScaleColumns(matrices[j], tokens, ys[j]);
 }
 
-inline float Silu(float x) { return x / (1 + std::exp(-x)); }
+inline void Silu(float* x, int64_t count) {
+  for (int64_t i = 0; i < count; i += kLanes) {
+    Vector v = Some(x + i, count - i);
+    Keep(x + i, v / (1 + Exp(-v)), count - i);
+  }
+}
 
 // to = (silu(x Wgate) * (x Wup)) Wdown behind gates of the inputs of each matrix, all of one type.
 //
-// A task has a range of neurons: their gates and their Wup, then their rows of Wdown, whose sums are
-// added at the end, so that tasks do not wait for each other. With `transposed`, Wup is (neurons,
-// inputs), and is read only for neurons of a score |silu(x Wgate)| c above the limit.
+// With `transposed`, Wup is (neurons, inputs), and is read only for neurons of a score
+// |silu(x Wgate)| c above the limit.
 template <bool transposed>
-void Network(ffi::ThreadPool pool, const float* in, int64_t tokens, const Matrix& gate,
+void Network(ffi::ThreadPool pool, const float* x, int64_t tokens, const Matrix& gate,
              const Matrix& up, const Matrix& down, float* to) {
-  int64_t d = gate.k, f = gate.n;
-  Kept for_gate = Gate(in, tokens, d, d, gate.norms, *gate.limit), for_up;
-  if (!transposed) for_up = Gate(in, tokens, d, d, up.norms, *up.limit);
-  int64_t threads = pool.num_threads() < 2 ? 1 : pool.num_threads();
-  int64_t lines = (f + kColumns - 1) / kColumns;
-  int64_t tasks = threads == 1 ? 1 : std::clamp<int64_t>(lines / 2, 1, 2 * threads);
-  std::vector<float> parts(tasks * tokens * d);
-  WithType(gate.type, gate.w, [&](auto p) {
-    using W = std::remove_const_t<std::remove_pointer_t<decltype(p)>>;
-    const W* up_weights = static_cast<const W*>(up.w);
-    const W* down_weights = static_cast<const W*>(down.w);
-    const W* gate_weights = p;
-    WithRows(tokens, [&](auto constant) {
-      constexpr int T = constant();
-      Parallel(pool, tasks, [&](int64_t task) {
-        int64_t begin = std::min(lines * task / tasks * kColumns, f);
-        int64_t width = std::min(lines * (task + 1) / tasks * kColumns, f) - begin;
-        std::vector<float> a(T * width), h(T * width);
-        Columns<T>(for_gate, gate_weights + begin, f, a.data(), width, width);
-        for (int t = 0; t < T; ++t) {
-          float* row = a.data() + t * width;
-          if (gate.scale) Scale(row, width, gate.scale + begin);
-          for (int64_t i = 0; i < width; ++i) row[i] = Silu(row[i]);
-        }
-        if constexpr (transposed) {
-          Kept live = Gate(a.data(), T, width, width, up.norms + begin, *up.limit, begin);
-          int64_t count = live.rows.size();
-          std::vector<float> u(T * count);
-          constexpr int U = T == 1 ? 8 : T == 2 ? 4 : 2;
-          Groups<U>(up_weights, live.rows.data(), 0, count, d,
-                    [&](int64_t j, int64_t step, auto together, auto at, auto next) {
-                      Dot<T, together()>(in, at, next, d, u.data() + j, count, step);
-                    });
-          for (int64_t j = 0; j < count; ++j) {
-            int64_t i = live.rows[j];
-            for (int t = 0; t < T; ++t) {
-              float factor = up.scale ? up.scale[i] : 1.f;
-              h[t * width + i - begin] = live.values[t * count + j] * u[t * count + j] * factor;
-            }
-          }
-        } else {
-          Columns<T>(for_up, up_weights + begin, f, h.data(), width, width);
-          for (int t = 0; t < T; ++t) {
-            float* row = h.data() + t * width;
-            if (up.scale) Scale(row, width, up.scale + begin);
-            for (int64_t i = 0; i < width; ++i) row[i] *= a[t * width + i];
-          }
-        }
-        Kept used = Gate(h.data(), T, width, width, down.norms + begin, *down.limit, begin);
-        Columns<T>(used, down_weights, d, parts.data() + task * T * d, d, d);
-      });
+  int64_t size = tokens * gate.n;
+  std::vector<float> a(size), h(size);
+  if constexpr (transposed) {
+    Multiply(pool, x, tokens, {gate}, {a.data()});
+    Silu(a.data(), size);
+    Kept live = Gate(a.data(), tokens, up);
+    int64_t count = live.count;
+    std::vector<float> u(tokens * count);
+    WithType(up.type, up.w, [&](auto w) {
+      Produce(pool, x, w, live.rows.get(), count, up.n, u.data(), count, tokens);
     });
-  });
-  std::copy_n(parts.data(), tokens * d, to);
-  AddParts(parts.data() + tokens * d, tasks - 1, tokens * d, to);
-  for (int64_t t = 0; t < tokens; ++t) Scale(to + t * d, d, down.scale);
+    for (int64_t t = 0; t < tokens; ++t) {
+      for (int64_t j = 0; j < count; ++j) {
+        int64_t i = live.rows[j], at = t * count + j;
+        h[t * gate.n + i] = live.values[at] * u[at] * (up.scale ? up.scale[i] : 1.f);
+      }
+    }
+  } else {
+    Multiply(pool, x, tokens, {gate, up}, {a.data(), h.data()});
+    Silu(a.data(), size);
+    for (int64_t i = 0; i < size; ++i) h[i] *= a[i];
+  }
+  Multiply(pool, h.data(), tokens, {down}, {to});
 }
 
 }  // namespace

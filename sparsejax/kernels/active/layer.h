@@ -12,6 +12,7 @@
 
 namespace {
 
+constexpr int64_t kAhead = 12;      // places whose keys are fetched before they are read
 constexpr int64_t kFew = 1 << 15;  // products of attention that one thread does alone
 
 struct Layer {
@@ -29,7 +30,7 @@ struct Layer {
     std::vector<float> h(tokens * width), query(tokens * q), k(tokens * kv), v(tokens * kv);
     std::vector<float> seen(tokens * q), more(tokens * width);
     Normalize(x, first, h.data());
-    Multiply(pool, h.data(), tokens, width, {matrices[0], matrices[1], matrices[2]},
+    Multiply(pool, h.data(), tokens, {matrices[0], matrices[1], matrices[2]},
              {query.data(), k.data(), v.data()});
     for (int64_t t = 0; t < tokens; ++t) {
       Turn(query.data() + t * q, heads, t);
@@ -39,7 +40,7 @@ struct Layer {
       std::copy_n(v.data() + t * kv, kv, values + to);
     }
     Attend(pool, query.data(), seen.data());
-    Multiply(pool, seen.data(), tokens, q, {matrices[3]}, {more.data()});
+    Multiply(pool, seen.data(), tokens, {matrices[3]}, {more.data()});
     for (int64_t i = 0; i < tokens * width; ++i) y[i] = x[i] + more[i];
     Normalize(y, second, h.data());
     auto network = by_neuron ? Network<true> : Network<false>;
@@ -73,42 +74,58 @@ struct Layer {
   }
 
   void Attend(ffi::ThreadPool pool, const float* query, float* seen) const {
-    int64_t work = 0;
+    int64_t work = 0, group = heads / key_heads;
     for (int64_t t = 0; t < tokens; ++t) work += (places[t] + 1) * heads * size;
-    auto one = [&](int64_t task) { AttendOne(query, seen, task / heads, task % heads); };
-    if (work > kFew) return Parallel(pool, tokens * heads, one);
-    for (int64_t task = 0; task < tokens * heads; ++task) one(task);
+    auto one = [&](int64_t task) {
+      int64_t token = task / key_heads, head = task % key_heads * group, end = head + group;
+      for (int64_t some; head < end; head += some) {
+        some = std::min<int64_t>(end - head, 4);
+        WithRows<4>(some, [&](auto G) { AttendSome<G()>(query, seen, token, head); });
+      }
+    };
+    if (work > kFew) return Parallel(pool, tokens * key_heads, one);
+    for (int64_t task = 0; task < tokens * key_heads; ++task) one(task);
   }
 
-  // The softmax of one head of one token over the places up to its own, times the values.
-  void AttendOne(const float* query, float* seen, int64_t token, int64_t head) const {
+  // For G heads of the same keys: the softmax over the places up to that of the token, times the
+  // values.
+  template <int G>
+  void AttendSome(const float* query, float* seen, int64_t token, int64_t head) const {
     int64_t row = key_heads * size, count = places[token] + 1;
     int64_t from = token * room * row + head / (heads / key_heads) * size;
     const float *k = keys + from, *v = values + from;
     const float* q = query + (token * heads + head) * size;
     float* y = seen + (token * heads + head) * size;
-    std::vector<float> p(count);
-    float scale = 1 / std::sqrt(float(size)), largest = -INFINITY, total = 0;
+    std::unique_ptr<float[]> memory(new float[G * count]);
+    float *p = memory.get(), totals[G] = {}, scale = 1 / std::sqrt(float(size));
     for (int64_t j = 0; j < count; ++j) {
-      p[j] = Inner(q, k + j * row) * scale;
-      if (p[j] > largest) largest = p[j];  // NaN is not, and stays in the sum
+      Vector sums[G] = {};
+      for (int64_t i = 0; i < size; i += kLanes) {
+        Vector key = Some(k + j * row + i, size - i);
+        __builtin_prefetch(k + (j + kAhead) * row + i);
+        __builtin_prefetch(v + j * row + i);
+        for (int g = 0; g < G; ++g) sums[g] += key * Some(q + g * size + i, size - i);
+      }
+      for (int g = 0; g < G; ++g) p[g * count + j] = Total(sums[g]) * scale;
     }
-    for (float& x : p) total += x = std::exp(x - largest);
-    std::fill_n(y, size, 0.f);
-    for (int64_t j = 0; j < count; ++j) {
-      const float* next = v + j * row;
-      for (int64_t i = 0; i < size; ++i) y[i] += p[j] * next[i];
+    for (int g = 0; g < G; ++g) {
+      float *own = p + g * count, largest = -INFINITY;
+      for (int64_t j = 0; j < count; ++j) {
+        if (own[j] > largest) largest = own[j];  // NaN is not, and stays in the sum
+      }
+      for (int64_t j = 0; j < count; j += kLanes) {
+        Keep(own + j, Exp(Some(own + j, count - j) - largest), count - j);
+      }
+      for (int64_t j = 0; j < count; ++j) totals[g] += own[j];
     }
-    for (int64_t i = 0; i < size; ++i) y[i] /= total;
-  }
-
-  float Inner(const float* a, const float* b) const {
-    Vector sum = {};
-    int64_t i = 0;
-    for (; i + kLanes <= size; i += kLanes) sum += Load(a + i) * Load(b + i);
-    float all = Total(sum);
-    for (; i < size; ++i) all += a[i] * b[i];
-    return all;
+    for (int64_t i = 0; i < size; i += kLanes) {
+      Vector sums[G] = {};
+      for (int64_t j = 0; j < count; ++j) {
+        Vector value = Some(v + j * row + i, size - i);
+        for (int g = 0; g < G; ++g) sums[g] += p[g * count + j] * value;
+      }
+      for (int g = 0; g < G; ++g) Keep(y + g * size + i, sums[g] / totals[g], size - i);
+    }
   }
 };
 

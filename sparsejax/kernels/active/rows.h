@@ -63,13 +63,6 @@ inline float Total(Vector v) {
   return lanes[0];
 }
 
-// y[0:size] += the sums of `count` tasks.
-inline void AddParts(const float* parts, int64_t count, int64_t size, float* y) {
-  for (; count > 0; --count, parts += size) {
-    for (int64_t i = 0; i < size; ++i) y[i] += parts[i];
-  }
-}
-
 // Fetches the lines of the rows that come next, at column c: they are far from these.
 template <int U, typename W>
 inline void Fetch(const W* const* next, int64_t c) {
