@@ -198,7 +198,7 @@ class _Given(Scaled):
         return y
 
     def _rough(self, y: Array, beta: Array, c: Array) -> Array:
-        """Whether a root is not yet precise: neither a step nor the equation is down to rounding."""
+        """Whether a root is not yet precise: a step and the equation are above rounding."""
         slope, _ = self._derivatives(y)
         off = jnp.abs(y - beta + c * slope)
         moved = jnp.abs(self._newton(y, beta, c, 1) - y)

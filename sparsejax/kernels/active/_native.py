@@ -22,7 +22,8 @@ from .._table import Implementation
 
 SOURCE = pathlib.Path(__file__).with_name("active.cc")
 GATED = SOURCE.with_name("gated.cc")
-HEADERS = tuple(SOURCE.with_name(name) for name in ("rows.h", "products.h", "gated.h", "layer.h")) + (
+HEADERS = (
+    *map(SOURCE.with_name, ("rows.h", "products.h", "gated.h", "layer.h")),
     SOURCE.parents[2] / "native.h",
 )
 CALLS = (
