@@ -224,9 +224,9 @@ def _beyond_jump(log_c: Array, p: Array) -> Array:
     for matrix in (_TO_CHEBYSHEV, _TO_POWERS):  # one by one, in which nothing cancels
         found = jnp.stack([jnp.sum(across(row) * found, axis=0) for row in matrix])
     c = jnp.exp(log_c)
-    r = jnp.sqrt(jnp.maximum(1 - c / limit, 0))
+    r = jnp.sqrt(jnp.maximum(1 - c * (1 / limit), 0))
     # Where p is so small that the jump is at r = 1, z is 1.
-    pull = c * polynomial((r - middle) / jnp.where(half > 0, half, 1), [*found])
+    pull = c * polynomial((r - middle) * (1 / jnp.where(half > 0, half, 1)), [*found])
     return _polished(1 - pull, c, p, 0 if c.dtype == jnp.float32 else 2)
 
 

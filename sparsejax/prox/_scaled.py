@@ -47,8 +47,9 @@ class Scaled(Elementwise):
 
     def _wide(self, size: Array) -> Array:
         """The scale, or one at which size / scale and c stay floats: only `_rise` differs."""
-        tiny = float(jnp.finfo(size.dtype).max) ** -0.4
-        return jnp.maximum(self._scale(), tiny * lax.stop_gradient(size))
+        info = jnp.finfo(size.dtype)
+        least = float(info.max) ** -0.4 * lax.stop_gradient(size)
+        return jnp.maximum(self._scale(), jnp.maximum(least, 4 * info.tiny))  # its inverse is one
 
     def _cost(self, b: Array) -> Array:
         scale = self._wide(jnp.where(b < jnp.inf, b, 0))
@@ -60,7 +61,7 @@ class Scaled(Elementwise):
 
     def _shrink(self, b: Array, t: Array) -> Array:
         scale = self._wide(jnp.sqrt(t * self._price()))
-        beta, c = b / scale, t * (self._price() / scale) / scale
+        beta, c = b * (1 / scale), t * (self._price() / scale) / scale
         rise = lax.stop_gradient(self._rise(scale))
         if c.size < beta.size:
             kept, pull = self._by_threshold(beta, c, rise)

@@ -65,10 +65,10 @@ class LogSum(Scaled):
 
     def _pull(self, beta: Array, c: Array, first: Array) -> Array:
         del first
-        # (1 + y)^2 - (1 + beta) (1 + y) + c = 0, and the pull is c / (1 + y).
-        inverse = 1 / (1 + beta)
-        share = c * inverse
-        return 2 * share / (1 + _root(1 - 4 * share * inverse))
+        # (1 + y)^2 - (1 + beta) (1 + y) + c = 0, and the pull is c / (1 + y). Where the square
+        # overflows the pull is below the rounding of beta, see `_wide`.
+        whole = 1 + beta
+        return 2 * c / (whole + _root(whole * whole - 4 * c))
 
 
 @register
