@@ -29,7 +29,7 @@ def product(x: Shaped[Array, "m k"], w: NMArray, **dot: Any) -> Float[Array, "m 
 def form(rows: int, w: NMArray) -> Callable[..., Array]:
     """The fastest form on a CPU, see benchmarks/results/matmul-cpu.md."""
     if w.share < GATHERED_SHARE:
-        selects = rows <= 2 and 8 * w.n <= w.m <= SELECTED_GROUP
+        selects = rows == 1 and 8 * w.n <= w.m <= SELECTED_GROUP
         return selected if selects else decompressed
     if 2 * w.n >= w.m and rows >= DENSE_ROWS:
         return decompressed
@@ -56,7 +56,10 @@ def selected(x: Shaped[Array, "m k"], w: NMArray, **dot: Any) -> Float[Array, "m
         picked = jnp.zeros((), dtype)
         for r in range(w.m):
             picked = jnp.where(index[s] == r, x[:, :, r, None], picked)
-        y += jnp.sum(picked * w.values[s].astype(dtype), axis=1)
+        # A sum along an axis that is not the last is a slow loop on a CPU, a product is not.
+        terms = picked * w.values[s].astype(dtype)
+        ones = jnp.ones(terms.shape[1], dtype)
+        y += lax.dot_general(ones, terms, (((0,), (1,)), ((), ())), lax.Precision.HIGHEST)
     return y
 
 
