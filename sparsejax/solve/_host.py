@@ -59,6 +59,8 @@ class Solved(NamedTuple):
 
 Solver = Callable[[Task], Solved]
 
+_ROW = 8192
+
 
 def solve_path(task: Task, intercept: np.ndarray | None, solver: Solver) -> Found:
     """Solves the task with features of weight 0, and an intercept, projected out.
@@ -97,7 +99,7 @@ def solve_path(task: Task, intercept: np.ndarray | None, solver: Solver) -> Foun
     inside = inside._replace(w0=_start(inside))
     found = solver(inside)
     # What is left of y in the basis, in coordinates of the projected columns.
-    rest = (task.y @ basis.T - found.value @ found.inner) @ back.T
+    rest = (inner(task.y, basis) - inner(found.value, found.inner.T)) @ back.T
     found.value[..., free] = rest[..., columns.shape[1] - free.size :]
     offset = np.zeros(found.value.shape[:-1]) if intercept is None else rest[..., 0]
     return _unscaled(task, found._replace(offset=offset), units)
@@ -165,8 +167,14 @@ def task(
 def projected(y: np.ndarray, basis: np.ndarray) -> np.ndarray:
     """`y` (..., n) without its part in orthonormal rows; twice, since the first leaves rounding."""
     for _ in range(2):
-        y = y - (y @ basis.T) @ basis
+        y = y - np.einsum("...k,kn->...n", inner(y, basis), basis)
     return y
+
+
+def inner(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """`a @ b.T` of few rows, without the threads of BLAS, which wait for each other beside busy
+    processes."""
+    return np.einsum("...n,kn->...k", a, b)
 
 
 def geometric(largest: float, count: int, eps: float) -> np.ndarray:
@@ -190,8 +198,8 @@ def _start(task: Task) -> np.ndarray | None:
     with np.errstate(over="ignore", invalid="ignore"):
         r = projected(task.y - task.design.product(w), task.basis)
         sizes = np.abs(w) if model.start is None else block_norms(model, w)
-        penalty = task.strengths[0] * np.where(sizes == 0, 0, task.weights) @ sizes
-        ridge = task.l2 / 2 * (w @ w)
+        penalty = task.strengths[0] * np.sum(np.where(sizes == 0, 0, task.weights) * sizes)
+        ridge = task.l2 / 2 * _square(w.ravel())
         value, at_zero = _mean_loss(model, y, y - r), _mean_loss(model, y, 0 * y)
     return w if value + penalty + ridge < at_zero else None
 
@@ -218,7 +226,7 @@ def _balanced(task: Task) -> tuple[Task, tuple[float, float]]:
     entries = task.design.values.ravel(order="K")
     far = float(np.finfo(task.y.dtype).max) ** 0.5
     # One pass where all is well. MCP and SCAD hold for one scale of the columns.
-    square = np.vdot(entries, entries)
+    square = _square(entries)
     if not 1 / far < square < far:
         if model.is_homogeneous or not _finite(entries):
             x = _unit(task.design.values)
@@ -238,6 +246,14 @@ def _balanced(task: Task) -> tuple[Task, tuple[float, float]]:
         design=design, y=task.y / y, strengths=strengths, l2=l2, w0=w0, model=model
     )
     return scaled, (x, y)
+
+
+def _square(values: np.ndarray) -> float:
+    """The sum of squares of a vector, in rows too short for the threads of BLAS, see `inner`."""
+    whole = values.size // _ROW * _ROW
+    rows, rest = values[:whole].reshape(-1, 1, _ROW), values[whole:]
+    with np.errstate(over="ignore", invalid="ignore"):
+        return float(np.matmul(rows, rows.transpose(0, 2, 1)).sum() + np.vdot(rest, rest))
 
 
 def _finite(values: np.ndarray) -> bool:

@@ -11,9 +11,12 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import check_cv
 
 from ..._arguments import check_count, check_number
-from .._host import Found, geometric
+from .._host import Found, geometric, inner
 from .._model import largest_bound, objective, pull
 from ._linear import Linear, relative
+
+# Products of left-out samples up to which the threads of BLAS take longer than one loop.
+_FEW = 2**21
 
 
 class CrossValidated(Linear):
@@ -38,7 +41,10 @@ class CrossValidated(Linear):
             r, (train, test) = job
             own = None if sample_weight is None else relative(sample_weight[train])
             found = self._path(X[train], y[train], own, grids[r], float(ratios[r]))
-            u = X[test] @ found.value.T + found.offset
+            left_out = X[test]
+            few = not issparse(X) and left_out.size * len(found.value) < _FEW
+            u = inner(left_out, found.value) if few else left_out @ found.value.T
+            u = u + found.offset
             left = objective(self._model(X.shape[1]), y[test][:, None], u)
             theirs = None if sample_weight is None else relative(sample_weight[test])
             return self._losses[1] * np.average(left, axis=0, weights=theirs), found.result.any()
