@@ -73,8 +73,9 @@ inline bool Contract(ffi::ThreadPool pool, int64_t tokens, const std::vector<Sum
     });
   });
   for (const Task& task : tasks) {
+    if (task.part < 0) continue;
     const float* part = parts.get() + task.part;
-    for (int64_t i = 0; task.part >= 0 && i < tokens * task.width; ++i) task.sum->y[i] += part[i];
+    for (int64_t i = 0; i < tokens * task.width; ++i) task.sum->y[i] += part[i];
   }
   return known;
 }
