@@ -32,6 +32,14 @@ def common_dtype(*arrays: Any) -> Any:
         return jnp.result_type(*(jnp.result_type(x) for x in arrays))
 
 
+def zeros_for(shape: tuple[int, ...], dtype: Any, *arrays: Any) -> Array:
+    """Zeros to start a loop, which vary over the devices of `jax.shard_map` as the arrays do."""
+    zeros = jnp.zeros(shape, dtype)
+    for x in arrays:
+        zeros = zeros + jnp.zeros_like(x, shape=(), dtype=dtype)
+    return zeros
+
+
 def magnitude(*arrays: Array) -> Float[Array, ""]:
     """The approximate largest modulus, 1 for zeros: a power of two, so that division is exact.
 

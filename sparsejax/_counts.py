@@ -10,6 +10,8 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, UInt
 
+from ._arrays import zeros_for
+
 # Numbers are lists of digits of 16 bits, the lowest first: products of two fit into 32 bits.
 _BITS = 16
 _LOW = (1 << _BITS) - 1
@@ -165,5 +167,5 @@ def _divided(digits: Sequence[Any], parts: int, dtype: Any) -> tuple[Any, Any]:
         fits = rest >= parts_
         return (quotient << 1) | fits.astype(dtype), jnp.where(fits, rest - parts_, rest)
 
-    zero = jnp.zeros((), dtype)
+    zero = zeros_for((), dtype, stacked)
     return lax.fori_loop(0, _BITS * len(digits), next_bit, (zero, zero))

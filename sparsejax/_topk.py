@@ -15,6 +15,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Shaped, UInt
 
+from ._arrays import zeros_for
 from ._counts import count_dtype
 
 # Sums of up to this many booleans fit into uint16, which vectorizes: 3x faster than a plain sum.
@@ -191,7 +192,7 @@ def _largest(digits: list[UInt[Array, "..."]], k: UInt[Array, "..."], axes: Axes
         enough = _total([d >= candidate for d in digits], axes, k.dtype) >= k
         return jnp.where(enough, candidate, cut)
 
-    cut = lax.fori_loop(0, 16, set_bit, jnp.zeros(k.shape, jnp.uint16))
+    cut = lax.fori_loop(0, 16, set_bit, zeros_for(k.shape, jnp.uint16, k, *digits))
     return cut, k - _total([d > cut for d in digits], axes, k.dtype)
 
 
@@ -211,7 +212,7 @@ def _end_of_ties(
         enough = _total(_before(ties, candidate, axes), axes, dtype) > k
         return jnp.where(enough, end, candidate)
 
-    none, everything = jnp.zeros(k.shape, dtype), jnp.full(k.shape, 2**bits - 1, dtype)
+    none, everything = zeros_for(k.shape, dtype, k, *ties), jnp.full(k.shape, 2**bits - 1, dtype)
     end = lax.fori_loop(0, jnp.where(some, bits, 0), set_bit, none)
     return jnp.where(some, end, everything)
 

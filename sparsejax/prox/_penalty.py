@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Inexact, PyTree
 
 from .. import _tree
-from .._arrays import out_dtype, poison, quotient, real_dtype, wide_dtype
+from .._arrays import out_dtype, poison, quotient, real_dtype, wide_dtype, zeros_for
 
 # A number or an array. Not validated: inside JAX transformations leaves may be any object.
 Leaf = Any
@@ -263,7 +263,8 @@ def largest_float(holds: Any, shape: tuple[int, ...], dtype: Any) -> Array:
         candidate = found | (one << jnp.asarray(bits - 2 - i, integer))
         return jnp.where(holds(lax.bitcast_convert_type(candidate, dtype)), candidate, found)
 
-    found = lax.fori_loop(0, bits - 1, set_bit, jnp.zeros(shape, integer))
+    start = zeros_for(shape, integer, holds(jnp.zeros(shape, dtype)))
+    found = lax.fori_loop(0, bits - 1, set_bit, start)
     return lax.stop_gradient(lax.bitcast_convert_type(found, dtype))
 
 

@@ -42,8 +42,16 @@ class Scaled(Elementwise):
 
     def _jump(self, c: Array, rise: Array) -> Array:
         """The y > 0 with the objective of 0, `y^2 / 2 = c (phi(y) - y phi'(y))`, if it exists."""
-        holds = lambda y: (y < _tiny(y)) | (_gain(self, y, c, rise) >= 0)  # noqa: E731
+        least = self._least(c)
+        holds = lambda y: (y < least) | (_gain(self, y, c, rise) >= 0)  # noqa: E731
         return largest_float(holds, c.shape, c.dtype)
+
+    def _least(self, c: Array) -> Array:
+        """The y below which rounding hides a jump: 0 where the slope at 0 is infinite."""
+        slope, bend = self._derivatives(jnp.zeros_like(c))
+        curved = (bend < 0) & jnp.isfinite(bend) & jnp.isfinite(slope)
+        tiny = jnp.sqrt(jnp.finfo(c.dtype).eps).astype(c.dtype)
+        return jnp.where(curved, -tiny * slope / jnp.where(curved, bend, -1), 0)
 
     def _wide(self, size: Array) -> Array:
         """The scale, or one at which size / scale and c stay floats: only `_rise` differs."""
@@ -61,7 +69,9 @@ class Scaled(Elementwise):
 
     def _shrink(self, b: Array, t: Array) -> Array:
         scale = self._wide(jnp.sqrt(t * self._price()))
-        beta, c = b * (1 / scale), t * (self._price() / scale) / scale
+        # XLA would divide by the square of the scale, which may be no float.
+        inverse = lax.optimization_barrier(1 / scale)
+        beta, c = b * inverse, t * (self._price() * inverse) * inverse
         rise = lax.stop_gradient(self._rise(scale))
         if c.size < beta.size:
             kept, pull = self._by_threshold(beta, c, rise)
@@ -116,8 +126,3 @@ def _pull_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
 def _gain(penalty: Scaled, y: Array, c: Array, rise: Array) -> Array:
     """The objective at 0 minus that at a stationary point y."""
     return c * (penalty._phi(y) + rise - y * penalty._derivatives(y)[0]) - y * y / 2
-
-
-def _tiny(y: Array) -> Array:
-    """The value below which a jump is not representable."""
-    return jnp.sqrt(jnp.finfo(y.dtype).eps).astype(y.dtype)

@@ -191,11 +191,18 @@ class _Given(Scaled):
     def _newton(self, y: Array, beta: Array, c: Array, steps: int) -> Array:
         """Steps of Newton's method for a convex function, which is monotone after the first."""
         for _ in range(steps):
-            slope, bend = self._derivatives(y)
-            rate = 1 + c * bend
-            new = y - (y - beta + c * slope) / jnp.where(rate > 0, rate, jnp.inf)
-            y = jnp.where(new > 0, jnp.minimum(new, beta), 0)
+            y = self._step(y, beta, c, y)
         return y
+
+    def _begin(self, first: Array, beta: Array, c: Array) -> Array:
+        """The first step: from the left of the minimum of the equation to the right of the root."""
+        return self._step(first, beta, c, beta)
+
+    def _step(self, y: Array, beta: Array, c: Array, left: Array) -> Array:
+        slope, bend = self._derivatives(y)
+        rate = 1 + c * bend
+        new = y - (y - beta + c * slope) / jnp.where(rate > 0, rate, 1)
+        return jnp.where(rate > 0, jnp.where(new > 0, jnp.minimum(new, beta), 0), left)
 
     def _rough(self, y: Array, beta: Array, c: Array) -> Array:
         """Whether a root is not yet precise: a step and the equation are above rounding."""
@@ -225,7 +232,8 @@ class _FewSteps(_Given):
     steps: int = static()
 
     def _pull(self, beta: Array, c: Array, first: Array) -> Array:
-        return self._pull_from(self._newton(first, beta, c, self.steps), beta, c)
+        y = self._newton(self._begin(first, beta, c), beta, c, self.steps - 1)
+        return self._pull_from(y, beta, c)
 
 
 @register
@@ -248,7 +256,7 @@ class Concave(_Given):
         threshold, pull = self._threshold(c, jnp.zeros_like(c))
         shares = jnp.asarray(_SHARES, c.dtype).reshape(-1, *[1] * c.ndim)
         beta = jnp.where(threshold > 0, threshold, 1) / shares
-        two = self._newton(beta - pull * shares, beta, c, 2)
+        two = self._newton(self._begin(beta - pull * shares, beta, c), beta, c, 1)
         four = self._newton(two, beta, c, 2)
         return sum(self._rough(y, beta, c).astype(jnp.int32) for y in (two, four))
 
@@ -258,8 +266,8 @@ class Concave(_Given):
             y = self._newton(y, beta, c, 4)
             return count + 1, y, self._rough(y, beta, c)
 
-        start = jnp.broadcast_to(first, jnp.broadcast_shapes(first.shape, c.shape))
-        state = jnp.int32(0), start, jnp.array(True)
+        start = self._begin(first, beta, c)
+        state = jnp.int32(0), start, self._rough(start, beta, c)
         y = lax.while_loop(lambda state: (state[0] < 10) & state[2], steps, state)[1]
         return self._pull_from(y, beta, c)
 

@@ -9,6 +9,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from .._arguments import checked, checked_number
+from .._arrays import zeros_for
 from ._elementwise import l1
 from ._ordered import along, one_axis
 from ._penalty import Leaf, Penalty, register, static
@@ -113,6 +114,7 @@ def _sequential(y: Array, m: Array) -> Array:
         knots=knots,
         tubes=tubes,
     )
+    start = jax.tree.map(lambda x: x + zeros_for((), x.dtype, y, m), start)
     done = lax.while_loop(lambda w: w.i < n, lambda w: _advance(w, y, m), start)
     end = -done.low_line[1] / done.low_line[0]
 

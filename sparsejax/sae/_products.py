@@ -7,7 +7,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Shaped
 
 from .._arguments import checked
-from .._arrays import wide_dtype
+from .._arrays import wide_dtype, zeros_for
 
 
 @checked()
@@ -54,7 +54,7 @@ def combined(indices: Array, values: Array, rows: Array) -> Array:
         index, value = position
         return total + value[:, None].astype(wide) * rows[index].astype(wide), None
 
-    zero = jnp.zeros((len(indices), rows.shape[1]), wide)
+    zero = zeros_for((len(indices), rows.shape[1]), wide, indices, values, rows)
     return lax.scan(add, zero, (indices.T, values.T))[0].astype(rows.dtype)
 
 
@@ -77,7 +77,7 @@ def scattered(indices: Array, values: Array, x: Array, rows: Array) -> Array:
         index, value = position
         return total.at[index].add(value[:, None].astype(wide) * x.astype(wide)), None
 
-    zero = jnp.zeros(rows.shape, wide)
+    zero = zeros_for(rows.shape, wide, indices, values, x)
     return lax.scan(add, zero, (indices.T, values.T))[0].astype(rows.dtype)
 
 

@@ -304,3 +304,20 @@ def test_projections_land_in_their_set_and_stay_there(case):
         assert value == 0 and before == jnp.inf
         if dtype == np.float32:
             close(again, u, 1e-5, 1e-6)
+
+
+@once
+def test_within_shard_map(case):
+    # Devices hold different numbers: loops must not start with constants that all share.
+    mesh = jax.make_mesh((2,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
+    v = draw(case.shape, np.random.default_rng(0))
+    both = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), v)
+
+    def own(rows):
+        u = case.penalty.prox(jax.tree.map(lambda x: x[0], rows))
+        return jax.tree.map(lambda x: x[None], u)
+
+    spec = jax.sharding.PartitionSpec("rows")
+    found = compiled(jax.shard_map(own, mesh=mesh, in_specs=spec, out_specs=spec))(both)
+    expected = case.penalty.prox(jax.tree.map(lambda x: x[1], both))
+    close(jax.tree.map(lambda x: x[1], found), expected, 1e-4, 1e-5)

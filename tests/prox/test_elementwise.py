@@ -237,3 +237,65 @@ def test_penalties_of_functions_on_long_arrays_are_those_in_closed_form(name):
             got, wanted = slopes(strength, finite), exact(strength, finite)
             np.testing.assert_allclose(got[0], wanted[0], rtol=1e-3, atol=1e-4)
             np.testing.assert_allclose(got[1], wanted[1], rtol=1e-3, atol=1e-4)
+
+
+SMOOTHED = (  # MCP of gamma 1, smoothed
+    lambda b: (
+        -((1 - b) * jnp.sqrt((1 - b) ** 2 + 1e-6) + 1e-6 * jnp.arcsinh((1 - b) * 1e3)) / 4
+        - (1 - b) ** 2 / 4
+    ),
+    lambda b: (jnp.sqrt((1 - b) ** 2 + 1e-6) + (1 - b)) / 2,
+)
+KINKED = (lambda b: jnp.where(b < 1, b - b * b / 2, 0.5), lambda b: jnp.maximum(1 - b, 0))
+
+
+@pytest.mark.parametrize("functions", (SMOOTHED, KINKED))
+@pytest.mark.parametrize("strength", (0.99, 1.0, 1.00001, 1.0001, 1.01))
+def test_penalties_whose_jump_begins(functions, strength):
+    # The start of Newton's method is left of the minimum of the equation.
+    penalty = prox.concave(*functions, strength)
+    x = jnp.linspace(1.03, 3, 400)
+    np.testing.assert_allclose(penalty.prox(x), x, rtol=2e-2)
+    np.testing.assert_allclose(jax.vmap(penalty.prox)(x), penalty.prox(x), rtol=1e-5)
+    np.testing.assert_allclose(penalty.prox(x[:9]), x[:9], rtol=2e-2)
+
+
+@pytest.mark.parametrize("p", (0.5, 0.9))
+def test_small_jumps_of_penalties_of_infinite_slope(p):
+    penalty = prox.concave(lambda b: b**p, lambda b: p * b ** (p - 1), 1e-6)
+    x = jnp.geomspace(1e-7, 1e-2, 300)
+    expected = prox.lp(1e-6, p).prox(x)
+    np.testing.assert_allclose(penalty.prox(x), expected, rtol=1e-4)
+    np.testing.assert_allclose(penalty.prox(x[::30]), expected[::30], rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ("log_sum", "geman", "exponential"))
+@pytest.mark.parametrize("unit", (1e-24, 1e-20, 1e20, 1e30))
+def test_units_whose_square_is_no_float(name, unit):
+    # Divisions by the unit, which XLA joins to one by its square.
+    x = jnp.array([0.1, 1.2, 3.0, 1e4])
+    apply = jax.jit(lambda strength, eps, x: getattr(prox, name)(strength, eps).prox(x))
+    for strength in (1e-3 * unit, 0.3 * unit):
+        u = apply(strength, unit, x)
+        np.testing.assert_array_equal(u, getattr(prox, name)(strength, unit).prox(x))
+        wide = [oracle_prox(name, strength, unit, v) for v in np.asarray(x, np.float64)]
+        np.testing.assert_allclose(u, wide, rtol=1e-5)
+
+
+def oracle_prox(name, strength, unit, v):
+    """The minimum of `(u - v)^2 / 2 + penalty` over 0 and what lies around its larger root."""
+    phi = {
+        "log_sum": lambda y: np.log1p(y),
+        "geman": lambda y: y / (1 + y),
+        "exponential": lambda y: -np.expm1(-y),
+    }[name]
+    slope = {
+        "log_sum": lambda y: 1 / (1 + y),
+        "geman": lambda y: 1 / (1 + y) ** 2,
+        "exponential": lambda y: np.exp(-y),
+    }[name]
+    u = v
+    for _ in range(10_000):
+        u = max(v - strength / unit * slope(u / unit), 0)
+    cost = lambda u: (u - v) ** 2 / 2 + strength * phi(u / unit)  # noqa: E731
+    return u if cost(u) < cost(0.0) else 0.0

@@ -259,3 +259,24 @@ def test_a_program_in_xla_can_be_exported():
     program = jax.export.export(export, platforms=("cpu", "cuda", "tpu"))(*shapes)
     X, y = jnp.eye(4)[:, :3], jnp.arange(4.0)
     np.testing.assert_allclose(program.call(X, y), solve.lasso(X, y, 0.1).value, atol=1e-5)
+
+
+@pytest.mark.parametrize("solver", [solve.lasso, solve.lasso_host])
+@pytest.mark.parametrize("shape", [(8, 20), (20, 8)])
+@pytest.mark.parametrize("l2", [1e-3, 10.0])
+def test_ridge_regression_of_features_in_different_units(solver, shape, l2):
+    # The Gram matrix has the square of the condition of X.
+    rng, (n, p) = np.random.default_rng(0), shape
+    X, y = rng.normal(size=shape) * np.geomspace(1e-4, 1e4, p), rng.normal(size=n)
+    X, y = X.astype(np.float32), y.astype(np.float32)
+
+    def objective(w):
+        w = np.asarray(w, np.float64)
+        return np.mean((X @ w - y) ** 2) / 2 + l2 / 2 * w @ w
+
+    with pytest.warns(UserWarning, match="least squares"):
+        found = solver(X, y, 0.0, l2=l2)
+    above = np.concatenate([X, np.sqrt(n * l2) * np.eye(p)]).astype(np.float64)
+    exact = np.linalg.lstsq(above, np.concatenate([y, np.zeros(p)]), rcond=None)[0]
+    assert objective(found.value) <= objective(exact) * (1 + 1e-4)
+    assert found.stats["gap"] >= objective(found.value) - objective(exact) - 1e-12
