@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from .._arrays import zeros_for
 from ._duality import cost, ridge_gap, share
 
 EPOCHS = 3
@@ -80,7 +81,11 @@ def solve_gram(
     def round_(s: _State) -> _State:
         w, _ = _epochs(q, s.w, s.h, positive, skip)
         # h accumulates rounding errors over an epoch; recompute it exactly here.
-        start = measured(w, q.gram @ w - q.b), jnp.asarray(True), jnp.zeros((), jnp.int32)
+        start = (
+            measured(w, q.gram @ w - q.b),
+            ~zeros_for((), bool, w, q.gram),
+            jnp.zeros((), jnp.int32),
+        )
         return _State(*lax.while_loop(goes_on, newton, start)[0], s.n + 1)
 
     def unfinished(s: _State) -> Array:

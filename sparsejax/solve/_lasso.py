@@ -20,7 +20,7 @@ from .._arguments import (
     matrix_and_target,
     path_strengths,
 )
-from .._arrays import Units, wide_dtype
+from .._arrays import Units, wide_dtype, zeros_for
 from .._solution import Result, Solution, code, finish, refuse_infinite
 from . import _lasso_native
 from ._duality import (
@@ -160,7 +160,9 @@ def _solve(
         return _rounds(pb, w, norms, movable, scale, tol, m, max_steps, positive)
 
     def in_cpp(w: Array) -> Any:
-        w, gap, counts = _lasso_native.solve(pb, w, norms, tol, max_steps, positive)
+        found = _lasso_native.solve(pb, w, norms, tol, max_steps, positive)
+        # A call has results that do not vary over devices, whatever its arguments.
+        w, gap, counts = jax.tree.map(lambda x: x + zeros_for((), x.dtype, w, pb.X), found)
         outer, rounds, support, ended = counts
         result = jnp.where(support > m, Result.WORKING_SET, ended)
         seen = jnp.isfinite(jnp.sum(norms)) & jnp.isfinite(scale)  # C++ leaves out other columns
@@ -198,8 +200,8 @@ def _rounds(
         w = s.w.at[chosen].set(jnp.where(active, inner, s.w[chosen]))
         return measured(w, s.outer + 1, s.rounds + rounds, full)
 
-    zero = jnp.zeros((), jnp.int32)
-    first = measured(w, zero, zero, jnp.zeros((), bool))
+    zero = zeros_for((), jnp.int32, w, pb.X)
+    first = measured(w, zero, zero, zero > 0)
     # At 0 and above max_strength the gap is exactly 0, despite the rounding of P - D.
     empty = jnp.all(jnp.abs(first.c) <= pb.thresholds) & jnp.all(w == 0)
     first = first._replace(gap=jnp.where(empty & jnp.isfinite(scale), 0, first.gap))

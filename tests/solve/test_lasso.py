@@ -280,3 +280,17 @@ def test_ridge_regression_of_features_in_different_units(solver, shape, l2):
     exact = np.linalg.lstsq(above, np.concatenate([y, np.zeros(p)]), rcond=None)[0]
     assert objective(found.value) <= objective(exact) * (1 + 1e-4)
     assert found.stats["gap"] >= objective(found.value) - objective(exact) - 1e-12
+
+
+@pytest.mark.parametrize("implementation", [None, "xla"])
+def test_within_shard_map(implementation):
+    X, y = (jnp.asarray(np.stack([a, 2 * a]), jnp.float32) for a in data(n=20, p=10))
+    mesh = jax.make_mesh((2,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = jax.sharding.PartitionSpec("rows")
+
+    def own(X, y):
+        return solve.lasso(X[0], y[0], 0.1, implementation=implementation).value[None]
+
+    found = jax.jit(jax.shard_map(own, mesh=mesh, in_specs=(spec, spec), out_specs=spec))(X, y)
+    for each, a, b in zip(found, X, y):
+        np.testing.assert_allclose(each, solve.lasso(a, b, 0.1).value, atol=1e-4)
