@@ -23,7 +23,7 @@ from .._arguments import (
     known,
     named_masks,
 )
-from .._arrays import common_dtype
+from .._arrays import common_dtype, zeros_for
 from .._steady import filled_gaps
 from .._tree import is_gap
 from ..masks import Masks, Plan, magnitude
@@ -109,7 +109,8 @@ def prune(
             masks = plan.masks(scores, fraction)
             return masks, _least_kept(scores, masks)
 
-        masks, least = jax.lax.cond(due, new_masks, lambda: (state.masks.tree, jnp.float32(0)))
+        none = zeros_for((), jnp.float32, *jax.tree.leaves(state.masks.tree))
+        masks, least = jax.lax.cond(due, new_masks, lambda: (state.masks.tree, none))
         moves = zero_off(updates, params, masks)
         moves = unless_nan("prune", moves, masks, schedule=fraction, scores=least)
         return moves, PruneState(next_step(count), Masks(masks))

@@ -258,7 +258,8 @@ class Concave(_Given):
         beta = jnp.where(threshold > 0, threshold, 1) / shares
         two = self._newton(self._begin(beta - pull * shares, beta, c), beta, c, 1)
         four = self._newton(two, beta, c, 2)
-        return sum(self._rough(y, beta, c).astype(jnp.int32) for y in (two, four))
+        lacking = self._rough(two, beta, c), self._rough(four, beta, c)
+        return jnp.sum(jnp.stack(lacking), dtype=jnp.int32)
 
     def _pull(self, beta: Array, c: Array, first: Array) -> Array:
         def steps(state):
@@ -402,7 +403,7 @@ def concave(
     r"""Any even penalty that is concave in the modulus, given by two functions.
 
     `f(x) = strength * sum value(|x_i|)`. The proximal operator is 0 or the larger root of
-    `u + t strength value'(u) = |v|`, found by Newton's method from `|v|`, whichever has the lower
+    `u + t strength value'(u) = |v|`, found by Newton's method, whichever has the lower
     objective: exact if value is non-decreasing and concave and its derivative convex.
 
     Args:

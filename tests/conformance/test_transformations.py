@@ -448,3 +448,21 @@ def test_eight_devices_give_the_same_parameters_and_masks(name, mesh):
             assert found.is_equivalent_to(spread["dense"]["kernel"].sharding, 2), found
         if name in ("prune", "track_masks", "add_pruned_decay", "sr_ste"):
             assert found.is_equivalent_to(spread["dense"]["kernel"].sharding, 2), found
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_within_shard_map(name):
+    # Each device trains parameters of its own.
+    mesh = jax.make_mesh((2,), ("own",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = PartitionSpec("own")
+
+    def train(rows):
+        params = jax.tree.map(lambda x: x[0], rows)
+        tx = MEMBERS[name]()
+        state = tx.init(params)
+        for _ in range(2):
+            updates, state = tx.update(params, state, params)
+        return jax.tree.map(lambda x: x[None], updates)
+
+    both = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), params_of())
+    jax.jit(jax.shard_map(train, mesh=mesh, in_specs=spec, out_specs=spec)).lower(both)
