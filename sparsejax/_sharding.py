@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.experimental import multihost_utils
-from jax.sharding import AxisType
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree
 
 
@@ -21,6 +21,15 @@ def with_auto_axes(f: Callable[..., PyTree], *args: PyTree, like: PyTree) -> PyT
     if not any(map(_is_explicit, jax.tree.leaves(like))):
         return f(*args)
     wanted = jax.tree.map(lambda x: jax.typeof(x).sharding, like)
+    return jax.sharding.auto_axes(f, out_sharding=wanted)(*args)
+
+
+def whole_with_auto_axes(f: Callable[..., Array], *args: PyTree, like: PyTree) -> Array:
+    """`f(*args)` as `with_auto_axes`, with a result that all devices hold."""
+    explicit = list(filter(_is_explicit, jax.tree.leaves(like)))
+    if not explicit:
+        return f(*args)
+    wanted = NamedSharding(jax.typeof(explicit[0]).sharding.mesh, PartitionSpec())
     return jax.sharding.auto_axes(f, out_sharding=wanted)(*args)
 
 

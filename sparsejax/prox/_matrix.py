@@ -8,6 +8,7 @@ from jaxtyping import Array
 
 from .._arguments import checked, checked_integer
 from .._arrays import out_dtype
+from .._sharding import whole_with_auto_axes
 from ._counts import HardK
 from ._elementwise import l0, l1
 from ._penalty import Leaf, Penalty, register
@@ -31,9 +32,13 @@ class OnSingularValues(Penalty):
         """
         eps = jnp.finfo(out_dtype(x)).eps
         x, wide = self._widen(x)
-        s = _singular_values(x)
-        floor = lax.stop_gradient(s[..., :1]) * max(jnp.shape(x)[-2:]) * float(eps)
-        return wide.penalty.value(jnp.where(s <= floor, 0, s))
+
+        def of_spectrum(own, x):
+            s = _singular_values(x)
+            floor = lax.stop_gradient(s[..., :1]) * max(jnp.shape(x)[-2:]) * float(eps)
+            return own.penalty.value(jnp.where(s <= floor, 0, s))
+
+        return whole_with_auto_axes(of_spectrum, wide, x, like=x)
 
     def _prox(self, x: Array, t: Array) -> Array:
         if x.ndim < 2:

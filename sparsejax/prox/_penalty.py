@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Inexact, PyTree
 
 from .. import _tree
 from .._arrays import out_dtype, poison, quotient, real_dtype, wide_dtype, zeros_for
+from .._sharding import whole_with_auto_axes, with_auto_axes
 
 # A number or an array. Not validated: inside JAX transformations leaves may be any object.
 Leaf = Any
@@ -72,7 +73,7 @@ class Penalty:
     def value(self, x: PyTree) -> Float[Array, ""]:
         """f(x), at least in float32."""
         x, wide = self._widen(x)
-        return wide._value(x)
+        return whole_with_auto_axes(lambda own, x: own._value(x), wide, x, like=x)
 
     def prox(self, v: PyTree, step: ArrayLike = 1.0) -> PyTree:
         """`argmin_u 0.5 ||u - v||^2 + step * f(u)`, in the shape and dtype of v.
@@ -83,7 +84,11 @@ class Penalty:
         """
         self._check_step(step)
         x, wide = self._widen(v)
-        u = wide._prox(x, jnp.asarray(step, real_dtype(x)))
+        t = jnp.asarray(step, real_dtype(x))
+        if self.elementwise:
+            u = wide._prox(x, t)
+        else:
+            u = with_auto_axes(lambda own, x, t: own._prox(x, t), wide, x, t, like=x)
         return jax.tree.map(lambda new, old: new.astype(out_dtype(old)), u, v)
 
     def conjugate_value(self, y: PyTree) -> Float[Array, ""]:
@@ -208,9 +213,13 @@ class Indicator(Penalty):
         x, wide = self._widen(x)
         # One rounding of each entry to its own dtype, plus the rounding of the computation.
         slack = 4 * rounding + 32 * float(jnp.finfo(real_dtype(x)).eps)
-        violation = jnp.max(wide._violation(x), initial=0.0)
-        value = jnp.where(violation <= slack, 0.0, jnp.inf).astype(real_dtype(x))
-        return value + poison(*jax.tree.leaves(x))
+
+        def outside(own, x):
+            violation = jnp.max(own._violation(x), initial=0.0)
+            value = jnp.where(violation <= slack, 0.0, jnp.inf).astype(real_dtype(x))
+            return value + poison(*jax.tree.leaves(x))
+
+        return whole_with_auto_axes(outside, wide, x, like=x)
 
     def _violation(self, x: Any) -> Array:
         raise NotImplementedError

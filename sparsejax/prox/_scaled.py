@@ -47,7 +47,7 @@ class Scaled(Elementwise):
         return largest_float(holds, c.shape, c.dtype)
 
     def _least(self, c: Array) -> Array:
-        """The y below which rounding hides a jump: 0 where the slope at 0 is infinite."""
+        """The y below which rounding hides jumps; 0, none, where the slope at 0 is infinite."""
         slope, bend = self._derivatives(jnp.zeros_like(c))
         curved = (bend < 0) & jnp.isfinite(bend) & jnp.isfinite(slope)
         tiny = jnp.sqrt(jnp.finfo(c.dtype).eps).astype(c.dtype)
@@ -57,7 +57,7 @@ class Scaled(Elementwise):
         """The scale, or one at which size / scale and c stay floats: only `_rise` differs."""
         info = jnp.finfo(size.dtype)
         least = float(info.max) ** -0.4 * lax.stop_gradient(size)
-        return jnp.maximum(self._scale(), jnp.maximum(least, 4 * info.tiny))  # its inverse is one
+        return jnp.maximum(self._scale(), jnp.maximum(least, 4 * info.tiny))  # so is 1 / scale
 
     def _cost(self, b: Array) -> Array:
         scale = self._wide(jnp.where(b < jnp.inf, b, 0))

@@ -252,7 +252,7 @@ class Concave(_Given):
         return lax.switch(self._lacking(c), [*few, super()._prox], x, t)
 
     def _lacking(self, c: Array) -> Array:
-        """0 if two steps suffice for all moduli from the threshold to infinity, 1 if four do."""
+        """0 if two steps suffice for all moduli above the threshold, 1 if four, 2 if neither."""
         threshold, pull = self._threshold(c, jnp.zeros_like(c))
         shares = jnp.asarray(_SHARES, c.dtype).reshape(-1, *[1] * c.ndim)
         beta = jnp.where(threshold > 0, threshold, 1) / shares

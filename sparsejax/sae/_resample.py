@@ -25,6 +25,7 @@ def resample(
     *,
     key: Key[Array, ""],
     target: Shaped[Array | np.ndarray, "n e"] | None = None,
+    grad: Shaped[Array | np.ndarray, "n d"] | None = None,
     dead_after: int = 12_500,
     scale: float = 0.2,
 ) -> Trained:
@@ -41,6 +42,7 @@ def resample(
       x: Inputs.
       key: A key made by `jax.random.key`.
       target: The targets of a transcoder; its decoder rows become those minus the decoder bias.
+      grad: The gradients of `GradientTopK` at the inputs.
       dead_after: Steps without activity after which a latent is dead.
       scale: Size of the new encoder columns.
 
@@ -59,18 +61,19 @@ def resample(
       >>> carry.params["b_enc"].tolist()
       [0.0, 0.0, 0.0, 0.0]
     """
-    check_finite("resample", x=x, **({} if target is None else {"target": target}))
-    return _resampled(sae, optimizer, carry, jnp.asarray(x), target, key, dead_after, scale)
+    more = {"target": target, "grad": grad}
+    check_finite("resample", x=x, **{name: a for name, a in more.items() if a is not None})
+    return _resampled(sae, optimizer, carry, jnp.asarray(x), more, key, dead_after, scale)
 
 
 @partial(jax.jit, static_argnames="optimizer")
 def _resampled(
-    sae: SAE, optimizer: Any, carry: Trained, x: Array, target: Any, key: Array,
+    sae: SAE, optimizer: Any, carry: Trained, x: Array, more: Any, key: Array,
     dead_after: Array, scale: Array,
 ) -> Trained:  # fmt: skip
     params, opt_state, state = carry
     dead = state.silent >= dead_after
-    found = sae.run(params, x, target=target)
+    found = sae.run(params, x, **more)
     errors = row_norms(found.residual)
     # The order of exponential clocks is that of draws without replacement.
     order = jnp.argsort(-(jnp.log(errors) + jax.random.gumbel(key, errors.shape)))

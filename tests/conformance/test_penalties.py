@@ -321,3 +321,18 @@ def test_within_shard_map(case):
     found = compiled(jax.shard_map(own, mesh=mesh, in_specs=spec, out_specs=spec))(both)
     expected = case.penalty.prox(jax.tree.map(lambda x: x[1], both))
     close(jax.tree.map(lambda x: x[1], found), expected, 1e-4, 1e-5)
+
+
+@once
+def test_on_explicit_meshes(case):
+    if isinstance(case.shape, dict):
+        pytest.skip("leaves are proximal operators of their own")
+    mesh = jax.make_mesh((2,), ("a",), axis_types=(jax.sharding.AxisType.Explicit,))
+    v = draw(case.shape, np.random.default_rng(0))
+    for axis in (i for i in range(v.ndim) if v.shape[i] % 2 == 0):
+        spec = jax.sharding.PartitionSpec(*["a" if i == axis else None for i in range(v.ndim)])
+        x = jax.device_put(v, jax.sharding.NamedSharding(mesh, spec))
+        with jax.set_mesh(mesh):
+            u, value = compiled(lambda x: (case.penalty.prox(x), case.penalty.value(x)))(x)
+        assert u.sharding.is_equivalent_to(x.sharding, u.ndim)
+        close(jax.device_get((u, value)), (case.penalty.prox(v), case.penalty.value(v)), 1e-4, 1e-5)

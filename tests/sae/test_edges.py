@@ -125,3 +125,14 @@ def test_what_does_not_fit_is_named():
     buffer = S.ActivationBuffer(lambda at: chunks, capacity=8, batch_size=2, key=jax.random.key(0))
     with pytest.raises(ValueError, match=r"rows of the shapes \(3,\) and \(2,\)"):
         buffer.batch()
+
+
+def test_resampling_with_gradients():
+    sae, adam = sj.sae.SAE(sj.sae.GradientTopK(1)), optax.adam(1e-3)
+    carry = sj.sae.begin(sae, sae.init(2, 4, key=jax.random.key(0)), adam)
+    batch = {"x": jnp.eye(2), "grad": jnp.eye(2)}
+    carry = sj.sae.train_step(sae, adam, carry, batch)
+    dead = np.asarray(carry.state.silent) >= 1
+    new = sj.sae.resample(sae, adam, carry, **batch, key=jax.random.key(1), dead_after=1)
+    moved = (np.asarray(new.params["W_dec"]) != np.asarray(carry.params["W_dec"])).any(1)
+    assert dead.any() and (moved == dead).all() and not np.asarray(new.state.silent)[dead].any()

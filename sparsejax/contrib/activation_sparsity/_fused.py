@@ -255,7 +255,8 @@ _AROUND = ((), ("attention",), ("mlp",), ("attention_norm",), ("norm",))
 def _head_of(model: Llama, dtype: DTypeLike) -> Any:
     """The head in another dtype, behind no gate."""
     kernel = model.embed.embedding[...].T if model.head is None else model.head.kernel[...]
-    if jnp.dtype(dtype) not in (jnp.float32, jnp.bfloat16, jnp.int8):
+    dtype = jnp.dtype(dtype)
+    if dtype not in (jnp.float32, jnp.bfloat16, jnp.int8):
         raise ValueError(f"fast_decoder: head must be float32, bfloat16 or int8, got {dtype}.")
     if dtype == jnp.int8:
         made = Skipping.quantized(kernel)

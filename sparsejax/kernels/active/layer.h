@@ -102,7 +102,7 @@ struct Layer {
       Vector sums[G] = {};
       for (int64_t i = 0; i < size; i += kLanes) {
         Vector key = Some(k + j * row + i, size - i);
-        __builtin_prefetch(k + (j + kAhead) * row + i);
+        __builtin_prefetch(k + std::min(j + kAhead, places[token]) * row + i);
         __builtin_prefetch(v + j * row + i);
         for (int g = 0; g < G; ++g) sums[g] += key * Some(q + g * size + i, size - i);
       }

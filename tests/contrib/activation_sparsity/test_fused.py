@@ -99,11 +99,11 @@ def test_int8(model):
 
 
 @pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.int8])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.int8, "int8"])
 def test_heads(tied, dtype):
     config = dataclasses.replace(CONFIG, tied=tied)
     model = sj.models.Llama(config, rngs=nnx.Rngs(0))
-    fast = sparse.fast_decoder(model, head=dtype)
+    fast, dtype = sparse.fast_decoder(model, head=dtype), jnp.dtype(dtype)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 16)), jnp.float32)
     kernel = model.embed.embedding[...].T if tied else model.head.kernel[...]
     if dtype == jnp.int8:
