@@ -24,7 +24,7 @@ def with_auto_axes(f: Callable[..., PyTree], *args: PyTree, like: PyTree) -> PyT
     return jax.sharding.auto_axes(f, out_sharding=wanted)(*args)
 
 
-def whole_with_auto_axes(f: Callable[..., Array], *args: PyTree, like: PyTree) -> Array:
+def whole_with_auto_axes(f: Callable[..., Array], *args: PyTree, like: PyTree) -> Any:
     """`f(*args)` as `with_auto_axes`, with a result that all devices hold."""
     explicit = list(filter(_is_explicit, jax.tree.leaves(like)))
     if not explicit:
