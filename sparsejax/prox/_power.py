@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from .._arguments import checked_number, known
-from ._penalty import Elementwise, Leaf, Penalty, polynomial, register
+from ._penalty import Elementwise, Leaf, Penalty, polynomial, register, static
 
 Root = Callable[[Array, Array], Array]
 
@@ -143,10 +143,14 @@ class LTwoThirds(_Fitted):
         return 0.249871672, 0.531354561, 0.246826527, -0.0321544979, 0.00410186873
 
 
-class _AnyPower(_Power):
-    """A power that is a number of the penalty, possibly traced."""
+@register
+class LP(_Power):
+    """`strength * |x|^p`, see `lp`."""
 
+    strength: Leaf
     p: Leaf
+    # Whether p is below 0.9, if that is known.
+    low: bool | None = static(default=None)
 
     @property
     def weak_convexity(self) -> ArrayLike:
@@ -169,39 +173,15 @@ class _AnyPower(_Power):
         at_zero = jnp.where(self.p == 1, self.strength, 0)
         return jnp.where((b == 0) & (self.p >= 1), at_zero, slope)
 
-
-@register
-class _LowPower(_AnyPower):
-    strength: Leaf
-    p: Leaf
-
     def _fraction(self, log_c: Array, p: Array) -> Array:
-        return _beyond_jump(log_c, p)
-
-
-@register
-class _HighPower(_AnyPower):
-    strength: Leaf
-    p: Leaf
-
-    def _fraction(self, log_c: Array, p: Array) -> Array:
-        return _by_logarithm(log_c, p)
-
-
-@register
-class LP(_AnyPower):
-    """`strength * |x|^p`, see `lp`."""
-
-    strength: Leaf
-    p: Leaf
-
-    def _fraction(self, log_c: Array, p: Array) -> Array:
+        if self.low is not None:
+            return (_beyond_jump if self.low else _by_logarithm)(log_c, p)
         return jnp.where(p < 0.9, _beyond_jump(log_c, p), _by_logarithm(log_c, p))
 
     def _prox(self, x: Array, t: Array) -> Array:
-        if jnp.ndim(self.p):
+        if self.low is not None or jnp.ndim(self.p):
             return super()._prox(x, t)
-        low, high = _LowPower(self.strength, self.p), _HighPower(self.strength, self.p)
+        low, high = (LP(self.strength, self.p, low) for low in (True, False))
         if known(self.p):
             return (low if self.p < 0.9 else high)._prox(x, t)
         # Whole branches, each one pass over memory.

@@ -161,12 +161,21 @@ class TransformedL1(Geman):
         return 2 * self._price() / self.eps**2
 
 
-class _Given(Scaled):
-    """A penalty of two functions; subclasses find the larger root by `_newton`."""
+# Of the threshold over a modulus: most of them near 1, where roots may lie close together.
+_SHARES = np.concatenate(
+    [1 - np.linspace(0, 1, 192, endpoint=False) ** 2, 2.0 ** -np.arange(7, 40)]
+)
 
-    function: Callable[[Array], Array]
-    derivative: Callable[[Array], Array]
+
+@register
+class Concave(Scaled):
+    """`strength * value(|x|)` for a given concave function, see `concave`."""
+
+    function: Callable[[Array], Array] = static()
+    derivative: Callable[[Array], Array] = static()
     strength: Leaf
+    # Of Newton's method in one pass over memory; None for as many as are needed, in a loop.
+    steps: int | None = static(default=None)
 
     @property
     def weak_convexity(self) -> ArrayLike:
@@ -215,40 +224,11 @@ class _Given(Scaled):
     def _pull_from(self, y: Array, beta: Array, c: Array) -> Array:
         return jnp.where(y > 0, c * self._derivatives(jnp.where(y > 0, y, 1))[0], beta)
 
-
-# Of the threshold over a modulus: most of them near 1, where roots may lie close together.
-_SHARES = np.concatenate(
-    [1 - np.linspace(0, 1, 192, endpoint=False) ** 2, 2.0 ** -np.arange(7, 40)]
-)
-
-
-@register
-class _FewSteps(_Given):
-    """The root after a number of steps without a check: one pass over memory."""
-
-    function: Callable[[Array], Array] = static()
-    derivative: Callable[[Array], Array] = static()
-    strength: Leaf
-    steps: int = static()
-
-    def _pull(self, beta: Array, c: Array, first: Array) -> Array:
-        y = self._newton(self._begin(first, beta, c), beta, c, self.steps - 1)
-        return self._pull_from(y, beta, c)
-
-
-@register
-class Concave(_Given):
-    """`strength * value(|x|)` for a given concave function, see `concave`."""
-
-    function: Callable[[Array], Array] = static()
-    derivative: Callable[[Array], Array] = static()
-    strength: Leaf
-
     def _prox(self, x: Array, t: Array) -> Array:
         c = jnp.asarray(t * self.strength)
-        if c.size * _SHARES.size > x.size:
+        if self.steps is not None or c.size * _SHARES.size > x.size:
             return super()._prox(x, t)
-        few = [_FewSteps(self.function, self.derivative, self.strength, n)._prox for n in (2, 4)]
+        few = [Concave(self.function, self.derivative, self.strength, n)._prox for n in (2, 4)]
         return lax.switch(self._lacking(c), [*few, super()._prox], x, t)
 
     def _lacking(self, c: Array) -> Array:
@@ -268,6 +248,9 @@ class Concave(_Given):
             return count + 1, y, self._rough(y, beta, c)
 
         start = self._begin(first, beta, c)
+        if self.steps is not None:
+            return self._pull_from(self._newton(start, beta, c, self.steps - 1), beta, c)
+
         state = jnp.int32(0), start, self._rough(start, beta, c)
         y = lax.while_loop(lambda state: (state[0] < 10) & state[2], steps, state)[1]
         return self._pull_from(y, beta, c)
