@@ -58,10 +58,11 @@ inline Vector Exp(Vector x) {
   Vector n = (x * 1.44269504f + kRound) - kRound;
   Vector r = x - n * 0.693359375f + n * 2.12194440e-4f;
   Vector sum = {};
-  for (float c : {1.9875691e-4f, 1.3981999e-3f, 8.3334519e-3f, 4.1665796e-2f, 1.6666665e-1f, .5f, 1.f, 1.f}) {
+  for (float c : {1.9875691e-4f, 1.3981999e-3f, 8.3334519e-3f, 4.1665796e-2f, 1.6666665e-1f, .5f,
+                  1.f, 1.f}) {
     sum = sum * r + c;
   }
-  // 2^n as a product of two: one alone is no float at the ends.
+  // 2^n as a product of two: one alone overflows or underflows at the ends.
   Lanes power = __builtin_convertvector(n, Lanes), half = power >> 1;
   Lanes bits[] = {(half + 127) << 23, (power - half + 127) << 23};
   Vector factors[2];

@@ -102,7 +102,7 @@ def _generate(model, attention, ids, counts, ends, temperature, key, steps):
 
     def choose(model, x, key):
         logits = model.logits(x)[:, 0].astype(jnp.float32)
-        token = lax.cond(  # a number for each token of the vocabulary takes time
+        token = lax.cond(  # drawing one number per token of the vocabulary takes time
             temperature > 0,
             lambda: jax.random.categorical(key, logits / jnp.maximum(temperature, 1e-20)),
             lambda: jnp.argmax(logits, -1),

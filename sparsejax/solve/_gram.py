@@ -81,11 +81,8 @@ def solve_gram(
     def round_(s: _State) -> _State:
         w, _ = _epochs(q, s.w, s.h, positive, skip)
         # h accumulates rounding errors over an epoch; recompute it exactly here.
-        start = (
-            measured(w, q.gram @ w - q.b),
-            ~zeros_for((), bool, w, q.gram),
-            jnp.zeros((), jnp.int32),
-        )
+        whole = ~zeros_for((), bool, w, q.gram)
+        start = measured(w, q.gram @ w - q.b), whole, jnp.zeros((), jnp.int32)
         return _State(*lax.while_loop(goes_on, newton, start)[0], s.n + 1)
 
     def unfinished(s: _State) -> Array:

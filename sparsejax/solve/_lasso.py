@@ -243,11 +243,14 @@ def least_squares(pb: Problem, units: Units, positive: bool, ridge: bool) -> Sol
         stacklevel=3,
     )
     X = jnp.where(jnp.isinf(pb.thresholds), 0, pb.X)  # an infinite weight forces a zero
-    w, gap = _ridge(X, pb.y, pb.l2) if ridge else (jnp.linalg.lstsq(X, pb.y)[0], 0.0)
+    if ridge:
+        w, gap = _ridge(X, pb.y, pb.l2)
+    else:
+        w, gap = jnp.linalg.lstsq(X, pb.y)[0], jnp.zeros((), X.dtype)
     w = units.outside(w)
     none = jnp.zeros((), jnp.int32)
     stats = {
-        "gap": jnp.asarray(gap * units.y**2, w.dtype), "n_iter": none, "n_rounds": none,
+        "gap": units.objective(gap), "n_iter": none, "n_rounds": none,
         "support_size": jnp.sum(w != 0),
     }  # fmt: skip
     return Solution(w, none, stats)

@@ -12,7 +12,7 @@
 
 namespace {
 
-constexpr int64_t kAhead = 12;      // places whose keys are fetched before they are read
+constexpr int64_t kAhead = 12;     // places whose keys are fetched before they are read
 constexpr int64_t kFew = 1 << 15;  // products of attention that one thread does alone
 
 struct Layer {
